@@ -1,0 +1,217 @@
+"""The old version of every file about to be replaced gets its place in ``.old``.
+
+::
+
+    under the lock, with one stamp for all:
+        for each good result, in path order, whose live file is there and has other bytes:
+            hash the live file
+            link it to .old/<name>.<stamp>; if that name is taken, to the next
+        write the records: path, device, inode, true md5, version
+
+A link gives the old bytes a second name before the first one is taken over, so that there is no moment at
+which they have none, and fails where the name exists, so that no version is ever overwritten. Where the
+filesystem has no hard links, a copy takes its place.
+
+The stamp is fixed in the run directory before the first link, so that a retry finds its own links again.
+
+Sources: the seed's section "Full Backups and Version History"; link(2).
+"""
+
+from __future__ import annotations
+
+import errno
+import heapq
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import count
+from operator import attrgetter
+
+from airflow_mdbackup.scheme.diff import Plan, read_plan
+from airflow_mdbackup.scheme.mirror import Mirror, Run, version_path
+from airflow_mdbackup.scheme.pull import Outcome, Result
+from airflow_mdbackup.scheme.records import read_header, read_records, write_records, write_state
+from airflow_mdbackup.scheme.tree import Tree, copy_of, md5_of
+
+log = logging.getLogger(__name__)
+
+_NO_LINKS = (errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS)
+
+
+@dataclass(frozen=True, slots=True)
+class Archived:
+    """A live file as it was when it was archived. ``md5`` is its true one.
+
+    :ivar version: where its old bytes lie, or None if they are what the run brings anyway.
+    :ivar linked: the version is the live file itself under a second name.
+    """
+
+    path: bytes
+    device: int
+    inode: int
+    md5: bytes
+    size: int
+    version: bytes | None = None
+    linked: bool = True
+
+    def is_of(self, live: os.stat_result) -> bool:
+        """Whether the live file is still the one that was archived."""
+        return (live.st_dev, live.st_ino, live.st_size) == (self.device, self.inode, self.size)
+
+
+@dataclass(slots=True)
+class ArchiveSummary:
+    """How many files were archived; ``size`` is their bytes."""
+
+    archived: int = 0
+    size: int = 0
+
+
+def archive(mirror: Mirror, run: Run) -> ArchiveSummary:
+    """Archive what the run is about to replace, and write the records.
+
+    :raises RunIncomplete: the run has no plan.
+    :raises DestinationBusy: another run holds the lock for too long.
+    """
+    plan = read_plan(run)
+    summary = ArchiveSummary()
+    with mirror.lock(f"archive_old of {run.run_id}"), mirror.tree() as tree:
+        archiver = Archiver(mirror, run, tree, _stamp(mirror, run))
+        stamp, earlier = read_archived(run)
+        if stamp != archiver.stamp:
+            for record in earlier:
+                archiver.withdraw(record)
+        write_records(run.archived, _records(archiver, run, plan, summary), stamp=archiver.stamp)
+    return summary
+
+
+def _stamp(mirror: Mirror, run: Run) -> str:
+    """Return the stamp of this run's versions: an earlier try's, unless a commit came since."""
+    try:
+        stamp = str(read_header(run.stamp)["stamp"])
+    except FileNotFoundError:
+        stamp = ""
+    if stamp <= mirror.last_commit():
+        stamp = mirror.next_stamp()
+        write_state(run.stamp, {"stamp": stamp})
+    return stamp
+
+
+def _records(archiver: Archiver, run: Run, plan: Plan, summary: ArchiveSummary) -> Iterator[Archived]:
+    for result in results(run, plan):
+        if result.outcome in (Outcome.PULLED, Outcome.COPIED):
+            record = archiver.archive(result.path, result.md5)
+            if record is not None:
+                if record.version is not None:
+                    summary.archived += 1
+                    summary.size += record.size
+                yield record
+
+
+def results(run: Run, plan: Plan) -> Iterator[Result]:
+    """Yield the results of all shards of a plan that have any, in path order."""
+    finished = [read_records(run.results(shard), Result) for shard in finished_shards(run, plan)]
+    return heapq.merge(*finished, key=attrgetter("path"))
+
+
+def finished_shards(run: Run, plan: Plan) -> list[int]:
+    """Return the shards of a plan that left results."""
+    return [
+        shard
+        for shard, path in enumerate(map(run.results, range(len(plan.shards))))
+        if path.exists() and read_header(path)["plan"] == plan.digest
+    ]
+
+
+class Archiver:
+    """Gives live files a version name. Needs the lock."""
+
+    def __init__(self, mirror: Mirror, run: Run, tree: Tree, stamp: str) -> None:
+        self._mirror = mirror
+        self._run = run
+        self._tree = tree
+        self.stamp = stamp
+
+    def archive(self, path: bytes, coming: bytes) -> Archived | None:
+        """Archive the live file at ``path``, unless it has the md5 ``coming``; None if there is no file."""
+        try:
+            live = self._tree.open(path)
+        except FileNotFoundError:
+            return None
+        try:
+            md5 = md5_of(live)
+            status = os.fstat(live)
+            known = path, status.st_dev, status.st_ino, md5, status.st_size
+            if md5 == coming:
+                return Archived(*known)
+            version, linked = self._version(path, live, status)
+        finally:
+            os.close(live)
+        return Archived(*known, version, linked)
+
+    def _version(self, path: bytes, live: int, status: os.stat_result) -> tuple[bytes, bool]:
+        for attempt in count():
+            version = version_path(path, self.stamp, attempt)
+            try:
+                self._tree.link(path, version)
+                return version, True
+            except FileExistsError:
+                taken = self._tree.lstat(version)
+                if taken is not None and os.path.samestat(taken, status):
+                    return version, True  # an earlier try's link
+            except OSError as error:
+                if error.errno not in _NO_LINKS:
+                    raise
+                return self._copy(path, live, status), False
+        raise AssertionError
+
+    def _copy(self, path: bytes, live: int, status: os.stat_result) -> bytes:
+        """Make the version a copy, complete before it has its name."""
+        self._run.copies.mkdir(exist_ok=True)
+        temporary = self._run.copies / "version"
+        target = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            os.lseek(live, 0, os.SEEK_SET)
+            copy_of(live, target)
+            os.fchmod(target, status.st_mode & 0o777)
+            os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))
+            os.fsync(target)
+        finally:
+            os.close(target)
+        for attempt in count():
+            version = version_path(path, self.stamp, attempt)
+            try:
+                self._tree.put_new(temporary, version)
+                return version
+            except FileExistsError:
+                continue
+        raise AssertionError
+
+    def restamp(self, record: Archived) -> Archived:
+        """Give a version that was archived under another stamp a name with this one."""
+        if record.version is None:
+            return record
+        for attempt in count():
+            version = version_path(record.path, self.stamp, attempt)
+            try:
+                self._tree.move(record.version, version)
+                return replace(record, version=version)
+            except FileExistsError:
+                continue
+        raise AssertionError
+
+    def withdraw(self, record: Archived) -> None:
+        """Take back the version of a file that is not replaced after all: it is live under its own name."""
+        if record.version is None or not record.linked:
+            return
+        live, version = self._tree.lstat(record.path), self._tree.lstat(record.version)
+        if live is not None and version is not None and os.path.samestat(live, version):
+            self._tree.unlink(record.version)
+
+
+def read_archived(run: Run) -> tuple[str, Iterator[Archived]]:
+    """Return the stamp and the records of what a run has archived; nothing if it did not come to that."""
+    if not run.archived.exists():
+        return "", iter(())
+    return str(read_header(run.archived)["stamp"]), read_records(run.archived, Archived)

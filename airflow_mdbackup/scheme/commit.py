@@ -1,0 +1,437 @@
+"""Staged files become live files, and the consumer index is written anew.
+
+In this order, under the lock, so that a crash anywhere leaves each live file whole, every version, and an
+index that never claims what the disk lacks::
+
+    settle   a commit that a crash cut off is finished first, entry by entry, by what the disk shows
+    judge    each result once more: the index must still say what the plan replaces, the live file must still
+             be the one that was archived (else it is archived now), the content must be there
+    ahead    write the history of all that is to happen, as .pending; syncfs
+    finish   index without what is about to be replaced, files, final index, final history (see settle)
+    tell     write the status; take away old run directories
+
+A run whose provider index is older than the last committed one changes nothing: it is superseded.
+
+What this does not give: between a file's replacement and the end, the index lacks the entry. A crash there
+costs the next run a hash of that file, never a transfer.
+
+Source: the seed's sections "Copy Process" and "Index Files" ("Server B Index").
+"""
+
+from __future__ import annotations
+
+import heapq
+import logging
+import os
+import shutil
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from itertools import chain, count
+from operator import attrgetter
+from typing import Any, Generic, Protocol, TypeVar
+
+from airflow_mdbackup.scheme.archive import Archived, Archiver, finished_shards, read_archived, results
+from airflow_mdbackup.scheme.diff import Forget, Plan, read_plan
+from airflow_mdbackup.scheme.errors import EntriesFailed
+from airflow_mdbackup.scheme.history import PENDING, Change, What, last
+from airflow_mdbackup.scheme.index import Entry, digest, merge, read_entries
+from airflow_mdbackup.scheme.mirror import Mirror, Run, version_path
+from airflow_mdbackup.scheme.names import to_text
+from airflow_mdbackup.scheme.pull import Outcome, Result
+from airflow_mdbackup.scheme.records import RecordWriter, read_header, read_records, write_state
+from airflow_mdbackup.scheme.settle import STAGING, consumer_index, finish, settle
+from airflow_mdbackup.scheme.tree import Tree, copy_of, is_file
+
+log = logging.getLogger(__name__)
+
+_SHOWN = 20  # paths that a message names
+_PATIENCE = 3  # runs in a row in which a file may change while it is pulled
+
+
+@dataclass(slots=True)
+class CommitSummary:
+    """What became of a run.
+
+    :ivar outcomes: how many entries had each outcome.
+    :ivar added: of entries: new in the mirror; ``replaced``, ``adopted``, ``forgotten`` likewise.
+    :ivar size: bytes that were put in place.
+    :ivar files: entries in the consumer index afterwards.
+    :ivar failures: the first of the entries for which the run fails, as text.
+    :ivar failed: how many there are.
+    """
+
+    outcomes: dict[str, int] = field(default_factory=dict)
+    added: int = 0
+    replaced: int = 0
+    adopted: int = 0
+    forgotten: int = 0
+    size: int = 0
+    files: int = 0
+    failed: int = 0
+    failures: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def count(self, outcome: Outcome, number: int = 1) -> None:
+        self.outcomes[outcome] = self.outcomes.get(outcome, 0) + number
+
+    def fail(self, outcome: Outcome, what: str, number: int = 1) -> None:
+        """Note that ``number`` entries failed, and name them if there is still room."""
+        self.failed += number
+        if number and len(self.failures) < _SHOWN:
+            self.failures.append(f"{outcome} {what}")
+
+    def raise_for_failures(self, provider: str) -> None:
+        """Raise :class:`EntriesFailed` if any entry failed, naming the first."""
+        if self.failed:
+            more = (
+                f", and {self.failed - len(self.failures)} more" if self.failed > len(self.failures) else ""
+            )
+            raise EntriesFailed(
+                f"{provider}: {self.failed} files could not be backed up; all others are committed. "
+                f"{'; '.join(self.failures)}{more}"
+            )
+
+
+class _HasPath(Protocol):
+    @property
+    def path(self) -> bytes: ...
+
+
+P = TypeVar("P", bound=_HasPath)
+
+
+class _Alongside(Generic[P]):
+    """A stream of records in path order, in which paths are looked up that come in the same order."""
+
+    def __init__(self, records: Iterable[P]) -> None:
+        self._records = iter(records)
+        self._next = next(self._records, None)
+
+    def find(self, path: bytes) -> P | None:
+        while self._next is not None and self._next.path < path:
+            self._next = next(self._records, None)
+        return self._next if self._next is not None and self._next.path == path else None
+
+
+@dataclass(frozen=True, slots=True)
+class _Changing:
+    """A file that changed while it was pulled, in how many runs in a row."""
+
+    path: bytes
+    runs: int
+
+
+def commit(mirror: Mirror, run: Run) -> CommitSummary:
+    """Commit what a run has pulled. May be called again, after a crash or for a cleared task.
+
+    :return: what became of it; the caller fails by :meth:`CommitSummary.raise_for_failures`.
+    :raises RunIncomplete: the run has no accepted plan.
+    :raises ConsumerIndexDamaged: somebody damaged the consumer index.
+    :raises DestinationBusy: another run holds the lock for too long.
+    """
+    started = time.monotonic()
+    plan = read_plan(run)
+    order = str(read_header(run.state)["order"])
+    with mirror.lock(f"commit_backup of {run.run_id}"), mirror.tree() as tree:
+        settle(mirror, run.folder / "consumer.md5")
+        summary = CommitSummary()
+        status = mirror.read_status()
+        if str(status.get("order", "")) > order:
+            log.info("A run with a newer provider index has been committed: this one is superseded")
+            summary.count(Outcome.SUPERSEDED, plan.pull)
+            _withdraw_all(mirror, run, tree)
+            return summary
+        _Commit(mirror, run, plan, tree, summary).carry_out(order)
+        for path in plan.unreadable_paths:
+            summary.fail(Outcome.UNREADABLE, path)
+        summary.fail(Outcome.UNREADABLE, "(others)", plan.unreadable - len(plan.unreadable_paths))
+        summary.seconds = round(time.monotonic() - started, 3)
+        _write_status(mirror, run, summary, status, order)
+        write_state(run.done, {"outcomes": summary.outcomes})
+        mirror.clean()
+    return summary
+
+
+class _Commit:
+    """One commit: judges each result, and has :func:`.settle.finish` carry out what stands."""
+
+    def __init__(self, mirror: Mirror, run: Run, plan: Plan, tree: Tree, summary: CommitSummary) -> None:
+        self._mirror = mirror
+        self._run = run
+        self._plan = plan
+        self._tree = tree
+        self._summary = summary
+        self._current = consumer_index(mirror, run.folder / "consumer.md5")
+        self._again = run.done.exists()
+        archived_at, archived = read_archived(run)
+        stamp = archived_at if archived_at > mirror.last_commit() else mirror.next_stamp()
+        self._stale = stamp != archived_at
+        self._archiver = Archiver(mirror, run, tree, stamp)
+        self._archived = _Alongside(archived)
+        self._index = _Alongside(self._entries())
+        self._moved: set[bytes] = set()  # what goes out of the way as a whole
+        self._copies = 0
+
+    def _entries(self) -> Iterator[Entry]:
+        return read_entries(self._current) if self._current else iter(())
+
+    def carry_out(self, order: str) -> None:
+        """Judge, write the history ahead, and finish."""
+        mirror, run = self._mirror, self._run
+        shutil.rmtree(run.copies, ignore_errors=True)
+        before = digest(mirror.index) if self._current else ""
+        stamp = self._archiver.stamp
+        final = mirror.history_path(stamp, run.run_id)
+        path = final.with_name(final.name + PENDING)
+        changes = 0
+        header = {"run_id": run.run_id, "provider": mirror.provider, "stamp": stamp, "order": order}
+        with RecordWriter[Change](path, **header, before=before) as writer:
+            forgotten = self._forgotten()
+            judged = heapq.merge(self._judged(), forgotten, key=attrgetter("path"))
+            for change in chain(self._edited(before), judged):
+                writer.add(change)
+                changes += 1
+                self._tally(change)
+        self._count_missing()
+        if changes or self._current is None:
+            self._summary.files = finish(mirror, path, self._current)
+        else:
+            path.unlink()
+            self._summary.files = sum(1 for _ in self._entries())
+        shutil.rmtree(run.copies, ignore_errors=True)
+
+    def _tally(self, change: Change) -> None:
+        summary = self._summary
+        if change.what in (What.ADDED, What.REPLACED):
+            summary.size += change.size or 0
+        summary.added += change.what == What.ADDED
+        summary.replaced += change.what == What.REPLACED
+        summary.adopted += change.what == What.ADOPTED
+        summary.forgotten += change.what == What.FORGOTTEN
+
+    # --- what changes -------------------------------------------------------------------------------
+
+    def _edited(self, before: str) -> Iterator[Change]:
+        """Yield what somebody changed in the consumer index since the last commit."""
+        after = last(self._mirror).get("after")
+        if after is None or after == before:
+            return
+        committed = self._mirror.committed
+        if not committed.exists() or digest(committed) != after:
+            log.warning("The consumer index was edited, and what the last commit wrote is lost: not recorded")
+            return
+        for path, old, new in merge(read_entries(committed), self._entries()):
+            if old != new:
+                yield Change(path, What.EDITED, old_md5=old, md5=new)
+
+    def _forgotten(self) -> Iterator[Change]:
+        index = _Alongside(self._entries())
+        for item in read_records(self._run.forget, Forget):
+            entry = index.find(item.path)
+            if entry is not None and entry.md5 == item.md5:
+                yield Change(item.path, What.FORGOTTEN, old_md5=item.md5)
+
+    def _judged(self) -> Iterator[Change]:
+        """Yield what becomes of the results, each with what must go out of its way first."""
+        with _Patience(self._mirror, self._run) as patience:
+            for result in results(self._run, self._plan):
+                outcome = Outcome(result.outcome)
+                if outcome.good:
+                    yield from self._judge(result)
+                    continue
+                self._summary.count(outcome)
+                worn_out = outcome == Outcome.CHANGED and patience.wears_out(result.path)
+                if outcome.failure or worn_out:
+                    self._fail(outcome, result.path, result.detail)
+
+    def _fail(self, outcome: Outcome, path: bytes, detail: str | None) -> None:
+        self._summary.fail(outcome, f"{to_text(path)} ({detail})")
+
+    def _judge(self, result: Result) -> Iterator[Change]:
+        path = result.path
+        entry = self._index.find(path)
+        record = self._archived.find(path)
+        current = entry.md5 if entry is not None else None
+        if current != result.replaces:
+            # Another run has been here; or this one, before its task was cleared.
+            mine = self._again and current == result.md5
+            self._summary.count(Outcome(result.outcome) if mine else Outcome.SUPERSEDED)
+            self._withdraw(record)
+            return
+        try:
+            in_the_way = self._in_the_way(path)
+            change = self._change(result, record, free=in_the_way is not None)
+        except _Impossible as why:
+            self._withdraw(record)
+            self._summary.count(Outcome.FAILED)
+            self._fail(Outcome.FAILED, path, str(why))
+            return
+        self._summary.count(Outcome(result.outcome))
+        if in_the_way is not None and in_the_way not in self._moved:
+            self._moved.add(in_the_way)
+            yield Change(in_the_way, What.MOVED, version=self._free_version(in_the_way))
+        yield change
+
+    def _in_the_way(self, path: bytes) -> bytes | None:
+        """Return what stands where ``path``, or a directory of it, belongs and must go as a whole.
+
+        :raises _Impossible: a directory of it is a symlink, which somebody put there on purpose.
+        """
+        blocked = self._tree.blocker(path)
+        if blocked is not None:
+            if blocked.is_symlink:
+                raise _Impossible(
+                    f"{to_text(blocked.at)} is a symlink in the mirror; replace it by a directory"
+                )
+            return blocked.at
+        live = self._tree.lstat(path)
+        return None if live is None or is_file(live) else path
+
+    def _free_version(self, path: bytes) -> bytes:
+        for attempt in count():
+            version = version_path(path, self._archiver.stamp, attempt)
+            if self._tree.lstat(version) is None:
+                return version
+        raise AssertionError
+
+    def _change(self, result: Result, record: Archived | None, *, free: bool) -> Change:
+        """Return the change that brings a result into the mirror.
+
+        :param free: the place is free once what is in the way has gone.
+        :raises _Impossible: it cannot be brought there.
+        """
+        live = None if free else self._tree.lstat(result.path)
+        if result.outcome == Outcome.ADOPTED:
+            if live is None or (live.st_ino, live.st_size) != (result.inode, result.size):
+                raise _Impossible("the live file was changed on this side meanwhile")
+            return _brought(result, What.ADOPTED)
+        if live is None:
+            return _brought(result, What.ADDED, content=self._content(result))
+        if record is None or not record.is_of(live):
+            record = self._archiver.archive(result.path, result.md5)
+        elif self._stale:
+            record = self._archiver.restamp(record)
+        if record is None:
+            raise _Impossible("the live file was removed on this side just now")
+        if record.md5 == result.md5:
+            # The staged file is not needed, and its attributes go to the live one.
+            return _brought(result, What.ADOPTED, content=STAGING if result.owner else None)
+        content = self._content(result)
+        return _brought(result, What.REPLACED, record.md5, record.version, content)
+
+    def _content(self, result: Result) -> str:
+        """Return where the new bytes wait, making a copy of them for all but one of equal files.
+
+        :raises _Impossible: they are nowhere.
+        """
+        staged = self._mirror.staged(result.md5)
+        if result.owner and staged.exists():
+            return STAGING
+        self._run.copies.mkdir(exist_ok=True)
+        name = str(self._copies)
+        self._copies += 1
+        target = os.open(self._run.copies / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            for source in self._sources(result.md5):
+                os.ftruncate(target, 0)
+                os.lseek(target, 0, os.SEEK_SET)
+                try:
+                    if copy_of(source, target) == result.md5:
+                        return name
+                finally:
+                    os.close(source)
+        finally:
+            os.close(target)
+        raise _Impossible("its content is no longer in staging; the next run pulls it again")
+
+    def _sources(self, md5: bytes) -> Iterator[int]:
+        """Yield descriptors of files that should have these bytes: the staged one, then live ones."""
+        with suppress(FileNotFoundError):
+            yield os.open(self._mirror.staged(md5), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        for entry in self._entries():
+            if entry.md5 == md5 and is_file(self._tree.lstat(entry.path)):
+                yield self._tree.open(entry.path)
+
+    def _withdraw(self, record: Archived | None) -> None:
+        if record is not None:
+            self._archiver.withdraw(record)
+
+    def _count_missing(self) -> None:
+        """Count the entries of shards that left no results."""
+        finished = finished_shards(self._run, self._plan)
+        for shard, number in enumerate(self._plan.shards):
+            if shard not in finished and number:
+                self._summary.count(Outcome.FAILED, number)
+                what = f"shard {shard} ({number} files): pull_changed did not finish; see its log"
+                self._summary.fail(Outcome.FAILED, what, number)
+
+
+class _Impossible(Exception):
+    """An entry cannot be brought into the mirror. The message says why and what to do."""
+
+
+def _brought(
+    result: Result,
+    what: What,
+    old_md5: bytes | None = None,
+    version: bytes | None = None,
+    content: str | None = None,
+) -> Change:
+    attributes = result.size, result.mtime, result.mode
+    return Change(result.path, what, result.outcome, old_md5, result.md5, *attributes, version, content)
+
+
+class _Patience:
+    """Which files changed while they were pulled, in how many runs in a row. A context manager.
+
+    A file that never holds still is worth a person's look, though one run's warning is not.
+    """
+
+    def __init__(self, mirror: Mirror, run: Run) -> None:
+        self._path = mirror.changing
+        self._step = 1
+        earlier: Iterable[_Changing] = ()
+        if self._path.exists():
+            self._step = 0 if read_header(self._path)["run_id"] == run.run_id else 1
+            earlier = read_records(self._path, _Changing)
+        self._earlier = _Alongside(earlier)
+        self._writer = RecordWriter[_Changing](self._path, run_id=run.run_id)
+
+    def __enter__(self) -> _Patience:
+        return self
+
+    def wears_out(self, path: bytes) -> bool:
+        """Note that ``path`` changed in this run too, and return whether that is once too often."""
+        earlier = self._earlier.find(path)
+        runs = max(1, earlier.runs + self._step) if earlier is not None else 1
+        self._writer.add(_Changing(path, runs))
+        return runs >= _PATIENCE
+
+    def __exit__(self, *error: Any) -> None:
+        self._writer.__exit__(*error)
+
+
+def _withdraw_all(mirror: Mirror, run: Run, tree: Tree) -> None:
+    stamp, archived = read_archived(run)
+    archiver = Archiver(mirror, run, tree, stamp)
+    for record in archived:
+        archiver.withdraw(record)
+
+
+def _write_status(
+    mirror: Mirror, run: Run, summary: CommitSummary, status: dict[str, Any], order: str
+) -> None:
+    """Write what monitoring reads, and from which the next run knows what is newer than what."""
+    now = {
+        "run_id": run.run_id,
+        "at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": summary.seconds,
+        "outcomes": summary.outcomes,
+        "files": summary.files,
+    }
+    new = {"provider": mirror.provider, "order": order, "last_commit": now}
+    good = status.get("last_good") if summary.failed else now
+    write_state(mirror.status, {**new, "last_good": good} if good else new)

@@ -1,0 +1,315 @@
+"""What is to be done: two indexes become a plan.
+
+::
+
+    settled   what a crashed run left is finished (see commit)
+    excluded  entries are passed over on both sides
+    merged    provider index with consumer index, both in path order:
+                only on A                     pull; if a live file is there all the same: adopt
+                on both, md5 differs          pull, replacing
+                on both, md5 equal            nothing
+                only on B                     forget, unless it lies at or below an unreadable path of A
+    guarded   too much gone or changed at once: the plan is not accepted
+    matched   wanted md5s against the consumer index: what moved on A is copied on B
+    cut       into shards by md5, in path order within each
+
+The plan lies in the run directory, as ``plan.json``, one file of items per shard, and what to forget. Nothing
+else on the disk is changed, and no step holds a whole index in memory.
+
+Source: the seed's sections "Index Files" (policy) and "Delete Policy".
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from pathlib import Path
+
+import pathspec
+
+from airflow_mdbackup.scheme.errors import GuardTripped, IndexRefused
+from airflow_mdbackup.scheme.index import (
+    Entry,
+    Prefixes,
+    digest,
+    merge,
+    read_entries,
+    read_unreadable,
+)
+from airflow_mdbackup.scheme.mirror import OLD, Mirror, Run
+from airflow_mdbackup.scheme.names import to_text
+from airflow_mdbackup.scheme.records import RecordWriter, read_records, write_state
+from airflow_mdbackup.scheme.settle import consumer_index, settle
+from airflow_mdbackup.scheme.tree import Tree, is_file
+
+log = logging.getLogger(__name__)
+
+_CHUNK = 100_000  # planned entries whose md5s are looked up in the consumer index at a time
+_SHOWN = 20  # paths that a summary names
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """An entry to pull. ``adopt`` says that a live file is there which may already be it."""
+
+    path: bytes
+    md5: bytes
+    replaces: bytes | None = None  # the md5 in the consumer index
+    source: bytes | None = None  # a live path which should have the same bytes
+    adopt: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Forget:
+    """An entry that leaves the consumer index. Its file stays."""
+
+    path: bytes
+    md5: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much may be gone or changed before a person should look.
+
+    :ivar share: of the consumer index's entries, 0 to 1.
+    :ivar number: of entries, or None for no limit in numbers.
+    :ivar above: the limits hold once the consumer index has more entries than this.
+    """
+
+    share: float = 0.5
+    number: int | None = None
+    above: int = 100
+
+
+@dataclass(slots=True)
+class Plan:
+    """The summary of a plan. The counts are of entries, after ``exclude``."""
+
+    same: int = 0
+    new: int = 0
+    changed: int = 0
+    adopt: int = 0  # of new: a live file is there
+    gone: int = 0
+    kept: int = 0  # gone, but at or below a path that the provider could not read
+    copy: int = 0  # of new and changed: to be copied from content that is on B
+    unreadable: int = 0
+    unreadable_paths: list[str] = field(default_factory=list)  # the first few
+    consumer: int = 0
+    shards: list[int] = field(default_factory=list)  # items in each
+    guard: list[str] = field(default_factory=list)  # why the guard tripped
+    digest: str = ""
+    provider_time: int = 0  # Unix seconds on A: what changed there since is newer than its index
+
+    @property
+    def pull(self) -> int:
+        """Entries to pull, copy or adopt."""
+        return self.new + self.changed
+
+
+def make_plan(
+    mirror: Mirror,
+    run: Run,
+    *,
+    source: Sequence[bytes] = (),
+    exclude: Sequence[str] = (),
+    shards: int = 1,
+    limits: Limits = Limits(),
+    allow_empty: bool = False,
+    may_trip: bool = False,
+) -> Plan:
+    """Compare the run's provider index with the consumer index and write the plan.
+
+    :param source: the paths that the provider is configured to index.
+    :param exclude: gitignore patterns, against paths without their leading slash.
+    :param may_trip: write the plan although the guard trips, because a person will be asked.
+    :raises IndexRefused: the provider index is not what FetchIndex left, or has a reserved name.
+    :raises GuardTripped: see ``limits``; nothing was changed.
+    :raises ConsumerIndexDamaged: the consumer index cannot be read.
+    """
+    run.plan.unlink(missing_ok=True)
+    state = run.require(run.state, "fetch_index")
+    if digest(run.index) != state["index"]["digest"]:
+        raise IndexRefused(f"{mirror.provider}: {run.index} is not the file that fetch_index wrote; clear it")
+    with mirror.lock(f"diff_indexes of {run.run_id}"):
+        settle(mirror, run.folder / "consumer.md5")
+        ours = consumer_index(mirror, run.folder / "consumer.md5")
+    plan = Plan(provider_time=state["index"]["time"])
+    excluded = _Excluded(exclude)
+    if state["index"]["unreadable"]:
+        _count_unreadable(plan, run.index, excluded)
+    items = run.folder / "items.jsonl"
+    with ExitStack() as stack:
+        to_pull = stack.enter_context(RecordWriter[Item](items))
+        to_forget = stack.enter_context(RecordWriter[Forget](run.forget))
+        tree = stack.enter_context(mirror.tree())
+        comparison = _Comparison(mirror.provider, plan, excluded, source)
+        hidden = _Hidden(read_unreadable(run.index) if plan.unreadable else iter(()))
+        for item in comparison.run(read_entries(run.index), read_entries(ours) if ours else (), hidden):
+            if isinstance(item, Forget):
+                to_forget.add(item)
+            elif ours and item.replaces is None and is_file(tree.lstat(item.path)):
+                to_pull.add(Item(item.path, item.md5, adopt=True))
+                plan.adopt += 1
+            else:
+                to_pull.add(item)
+        plan.guard = comparison.guard(limits, allow_empty)
+        if plan.guard and not may_trip:
+            raise GuardTripped(
+                f"{mirror.provider}: the guard stopped this run, nothing was changed: "
+                f"{'; '.join(plan.guard)}. If that is meant, approve it (on_guard: approve), widen the "
+                "guard, or set allow_empty."
+            )
+    _cut(run, plan, items, ours, mirror, max(1, min(shards, plan.pull)))
+    items.unlink()
+    plan.digest = _digest(run, len(plan.shards))
+    write_state(run.plan, asdict(plan))
+    return plan
+
+
+def read_plan(run: Run) -> Plan:
+    """Return the summary of the plan of a run.
+
+    :raises RunIncomplete: there is none.
+    """
+    state = run.require(run.plan, "diff_indexes")
+    state.pop("format")
+    return Plan(**state)
+
+
+class _Excluded:
+    """The paths that patterns exclude."""
+
+    def __init__(self, patterns: Sequence[str]) -> None:
+        self._spec = pathspec.GitIgnoreSpec.from_lines(patterns) if patterns else None
+
+    def __call__(self, path: bytes) -> bool:
+        return self._spec is not None and self._spec.match_file(os.fsdecode(path[1:]))
+
+
+class _Hidden:
+    """Which paths lie at or below one that the provider could not read. Asked in path order."""
+
+    def __init__(self, unreadable: Iterator[bytes]) -> None:
+        self._unreadable = unreadable
+        self._next = next(unreadable, None)
+        self._prefixes = Prefixes()
+
+    def covers(self, path: bytes) -> bool:
+        while self._next is not None and self._next <= path:
+            self._prefixes.advance(self._next)
+            self._prefixes.push(self._next)
+            self._next = next(self._unreadable, None)
+        self._prefixes.advance(path)
+        return self._prefixes.above(path) is not None
+
+
+class _Comparison:
+    """The merge of both indexes, and the counts that the guard judges."""
+
+    def __init__(self, provider: str, plan: Plan, excluded: _Excluded, source: Sequence[bytes]) -> None:
+        self._provider = provider
+        self._plan = plan
+        self._excluded = excluded
+        self._files = 0  # of the provider
+        # By source: how many entries lie below it on each side.
+        self._sources = {path.rstrip(b"/") + b"/": [0, 0] for path in source}
+
+    def run(self, theirs: Iterable[Entry], ours: Iterable[Entry], hidden: _Hidden) -> Iterator[Item | Forget]:
+        """Yield the items to pull and the entries to forget, in path order."""
+        plan = self._plan
+        for path, left, right in merge(theirs, ours):
+            if self._excluded(path):
+                continue
+            self._count(path, left, right)
+            if left is None:
+                assert right is not None
+                if hidden.covers(path):
+                    plan.kept += 1
+                else:
+                    plan.gone += 1
+                    yield Forget(path, right)
+            elif OLD in path.split(b"/"):
+                raise IndexRefused(
+                    f"{self._provider}: {to_text(path)} is in the provider's index, but the name "
+                    f"{OLD.decode()} is reserved for versions. Rename it there, or exclude it on purpose."
+                )
+            elif left == right:
+                plan.same += 1
+            else:
+                plan.new += right is None
+                plan.changed += right is not None
+                yield Item(path, left, right)
+
+    def _count(self, path: bytes, left: bytes | None, right: bytes | None) -> None:
+        self._files += left is not None
+        self._plan.consumer += right is not None
+        for prefix, counts in self._sources.items():
+            if path.startswith(prefix):
+                counts[0] += left is not None
+                counts[1] += right is not None
+
+    def guard(self, limits: Limits, allow_empty: bool) -> list[str]:
+        """Return why a person should look before this plan is carried out; nothing if it is harmless."""
+        plan = self._plan
+        reasons = []
+        if not allow_empty:
+            if not self._files:
+                reasons.append("the provider's index is empty")
+            for prefix, (theirs, ours) in self._sources.items():
+                if ours and not theirs:
+                    reasons.append(f"nothing is left of {ours} entries below {to_text(prefix)}")
+        if plan.consumer > limits.above:
+            for count, what in ((plan.gone, "gone"), (plan.changed, "changed")):
+                if count > limits.share * plan.consumer:
+                    reasons.append(f"{count} of {plan.consumer} entries {what}, over {limits.share:.0%}")
+                elif limits.number is not None and count > limits.number:
+                    reasons.append(f"{count} of {plan.consumer} entries {what}, over {limits.number}")
+        return reasons
+
+
+def _count_unreadable(plan: Plan, index: Path, excluded: _Excluded) -> None:
+    for path in read_unreadable(index):
+        if not excluded(path) and not excluded(path + b"/"):
+            plan.unreadable += 1
+            if plan.unreadable <= _SHOWN:
+                plan.unreadable_paths.append(to_text(path))
+
+
+def _cut(run: Run, plan: Plan, items: Path, ours: Path | None, mirror: Mirror, shards: int) -> None:
+    """Write the items to their shards, each with the live path that it can be copied from, if any."""
+    for stale in run.folder.glob("pull-*.jsonl"):
+        stale.unlink()
+    plan.shards = [0] * shards
+    remaining = read_records(items, Item)
+    with ExitStack() as stack:
+        tree = stack.enter_context(mirror.tree())
+        writers = [stack.enter_context(RecordWriter[Item](run.pulls(n))) for n in range(shards)]
+        while chunk := list(islice(remaining, _CHUNK)):
+            sources = _sources(tree, ours, {item.md5 for item in chunk}) if ours else {}
+            for item in chunk:
+                if not item.adopt and (source := sources.get(item.md5)):
+                    item = Item(item.path, item.md5, item.replaces, source)
+                    plan.copy += 1
+                shard = int(item.md5[:8], 16) % shards
+                writers[shard].add(item)
+                plan.shards[shard] += 1
+
+
+def _sources(tree: Tree, ours: Path, wanted: set[bytes]) -> dict[bytes, bytes]:
+    """Return by md5 a live file that the consumer index says to have it. Its bytes are still to be proven."""
+    found: dict[bytes, bytes] = {}
+    for path, md5 in read_entries(ours):
+        if md5 in wanted and md5 not in found and is_file(tree.lstat(path)):
+            found[md5] = path
+    return found
+
+
+def _digest(run: Run, shards: int) -> str:
+    """Return what results of this plan know it by."""
+    parts = [digest(run.forget), *(digest(run.pulls(n)) for n in range(shards))]
+    return hashlib.sha256("".join(parts).encode()).hexdigest()

@@ -1,0 +1,152 @@
+"""The provider's index comes to the consumer, and is checked before anything believes it.
+
+::
+
+    fetched        as the backup account sees it, into the run directory
+    without end line (somebody's own md5sum job): it must hold still for 5 s, else it is fetched again
+    canonicalised  strictly; one bad line refuses the whole, and nothing is changed
+    told           the run's state: digest, counts, age, and the run's place among all runs
+
+Source: the seed's section "Copy Process", step 3.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+
+from airflow_mdbackup.scheme.errors import ConnectionLost, IndexRefused, NotOnProvider
+from airflow_mdbackup.scheme.index import MalformedIndex, canonicalise, digest
+from airflow_mdbackup.scheme.mirror import Mirror, Run
+from airflow_mdbackup.scheme.names import to_text
+from airflow_mdbackup.scheme.records import write_state
+from airflow_mdbackup.scheme.sftp import Attributes, Code, Fetched, Reader, Refusal, Stated, Wanted
+
+log = logging.getLogger(__name__)
+
+_STILL = 5.0  # seconds that an index without end line must hold still
+_TRIES = 12
+
+
+@dataclass(frozen=True, slots=True)
+class FetchedIndex:
+    """The provider index of a run.
+
+    :ivar size: bytes of all files, if the index tells.
+    :ivar time: Unix seconds by A's clock; what changed on A since then may differ from the index.
+    :ivar age: seconds since it was written, by the consumer's clock.
+    :ivar complete: whether it had an end line.
+    """
+
+    files: int
+    unreadable: int
+    size: int | None
+    digest: str
+    time: int
+    age: int
+    complete: bool
+
+
+def fetch_index(
+    mirror: Mirror,
+    run: Run,
+    connect: Callable[[], Reader],
+    index: bytes,
+    *,
+    max_age: float | None = None,
+    still: float = _STILL,
+) -> FetchedIndex:
+    """Fetch and check the provider index, and begin the run's directory with it.
+
+    :param index: its path, as the backup account sees it.
+    :param max_age: seconds that the index may be old, or None.
+    :param still: seconds that an index without end line must hold still.
+    :raises NotOnProvider: there is none, or it cannot be read.
+    :raises IndexRefused: it is malformed, truncated, or too old.
+    :raises ConnectionLost: the connection broke, or the index never held still.
+    """
+    run.folder.mkdir(mode=0o700, exist_ok=True)
+    run.plan.unlink(missing_ok=True)
+    order = mirror.next_stamp()
+    where = f"{mirror.provider}: index {to_text(index)}"
+    reader = connect()
+    for _ in range(_TRIES):
+        began = time.monotonic()
+        attributes = _receive(reader, run, index, where)
+        refusal = None
+        try:
+            summary = canonicalise(run.received, run.index, name=where)
+            if summary.complete:
+                break
+        except MalformedIndex as error:
+            refusal = error
+        time.sleep(max(0.0, still - (time.monotonic() - began)))
+        again = _stat(reader, index, where)
+        if (again.size, again.mtime) != (attributes.size, attributes.mtime):
+            log.info("%s was being written; fetching it again", where)
+        elif refusal is not None:
+            raise IndexRefused(f"{refusal}. Nothing was changed. Rebuild the index on the provider.")
+        else:
+            log.warning("%s has no end line; it held still for %.0f s and is taken as whole", where, still)
+            break
+    else:
+        raise ConnectionLost(f"{where} changed each time that it was fetched; is it written in place?")
+    run.received.unlink()
+    written = attributes.mtime or 0
+    age = round(time.time() - written)
+    if max_age is not None and age > max_age:
+        raise IndexRefused(
+            f"{where} is {_hours(age)} old, more than the allowed {_hours(max_age)} (max_index_age). Does "
+            "the job that builds it on the provider still run? Nothing was changed."
+        )
+    fetched = FetchedIndex(
+        *(summary.files, summary.unreadable, summary.size, digest(run.index)),
+        time=written if summary.started is None else summary.started,
+        age=age,
+        complete=summary.complete,
+    )
+    state = {"run_id": run.run_id, "provider": mirror.provider, "order": order}
+    at = datetime.now(UTC).isoformat(timespec="seconds")
+    write_state(run.state, {**state, "fetched": at, "index": asdict(fetched)})
+    return fetched
+
+
+def _receive(reader: Reader, run: Run, index: bytes, where: str) -> Attributes:
+    """Write the index as it comes to the run directory, and return its attributes."""
+    with run.received.open("wb") as file:
+        reader.submit(Wanted(index, None, file.write))
+        (answer,) = reader.wait()
+    assert isinstance(answer, Fetched)
+    if answer.refusal is not None:
+        raise _not_there(answer.refusal, where)
+    assert answer.before is not None
+    return answer.before
+
+
+def _stat(reader: Reader, index: bytes, where: str) -> Attributes:
+    reader.submit_stat(index, None)
+    (answer,) = reader.wait()
+    assert isinstance(answer, Stated)
+    if answer.attributes is None:
+        assert answer.refusal is not None
+        raise _not_there(answer.refusal, where)
+    return answer.attributes
+
+
+def _not_there(refusal: Refusal, where: str) -> NotOnProvider:
+    if refusal.code == Code.NO_SUCH_FILE:
+        return NotOnProvider(
+            f"{where} is not there. Has it been built yet? Check `index`, and `chroot` if "
+            "build_provider_index made it: both sides must mean the same file."
+        )
+    return NotOnProvider(
+        f"{where} cannot be read by the backup account ({refusal.message}). It must have mode 0644, and its "
+        "directory 0755."
+    )
+
+
+def _hours(seconds: float) -> str:
+    return f"{seconds / 3600:.1f} h"

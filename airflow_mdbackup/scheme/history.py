@@ -1,0 +1,79 @@
+"""What each commit changed: one immutable file per commit, and how a crashed one is settled.
+
+A file's header has the run's id, the commit's stamp, and the SHA-256 of the consumer index before and after.
+One :class:`Change` per path follows, in path order, behind those that tell of an index edited by hand. The
+state as of a moment is the consumer index as committed then, so that the files of history, applied in the
+order of their names, give it back.
+
+A commit writes its history ahead under a name that ends in ``.pending``. Whoever finds such a file finishes
+that commit first (see :func:`.commit.settle`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from airflow_mdbackup.scheme.mirror import Mirror
+from airflow_mdbackup.scheme.records import read_header
+
+PENDING = ".pending"
+
+
+class What(StrEnum):
+    """What happened to a path."""
+
+    EDITED = "edited"  # in the index, by hand, since the last commit
+    ADDED = "added"
+    REPLACED = "replaced"  # the old file is the version named
+    ADOPTED = "adopted"  # the live file was it already
+    FORGOTTEN = "forgotten"  # left the index; the file stays
+    MOVED = "moved"  # what stood in the way went as a whole to the version named
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One line of history.
+
+    :ivar old_md5: what the displaced file really had, by hashing; of a forgotten or edited path, what the
+        index said.
+    :ivar md5: what the index says now.
+    :ivar size: in bytes; ``mtime`` in Unix seconds and ``mode`` are the provider's.
+    :ivar version: where the displaced file or directory lies now.
+    :ivar content: where the new bytes waited for the commit: ``staging``, or the number of a copy.
+    """
+
+    path: bytes
+    what: str
+    outcome: str | None = None
+    old_md5: bytes | None = None
+    md5: bytes | None = None
+    size: int | None = None
+    mtime: int | None = None
+    mode: int | None = None
+    version: bytes | None = None
+    content: str | None = None
+
+
+def commits(mirror: Mirror) -> Iterator[Path]:
+    """Yield the files of finished commits, oldest first."""
+    for name in sorted(os.listdir(mirror.history)):
+        if name.endswith(".jsonl"):
+            yield mirror.history / name
+
+
+def pending(mirror: Mirror) -> Iterator[Path]:
+    """Yield the files of commits that were not finished, oldest first."""
+    for name in sorted(os.listdir(mirror.history)):
+        if name.endswith(PENDING):
+            yield mirror.history / name
+
+
+def last(mirror: Mirror) -> dict[str, Any]:
+    """Return the header of the last finished commit; empty if there is none."""
+    names = [name for name in os.listdir(mirror.history) if name.endswith(".jsonl")]
+    return read_header(mirror.history / max(names)) if names else {}

@@ -1,0 +1,443 @@
+"""The index: which paths a side has, and the md5 of each. An md5sum text file, read strictly.
+
+A line is 32 lowercase hexadecimal digits, two blanks, and the full path as the backup account sees it,
+with names escaped as GNU coreutils 9 writes them (``\\``, LF and CR as ``\\\\``, ``\\n``, ``\\r``, and then a
+backslash before the digits). Comment lines, which ``md5sum -c`` passes over, carry the rest::
+
+    # mdbackup started 1795402800
+    d41d8cd98f00b204e9800998ecf8427e  /backups/alpha
+    # mdbackup unreadable /backups/private
+    # mdbackup end format=1 files=1 unreadable=1 bytes=0
+
+Two forms are told apart. A *received* index is hostile input: :func:`canonicalise` reads it strictly, sorts
+it, and writes the *canonical* form (sorted by raw path bytes, each path once, unreadable paths after the
+entries, an end line), which :func:`read_entries` and :func:`merge` trust and read fast. All of it in
+bounded memory, whatever the number of lines.
+
+What this does not give: md5 tells accidents, not forgeries. Who can write the index can name any md5.
+
+Sources: coreutils 9 ``src/cksum.c`` (``print_filename``, ``split_3``), the seed's section "Index Files".
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import os
+import re
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import groupby, islice
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+from airflow_mdbackup.scheme.names import to_text
+
+FORMAT = 1
+MAX_PATH = 4096
+MAX_COMPONENT = 255
+# A path of the greatest length in which every byte is escaped, with digits, marks and line end.
+_MAX_LINE = 2 * MAX_PATH + 64
+
+_LINE = re.compile(rb"(\\?)([0-9a-f]{32})(?:  | \*| (?=\.?/))(.+)", re.DOTALL)
+_ESCAPED = re.compile(rb"\\(.?)", re.DOTALL)
+_PLAIN = {b"\\": b"\\", b"n": b"\n", b"r": b"\r"}
+_ODD_COMPONENT = re.compile(rb"/(?:\.{0,2}(?:/|$)|[^/]{256})")
+
+_STARTED = b"# mdbackup started "
+_UNREADABLE = b"# mdbackup unreadable "
+_END = b"# mdbackup end "
+
+
+class Entry(NamedTuple):
+    """One file of an index. A tuple, so that entries sort by path and are cheap by the million."""
+
+    path: bytes
+    md5: bytes  # 32 lowercase hexadecimal digits
+
+
+class Difference(NamedTuple):
+    """One path of two merged indexes, with its md5 on each side that has it."""
+
+    path: bytes
+    left: bytes | None
+    right: bytes | None
+
+
+class MalformedIndex(ValueError):
+    """A line, or the whole, breaks the grammar. The message names file and line."""
+
+
+@dataclass(frozen=True, slots=True)
+class IndexSummary:
+    """What :func:`canonicalise` found. ``size`` is the total of file sizes in bytes, if told."""
+
+    files: int
+    unreadable: int
+    size: int | None
+    started: int | None  # Unix seconds by the provider's clock, when its walk began
+    complete: bool  # it had an end line
+
+
+# --- one line ---------------------------------------------------------------------------------------
+
+
+def escape(path: bytes) -> bytes:
+    """Return ``path`` with backslash, LF and CR escaped as GNU md5sum does."""
+    return path.replace(b"\\", b"\\\\").replace(b"\n", b"\\n").replace(b"\r", b"\\r")
+
+
+def unescape(name: bytes) -> bytes:
+    """Undo :func:`escape`.
+
+    :raises ValueError: an escape that GNU md5sum does not write.
+    """
+
+    def plain(match: re.Match[bytes]) -> bytes:
+        try:
+            return _PLAIN[match[1]]
+        except KeyError:
+            raise ValueError(f"unknown escape {to_text(match[0])}") from None
+
+    return _ESCAPED.sub(plain, name)
+
+
+def format_line(path: bytes, md5: bytes) -> bytes:
+    """Return the canonical index line of an entry, with its line end."""
+    escaped = escape(path)
+    return b"%s%s  %s\n" % (b"" if escaped == path else b"\\", md5, escaped)
+
+
+def parse_line(line: bytes) -> Entry:
+    """Return the entry of one received index line.
+
+    Accepted beside the canonical form: one blank when a path follows (the seed's own sample), the mark
+    ``*`` of binary mode, a leading ``./`` for the root of the chroot, a missing line end.
+
+    :raises ValueError: anything else, telling what.
+    """
+    line = line.removesuffix(b"\n")
+    match = _LINE.fullmatch(line)
+    if match is None:
+        raise ValueError(_why_malformed(line))
+    if line.endswith(b"\r"):
+        raise ValueError("the line ends in CR LF; an index has plain LF line ends")
+    marked, md5, name = match.groups()
+    if marked:
+        name = unescape(name)
+    if name.startswith(b"./"):
+        name = name[1:]
+    check_path(name)
+    return Entry(name, md5)
+
+
+def _why_malformed(line: bytes) -> str:
+    if not line.strip():
+        return "a blank line"
+    digits = line.lstrip(b"\\")[:32]
+    if re.fullmatch(rb"[0-9a-fA-F]{32}", digits) and digits != digits.lower():
+        return "upper-case digits in the md5"
+    if not re.fullmatch(rb"[0-9a-f]{32}", digits):
+        return "it does not begin with the 32 hexadecimal digits of an md5"
+    return "no two blanks and absolute path after the md5"
+
+
+def check_path(path: bytes) -> None:
+    """Pass a path that can safely lie below a mirror.
+
+    :raises ValueError: relative, NUL, an empty, ``.`` or ``..`` component, a trailing slash, a component over
+        255 bytes, over 4096 bytes in all.
+    """
+    if not path.startswith(b"/"):
+        raise ValueError(f"the path is not absolute: {to_text(path[:200])}")
+    if b"\0" in path:
+        raise ValueError("a NUL byte in the path")
+    if len(path) > MAX_PATH:
+        raise ValueError(f"the path is {len(path)} bytes long; at most {MAX_PATH} are possible")
+    if odd := _ODD_COMPONENT.search(path):
+        component = odd[0].strip(b"/")
+        if len(component) > MAX_COMPONENT:
+            raise ValueError(f"a name in the path is over {MAX_COMPONENT} bytes long")
+        what = f"the component {component.decode()!r}" if component else "an empty component"
+        raise ValueError(f"{what} in the path: {to_text(path[:200])}")
+
+
+# --- the canonical form -----------------------------------------------------------------------------
+
+
+class IndexWriter:
+    """Writes a canonical index, given its entries in path order. Use as a context manager.
+
+    The file is complete, with its end line and on the disk, when the ``with`` block ends without an error.
+    Renaming it into place is the caller's.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.files = 0
+        self.unreadable = 0
+        self.size: int | None = None
+        self.started: int | None = None
+        self._file = path.open("wb", buffering=1 << 20)
+
+    def __enter__(self) -> IndexWriter:
+        return self
+
+    def add(self, path: bytes, md5: bytes) -> None:
+        """Append an entry. Its path must sort after those before it."""
+        self._file.write(format_line(path, md5))
+        self.files += 1
+
+    def add_unreadable(self, path: bytes) -> None:
+        """Append a path that the provider could not read. After all entries."""
+        self._file.write(b"%s%s\n" % (_UNREADABLE, escape(path)))
+        self.unreadable += 1
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        with self._file as file:
+            if kind is None:
+                if self.started is not None:
+                    file.write(b"%s%d\n" % (_STARTED, self.started))
+                size = b"" if self.size is None else b" bytes=%d" % self.size
+                counts = FORMAT, self.files, self.unreadable
+                file.write(b"%sformat=%d files=%d unreadable=%d%s\n" % (_END, *counts, size))
+                file.flush()
+                os.fsync(file.fileno())
+
+
+def read_entries(path: Path) -> Iterator[Entry]:
+    """Yield the entries of a canonical index in path order, trusting it to be one."""
+    with path.open("rb", buffering=1 << 20) as file:
+        yield from _trusted(file)
+
+
+def _trusted(file: BinaryIO) -> Iterator[Entry]:
+    for line in file:
+        first = line[0]
+        if first == 0x23:  # a comment
+            continue
+        if first == 0x5C:  # a backslash: the name is escaped
+            yield Entry(unescape(line[35:-1]), line[1:33])
+        else:
+            yield Entry(line[34:-1], line[:32])
+
+
+def read_unreadable(path: Path) -> Iterator[bytes]:
+    """Yield, in path order, the paths that a canonical index tells to be unreadable."""
+    with path.open("rb", buffering=1 << 20) as file:
+        for line in file:
+            if line.startswith(_UNREADABLE):
+                yield unescape(line[len(_UNREADABLE) : -1])
+
+
+def merge(left: Iterable[Entry], right: Iterable[Entry]) -> Iterator[Difference]:
+    """Yield every path of two streams in path order, with the md5 of each side that has it."""
+    lefts, rights = iter(left), iter(right)
+    a, b = next(lefts, None), next(rights, None)
+    while a is not None and b is not None:
+        if a[0] == b[0]:
+            yield Difference(a[0], a[1], b[1])
+            a, b = next(lefts, None), next(rights, None)
+        elif a[0] < b[0]:
+            yield Difference(a[0], a[1], None)
+            a = next(lefts, None)
+        else:
+            yield Difference(b[0], None, b[1])
+            b = next(rights, None)
+    while a is not None:
+        yield Difference(a[0], a[1], None)
+        a = next(lefts, None)
+    while b is not None:
+        yield Difference(b[0], None, b[1])
+        b = next(rights, None)
+
+
+def digest(path: Path) -> str:
+    """Return the SHA-256 of a file as hexadecimal digits. Later steps know an index by it."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class Prefixes:
+    """Those of the paths met so far that the current one begins with, in a walk in path order.
+
+    Paths that share a prefix follow one another in raw byte order, though not at once (``/x``, ``/x-1``,
+    ``/x/y``), so that a stack holds all that can still matter.
+    """
+
+    def __init__(self) -> None:
+        self._stack: list[bytes] = []
+
+    def advance(self, path: bytes) -> None:
+        """Move on to ``path``, which must not sort before the last one."""
+        while self._stack and not path.startswith(self._stack[-1]):
+            self._stack.pop()
+
+    def push(self, path: bytes) -> None:
+        """Remember ``path``, which was just advanced to."""
+        self._stack.append(path)
+
+    def above(self, path: bytes) -> bytes | None:
+        """Return a remembered path that is ``path`` itself or a directory above it, or None."""
+        for prefix in self._stack:
+            if len(prefix) == len(path) or path[len(prefix)] == 0x2F or prefix.endswith(b"/"):
+                return prefix
+        return None
+
+
+# --- the received form ------------------------------------------------------------------------------
+
+
+def canonicalise(source: Path, target: Path, *, name: str, chunk: int = 100_000) -> IndexSummary:
+    """Read the received index ``source`` strictly and write it as the canonical index ``target``.
+
+    :param name: what messages call the index.
+    :param chunk: how many entries of an unsorted index are sorted in memory at a time.
+    :raises MalformedIndex: the first thing that breaks the grammar; ``target`` is then of no use.
+    """
+    received = _Received(source, name)
+    with ExitStack() as stack:
+        try:
+            return _write_canonical(received, received.entries(), target, stack)
+        except _Unsorted:
+            received = _Received(source, name)
+            entries = _sorted(received.entries(), chunk, stack, target.parent)
+            return _write_canonical(received, entries, target, stack)
+
+
+class _Unsorted(Exception):
+    """An entry sorts before the one before it, so that all must be sorted first."""
+
+
+def _write_canonical(
+    received: _Received, entries: Iterator[Entry], target: Path, stack: ExitStack
+) -> IndexSummary:
+    received.unreadable = stack.enter_context(_temporary(target.parent))
+    seen = Prefixes()
+    last = Entry(b"", b"")
+    with IndexWriter(target) as writer:
+        for entry in entries:
+            if entry.path < last.path:
+                raise _Unsorted
+            if entry.path == last.path:
+                if entry.md5 != last.md5:
+                    raise received.refuse_paths("the same path with different md5s", entry.path)
+                continue
+            seen.advance(entry.path)
+            if above := seen.above(entry.path):
+                raise received.refuse_paths("a path that is also the directory of another", above, entry.path)
+            seen.push(entry.path)
+            writer.add(*entry)
+            last = entry
+        received.unreadable.seek(0)
+        for path, _ in groupby(_sorted(_trusted(received.unreadable), 100_000, stack, target.parent)):
+            writer.add_unreadable(path.path)
+        writer.size, writer.started = received.size, received.started
+    return IndexSummary(
+        writer.files, writer.unreadable, received.size, received.started, complete=received.complete
+    )
+
+
+class _Received:
+    """A strict walk over the lines of an index that came from outside."""
+
+    def __init__(self, path: Path, name: str) -> None:
+        self.path = path
+        self.name = name
+        self.unreadable: BinaryIO | None = None  # where unreadable paths are collected, as index lines
+        self.size: int | None = None
+        self.started: int | None = None
+        self.complete = False
+
+    def entries(self) -> Iterator[Entry]:
+        """Yield the entries in the order of the file, and check its comments on the way."""
+        files = unreadable = number = 0
+        line = b"\n"
+        with self.path.open("rb", buffering=1 << 20) as file:
+            for number, line in enumerate(iter(lambda: file.readline(_MAX_LINE + 1), b""), 1):
+                if len(line) > _MAX_LINE:
+                    raise self.refuse(number, f"the line is over {_MAX_LINE} bytes long")
+                if self.complete:
+                    raise self.refuse(number, "a line after the end line")
+                try:
+                    if not line.startswith(b"#"):
+                        files += 1
+                        yield parse_line(line)
+                    elif line.startswith(_UNREADABLE):
+                        unreadable += 1
+                        self._add_unreadable(line)
+                    elif line.startswith(_END):
+                        self._end(line, files, unreadable)
+                    elif line.startswith(_STARTED):
+                        self.started = int(line[len(_STARTED) :])
+                except ValueError as error:
+                    raise self.refuse(number, str(error)) from None
+        if not line.endswith(b"\n"):
+            raise self.refuse(number, "the last line has no line end: truncated")
+
+    def _add_unreadable(self, line: bytes) -> None:
+        path = unescape(line[len(_UNREADABLE) :].removesuffix(b"\n"))
+        if path != b"/":
+            check_path(path)
+        if self.unreadable is not None:
+            self.unreadable.write(format_line(path, b"-" * 32))
+
+    def _end(self, line: bytes, files: int, unreadable: int) -> None:
+        told: dict[bytes, int] = {}
+        for word in line[len(_END) :].split():
+            key, equals, value = word.partition(b"=")
+            if equals and value.isdigit():
+                told[key] = int(value)
+        if told.get(b"format", 0) > FORMAT:
+            raise ValueError(f"index format {told[b'format']} is newer than this version knows; update it")
+        if told.get(b"files") != files or told.get(b"unreadable") != unreadable:
+            raise ValueError(
+                f"truncated or edited: the end line tells of {told.get(b'files')} files and "
+                f"{told.get(b'unreadable')} unreadable, there are {files} and {unreadable}"
+            )
+        self.size = told.get(b"bytes")
+        self.complete = True
+
+    def refuse(self, line: int, why: str) -> MalformedIndex:
+        """Return the error for one line."""
+        return MalformedIndex(f"{self.name}, line {line}: {why}")
+
+    def refuse_paths(self, why: str, *paths: bytes) -> MalformedIndex:
+        """Return the error for paths that clash, with the entries where they stand."""
+        again = _Received(self.path, self.name)
+        where = islice((n for n, entry in enumerate(again.entries(), 1) if entry.path in paths), 2)
+        names = " and ".join(to_text(path) for path in dict.fromkeys(paths))
+        return MalformedIndex(f"{self.name}, entries {' and '.join(map(str, where))}: {why}: {names}")
+
+
+# --- sorting ----------------------------------------------------------------------------------------
+
+_FAN_IN = 64
+
+
+def _sorted(entries: Iterator[Entry], chunk: int, stack: ExitStack, folder: Path) -> Iterator[Entry]:
+    """Yield ``entries`` in path order by an external merge sort.
+
+    Sorted runs of ``chunk`` entries lie in unnamed files in ``folder``.
+    """
+    runs: list[BinaryIO] = []
+    while batch := list(islice(entries, chunk)):
+        runs.append(_spill(sorted(batch), stack, folder))
+        if len(runs) == _FAN_IN:
+            merged = _spill(heapq.merge(*map(_trusted, runs)), stack, folder)
+            for run in runs:
+                run.close()
+            runs = [merged]
+    return heapq.merge(*map(_trusted, runs))
+
+
+def _spill(entries: Iterable[Entry], stack: ExitStack, folder: Path) -> BinaryIO:
+    file = stack.enter_context(_temporary(folder))
+    file.writelines(format_line(*entry) for entry in entries)
+    file.seek(0)
+    return file
+
+
+def _temporary(folder: Path) -> BinaryIO:
+    return tempfile.TemporaryFile(dir=folder, buffering=1 << 20)  # type: ignore[return-value]

@@ -1,0 +1,309 @@
+"""How a provider's backup lies on the consumer's disk. The only module that knows.
+
+::
+
+    <dest>/files/<path>                          the mirror, live files
+    <dest>/files/<dir>/.old/<name>.<UTC stamp>   versions
+    <dest>/index.md5                             the consumer index
+    <dest>/.mdbackup/provider-id                 marker: whose backup this is
+    <dest>/.mdbackup/lock                        flock, held by whatever changes the mirror
+    <dest>/.mdbackup/stamp                       the last stamp given out
+    <dest>/.mdbackup/staging/<md5>[.part]        verified files that are not in the mirror yet
+    <dest>/.mdbackup/runs/<run>/                 index, plan, results and archive records of one run
+    <dest>/.mdbackup/history/<stamp>_<run>.jsonl what each commit changed
+    <dest>/.mdbackup/committed.md5               the consumer index as the last commit left it
+    <dest>/.mdbackup/changing.jsonl              files that changed on the provider while they were pulled
+    <dest>/.mdbackup/status.json                 last good run and last commit
+
+``dest`` is created with mode 0700. Everything stored says its format, and a newer one is refused.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import logging
+import os
+import re
+import shutil
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from airflow_mdbackup.scheme.errors import DestinationBusy, DestinationRefused, RunIncomplete
+from airflow_mdbackup.scheme.index import MAX_COMPONENT
+from airflow_mdbackup.scheme.records import read_header, write_state
+from airflow_mdbackup.scheme.tree import Tree, fsync_directory
+
+log = logging.getLogger(__name__)
+
+OLD = b".old"
+_KEPT_RUNS = 10  # finished runs whose directories are kept
+_KEPT_SECONDS = 14 * 86400.0
+LOCK_WAIT = 3600.0  # seconds that a task waits for another run before it gives up
+
+
+class Mirror:
+    """The backup of one provider below ``dest``."""
+
+    def __init__(self, dest: str | os.PathLike[str], provider: str) -> None:
+        self.dest = Path(dest)
+        self.provider = provider
+        self.files = self.dest / "files"
+        self.index = self.dest / "index.md5"
+        self._state = self.dest / ".mdbackup"
+        self.staging = self._state / "staging"
+        self.history = self._state / "history"
+        self.status = self._state / "status.json"
+        self.committed = self._state / "committed.md5"
+        self.changing = self._state / "changing.jsonl"
+        self._runs = self._state / "runs"
+        self._marker = self._state / "provider-id"
+
+    # --- whose it is --------------------------------------------------------------------------------
+
+    def claim(self, *, known: bool = False, mount: str | None = None) -> None:
+        """Make sure that ``dest`` is this provider's, setting it up if it is new.
+
+        :param known: whether an earlier good run is known from elsewhere, so that ``dest`` cannot be new.
+        :param mount: a path that must be a mount point.
+        :raises DestinationRefused: it belongs to another provider, is not mounted, or holds other things.
+        """
+        if mount is not None and not os.path.ismount(mount):
+            raise DestinationRefused(
+                f"{self.provider}: {mount} is not a mount point on {socket.gethostname()}. Mount the disk, "
+                "or pin the provider to the worker that has it (queue)."
+            )
+        if not self._marker.exists():
+            self._set_up(known)
+        self.check()
+        if self.staging.stat().st_dev != self.files.stat().st_dev:
+            raise DestinationRefused(
+                f"{self.provider}: {self.files} and {self.staging} are on different filesystems, so that "
+                "files cannot be moved between them in one step. Mount one filesystem at dest."
+            )
+
+    def _set_up(self, known: bool) -> None:
+        if known:
+            raise DestinationRefused(
+                f"{self.provider}: {self.dest} on {socket.gethostname()} has no backup, but one succeeded "
+                "before. Is the disk not mounted, or is this the wrong worker (queue)? If the backup is "
+                "really to begin anew, delete the state of the provider's asset in Airflow."
+            )
+        self.dest.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # A killed set-up leaves the state directory without its marker, which comes last.
+        others = {entry.name for entry in self.dest.iterdir()} - {"lost+found", ".mdbackup", "files"}
+        others |= {entry.name for entry in self.files.glob("*")}
+        if others:
+            raise DestinationRefused(
+                f"{self.provider}: {self.dest} is not empty (it has {sorted(others)[0]!r}) and holds no "
+                "backup of ours. Name an empty or new directory as dest."
+            )
+        for directory in (self.staging, self._runs, self.history, self.files):
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_state(self._marker, {"provider": self.provider})
+        fsync_directory(self.dest)
+
+    def check(self) -> None:
+        """Make sure that ``dest`` holds this provider's backup.
+
+        :raises DestinationRefused: it does not.
+        """
+        try:
+            owner = read_header(self._marker).get("provider")
+        except FileNotFoundError:
+            raise DestinationRefused(
+                f"{self.provider}: {self.dest} on {socket.gethostname()} holds no backup ({self._marker} is "
+                "missing). Is the disk not mounted, or is this the wrong worker (queue)?"
+            ) from None
+        if owner != self.provider:
+            raise DestinationRefused(
+                f"{self.provider}: {self.dest} belongs to the provider {owner!r}. Give each provider a dest "
+                "of its own; after a renaming, change the name in provider-id there."
+            )
+
+    # --- lock and stamps ----------------------------------------------------------------------------
+
+    @contextmanager
+    def lock(self, who: str, wait: float = LOCK_WAIT) -> Iterator[None]:
+        """Hold the lock on the mirror, waiting for whoever holds it. It ends with the process.
+
+        :param who: what others are told about the holder.
+        :param wait: seconds.
+        :raises DestinationBusy: it was not free in time.
+        """
+        with (self._state / "lock").open("a+", encoding="utf-8") as file:
+            deadline = time.monotonic() + wait
+            told = -60.0
+            while True:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    file.seek(0)
+                    holder = file.read(500) or "another task"
+                if time.monotonic() > deadline:
+                    raise DestinationBusy(
+                        f"{self.provider}: {self.dest} has been locked for {wait:.0f} s by {holder}"
+                    )
+                if time.monotonic() - told >= 60:
+                    log.info("Waiting for the lock on %s, held by %s", self.dest, holder)
+                    told = time.monotonic()
+                time.sleep(0.2)
+            file.truncate(0)
+            file.write(f"{who} (process {os.getpid()} on {socket.gethostname()}, since {_now()})")
+            file.flush()
+            yield
+
+    def next_stamp(self) -> str:
+        """Return a stamp like ``20261123T031500.123456Z``: now, and later than every stamp before it."""
+        path = self._state / "stamp"
+        with path.open("a+", encoding="ascii") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            file.seek(0)
+            last = max(file.read(23), self.last_commit())
+            stamp = _now()
+            if stamp <= last:
+                stamp = _format(_parse(last) + timedelta(microseconds=1))
+            file.truncate(0)
+            file.write(stamp)
+            file.flush()
+            os.fsync(file.fileno())
+        return stamp
+
+    def last_commit(self) -> str:
+        """Return the stamp of the last commit that changed anything, or an empty text."""
+        return max((name[:23] for name in os.listdir(self.history)), default="")
+
+    # --- files --------------------------------------------------------------------------------------
+
+    def tree(self) -> Tree:
+        """Return the live files and versions, as a tree of the provider's paths."""
+        return Tree(self.files)
+
+    def staged(self, md5: bytes) -> Path:
+        """Return where the verified content with this md5 lies before it is live."""
+        return self.staging / md5.decode()
+
+    def part(self, md5: bytes) -> Path:
+        """Return where content with this md5 lies while it is incomplete; its writer holds a flock on it."""
+        return self.staging / (md5.decode() + ".part")
+
+    # --- runs ---------------------------------------------------------------------------------------
+
+    def run(self, run_id: str) -> Run:
+        """Return the run directory of a DAG run, which may not exist yet."""
+        return Run(self._runs / _encoded(run_id), run_id)
+
+    def clean(self) -> None:
+        """Take away what finished runs left, by count and age, and what can no longer finish. Needs the lock.
+
+        A run is out of use when it is finished, or when a commit since has had a newer provider index, so
+        that it could only be superseded. Staged files go by age alone, since any run may need them.
+        """
+        order = str(self.read_status().get("order", ""))
+        out_of_use = [
+            (folder.stat().st_mtime, folder)
+            for folder in self._runs.iterdir()
+            if (folder / "done.json").exists() or _order(folder) < order
+        ]
+        out_of_use.sort(reverse=True)
+        now = time.time()
+        for number, (changed, folder) in enumerate(out_of_use):
+            if number >= _KEPT_RUNS or now - changed > _KEPT_SECONDS:
+                shutil.rmtree(folder, ignore_errors=True)
+        for staged in self.staging.iterdir():
+            if now - staged.stat().st_ctime > _KEPT_SECONDS:
+                staged.unlink(missing_ok=True)
+
+    def history_path(self, stamp: str, run_id: str) -> Path:
+        """Return the name of the history file of a commit."""
+        return self.history / f"{stamp}_{_encoded(run_id)}.jsonl"
+
+    def read_status(self) -> dict[str, Any]:
+        """Return the last good run and the last commit; empty before the first."""
+        try:
+            return read_header(self.status)
+        except FileNotFoundError:
+            return {}
+
+
+class Run:
+    """The directory of one DAG run, made by FetchIndex. A retried or cleared task finds it again."""
+
+    def __init__(self, folder: Path, run_id: str) -> None:
+        self.folder = folder
+        self.run_id = run_id
+        self.state = folder / "run.json"
+        self.received = folder / "received.md5"
+        self.index = folder / "provider.md5"
+        self.plan = folder / "plan.json"
+        self.forget = folder / "forget.jsonl"
+        self.stamp = folder / "stamp.json"
+        self.archived = folder / "archived.jsonl"
+        self.done = folder / "done.json"
+        self.copies = folder / "copies"
+
+    def pulls(self, shard: int) -> Path:
+        """Return the part of the plan that one shard pulls."""
+        return self.folder / f"pull-{shard:03}.jsonl"
+
+    def results(self, shard: int) -> Path:
+        """Return what became of the entries of one shard."""
+        return self.folder / f"results-{shard:03}.jsonl"
+
+    def require(self, path: Path, step: str) -> dict[str, Any]:
+        """Return the header of a file that an earlier step of this run has made.
+
+        :raises RunIncomplete: it is not there.
+        """
+        try:
+            return read_header(path)
+        except FileNotFoundError:
+            raise RunIncomplete(
+                f"run {self.run_id!r} has no {path.name} in {self.folder}: clear its task {step} and "
+                "those after it"
+            ) from None
+
+
+def _order(folder: Path) -> str:
+    """Return the place of a run among all: greater for a newer provider index."""
+    try:
+        return str(read_header(folder / "run.json")["order"])
+    except FileNotFoundError:
+        return _format(datetime.fromtimestamp(folder.stat().st_mtime, UTC))
+
+
+def version_path(path: bytes, stamp: str, attempt: int = 0) -> bytes:
+    """Return where the version of ``path`` displaced at ``stamp`` lies: in ``.old`` beside it.
+
+    :param attempt: counts on when the name is taken.
+    """
+    directory, _, name = path.rpartition(b"/")
+    suffix = b"." + stamp.encode() + (b".%d" % attempt if attempt else b"")
+    if len(name) + len(suffix) > MAX_COMPONENT:
+        known_by = hashlib.md5(name, usedforsecurity=False).hexdigest()[:12].encode()
+        name = name[: MAX_COMPONENT - len(suffix) - 13] + b"~" + known_by
+    return b"/".join((directory, OLD, name + suffix))
+
+
+def _encoded(run_id: str) -> str:
+    """Return a run id as a short file name that no other run id has."""
+    plain = re.sub(r"[^A-Za-z0-9.-]", "-", run_id).lstrip(".")[:60]
+    return f"{plain}-{hashlib.sha256(run_id.encode('utf-8', 'surrogateescape')).hexdigest()[:12]}"
+
+
+def _now() -> str:
+    return _format(datetime.now(UTC))
+
+
+def _format(moment: datetime) -> str:
+    return moment.strftime("%Y%m%dT%H%M%S.%fZ")
+
+
+def _parse(stamp: str) -> datetime:
+    return datetime.strptime(stamp, "%Y%m%dT%H%M%S.%fZ").replace(tzinfo=UTC)

@@ -1,0 +1,44 @@
+"""Path bytes as text, for logs, JSON and people, and back again without loss.
+
+Printable characters stand for themselves, a backslash is ``\\\\``, and every other byte (control
+characters, bytes that are no UTF-8, blanks that are no plain blank, marks that turn the direction of
+writing) is ``\\xNN``. So no name from a provider can act on a terminal, and :func:`from_text` gives the
+exact bytes again.
+"""
+
+from __future__ import annotations
+
+import re
+
+_ESCAPE = re.compile(r"\\(?:\\|x([0-9a-f]{2}))")
+
+
+def to_text(path: bytes) -> str:
+    """Return ``path`` as printable text that :func:`from_text` turns back into the same bytes."""
+    text = path.decode("utf-8", "surrogateescape")
+    if text.isprintable() and "\\" not in text:
+        return text
+    return "".join(map(_escape, text))
+
+
+def _escape(character: str) -> str:
+    if character == "\\":
+        return "\\\\"
+    if character.isprintable():
+        return character
+    return "".join(f"\\x{byte:02x}" for byte in character.encode("utf-8", "surrogateescape"))
+
+
+def from_text(text: str) -> bytes:
+    """Return the bytes that :func:`to_text` was given.
+
+    :raises ValueError: a backslash begins no escape.
+    """
+    if "\\" not in text:
+        return text.encode()
+    if "\\" in _ESCAPE.sub("", text):
+        raise ValueError(f"not an escaped path: {text!r}")
+    parts = _ESCAPE.split(text)
+    # Plain text and what the escape between two plain texts stood for alternate; None is the backslash.
+    parts[1::2] = ["5c" if digits is None else digits for digits in parts[1::2]]
+    return b"".join(bytes.fromhex(p) if n % 2 else p.encode() for n, p in enumerate(parts))

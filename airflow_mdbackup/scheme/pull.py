@@ -1,0 +1,432 @@
+"""An entry to pull becomes a verified file in staging, with an outcome.
+
+::
+
+    for each item of the shard, in path order, many at a time:
+        its content is staged already     verify it where no durable result vouches for it
+        a live file may already be it     hash it: adopted
+        a live file should have its bytes copy it to staging, hashing: copied
+        another item brings its content   wait for that one: copied
+        else                              fetch it to <md5>.part, hashing: pulled
+            md5 is not the index's        fetch once more; then changed, or corrupt
+    make all that durable at once (syncfs), then write the results
+
+The results are written in path order, whole or not at all, also when the connection is lost on the way; then
+the error goes on to the caller. A retry keeps what is good and takes up the rest.
+
+What this does not give: staging may hold files that no result vouches for (after a kill). They are hashed
+again before use.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from enum import StrEnum
+from functools import partial
+
+from airflow_mdbackup.scheme.diff import Item, read_plan
+from airflow_mdbackup.scheme.errors import BackupError
+from airflow_mdbackup.scheme.mirror import Mirror, Run
+from airflow_mdbackup.scheme.names import to_text
+from airflow_mdbackup.scheme.records import read_header, read_records, write_records
+from airflow_mdbackup.scheme.sftp import Attributes, Code, Fetched, Reader, Refusal, Stated, Wanted
+from airflow_mdbackup.scheme.tree import copy_of, md5_of, syncfs, write_all
+
+log = logging.getLogger(__name__)
+
+_PROGRESS = 10.0  # seconds between two lines of progress
+_SHOWN = 50  # paths that the log names
+_WAITING = 20_000  # results that may wait for one before them, so that memory stays bounded
+
+
+class Outcome(StrEnum):
+    """What became of one entry."""
+
+    PULLED = "pulled"
+    COPIED = "copied"
+    ADOPTED = "adopted"
+    SUPERSEDED = "superseded"
+    CHANGED = "changed"
+    VANISHED = "vanished"
+    DENIED = "denied"
+    CORRUPT = "corrupt"
+    FAILED = "failed"
+    UNREADABLE = "unreadable"
+
+    @property
+    def good(self) -> bool:
+        """Whether the entry is where it should be."""
+        return self in (Outcome.PULLED, Outcome.COPIED, Outcome.ADOPTED, Outcome.SUPERSEDED)
+
+    @property
+    def failure(self) -> bool:
+        """Whether the run fails for it. What is neither good nor a failure is a warning."""
+        return not self.good and self not in (Outcome.CHANGED, Outcome.VANISHED)
+
+
+_REFUSALS: dict[int, Outcome] = {
+    Code.NO_SUCH_FILE: Outcome.VANISHED,
+    Code.PERMISSION_DENIED: Outcome.DENIED,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What became of one item.
+
+    :ivar owner: the staged file is this entry's; others with the same md5 are copies of it.
+    :ivar inode: of the live file that was adopted.
+    """
+
+    path: bytes
+    md5: bytes
+    replaces: bytes | None
+    outcome: str
+    owner: bool | None = None
+    size: int | None = None
+    mtime: int | None = None
+    mode: int | None = None
+    inode: int | None = None
+    detail: str | None = None
+
+
+@dataclass(slots=True)
+class PullSummary:
+    """What became of the items of a shard; ``transferred`` in bytes, from the provider."""
+
+    outcomes: dict[str, int] = field(default_factory=dict)
+    transferred: int = 0
+    seconds: float = 0.0
+
+    def count(self, outcome: str) -> None:
+        self.outcomes[outcome] = self.outcomes.get(outcome, 0) + 1
+
+
+def pull(mirror: Mirror, run: Run, shard: int, connect: Callable[[], Reader]) -> PullSummary:
+    """Bring the content of the items of one shard into staging, and write what became of each.
+
+    :param connect: gives a reader; only called if something has to come from the provider.
+    :raises ConnectionLost: the connection broke; results of what was done are written.
+    :raises OSError: the disk is full or broken, likewise.
+    :raises RunIncomplete: the run has no plan.
+    """
+    plan = read_plan(run)
+    started = time.monotonic()
+    puller = _Puller(mirror, plan.provider_time, connect, sum(plan.shards[shard : shard + 1]))
+    items = read_records(run.pulls(shard), Item)
+    try:
+        write_records(
+            run.results(shard), puller.results(items, _earlier(run, shard, plan.digest)), plan=plan.digest
+        )
+    except BaseException:
+        log.warning("Stopped after %s", puller.progress())
+        raise
+    finally:
+        puller.close()
+    if puller.error is not None:
+        raise puller.error
+    puller.summary.seconds = round(time.monotonic() - started, 3)
+    return puller.summary
+
+
+def _earlier(run: Run, shard: int, plan: str) -> Iterator[Result | None]:
+    """Yield what an earlier try found for each item, in the same order; None for all if there was none."""
+    path = run.results(shard)
+    if path.exists() and read_header(path)["plan"] == plan:
+        yield from read_records(path, Result)
+    while True:
+        yield None
+
+
+@dataclass(slots=True, eq=False)
+class _Slot:
+    """An item on its way to a result. Slots leave in the order in which they came."""
+
+    item: Item
+    earlier: Result | None
+    result: Result | None = None
+    part: int | None = None  # descriptor of the .part file, flock'ed
+    first: Fetched | None = None  # a first transfer with the wrong md5
+    owner: bool = True
+    outcome: Outcome = Outcome.PULLED  # if the attributes that were asked for arrive
+
+
+class _Puller:
+    def __init__(self, mirror: Mirror, provider_time: int, connect: Callable[[], Reader], total: int) -> None:
+        self.summary = PullSummary()
+        self.error: Exception | None = None
+        self._mirror = mirror
+        self._tree = mirror.tree()
+        self._provider_time = provider_time
+        self._connect = connect
+        self._total = total
+        self._reader: Reader | None = None
+        self._slots: deque[_Slot] = deque()
+        self._ready: deque[_Slot] = deque()  # to be begun, again or before new items
+        self._postponed: deque[_Slot] = deque()  # another task writes the same content
+        self._fetching: dict[bytes, list[_Slot]] = {}  # by md5: who waits for content that is on its way
+        self._staged: set[bytes] = set()  # digests of what this task knows to be staged
+        self._done = 0
+        self._troubles = 0
+        self._started = self._told = time.monotonic()
+
+    def results(self, items: Iterator[Item], earlier: Iterator[Result | None]) -> Iterator[Result]:
+        """Yield the result of each item in order; at the end all that they tell of is durable."""
+        pairs = zip(items, earlier, strict=False)
+        try:
+            yield from self._run(pairs)
+        except (BackupError, OSError) as error:
+            self.error = error
+            for slot in self._slots:
+                yield self._counted(slot.result or _failed(slot.item, f"not reached: {error}"))
+            for item, _ in pairs:
+                yield self._counted(_failed(item, f"not reached: {error}"))
+        syncfs(self._mirror.staging)
+
+    def _run(self, pairs: Iterator[tuple[Item, Result | None]]) -> Iterator[Result]:
+        more = True
+        while more or self._slots:
+            more = self._take_up(pairs, more)
+            while self._slots and (result := self._slots[0].result) is not None:
+                self._slots.popleft()
+                yield self._counted(result)
+            self._turn()
+            self._tell()
+
+    def _take_up(self, pairs: Iterator[tuple[Item, Result | None]], more: bool) -> bool:
+        """Begin as many items as there is room for, and return whether there may be more."""
+        while self._reader is None or self._reader.room:
+            if self._ready:
+                self._begin(self._ready.popleft())
+            elif more and len(self._slots) < _WAITING:
+                pair = next(pairs, None)
+                if pair is None:
+                    return False
+                self._slots.append(_Slot(*pair))
+                self._begin(self._slots[-1])
+            else:
+                break
+            self._tell()
+        return more
+
+    def _turn(self) -> None:
+        """Take in what has arrived."""
+        if self._reader is not None and self._reader.busy:
+            for answer in self._reader.wait():
+                if isinstance(answer, Fetched):
+                    self._on_fetched(answer)
+                else:
+                    self._on_stated(answer)
+            self.summary.transferred = self._reader.received
+        elif self._postponed:
+            time.sleep(0.2)
+            self._ready.extend(self._postponed)
+            self._postponed.clear()
+
+    # --- one item -----------------------------------------------------------------------------------
+
+    def _begin(self, slot: _Slot) -> None:
+        item, earlier = slot.item, slot.earlier
+        staged_before = earlier is not None and earlier.outcome in (Outcome.PULLED, Outcome.COPIED)
+        if item.md5 in self._fetching:
+            self._fetching[item.md5].append(slot)
+        elif item.md5 in self._staged:
+            self._have(slot, Outcome.COPIED, owner=False)
+        elif self._verified(item.md5, vouched=staged_before):
+            self._have(slot, Outcome(earlier.outcome) if earlier and staged_before else Outcome.PULLED)
+        elif (item.adopt or earlier) and (live := self._adoptable(item)):
+            slot.result = live
+        elif item.source and self._copied(item):
+            self._have(slot, Outcome.COPIED)
+        else:
+            self._fetch(slot)
+
+    def _have(self, slot: _Slot, outcome: Outcome, *, owner: bool = True) -> None:
+        """The content is staged; only the attributes of this path are missing."""
+        self._staged.add(slot.item.md5)
+        slot.outcome, slot.owner = outcome, owner
+        self._connected().submit_stat(slot.item.path, slot)
+
+    def _verified(self, md5: bytes, *, vouched: bool) -> bool:
+        """Whether staging has the content, taking away what only looks like it."""
+        path = self._mirror.staged(md5)
+        try:
+            with path.open("rb", buffering=0) as file:
+                if vouched or md5_of(file.fileno()) == md5:
+                    return True
+        except FileNotFoundError:
+            return False
+        path.unlink()
+        return False
+
+    def _adoptable(self, item: Item) -> Result | None:
+        """Return the result if the live file has the wanted bytes already."""
+        try:
+            descriptor = self._tree.open(item.path)
+        except FileNotFoundError:
+            return None
+        try:
+            if md5_of(descriptor) != item.md5:
+                return None
+            status = os.fstat(descriptor)
+        finally:
+            os.close(descriptor)
+        return Result(
+            item.path, item.md5, item.replaces, Outcome.ADOPTED, size=status.st_size, inode=status.st_ino
+        )
+
+    def _copied(self, item: Item) -> bool:
+        """Copy the content from a live file that should have it; false if it does not."""
+        assert item.source is not None
+        part = self._open_part(item.md5)
+        if part is None:
+            return False
+        try:
+            source = self._tree.open(item.source)
+            try:
+                if copy_of(source, part) == item.md5:
+                    self._mirror.part(item.md5).rename(self._mirror.staged(item.md5))
+                    return True
+            finally:
+                os.close(source)
+            os.ftruncate(part, 0)
+        except FileNotFoundError:
+            pass
+        finally:
+            os.close(part)
+        return False
+
+    def _open_part(self, md5: bytes) -> int | None:
+        """Return the empty, locked file that is to receive the content; None if another task has it."""
+        path = self._mirror.part(md5)
+        while True:
+            part = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.flock(part, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                # Its last writer may have renamed or removed it between our open and our lock.
+                if os.path.samestat(os.fstat(part), os.stat(path)):
+                    os.ftruncate(part, 0)
+                    return part
+                os.close(part)
+            except FileNotFoundError:
+                os.close(part)
+            except BlockingIOError:
+                os.close(part)
+                return None
+            except BaseException:
+                os.close(part)
+                raise
+
+    # --- from the provider --------------------------------------------------------------------------
+
+    def _connected(self) -> Reader:
+        if self._reader is None:
+            self._reader = self._connect()
+        return self._reader
+
+    def _fetch(self, slot: _Slot) -> None:
+        reader = self._connected()
+        slot.part = self._open_part(slot.item.md5)
+        if slot.part is None:
+            self._postponed.append(slot)
+            return
+        self._fetching.setdefault(slot.item.md5, [])
+        reader.submit(Wanted(slot.item.path, slot.item.md5, partial(write_all, slot.part), slot))
+
+    def _on_fetched(self, fetched: Fetched) -> None:
+        slot: _Slot = fetched.wanted.key
+        item = slot.item
+        assert slot.part is not None
+        if fetched.refusal is None and fetched.md5 == item.md5:
+            self._mirror.part(item.md5).rename(self._mirror.staged(item.md5))
+            self._staged.add(item.md5)
+            slot.result = _arrived(slot, fetched.before)
+        elif fetched.refusal is None and slot.first is None:
+            slot.first = fetched
+            os.ftruncate(slot.part, 0)
+            os.lseek(slot.part, 0, os.SEEK_SET)
+            self._connected().submit(fetched.wanted)
+            return
+        else:
+            self._mirror.part(item.md5).unlink()
+            if fetched.refusal is None:
+                slot.result = self._judge(slot, fetched)
+            else:
+                slot.result = _refused(item, fetched.refusal)
+        os.close(slot.part)
+        slot.part = None
+        self._ready.extend(self._fetching.pop(item.md5))
+
+    def _judge(self, slot: _Slot, second: Fetched) -> Result:
+        """Tell a file that changed on the provider from one that arrives wrong."""
+        assert slot.first is not None
+        told = [a for f in (slot.first, second) for a in (f.before, f.after) if a is not None]
+        moved = len({(a.size, a.mtime) for a in told}) > 1
+        newer = any(a.mtime is not None and a.mtime >= self._provider_time for a in told)
+        outcome = Outcome.CHANGED if moved or newer else Outcome.CORRUPT
+        detail = f"arrived with md5 {second.md5.decode()}, the index has {slot.item.md5.decode()}"
+        return Result(slot.item.path, slot.item.md5, slot.item.replaces, outcome, detail=detail)
+
+    def _on_stated(self, stated: Stated) -> None:
+        slot: _Slot = stated.key
+        if stated.refusal is not None:
+            slot.result = _refused(slot.item, stated.refusal)
+        else:
+            slot.result = _arrived(slot, stated.attributes)
+
+    # --- telling ------------------------------------------------------------------------------------
+
+    def _counted(self, result: Result) -> Result:
+        self._done += 1
+        outcome = Outcome(result.outcome)
+        self.summary.count(outcome)
+        if not outcome.good:
+            self._troubles += 1
+            if self._troubles <= _SHOWN:
+                log.warning("%s: %s (%s)", outcome, to_text(result.path), result.detail)
+            elif self._troubles == _SHOWN + 1:
+                log.warning("There are more; commit_backup sums up")
+        return result
+
+    def progress(self) -> str:
+        """Return one line about how far this shard has come."""
+        seconds = max(time.monotonic() - self._started, 0.001)
+        megabytes = self.summary.transferred / 1e6
+        return (
+            f"{self._done:,} of {self._total:,} files, {megabytes:,.1f} MB in {seconds:,.0f} s "
+            f"({self._done / seconds:,.0f} files/s, {megabytes / seconds:,.1f} MB/s)"
+        )
+
+    def _tell(self) -> None:
+        if time.monotonic() - self._told > _PROGRESS:
+            self._told = time.monotonic()
+            log.info("%s", self.progress())
+
+    def close(self) -> None:
+        """Let go of descriptors. Parts that are incomplete stay."""
+        self._tree.close()
+        for slot in self._slots:
+            if slot.part is not None:
+                os.close(slot.part)
+
+
+def _arrived(slot: _Slot, attributes: Attributes | None) -> Result:
+    assert attributes is not None
+    item = slot.item
+    size, mtime, mode = attributes.size, attributes.mtime, attributes.mode
+    return Result(item.path, item.md5, item.replaces, slot.outcome, slot.owner, size, mtime, mode)
+
+
+def _refused(item: Item, refusal: Refusal) -> Result:
+    outcome = _REFUSALS.get(refusal.code, Outcome.FAILED)
+    return Result(item.path, item.md5, item.replaces, outcome, detail=refusal.message)
+
+
+def _failed(item: Item, why: str) -> Result:
+    return Result(item.path, item.md5, item.replaces, Outcome.FAILED, detail=why)

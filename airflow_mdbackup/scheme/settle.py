@@ -1,0 +1,206 @@
+"""The second half of a commit, which a crash may cut off and the next run takes up again.
+
+:func:`finish` carries out a history that was written ahead::
+
+    step 5   write the consumer index without the entries about to be replaced
+    step 6   put each file over its live name; syncfs
+    step 7   write the final consumer index; give the history its final name
+
+Every step may be done again. After a crash the disk shows how far it came: content that still waits is put
+in place; where none waits, the live file must have the new md5, or else that change did not happen and is
+left out of index and history.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from airflow_mdbackup.scheme.errors import ConsumerIndexDamaged
+from airflow_mdbackup.scheme.history import Change, What, last, pending
+from airflow_mdbackup.scheme.index import (
+    Entry,
+    IndexWriter,
+    MalformedIndex,
+    canonicalise,
+    digest,
+    merge,
+    read_entries,
+)
+from airflow_mdbackup.scheme.mirror import Mirror
+from airflow_mdbackup.scheme.names import to_text
+from airflow_mdbackup.scheme.records import RecordWriter, copy_records, read_header, read_records
+from airflow_mdbackup.scheme.tree import Tree, copy_of, fsync_directory, md5_of, syncfs
+
+log = logging.getLogger(__name__)
+
+STAGING = "staging"
+
+
+def consumer_index(mirror: Mirror, target: Path) -> Path | None:
+    """Return the consumer index in canonical form, or None if there is none.
+
+    As the last commit left it, that is the file itself; else it is read strictly, into ``target``.
+
+    :raises ConsumerIndexDamaged: it is not well formed, or incomplete.
+    """
+    if not mirror.index.exists():
+        return None
+    if digest(mirror.index) == last(mirror).get("after"):
+        return mirror.index
+    ways_out = (
+        f"Nothing was changed. Either restore it ({mirror.committed} is what the last commit wrote), or "
+        "delete it: then all files are copied again, and versions stay."
+    )
+    try:
+        summary = canonicalise(mirror.index, target, name=f"{mirror.provider}: consumer index {mirror.index}")
+    except MalformedIndex as error:
+        raise ConsumerIndexDamaged(f"{error}. {ways_out}") from None
+    if not summary.complete:
+        raise ConsumerIndexDamaged(
+            f"{mirror.provider}: the consumer index {mirror.index} has no end line: truncated. {ways_out}"
+        )
+    return target
+
+
+def settle(mirror: Mirror, target: Path) -> None:
+    """Finish the commits that a crash cut off. Needs the lock.
+
+    :param target: see :func:`consumer_index`.
+    """
+    for path in pending(mirror):
+        log.warning("Finishing the commit of an earlier run that was cut off: %s", path.name)
+        finish(mirror, path, consumer_index(mirror, target), fresh=False)
+
+
+def finish(mirror: Mirror, path: Path, current: Path | None, *, fresh: bool = True) -> int:
+    """Carry out the history at ``path`` and return how many entries the consumer index has then.
+
+    Needs the lock.
+
+    :param current: the consumer index in canonical form, if there is one.
+    :param fresh: its content was just seen to be there. If not, live files are hashed where none waits.
+    """
+    final = path.with_suffix("")
+    confirmed = path.with_suffix(".confirmed")
+    files = 0
+    if not final.exists():
+        syncfs(mirror.staging)
+        # Step 5: the index must not claim what is about to be replaced.
+        if current is None or any(d.left and d.right for d in merge(read_entries(current), _claims(path))):
+            _write_index(mirror, current, path, keep_replaced=False)
+            current = mirror.index
+        changed = 0
+        with mirror.tree() as tree, RecordWriter[Change](confirmed) as writer:
+            for change in _placed(mirror, tree, path, fresh):
+                writer.add(change)
+                changed += 1
+        syncfs(mirror.files)
+        files = _write_index(mirror, current, confirmed, keep_replaced=True)
+        if changed:
+            header = {key: value for key, value in read_header(path).items() if key != "format"}
+            copy_records(confirmed, final, **header, after=digest(mirror.index))
+            _keep_committed(mirror)
+    path.unlink()
+    confirmed.unlink(missing_ok=True)
+    fsync_directory(mirror.history)
+    return files
+
+
+# --- the index --------------------------------------------------------------------------------------
+
+
+def _write_index(mirror: Mirror, current: Path | None, changes: Path, *, keep_replaced: bool) -> int:
+    """Write the consumer index anew, durably and in one step, and return its number of entries."""
+    temporary = mirror.index.with_name("index.md5.tmp")
+    with IndexWriter(temporary) as writer:
+        for path, left, right in merge(read_entries(current) if current else (), _claims(changes)):
+            md5 = left if right is None else right if keep_replaced else None
+            if md5:
+                writer.add(path, md5)
+    temporary.replace(mirror.index)
+    fsync_directory(mirror.dest)
+    return writer.files
+
+
+def _claims(path: Path) -> Iterator[Entry]:
+    """Yield what changes make of index entries, in path order; an empty md5 for what is forgotten."""
+    for change in read_records(path, Change):
+        if change.what not in (What.EDITED, What.MOVED):
+            yield Entry(change.path, change.md5 or b"")
+
+
+def _keep_committed(mirror: Mirror) -> None:
+    """Keep a copy of the index, to show what somebody changed in it by hand, and to restore it from."""
+    temporary = mirror.committed.with_name("committed.md5.tmp")
+    with mirror.index.open("rb") as source, temporary.open("wb", buffering=0) as copy:
+        copy_of(source.fileno(), copy.fileno())
+    temporary.replace(mirror.committed)
+
+
+# --- the files --------------------------------------------------------------------------------------
+
+
+def _placed(mirror: Mirror, tree: Tree, path: Path, fresh: bool) -> Iterator[Change]:
+    """Carry out the changes and yield those that the disk then shows."""
+    copies = mirror.run(str(read_header(path)["run_id"])).copies
+    for change in read_records(path, Change):
+        if change.what in (What.EDITED, What.FORGOTTEN):
+            done = True
+        elif change.what == What.MOVED:
+            done = _move(tree, change)
+        else:
+            content = None
+            if change.content is not None:
+                waits = change.content == STAGING
+                content = mirror.staged(change.md5 or b"") if waits else copies / change.content
+            done = _place(tree, change, content, fresh)
+        if done:
+            yield replace(change, content=None)
+        else:
+            log.warning(
+                "It did not come to the change of %s, which is left to the next run", to_text(change.path)
+            )
+
+
+def _move(tree: Tree, change: Change) -> bool:
+    assert change.version is not None
+    if tree.lstat(change.version) is None and tree.lstat(change.path) is not None:
+        tree.move(change.path, change.version)
+    return tree.lstat(change.version) is not None
+
+
+def _place(tree: Tree, change: Change, content: Path | None, fresh: bool) -> bool:
+    """Make the live file what ``change`` says, from ``content`` if that still waits."""
+    if change.what != What.ADOPTED and content is not None and content.exists():
+        if change.mode is not None:
+            os.chmod(content, permissions(change.mode))
+        if change.mtime is not None:
+            os.utime(content, (change.mtime, change.mtime))
+        tree.put(content, change.path)
+        return True
+    try:
+        live = tree.open(change.path)
+    except FileNotFoundError:
+        return False
+    try:
+        if not fresh and md5_of(live) != change.md5:
+            return False
+        if change.what == What.ADOPTED:
+            if change.mode is not None:
+                os.fchmod(live, permissions(change.mode))
+            if change.mtime is not None:
+                os.utime(live, (change.mtime, change.mtime))
+    finally:
+        os.close(live)
+    if content is not None:
+        content.unlink(missing_ok=True)
+    return True
+
+
+def permissions(mode: int) -> int:
+    """Return the mode that a file gets here: the owner can always read it, and it is never setuid."""
+    return mode & 0o777 | 0o400

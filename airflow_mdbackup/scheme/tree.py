@@ -1,0 +1,256 @@
+"""Files below one directory, reached without ever following a symlink, and what POSIX has but ``os`` lacks.
+
+A :class:`Tree` takes absolute byte paths (``/backups/alpha``) and walks to them from its root by directory
+descriptors with ``O_NOFOLLOW``, so that no name, and no link that somebody planted on the way, leads out of
+it. Descriptors of directories are kept for the next path. One thread at a time.
+
+Sources: openat(2), renameat2(2), syncfs(2), ioctl_ficlone(2).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import hashlib
+import os
+import stat
+from collections import OrderedDict
+from collections.abc import Callable
+
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_BLOCK = 1 << 20
+
+
+class Blocked(OSError):
+    """Something that is no directory stands where a directory of the path belongs.
+
+    :ivar at: the path of that thing.
+    :ivar is_symlink: whether it is a symlink.
+    """
+
+    def __init__(self, at: bytes, is_symlink: bool) -> None:
+        super().__init__(errno.ENOTDIR, os.strerror(errno.ENOTDIR), at)
+        self.at = at
+        self.is_symlink = is_symlink
+
+
+class Tree:
+    """The files below ``root``, a directory that exists. Use as a context manager, or :meth:`close` it."""
+
+    KEPT = 64  # directory descriptors kept open
+
+    def __init__(self, root: os.PathLike[str]) -> None:
+        self._root = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._kept: OrderedDict[bytes, int] = OrderedDict()
+
+    def __enter__(self) -> Tree:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self.forget_directories()
+        os.close(self._root)
+
+    def forget_directories(self) -> None:
+        """Close the kept descriptors, which may be of directories that are no longer where they were."""
+        while self._kept:
+            os.close(self._kept.popitem()[1])
+
+    def _parent(self, path: bytes, *, create: bool = False) -> tuple[int, bytes]:
+        """Return the descriptor of the directory of ``path``, and the name in it.
+
+        :raises FileNotFoundError: a directory is missing, and ``create`` is false.
+        :raises Blocked: something else stands there.
+        """
+        directory, _, name = path.rpartition(b"/")
+        return self._directory(directory, create), name
+
+    def _directory(self, path: bytes, create: bool) -> int:
+        if not path:
+            return self._root
+        if (kept := self._kept.get(path)) is not None:
+            self._kept.move_to_end(path)
+            return kept
+        parent_path, _, name = path.rpartition(b"/")
+        parent = self._directory(parent_path, create)
+        try:
+            descriptor = os.open(name, _DIRECTORY, dir_fd=parent)
+        except FileNotFoundError:
+            if not create:
+                raise
+            os.mkdir(name, 0o755, dir_fd=parent)
+            descriptor = os.open(name, _DIRECTORY, dir_fd=parent)
+        except OSError as error:
+            if error.errno not in (errno.ENOTDIR, errno.ELOOP):
+                raise
+            mode = os.lstat(name, dir_fd=parent).st_mode
+            raise Blocked(path, stat.S_ISLNK(mode)) from None
+        self._kept[path] = descriptor
+        if len(self._kept) > self.KEPT:
+            os.close(self._kept.popitem(last=False)[1])
+        return descriptor
+
+    def lstat(self, path: bytes) -> os.stat_result | None:
+        """Return what stands at ``path`` itself, or None. A path below a file or symlink is not there."""
+        try:
+            parent, name = self._parent(path)
+            return os.lstat(name, dir_fd=parent)
+        except (FileNotFoundError, Blocked):
+            return None
+
+    def blocker(self, path: bytes) -> Blocked | None:
+        """Return what keeps ``path`` from having its directory, or None."""
+        try:
+            self._parent(path)
+        except Blocked as blocked:
+            return blocked
+        except FileNotFoundError:
+            pass
+        return None
+
+    def open(self, path: bytes) -> int:
+        """Return a descriptor for reading the regular file at ``path``.
+
+        :raises FileNotFoundError: there is none, or a symlink or special file stands there.
+        """
+        try:
+            parent, name = self._parent(path)
+            descriptor = os.open(name, _FILE, dir_fd=parent)
+        except OSError as error:
+            if error.errno in (errno.ELOOP, errno.ENOTDIR, errno.ENXIO):
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path) from None
+            raise
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+        return descriptor
+
+    def link(self, source: bytes, target: bytes) -> None:
+        """Give the file ``source`` a second name, making directories for it; never overwrites.
+
+        :raises FileExistsError: something has the name ``target``.
+        """
+        to, new = self._parent(target, create=True)
+        there, name = self._parent(source)
+        os.link(name, new, src_dir_fd=there, dst_dir_fd=to, follow_symlinks=False)
+
+    def create(self, path: bytes) -> int:
+        """Return a descriptor for writing a new file at ``path``, making directories for it.
+
+        :raises FileExistsError: something has that name.
+        """
+        parent, name = self._parent(path, create=True)
+        return os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=parent)
+
+    def put(self, source: os.PathLike[str], path: bytes) -> None:
+        """Move the file ``source`` to ``path`` in one step, over a file that stands there."""
+        parent, name = self._parent(path, create=True)
+        os.replace(source, name, dst_dir_fd=parent)
+
+    def put_new(self, source: os.PathLike[str], path: bytes) -> None:
+        """Move the file ``source`` to ``path`` in one step; never overwrites.
+
+        :raises FileExistsError: something has that name.
+        """
+        parent, name = self._parent(path, create=True)
+        rename_noreplace(_CURRENT, os.fsencode(source), parent, name)
+
+    def move(self, source: bytes, target: bytes) -> None:
+        """Move whatever stands at ``source`` as a whole to ``target``; never overwrites.
+
+        :raises FileExistsError: something has the name ``target``.
+        """
+        to, new = self._parent(target, create=True)
+        there, name = self._parent(source)
+        rename_noreplace(there, name, to, new)
+        self.forget_directories()
+
+    def unlink(self, path: bytes) -> None:
+        """Take the name ``path`` away. The caller has made sure that its bytes live on under another."""
+        parent, name = self._parent(path)
+        os.unlink(name, dir_fd=parent)
+
+
+def is_file(status: os.stat_result | None) -> bool:
+    """Whether a regular file stands there."""
+    return status is not None and stat.S_ISREG(status.st_mode)
+
+
+# --- bytes ------------------------------------------------------------------------------------------
+
+
+def md5_of(descriptor: int, into: int | None = None, progress: Callable[[int], None] | None = None) -> bytes:
+    """Return the md5 of what can be read from ``descriptor``, from where it stands to its end.
+
+    :param into: a descriptor that gets a copy of the bytes.
+    :param progress: called with the number of bytes of each block.
+    """
+    md5 = hashlib.md5(usedforsecurity=False)
+    while block := os.read(descriptor, _BLOCK):
+        md5.update(block)
+        if into is not None:
+            write_all(into, block)
+        if progress is not None:
+            progress(len(block))
+    return md5.hexdigest().encode()
+
+
+def copy_of(source: int, target: int) -> bytes:
+    """Copy one whole open file into another, sharing blocks where the filesystem can, and return the md5."""
+    try:
+        fcntl.ioctl(target, _FICLONE, source)
+    except OSError:
+        return md5_of(source, into=target)
+    return md5_of(source)
+
+
+def write_all(descriptor: int, data: bytes | memoryview) -> None:
+    """Write all of ``data``, which ``os.write`` need not do in one go."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+# --- what os lacks ----------------------------------------------------------------------------------
+
+_FICLONE = 0x40049409
+_RENAME_NOREPLACE = 1
+_CURRENT = -100  # AT_FDCWD
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def syncfs(directory: os.PathLike[str]) -> None:
+    """Bring everything written to the filesystem of ``directory`` onto its disk.
+
+    One call instead of an fsync for each of many files. Errors of writing back are reported since Linux 5.8.
+    """
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        if _libc.syncfs(descriptor) != 0:
+            raise _os_error(os.fsencode(directory))
+    finally:
+        os.close(descriptor)
+
+
+def fsync_directory(directory: os.PathLike[str]) -> None:
+    """Make the names in ``directory`` durable."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def rename_noreplace(source_directory: int, source: bytes, target_directory: int, target: bytes) -> None:
+    """Rename within one filesystem; fails with :class:`FileExistsError` where ``os.rename`` overwrites."""
+    if _libc.renameat2(source_directory, source, target_directory, target, _RENAME_NOREPLACE) != 0:
+        raise _os_error(target)
+
+
+def _os_error(name: bytes) -> OSError:
+    number = ctypes.get_errno()
+    return OSError(number, os.strerror(number), name)

@@ -1,0 +1,145 @@
+"""A provider and a consumer in one process: the whole scheme over a real sftp-server, without SSH."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import socket
+import subprocess
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from airflow_mdbackup.scheme.archive import ArchiveSummary, archive
+from airflow_mdbackup.scheme.commit import CommitSummary, commit
+from airflow_mdbackup.scheme.diff import Plan, make_plan
+from airflow_mdbackup.scheme.fetch import FetchedIndex, fetch_index
+from airflow_mdbackup.scheme.history import Change, commits
+from airflow_mdbackup.scheme.index import IndexWriter, read_entries
+from airflow_mdbackup.scheme.mirror import Mirror, Run
+from airflow_mdbackup.scheme.pull import PullSummary, pull
+from airflow_mdbackup.scheme.records import read_records
+from airflow_mdbackup.scheme.sftp import Reader
+
+SFTP_SERVER = "/usr/lib/openssh/sftp-server"
+
+
+class ServerProcess:
+    """OpenSSH's own sftp-server on a socket, read-only, cut down as the account of a provider is."""
+
+    def __init__(self) -> None:
+        self.channel, theirs = socket.socketpair()
+        self.channel.settimeout(20)
+        allowed = "open,close,read,fstat,stat,lstat,realpath,limits"
+        with theirs:
+            self.process = subprocess.Popen(
+                [SFTP_SERVER, "-R", "-p", allowed], stdin=theirs.fileno(), stdout=theirs.fileno()
+            )
+
+    def stop(self) -> None:
+        self.channel.close()
+        self.process.wait(10)
+
+
+class Pair:
+    """Server A and server B of one provider, whose backed-up files lie below :attr:`a`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.a = folder / "a"
+        self.a.mkdir()
+        self.index = os.fsencode(folder / "index.md5")
+        self.mirror = Mirror(folder / "b", "srv1")
+        self.servers: list[ServerProcess] = []
+        self.runs = 0
+        self.outcome = CommitSummary()
+
+    # --- server A -----------------------------------------------------------------------------------
+
+    def path(self, name: bytes | str) -> bytes:
+        """Return the provider's path of a file given relative to :attr:`a`."""
+        return os.fsencode(self.a) + b"/" + os.fsencode(name)
+
+    def put(self, name: bytes | str, content: bytes = b"") -> bytes:
+        """Write a file on A."""
+        path = self.path(name)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "wb") as file:
+            file.write(content)
+        return path
+
+    def build_index(self, unreadable: Sequence[bytes] = ()) -> None:
+        """Write A's index as it is now."""
+        found = {}
+        for folder, _, names in os.walk(os.fsencode(self.a)):
+            for name in names:
+                path = folder + b"/" + name
+                with open(path, "rb") as file:
+                    found[path] = hashlib.file_digest(file, "md5").hexdigest().encode()
+        with IndexWriter(Path(os.fsdecode(self.index))) as writer:
+            for path in sorted(found):
+                writer.add(path, found[path])
+            for path in sorted(unreadable):
+                writer.add_unreadable(path)
+
+    # --- server B -----------------------------------------------------------------------------------
+
+    def connect(self) -> Reader:
+        server = ServerProcess()
+        self.servers.append(server)
+        return Reader(server.channel)
+
+    def new_run(self) -> Run:
+        self.runs += 1
+        return self.mirror.run(f"manual__{self.runs}")
+
+    def fetch(self, run: Run, **options: object) -> FetchedIndex:
+        self.mirror.claim()
+        return fetch_index(self.mirror, run, self.connect, self.index, **options)  # type: ignore[arg-type]
+
+    def diff(self, run: Run, **options: object) -> Plan:
+        return make_plan(self.mirror, run, **options)  # type: ignore[arg-type]
+
+    def pull(self, run: Run, plan: Plan) -> list[PullSummary]:
+        return [pull(self.mirror, run, shard, self.connect) for shard in range(len(plan.shards))]
+
+    def archive(self, run: Run) -> ArchiveSummary:
+        return archive(self.mirror, run)
+
+    def commit(self, run: Run) -> CommitSummary:
+        self.outcome = commit(self.mirror, run)
+        return self.outcome
+
+    def backup(self, **options: object) -> CommitSummary:
+        """Do a whole run with A as it is now."""
+        self.build_index()
+        run = self.new_run()
+        self.fetch(run)
+        self.pull(run, self.diff(run, **options))
+        self.archive(run)
+        return self.commit(run)
+
+    # --- what to see there --------------------------------------------------------------------------
+
+    def live(self, name: bytes | str) -> Path:
+        """Return where a file lies in the mirror."""
+        return Path(os.fsdecode(os.fsencode(self.mirror.files) + self.path(name)))
+
+    def versions(self, name: str) -> list[bytes]:
+        """Return the contents of the versions of a file, oldest first."""
+        live = self.live(name)
+        return [p.read_bytes() for p in sorted((live.parent / ".old").glob(f"{live.name}.*"))]
+
+    def index_b(self) -> dict[bytes, bytes]:
+        return dict(read_entries(self.mirror.index))
+
+    def history(self) -> list[list[Change]]:
+        return [list(read_records(path, Change)) for path in commits(self.mirror)]
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> Iterator[Pair]:
+    pair = Pair(tmp_path)
+    yield pair
+    for server in pair.servers:
+        server.stop()
