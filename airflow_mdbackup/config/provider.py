@@ -1,0 +1,288 @@
+"""The keys of a provider: the schema that reads the configuration and that the reference is made from.
+
+Every key has a description and examples, in the words of whoever writes the file; ``docs/reference`` and
+the sample file are generated from them.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import timedelta
+from itertools import combinations
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+
+from airflow_mdbackup.config.values import (
+    AbsolutePath,
+    Duration,
+    PathBelowRoot,
+    Paths,
+    Patterns,
+    Schedule,
+    Share,
+    Tags,
+    Text,
+    seen,
+)
+
+RESERVED_NAMES = ("watchdog", "restore", "verify")
+# Strict: text stays text and numbers stay numbers, so that nothing YAML misread is quietly accepted.
+_STRICT = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+def is_reserved(name: str) -> bool:
+    """Tell whether a name belongs to a DAG of our own that backs nothing up."""
+    return name in RESERVED_NAMES or name.startswith("verify_")
+
+
+def check_name(name: object) -> str:
+    """Return ``name`` if a provider may be called so.
+
+    :raises ValueError: it is no text, has other characters, is too long, or is reserved.
+    """
+    if not isinstance(name, str):
+        raise ValueError(f"a provider's name must be text, but YAML reads {seen(name)}: put it in quotes")
+    if not re.fullmatch("[a-z0-9][a-z0-9_-]{0,99}", name):
+        raise ValueError(
+            "a provider's name is made of lowercase letters, digits, `_` and `-`, begins with a letter or"
+            " digit, and has at most 100 characters: rename it"
+        )
+    if is_reserved(name):
+        raise ValueError(
+            f"`{'`, `'.join(RESERVED_NAMES)}` and names that begin with `verify_` are reserved for DAGs that"
+            " back nothing up: choose another name"
+        )
+    return name
+
+
+class Guard(BaseModel):
+    """How much may be gone or changed before a run stops. Immutable."""
+
+    model_config = _STRICT
+
+    share: Share = Field(
+        default=0.5,
+        description=(
+            "Stop when more than this share of the entries in the consumer index is gone from the provider or"
+            " changed. `100%` never stops."
+        ),
+        examples=["25%"],
+    )
+    number: int | None = Field(
+        default=None,
+        ge=0,
+        description="Stop when more than this number of entries is gone or changed, whatever their share.",
+        examples=[5000],
+    )
+    above: int = Field(
+        default=100,
+        ge=0,
+        description=(
+            "Judge only once the consumer index has more entries than this: of a few files, many may change."
+        ),
+        examples=[20],
+    )
+
+
+class Provider(BaseModel):
+    """One provider: a server A whose files are backed up, and how. Immutable."""
+
+    model_config = _STRICT
+
+    name: str = Field(
+        description="The key of the provider's mapping under `providers:`; its DAG is `mdbackup_<name>`.",
+        examples=["web"],
+    )
+    sftp_conn_id: Text = Field(
+        description=(
+            "The Airflow connection, of type `sftp` or `ssh`, with which the read-only account `backupop` is"
+            " reached. Its extra `subsystem` names the SFTP subsystem, if that is not `sftp`."
+        ),
+        examples=["web_backupop"],
+    )
+    ssh_conn_id: Text | None = Field(
+        default=None,
+        description=(
+            "The Airflow connection of the index account, over which each run rebuilds the provider index."
+            " Left out, the provider builds its index itself, by cron or a systemd timer."
+        ),
+        examples=["web_index"],
+    )
+    chroot: AbsolutePath | None = Field(
+        default=None,
+        validate_default=True,
+        description=(
+            "The directory that `backupop` sees as `/`, as the index account sees it; `/` if `backupop` is"
+            " not confined to a directory. Required with `ssh_conn_id`, unused without."
+        ),
+        examples=["/home/backupop"],
+    )
+    source: Paths = Field(
+        min_length=1,
+        description=(
+            "What is backed up: absolute paths as `backupop` sees them, at least one (a single path need not"
+            " be a list). `/` is everything."
+        ),
+        examples=[["/backups", "/etc"]],
+    )
+    index: PathBelowRoot = Field(
+        default="/.mdbackup/index.md5",
+        description="The provider index, as `backupop` sees it. It is never part of itself.",
+        examples=["/var/index/index.md5"],
+    )
+    max_index_age: Duration | None = Field(
+        default=None,
+        description=(
+            "A run fails when the provider index is older than this; `null` accepts any age. Default: any age"
+            " with `ssh_conn_id`, since each run rebuilds the index, and `26h` without."
+        ),
+        examples=["26h"],
+    )
+    dest: PathBelowRoot = Field(
+        description=(
+            "The directory on the Airflow worker that receives the backup. No other provider may have the"
+            " same one, one inside it or one around it, also through symbolic links."
+        ),
+        examples=["/srv/backups/web"],
+    )
+    mount: PathBelowRoot | None = Field(
+        default=None,
+        description=(
+            "A path that must be a mount point whenever a run starts: `dest` or a directory above it. So a"
+            " backup disk that is not mounted is noticed, and the disk below it is not filled."
+        ),
+        examples=["/srv/backups"],
+    )
+    schedule: Schedule = Field(
+        default="@daily",
+        description=(
+            "When the backup runs, in Airflow's default time zone: a cron expression of five fields, one of"
+            " the presets `@hourly`, `@daily`, `@weekly`, `@monthly`, `@quarterly` and `@yearly` (in quotes:"
+            " no plain text in YAML begins with `@` or `*`), or `null`: only a person starts it."
+        ),
+        examples=["0 3 * * *"],
+    )
+    exclude: Patterns = Field(
+        default=(),
+        description=(
+            "What is not backed up: patterns as in a `.gitignore` file in `/`, as `backupop` sees it. What"
+            " was backed up before stays on the consumer."
+        ),
+        examples=[["*.tmp", "/backups/cache/"]],
+    )
+    shards: int = Field(
+        default=1,
+        ge=1,
+        le=64,
+        description="How many tasks pull at the same time, each over a connection of its own; 1 to 64.",
+        examples=[4],
+    )
+    retries: int = Field(
+        default=2,
+        ge=0,
+        le=100,
+        description="How often Airflow tries a failed task again, when trying again may help.",
+        examples=[5],
+    )
+    retry_delay: Duration = Field(
+        default=timedelta(minutes=5),
+        description="How long Airflow waits before it tries a failed task again.",
+        examples=["15m"],
+    )
+    queue: Text | None = Field(
+        default=None,
+        description="The queue of the Airflow workers that have `dest`. Default: Airflow's default queue.",
+        examples=["backup"],
+    )
+    pool: Text | None = Field(
+        default=None,
+        description=(
+            "The Airflow pool whose slots the tasks take. The pool must exist, otherwise no task starts."
+            " Default: Airflow's default pool."
+        ),
+        examples=["backup"],
+    )
+    tags: Tags = Field(
+        default=(),
+        description="Tags of the DAG in the Airflow UI, beside those that every backup DAG has.",
+        examples=[["production"]],
+    )
+    guard: Guard = Field(
+        default_factory=Guard,
+        description="When a run stops before it changes anything, because too much is gone or changed.",
+        examples=[{"share": "25%"}],
+    )
+    on_guard: Literal["fail", "approve"] = Field(
+        default="fail",
+        description="When the guard stops a run: `fail` it, or wait for a person to `approve` it in Airflow.",
+        examples=["approve"],
+    )
+    allow_empty: bool = Field(
+        default=False,
+        description="Accept a provider index without any entry, which otherwise stops the run.",
+        examples=[True],
+    )
+    stall_timeout: Duration = Field(
+        default=timedelta(seconds=60),
+        description="How long the SFTP connection may be silent before the task gives it up.",
+        examples=["2m"],
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _limit_the_age_of_an_index_built_elsewhere(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("ssh_conn_id") is None:
+            return {"max_index_age": timedelta(hours=26), **values}
+        return values
+
+    @field_validator("name")
+    @classmethod
+    def _check_name(cls, name: str) -> str:
+        return check_name(name)
+
+    @field_validator("chroot")
+    @classmethod
+    def _check_chroot(cls, chroot: str | None, info: ValidationInfo) -> str | None:
+        if chroot is None and info.data.get("ssh_conn_id"):
+            raise ValueError(
+                "is missing, and `ssh_conn_id` needs it: write the directory that `backupop` sees as `/`, for"
+                " example `chroot: /home/backupop`"
+            )
+        return chroot
+
+    @field_validator("source")
+    @classmethod
+    def _check_source(cls, source: tuple[str, ...]) -> tuple[str, ...]:
+        for first, second in combinations(sorted(source), 2):
+            if second == first or second.startswith(first.rstrip("/") + "/"):
+                raise ValueError(f"`{first}` already contains `{second}`: remove `{second}`")
+        return source
+
+    @field_validator("mount")
+    @classmethod
+    def _check_mount(cls, mount: str | None, info: ValidationInfo) -> str | None:
+        dest = info.data.get("dest")
+        if mount and dest and not f"{dest}/".startswith(f"{mount}/"):
+            raise ValueError(f"`{mount}` is neither `dest` (`{dest}`) nor a directory above it")
+        return mount
+
+    @property
+    def source_paths(self) -> tuple[bytes, ...]:
+        """``source`` as the scheme wants it."""
+        return tuple(map(_path_bytes, self.source))
+
+    @property
+    def index_path(self) -> bytes:
+        """``index`` as the scheme wants it."""
+        return _path_bytes(self.index)
+
+    @property
+    def dest_path(self) -> bytes:
+        """``dest`` as the scheme wants it."""
+        return _path_bytes(self.dest)
+
+
+def _path_bytes(path: str) -> bytes:
+    # UTF-8 whatever the locale of the process is.
+    return path.encode("utf-8", "surrogateescape")

@@ -1,0 +1,27 @@
+"""What we read of Airflow's configuration. No other module reads any of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from urllib.parse import urlsplit
+
+
+def providers_file() -> Path:
+    """Return the file, or directory of ``*.yaml`` files, that describes the providers. It need not exist.
+
+    It is named by the option ``[mdbackup] providers_file``, or ``AIRFLOW__MDBACKUP__PROVIDERS_FILE`` in the
+    environment; the default is ``<AIRFLOW_HOME>/mdbackup/providers.yaml``. Airflow expands ``~`` and
+    ``$VARIABLES`` in it; a relative path is relative to ``AIRFLOW_HOME``.
+    """
+    # Here and not above: whoever names the file himself needs no Airflow to read it.
+    from airflow.configuration import AIRFLOW_HOME, conf
+
+    option = conf.get("mdbackup", "providers_file", fallback=None) or "mdbackup/providers.yaml"
+    return Path(AIRFLOW_HOME) / option
+
+
+def web_path() -> str:
+    """Return the path below which Airflow's pages lie: empty, or that of ``[api] base_url``."""
+    from airflow.configuration import conf
+
+    return urlsplit(conf.get("api", "base_url", fallback=None) or "").path.rstrip("/")

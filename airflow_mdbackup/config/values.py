@@ -1,0 +1,215 @@
+"""How single values are written in YAML: durations, shares, paths, schedules, patterns.
+
+Each type takes what YAML made of the text, and either gives the value or says what to write instead.
+YAML 1.1 reads some plain text as something else (``1:30`` is the number 90, ``no`` is false, ``0755`` is
+493), so every message about a wrong type names the type that YAML saw.
+"""
+
+from __future__ import annotations
+
+import re
+import reprlib
+from datetime import timedelta
+from typing import Annotated, Any
+
+from croniter import croniter
+from pathspec import GitIgnoreSpec
+from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, WithJsonSchema
+
+SCHEDULE_PRESETS = ("@hourly", "@daily", "@weekly", "@monthly", "@quarterly", "@yearly")
+
+_DURATION = re.compile(
+    r"(?=.)" + "".join(rf"(?:(?P<{unit}>[0-9]+(?:\.[0-9]+)?){unit})?" for unit in "dhms"), re.ASCII
+)
+_UNITS = {"d": "days", "h": "hours", "m": "minutes", "s": "seconds"}
+_LONGEST = timedelta(days=3650)
+_shorten = reprlib.Repr()
+_shorten.maxstring = 300
+_HOW_TO_WRITE_A_DURATION = "write numbers with units, such as `90s`, `15m`, `1h30m`, `26h` or `2d`"
+
+
+def seen(value: object) -> str:
+    """Say in a few words what YAML made of a value: ``the number 90``, ``the text 'yes'``."""
+    match value:
+        case None:
+            return "nothing (null)"
+        case bool():
+            return f"the boolean {str(value).lower()}"
+        case int() if value.bit_length() > 1000:  # printing it could be refused by Python itself
+            return "a huge number"
+        case int() | float():
+            return f"the number {value}"
+        case str():
+            return f"the text {_shorten.repr(value)}"
+        case list() | tuple():
+            return "a list"
+        case dict():
+            return "a mapping"
+    return f"the {type(value).__name__} {_shorten.repr(value)}"
+
+
+def parse_duration(value: object) -> timedelta:
+    """Return the duration that ``90s``, ``15m``, ``1.5h``, ``2d`` or ``1h30m`` stands for.
+
+    :raises ValueError: anything else, nothing or less, or more than ten years.
+    """
+    if isinstance(value, timedelta):
+        duration = value
+    elif not isinstance(value, str):
+        trap = " (as it does for an unquoted `1:30`)" if value == 90 else ""
+        raise ValueError(
+            f"must be a duration, but YAML reads {seen(value)}{trap}: {_HOW_TO_WRITE_A_DURATION}"
+        )
+    elif not (match := _DURATION.fullmatch(value)):
+        raise ValueError(f"{seen(value)} is not a duration: {_HOW_TO_WRITE_A_DURATION}")
+    else:
+        parts = {_UNITS[unit]: float(number) for unit, number in match.groupdict().items() if number}
+        # Judged before a timedelta is made of it, which overflows.
+        too_long = any(number > _LONGEST / timedelta(**{unit: 1}) for unit, number in parts.items())
+        duration = timedelta.max if too_long else timedelta(**parts)
+    if not timedelta() < duration <= _LONGEST:
+        raise ValueError(f"{seen(value)} must be more than nothing and at most ten years (`3650d`)")
+    return duration
+
+
+def write_duration(duration: timedelta) -> str:
+    """Return the text that :func:`parse_duration` reads as ``duration``."""
+    text, rest = "", duration
+    for unit, name in _UNITS.items():
+        count, rest = divmod(rest, timedelta(**{name: 1}))
+        if unit == "s" and rest:
+            text += f"{count + rest / timedelta(seconds=1):f}".rstrip("0") + unit
+        elif count:
+            text += f"{count}{unit}"
+    return text
+
+
+def parse_share(value: object) -> float:
+    """Return the share, 0 to 1, that ``50%`` or ``0.5`` stands for.
+
+    :raises ValueError: anything else.
+    """
+    if isinstance(value, str) and re.fullmatch(r"[0-9]+(\.[0-9]+)?%", value, re.ASCII):
+        share = float(value[:-1]) / 100
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        share = float(value)
+    else:
+        raise ValueError(f"must be a share, but YAML reads {seen(value)}: write a percentage such as `50%`")
+    if not 0 <= share <= 1:
+        raise ValueError(f"{seen(value)} is no share: write `0%` to `100%`, or a number from 0 to 1")
+    return share
+
+
+def write_share(share: float) -> str:
+    """Return the text that :func:`parse_share` reads as ``share``."""
+    return f"{share * 100:g}%"
+
+
+def check_path(path: str) -> str:
+    """Return ``path`` if it is absolute, and written in the only way that means the same everywhere.
+
+    :raises ValueError: it is relative, begins with ``~``, ends in a slash, has an empty, ``.``, ``..`` or
+        over-long component, or contains a NUL.
+    """
+    if path == "/":
+        return path
+    components = path.split("/")[1:]
+    if path.startswith("~"):
+        wrong = "begins with `~`, which is not expanded: write the whole path, from `/` on"
+    elif not path.startswith("/"):
+        wrong = "is not absolute: write the whole path, from `/` on"
+    elif "\0" in path:
+        wrong = "contains a NUL character, which no path can"
+    elif ".." in components or "." in components:
+        wrong = "has `.` or `..` as a component: write the path without"
+    elif not all(components):
+        wrong = "has an empty component: write single slashes, and none at the end"
+    elif len(path.encode()) > 4096 or any(len(part.encode()) > 255 for part in components):
+        wrong = "is too long: a component has at most 255 bytes, a path 4096"
+    else:
+        return path
+    raise ValueError(f"{_shorten.repr(path)} {wrong}")
+
+
+def _not_the_root(path: str) -> str:
+    if path == "/":
+        raise ValueError("must not be `/` itself: name something below it")
+    return path
+
+
+def check_schedule(value: object) -> str | None:
+    """Return a cron expression of five fields, or one of :data:`SCHEDULE_PRESETS`, or None (by hand only).
+
+    :raises ValueError: it is something else, or never comes.
+    """
+    how = "write a cron expression such as `0 3 * * *`, a preset such as '@daily' (quoted), or `null`"
+    if value is None or (isinstance(value, str) and value in SCHEDULE_PRESETS):
+        return value
+    # Timetables and assets find their place here, as the mappings that YAML makes of them.
+    if not isinstance(value, str):
+        raise ValueError(f"must be text or null, but YAML reads {seen(value)}: {how}")
+    if value.startswith("@"):
+        raise ValueError(f"{seen(value)} is not one of the presets {', '.join(SCHEDULE_PRESETS)}")
+    # A sixth field would be seconds: one run every second, for someone who meant something else. `r` is
+    # a random time, another one whenever the file is read.
+    if len(value.split()) != 5 or "r" in re.findall("[a-z]+", value.lower()):
+        raise ValueError(f"{seen(value)} is not a cron expression of five fields: {how}")
+    try:
+        croniter(value).get_next()
+    except ValueError as error:
+        raise ValueError(f"{seen(value)} is not a schedule ({error}): {how}") from error
+    return value
+
+
+def check_pattern(pattern: str) -> str:
+    """Return a gitignore pattern if it is one that can match something.
+
+    :raises ValueError: it is malformed, empty or a comment.
+    """
+    try:
+        useful = any(part.include is not None for part in GitIgnoreSpec.from_lines([pattern]).patterns)
+    except (ValueError, re.error) as error:
+        raise ValueError(f"{_shorten.repr(pattern)} is not a gitignore pattern ({error})") from error
+    if pattern.startswith("#"):
+        raise ValueError(
+            f"{_shorten.repr(pattern)} is a comment in gitignore: write `\\#` for a name with `#`"
+        )
+    if not useful:
+        raise ValueError(f"{_shorten.repr(pattern)} matches nothing: remove it, or correct it")
+    return pattern
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _one_or_several(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else _as_tuple(value)
+
+
+# What a value is called where people read of it is the title in the schema.
+def _titled(title: str) -> WithJsonSchema:
+    return WithJsonSchema({"type": "string", "title": title})
+
+
+Text = Annotated[str, Field(min_length=1, max_length=250), _titled("text")]
+Tag = Annotated[str, Field(min_length=1, max_length=100), _titled("text")]
+AbsolutePath = Annotated[str, AfterValidator(check_path), _titled("absolute path")]
+PathBelowRoot = Annotated[AbsolutePath, AfterValidator(_not_the_root), _titled("absolute path")]
+Duration = Annotated[
+    timedelta,
+    BeforeValidator(parse_duration),
+    PlainSerializer(write_duration, when_used="json"),
+    _titled("duration"),
+]
+Share = Annotated[
+    float,
+    BeforeValidator(parse_share),
+    PlainSerializer(write_share, when_used="json"),
+    _titled("percentage, or number from 0 to 1"),
+]
+Schedule = Annotated[str | None, BeforeValidator(check_schedule), _titled("cron expression, preset or null")]
+Pattern = Annotated[str, AfterValidator(check_pattern), _titled("gitignore pattern")]
+Tags = Annotated[tuple[Tag, ...], BeforeValidator(_as_tuple)]
+Patterns = Annotated[tuple[Pattern, ...], BeforeValidator(_as_tuple)]
+Paths = Annotated[tuple[AbsolutePath, ...], BeforeValidator(_one_or_several)]
