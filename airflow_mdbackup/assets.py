@@ -1,0 +1,25 @@
+"""The asset of a provider: ``mdbackup://<provider>``, updated by each good commit."""
+
+from __future__ import annotations
+
+from urllib.parse import SplitResult
+
+from airflow.sdk import Asset
+
+LAST_GOOD = "last_good"
+"""Key of the asset's state store: the last good run, which survives the loss of ``dest``."""
+
+
+def provider_asset(provider: str) -> Asset:
+    """Return the asset that stands for the backup of a provider."""
+    return Asset(name=f"mdbackup_{provider}", uri=f"mdbackup://{provider}", group="mdbackup")
+
+
+def check_uri(uri: SplitResult) -> SplitResult:
+    """Pass a URI that names a provider and nothing else.
+
+    :raises ValueError: it does not.
+    """
+    if not uri.netloc or uri.path.strip("/") or uri.query or uri.fragment:
+        raise ValueError(f"the URI of a backup is mdbackup://<provider>, not {uri.geturl()!r}")
+    return uri

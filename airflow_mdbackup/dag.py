@@ -1,0 +1,178 @@
+"""From the configuration to one DAG per provider.
+
+::
+
+    build_provider_index >> fetch_index >> diff_indexes >> [approve] >> pull_changed[shard 0..n]
+                                                 |                            |
+                                                 |                     shards_finished   (however)
+                                                 +-------------+--------------+
+                                                       archive_old >> commit_backup
+
+Everything keeps the default trigger rule but the join ``shards_finished``: archive and commit follow when
+there is an accepted plan and the shards have finished, however. What could be pulled is committed;
+``commit_backup``, the only leaf, then fails the run if a shard or an entry failed.
+"""
+
+from __future__ import annotations
+
+import logging
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from airflow.providers.standard.operators.empty import EmptyOperator
+from airflow.sdk import DAG, TriggerRule
+
+from airflow_mdbackup.assets import provider_asset
+from airflow_mdbackup.config import Problem, Provider, load, providers_file
+from airflow_mdbackup.operators import (
+    RETRY_POLICY,
+    ApproveChanges,
+    ArchiveOld,
+    BuildProviderIndex,
+    CommitBackup,
+    DiffIndexes,
+    FetchIndex,
+    PullChanged,
+)
+from airflow_mdbackup.operators.invalid_configuration import InvalidConfiguration
+from airflow_mdbackup.scheme.diff import Limits
+
+log = logging.getLogger(__name__)
+
+# Naive, so that Airflow reads it, and with it every cron expression, in its own default time zone.
+_START = datetime(2020, 1, 1)
+_APPROVAL = timedelta(hours=24)
+
+
+def provider_dags(path: Path | None = None) -> dict[str, DAG]:
+    """Return the DAGs of all providers, by id: a failing one for each whose configuration is invalid.
+
+    Never raises for what the configuration says: an import error would stop the backups of all others too.
+
+    :param path: the configuration; by default what Airflow's options name.
+    """
+    configuration = load(providers_file() if path is None else path)
+    dags = [provider_dag(provider) for provider in configuration.providers]
+    dags += [_invalid_dag(name, problems) for name, problems in configuration.refused.items()]
+    return {dag.dag_id: dag for dag in dags}
+
+
+def provider_dag(provider: Provider) -> DAG:
+    """Return the DAG that backs up one provider."""
+    asset = provider_asset(provider.name)
+    common: dict[str, Any] = {"provider": provider.name, "dest": provider.dest}
+    with DAG(
+        dag_id=f"mdbackup_{provider.name}",
+        description=f"Back up {provider.name} to {provider.dest}",
+        doc_md=_doc(provider),
+        schedule=provider.schedule,
+        start_date=_START,
+        catchup=False,
+        max_active_runs=1,
+        tags={"mdbackup", *provider.tags},
+        default_args=_task_defaults(provider),
+    ) as dag:
+        fetch = FetchIndex(
+            task_id="fetch_index",
+            **common,
+            sftp_conn_id=provider.sftp_conn_id,
+            index=provider.index,
+            max_index_age=provider.max_index_age,
+            mount=provider.mount,
+            stall_timeout=provider.stall_timeout,
+            inlets=[asset],
+        )
+        if provider.ssh_conn_id is not None:
+            build = BuildProviderIndex(
+                task_id="build_provider_index",
+                provider=provider.name,
+                ssh_conn_id=provider.ssh_conn_id,
+                chroot=provider.chroot or "/",
+                source=list(provider.source),
+                index=provider.index,
+            )
+            build >> fetch
+        diff = DiffIndexes(
+            task_id="diff_indexes",
+            **common,
+            source=list(provider.source),
+            exclude=list(provider.exclude),
+            shards=provider.shards,
+            limits=Limits(provider.guard.share, provider.guard.number, provider.guard.above),
+            allow_empty=provider.allow_empty,
+            on_guard=provider.on_guard,
+        )
+        accepted: Any = diff
+        if provider.on_guard == "approve":
+            accepted = ApproveChanges(
+                task_id="approve",
+                reasons=diff.output["guard"],  # type: ignore[index]
+                subject=f"Backup of {provider.name}: much is gone or changed. Back it up all the same?",
+                response_timeout=_APPROVAL,
+            )
+            diff >> accepted
+        pull = PullChanged.partial(
+            task_id="pull_changed",
+            **common,
+            sftp_conn_id=provider.sftp_conn_id,
+            stall_timeout=provider.stall_timeout,
+            max_active_tis_per_dag=provider.shards,
+            map_index_template="shard {{ task.shard.shard }}: {{ task.shard.files }} files",
+        ).expand(shard=diff.output)
+        finished = EmptyOperator(task_id="shards_finished", trigger_rule=TriggerRule.ALL_DONE)
+        archive = ArchiveOld(task_id="archive_old", **common)
+        commit = CommitBackup(task_id="commit_backup", **common, outlets=[asset])
+        fetch >> diff
+        accepted >> pull >> finished
+        [accepted, finished] >> archive >> commit
+    return dag
+
+
+def _task_defaults(provider: Provider) -> dict[str, Any]:
+    defaults: dict[str, Any] = {
+        "retries": provider.retries,
+        "retry_delay": provider.retry_delay,
+        "retry_policy": RETRY_POLICY,
+        # Runs of a backfill overlap whatever max_active_runs says; so their steps do not.
+        "max_active_tis_per_dag": 1,
+    }
+    if provider.queue is not None:
+        defaults["queue"] = provider.queue
+    if provider.pool is not None:
+        defaults["pool"] = provider.pool
+    return defaults
+
+
+def _invalid_dag(name: str, problems: tuple[Problem, ...]) -> DAG:
+    message = "\n\n".join(map(str, problems))
+    with DAG(
+        dag_id=f"mdbackup_{name}",
+        description=f"{name} is NOT backed up: its configuration is invalid",
+        doc_md=f"# {name} is not backed up\n\n```\n{message}\n```\n",
+        schedule="@daily",
+        start_date=_START,
+        catchup=False,
+        max_active_runs=1,
+        tags={"mdbackup", "invalid"},
+    ) as dag:
+        InvalidConfiguration(task_id="invalid_configuration", message=message)
+    return dag
+
+
+def _doc(provider: Provider) -> str:
+    """Return what the DAG's page says of it."""
+    rows = {
+        "what": ", ".join(f"`{path}`" for path in provider.source),
+        "to": f"`{provider.dest}`",
+        "index": f"`{provider.index}`"
+        + (", built by each run" if provider.ssh_conn_id else ", built by the provider itself"),
+        "not": ", ".join(f"`{pattern}`" for pattern in provider.exclude) or "nothing is excluded",
+        "guard": f"over {provider.guard.share:.0%} gone or changed: {provider.on_guard}",
+    }
+    table = "\n".join(f"| {name} | {value.replace('|', '&#124;')} |" for name, value in rows.items())
+    return (
+        f"# Backup of {provider.name}\n\n|  |  |\n|---|---|\n{table}\n\n"
+        "Only what is new is copied; a changed file's old version goes to `.old` beside it; nothing is "
+        "deleted. A backup always takes the provider's present state, also in a backfill.\n"
+    )

@@ -1,0 +1,51 @@
+"""What Airflow shows of this package. Imports no Airflow: it is read while that is still starting."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def get_provider_info() -> dict[str, Any]:
+    """Return the metadata of the Airflow provider package, as ``provider_info.schema.json`` has it."""
+    return {
+        "package-name": "airflow-mdbackup",
+        "name": "mdbackup",
+        "description": "Verified pull backups over read-only SFTP.",
+        "integrations": [{"integration-name": "mdbackup", "tags": ["service"]}],
+        "operators": [
+            {
+                "integration-name": "mdbackup",
+                "python-modules": [
+                    "airflow_mdbackup.operators.build_provider_index",
+                    "airflow_mdbackup.operators.fetch_index",
+                    "airflow_mdbackup.operators.diff_indexes",
+                    "airflow_mdbackup.operators.approve_changes",
+                    "airflow_mdbackup.operators.pull_changed",
+                    "airflow_mdbackup.operators.archive_old",
+                    "airflow_mdbackup.operators.commit_backup",
+                ],
+            }
+        ],
+        "hooks": [
+            {"integration-name": "mdbackup", "python-modules": ["airflow_mdbackup.hooks.provider"]},
+        ],
+        "asset-uris": [{"schemes": ["mdbackup"], "handler": "airflow_mdbackup.assets.check_uri"}],
+        "extra-links": ["airflow_mdbackup.links.LastGoodRunLink"],
+        "config": {
+            "mdbackup": {
+                "description": "Pull backups over read-only SFTP.",
+                "options": {
+                    "providers_file": {
+                        "description": (
+                            "YAML file, or directory of ``*.yaml`` files, that describes the providers. A "
+                            "relative path is relative to ``AIRFLOW_HOME``."
+                        ),
+                        "version_added": "0.1.0",
+                        "type": "string",
+                        "example": "/etc/airflow/mdbackup/providers.yaml",
+                        "default": "mdbackup/providers.yaml",
+                    }
+                },
+            }
+        },
+    }

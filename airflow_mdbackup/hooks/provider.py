@@ -1,0 +1,247 @@
+"""A connection to a provider, as the backup scheme wants it: verified, uncompressed, with a fast cipher.
+
+Both accounts of a provider are reached through ordinary Airflow connections of type ``ssh`` or ``sftp``;
+their extras are those of Airflow's SSH provider package, and ``subsystem``.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import paramiko
+from airflow.providers.ssh.hooks.ssh import SSHHook
+from paramiko.ssh_exception import IncompatiblePeer
+
+from airflow_mdbackup.provider_side import (
+    NO_PYTHON,
+    Done,
+    Failed,
+    IndexRequest,
+    Progress,
+    Unreadable,
+    parse_report,
+    python_command,
+    python_input,
+    shell_command,
+    shell_input,
+)
+from airflow_mdbackup.scheme.errors import AccessRefused, ConnectionLost, NotOnProvider
+from airflow_mdbackup.scheme.names import to_text
+from airflow_mdbackup.scheme.sftp import WINDOW, Reader
+
+_FAST = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com")
+_CONNECT = 30  # seconds for each of: TCP connection, banner, authentication
+_LISTEN = 10.0  # seconds between two looks whether a silent connection is still alive
+_TELL = 30.0  # seconds between two lines of progress of a build
+_STRAY = 20  # lines of a provider's other output that are shown
+_LINE = 8192  # bytes that one line of output may have
+
+
+class ProviderHook(SSHHook):
+    """An SSH connection to one of a provider's accounts. Use as a context manager.
+
+    Host keys are verified. Compression is off unless the connection asks for it (``"compress": true``).
+
+    :param conn_id: the Airflow connection.
+    :param stall_timeout: seconds that an SFTP transfer may be silent.
+    """
+
+    def __init__(self, conn_id: str, *, stall_timeout: float = 60.0) -> None:
+        super().__init__(
+            ssh_conn_id=conn_id,
+            conn_timeout=_CONNECT,
+            banner_timeout=_CONNECT,
+            auth_timeout=_CONNECT,
+            conn_retry_attempts=1,
+        )
+        self.stall_timeout = stall_timeout
+        extra = self.get_connection(conn_id).extra_dejson
+        self.compress = str(extra.get("compress", "false")).lower() == "true"
+        self.subsystem = str(extra.get("subsystem", "sftp"))
+        if self.allow_host_key_change:
+            raise AccessRefused(
+                f"the connection {conn_id} sets allow_host_key_change, which trusts any server. Remove that, "
+                "and pin the key in its extra host_key."
+            )
+
+    def __enter__(self) -> ProviderHook:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the connection, and with it whatever waits on it. May be called from another thread."""
+        if self.client is not None:
+            self.client.close()
+
+    # --- connecting ---------------------------------------------------------------------------------
+
+    def get_conn(self) -> paramiko.SSHClient:
+        """Return the connected client.
+
+        :raises AccessRefused: the host key is not the expected one, or the account is refused.
+        :raises ConnectionLost: the server cannot be reached.
+        """
+        where = f"{self.username}@{self.remote_host}:{self.port} (connection {self.ssh_conn_id})"
+        try:
+            return self._connected_fast()
+        except paramiko.BadHostKeyException as error:
+            raise AccessRefused(
+                f"{where}: the server's host key is not the expected one ({error}). Somebody may be in "
+                "between. If the server really has a new key, pin that in the connection's extra host_key."
+            ) from error
+        except paramiko.AuthenticationException as error:
+            raise AccessRefused(
+                f"{where}: the server refuses the account's key or password ({error}). Check login and "
+                "key_file of the connection, and authorized_keys on the server."
+            ) from error
+        except paramiko.SSHException as error:
+            if "known_hosts" in str(error):
+                raise AccessRefused(
+                    f"{where}: the host key is unknown. Pin it in the connection's extra host_key "
+                    "(ssh-keyscan shows it; compare it with the server's own), or add it to known_hosts."
+                ) from error
+            raise ConnectionLost(f"{where}: {error}") from error
+        except (OSError, EOFError) as error:
+            if isinstance(error, FileNotFoundError | PermissionError):
+                raise AccessRefused(f"{where}: the key cannot be read on this worker: {error}") from error
+            raise ConnectionLost(f"{where}: {error or type(error).__name__}") from error
+
+    def _connected_fast(self) -> paramiko.SSHClient:
+        """Connect with a cipher that today's processors are fast at, or with what the server has.
+
+        The only way to a preference that holds from the first key exchange is to disable the other ciphers.
+        """
+        if self.client is not None or self.ciphers or (self.disabled_algorithms or {}).get("ciphers"):
+            return super().get_conn()
+        asked = self.disabled_algorithms
+        others = [name for name in _known_ciphers() if name not in _FAST]
+        self.disabled_algorithms = {**(asked or {}), "ciphers": others}
+        try:
+            return super().get_conn()
+        except IncompatiblePeer:
+            self.log.info("The server has no AES-GCM cipher; connecting with another")
+            self.disabled_algorithms = asked
+            return super().get_conn()
+        finally:
+            self.disabled_algorithms = asked
+
+    def _session(self, window: int | None = None) -> paramiko.Channel:
+        transport = self.get_conn().get_transport()
+        if transport is None:
+            raise ConnectionLost(f"the connection {self.ssh_conn_id} broke while it was made")
+        try:
+            return transport.open_session(window_size=window, timeout=_CONNECT)
+        except (paramiko.SSHException, OSError, EOFError) as error:
+            raise ConnectionLost(f"the server opens no session: {error or type(error).__name__}") from error
+
+    # --- the backup account -------------------------------------------------------------------------
+
+    def reader(self) -> Reader:
+        """Return an SFTP reader on a new channel.
+
+        :raises NotOnProvider: the server has no such subsystem.
+        :raises ConnectionLost: the connection broke, or what answers is no SFTP server.
+        """
+        channel = self._session(window=2 * WINDOW)
+        channel.settimeout(self.stall_timeout)
+        try:
+            channel.invoke_subsystem(self.subsystem)
+        except (paramiko.SSHException, EOFError) as error:
+            raise NotOnProvider(
+                f"connection {self.ssh_conn_id}: the server refuses the subsystem {self.subsystem!r} "
+                f"({error}). Check `Subsystem` in its sshd_config, and the connection's extra subsystem."
+            ) from error
+        return Reader(channel)
+
+    # --- the index account --------------------------------------------------------------------------
+
+    def build_index(self, request: IndexRequest) -> Done:
+        """Have the provider build its index, and return what it reports.
+
+        :raises NotOnProvider: the index could not be built; the old one is still there.
+        :raises ConnectionLost: the connection broke. The build goes on without us.
+        """
+        status, last, stray = self._run(python_command(), python_input(request), end_input=False)
+        if status == NO_PYTHON and last is None:
+            self.log.info("The provider has no Python 3.6 or newer; using sh, find and md5sum")
+            status, last, stray = self._run(shell_command(), shell_input(request), end_input=True)
+        if isinstance(last, Done):
+            return last
+        why = last.message if isinstance(last, Failed) else f"exit status {status}; {stray or 'no output'}"
+        raise NotOnProvider(
+            f"connection {self.ssh_conn_id}: the provider index was not built: {why}. The old index, if any, "
+            "is unchanged. Check `chroot`, `source` and `index`, and what the account may read and write."
+        )
+
+    def _run(self, command: str, data: bytes, *, end_input: bool) -> tuple[int, Done | Failed | None, str]:
+        """Run an indexer and return its exit status, its last report, and the first of its other output."""
+        channel = self._session()
+        last: Done | Failed | None = None
+        stray: list[str] = []
+        try:
+            channel.set_combine_stderr(True)
+            channel.exec_command(command)
+            channel.settimeout(None)
+            channel.sendall(data)
+            if end_input:
+                channel.shutdown_write()
+            for line in self._lines(channel):
+                report = parse_report(line)
+                if isinstance(report, Done | Failed):
+                    last = report
+                elif isinstance(report, Unreadable):
+                    self.log.warning(
+                        "Unreadable on the provider: %s (%s)", to_text(report.path), report.reason
+                    )
+                elif report is None and line and len(stray) < _STRAY:
+                    stray.append(line)
+                    self.log.info("The provider says: %s", line)
+            return channel.recv_exit_status(), last, " / ".join(stray)[:500]
+        except (paramiko.SSHException, OSError, EOFError) as error:
+            raise ConnectionLost(f"the connection broke: {error or type(error).__name__}") from error
+        finally:
+            channel.close()
+
+    def _lines(self, channel: paramiko.Channel) -> Iterator[str]:
+        """Yield the lines of output as printable text, and log progress now and then."""
+        channel.settimeout(_LISTEN)
+        waiting = b""
+        told = time.monotonic()
+        while True:
+            try:
+                data = channel.recv(65536)
+            except TimeoutError:
+                transport: Any = channel.get_transport()
+                if not transport.is_active():
+                    raise ConnectionLost(
+                        "the connection broke while the provider was building its index"
+                    ) from None
+                continue
+            if not data:
+                if waiting:
+                    yield to_text(waiting)
+                return
+            *lines, waiting = (waiting + data).split(b"\n")
+            waiting = waiting[-_LINE:]
+            for line in lines:
+                text = line.rstrip(b"\r").decode("ascii", "backslashreplace")
+                report = parse_report(text)
+                if isinstance(report, Progress):
+                    if time.monotonic() - told > _TELL:
+                        told = time.monotonic()
+                        self.log.info(
+                            "Hashed %s files, %.1f MB in %.0f s",
+                            report.files,
+                            report.bytes / 1e6,
+                            report.seconds,
+                        )
+                else:
+                    yield text if report is not None else to_text(line)
+
+
+def _known_ciphers() -> tuple[str, ...]:
+    return tuple(paramiko.Transport._preferred_ciphers)  # type: ignore[attr-defined]

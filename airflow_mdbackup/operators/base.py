@@ -1,0 +1,66 @@
+"""What the operators share: where the provider's backup is, and which failures are worth a retry."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from airflow.sdk import BaseOperator, ExceptionRetryPolicy, RetryAction, RetryRule
+
+from airflow_mdbackup.links import LastGoodRunLink
+from airflow_mdbackup.scheme import errors
+from airflow_mdbackup.scheme.mirror import Mirror, Run
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+RETRY_POLICY = ExceptionRetryPolicy(
+    rules=[
+        RetryRule(
+            exception=[
+                errors.AccessRefused,
+                errors.IndexRefused,
+                errors.ConsumerIndexDamaged,
+                errors.GuardTripped,
+                errors.DestinationRefused,
+                errors.RunIncomplete,
+            ],
+            action=RetryAction.FAIL,
+            reason="trying again changes nothing; a person must look",
+        )
+    ]
+)
+"""Pass it as ``retry_policy``: only what may heal by itself is tried again."""
+
+
+class BackupOperator(BaseOperator):
+    """A step that works on the backup of one provider.
+
+    :param provider: the provider's name.
+    :param dest: absolute path of its backup on the worker.
+    """
+
+    template_fields: Sequence[str] = ("provider", "dest")
+    operator_extra_links = (LastGoodRunLink(),)
+    ui_color = "#dbe9f4"
+
+    def __init__(self, *, provider: str, dest: str, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.provider = provider
+        self.dest = dest
+
+    @property
+    def mirror(self) -> Mirror:
+        """The provider's backup on this worker."""
+        return Mirror(self.dest, self.provider)
+
+    def run_of(self, context: Context) -> tuple[Mirror, Run]:
+        """Return the provider's backup, made sure to be his, and this DAG run's place in it."""
+        mirror = self.mirror
+        mirror.check()
+        return mirror, mirror.run(context["run_id"])
+
+
+def megabytes(size: int) -> str:
+    """Return a number of bytes for people."""
+    return f"{size / 1e6:,.1f} MB"

@@ -1,0 +1,87 @@
+"""Step 3, on B: compare the two indexes, and plan."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from airflow_mdbackup.operators.base import BackupOperator
+from airflow_mdbackup.scheme.diff import Limits, Plan, make_plan
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+
+class DiffIndexes(BackupOperator):
+    """Compare the provider index with the consumer index and write the plan.
+
+    Returns the shards of the plan, at least one, each ``{"shard": number, "files": count}``: what
+    ``PullChanged.expand(shard=...)`` takes. The XCom ``plan`` has the counts, and ``guard`` the reasons for
+    which a person should look first.
+
+    :param provider: the provider's name.
+    :param dest: absolute path of its backup on the worker.
+    :param source: the paths that the provider is configured to index.
+    :param exclude: gitignore patterns, applied to both indexes.
+    :param shards: the greatest number of shards.
+    :param limits: how much may be gone or changed.
+    :param allow_empty: accept an index without entries.
+    :param on_guard: ``fail``, or ``approve`` if a task that asks a person follows.
+    """
+
+    template_fields: Sequence[str] = (*BackupOperator.template_fields, "source", "exclude")
+
+    def __init__(
+        self,
+        *,
+        source: Sequence[str] = (),
+        exclude: Sequence[str] = (),
+        shards: int = 1,
+        limits: Limits = Limits(),  # noqa: B008 - frozen
+        allow_empty: bool = False,
+        on_guard: str = "fail",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.source = source
+        self.exclude = exclude
+        self.shards = shards
+        self.limits = limits
+        self.allow_empty = allow_empty
+        self.on_guard = on_guard
+
+    def execute(self, context: Context) -> list[dict[str, int]]:
+        mirror, run = self.run_of(context)
+        plan = make_plan(
+            mirror,
+            run,
+            source=[path.encode() for path in self.source],
+            exclude=self.exclude,
+            shards=self.shards,
+            limits=self.limits,
+            allow_empty=self.allow_empty,
+            may_trip=self.on_guard == "approve",
+        )
+        self._tell(plan)
+        context["ti"].xcom_push(key="plan", value=_counts(plan))
+        context["ti"].xcom_push(key="guard", value=plan.guard)
+        return [{"shard": shard, "files": files} for shard, files in enumerate(plan.shards)]
+
+    def _tell(self, plan: Plan) -> None:
+        if plan.unreadable:
+            paths = ", ".join(plan.unreadable_paths)
+            self.log.warning("%s paths are unreadable on the provider: %s", plan.unreadable, paths)
+        for reason in plan.guard:
+            self.log.warning("Guard: %s", reason)
+        if not plan.pull and not plan.gone:
+            self.log.info("%s: nothing to do, %s files are unchanged", self.provider, plan.same)
+            return
+        self.log.info(
+            "%s: %s new (%s of them are on this side already), %s changed, %s gone, %s unchanged",
+            *(self.provider, plan.new, plan.adopt, plan.changed, plan.gone, plan.same),
+        )
+
+
+def _counts(plan: Plan) -> dict[str, int]:
+    names = ("same", "new", "changed", "adopt", "copy", "gone", "kept", "unreadable")
+    return {name: getattr(plan, name) for name in names}

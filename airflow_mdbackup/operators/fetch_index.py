@@ -1,0 +1,77 @@
+"""Step 2, from A to B: fetch the provider index, and check it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from airflow_mdbackup.assets import LAST_GOOD, provider_asset
+from airflow_mdbackup.hooks.provider import ProviderHook
+from airflow_mdbackup.operators.base import BackupOperator
+from airflow_mdbackup.scheme.fetch import fetch_index
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+
+class FetchIndex(BackupOperator):
+    """Get the provider index as the backup account sees it, and make the run's directory with it.
+
+    The first step that touches ``dest``: it sets up a new one, and refuses one that is another provider's,
+    or that is empty although the provider's asset (see ``inlets``) knows of an earlier good run.
+
+    :param provider: the provider's name.
+    :param dest: absolute path of its backup on the worker.
+    :param sftp_conn_id: connection of the backup account.
+    :param index: absolute path of the index, as the backup account sees it.
+    :param max_index_age: how old the index may be; None for any age.
+    :param mount: a path that must be a mount point on the worker.
+    :param stall_timeout: how long the connection may be silent.
+    """
+
+    template_fields: Sequence[str] = (*BackupOperator.template_fields, "sftp_conn_id", "index", "mount")
+    ui_color = "#f5e6cc"
+
+    def __init__(
+        self,
+        *,
+        sftp_conn_id: str,
+        index: str = "/.mdbackup/index.md5",
+        max_index_age: timedelta | None = None,
+        mount: str | None = None,
+        stall_timeout: timedelta = timedelta(seconds=60),
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.sftp_conn_id = sftp_conn_id
+        self.index = index
+        self.max_index_age = max_index_age
+        self.mount = mount
+        self.stall_timeout = stall_timeout
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        mirror = self.mirror
+        mirror.claim(known=self._had_good_run(context), mount=self.mount)
+        run = mirror.run(context["run_id"])
+        max_age = None if self.max_index_age is None else self.max_index_age.total_seconds()
+        with ProviderHook(self.sftp_conn_id, stall_timeout=self.stall_timeout.total_seconds()) as hook:
+            fetched = fetch_index(mirror, run, hook.reader, self.index.encode(), max_age=max_age)
+        self.log.info(
+            "%s: the index has %s files, %s unreadable, and is %s s old",
+            *(self.provider, fetched.files, fetched.unreadable, fetched.age),
+        )
+        return {
+            "path": str(run.index),
+            "files": fetched.files,
+            "unreadable": fetched.unreadable,
+            "digest": fetched.digest,
+            "age": fetched.age,
+        }
+
+    def _had_good_run(self, context: Context) -> bool:
+        """Whether Airflow knows of a good run; it remembers also when the disk with dest is gone."""
+        asset = provider_asset(self.provider)
+        if asset not in self.inlets:
+            return False
+        return context["asset_state_store"][asset].get(LAST_GOOD) is not None

@@ -1,0 +1,74 @@
+"""Step 4, from A to B: pull one shard of the plan into staging."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from airflow_mdbackup.hooks.provider import ProviderHook
+from airflow_mdbackup.operators.base import BackupOperator, megabytes
+from airflow_mdbackup.scheme.pull import pull
+from airflow_mdbackup.scheme.sftp import Reader
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+
+class PullChanged(BackupOperator):
+    """Pull the files of one shard into staging, verifying md5 while the bytes stream.
+
+    What became of each is a durable result on disk. The task fails only when the connection or the disk is
+    lost, so that Airflow tries it again; it then goes on from what is there.
+
+    :param provider: the provider's name.
+    :param dest: absolute path of its backup on the worker.
+    :param sftp_conn_id: connection of the backup account. Not used if there is nothing to pull.
+    :param shard: one of the shards that DiffIndexes returned.
+    :param stall_timeout: how long the connection may be silent.
+    """
+
+    template_fields: Sequence[str] = (*BackupOperator.template_fields, "sftp_conn_id", "shard")
+    ui_color = "#cfe8cf"
+
+    def __init__(
+        self,
+        *,
+        sftp_conn_id: str,
+        shard: Mapping[str, int],
+        stall_timeout: timedelta = timedelta(seconds=60),
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.sftp_conn_id = sftp_conn_id
+        self.shard = shard
+        self.stall_timeout = stall_timeout
+        self._hook: ProviderHook | None = None
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        mirror, run = self.run_of(context)
+        with ExitStack() as stack:
+
+            def connect() -> Reader:
+                hook = ProviderHook(self.sftp_conn_id, stall_timeout=self.stall_timeout.total_seconds())
+                self._hook = stack.enter_context(hook)
+                return self._hook.reader()
+
+            summary = pull(mirror, run, self.shard["shard"], connect)
+        told = ", ".join(f"{count} {outcome}" for outcome, count in sorted(summary.outcomes.items()))
+        rate = summary.transferred / max(summary.seconds, 0.001)
+        self.log.info(
+            "%s: %s; %s in %.1f s, %s/s",
+            *(self.provider, told or "nothing to pull", megabytes(summary.transferred), summary.seconds),
+            megabytes(round(rate)),
+        )
+        return {
+            "outcomes": summary.outcomes,
+            "bytes": summary.transferred,
+            "seconds": summary.seconds,
+        }
+
+    def on_kill(self) -> None:
+        if self._hook is not None:
+            self._hook.close()

@@ -1,0 +1,14 @@
+"""What the Airflow UI needs to know of this package at start."""
+
+from __future__ import annotations
+
+from airflow.plugins_manager import AirflowPlugin
+
+from airflow_mdbackup.links import LastGoodRunLink
+
+
+class MdBackupPlugin(AirflowPlugin):
+    """Registers the links of our operators."""
+
+    name = "mdbackup"
+    operator_extra_links = [LastGoodRunLink()]  # noqa: RUF012 - Airflow's own shape
