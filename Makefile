@@ -1,0 +1,98 @@
+# The front door. `make` alone tells what there is.
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+# The first of these that is at least Python 3.11; or say `make PYTHON=... venv`.
+IS_NEW_ENOUGH := 'import sys; sys.exit(sys.version_info < (3, 11))'
+PYTHON = $(shell for python in python3.11 python3.12 python3.13 python3; do \
+    $$python -c $(IS_NEW_ENOUGH) 2>/dev/null && echo $$python && break; done)
+
+SSH_PROGRAMS := sshd:openssh-server ssh:openssh-client sftp:openssh-client
+TEST_PROGRAMS := $(SSH_PROGRAMS) busybox:busybox dash:dash
+
+.PHONY: help
+help: ## Show the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: demo
+demo: venv ## See the main job: a real SSH server, a real Airflow, three runs; KEEP=1 leaves Airflow up
+	@sh demo/system-packages.sh $(SSH_PROGRAMS)
+	KEEP=$(KEEP) $(BIN)/python -m demo.run
+
+.PHONY: test
+test: venv system-packages ## Run all tests
+	$(BIN)/python -m pytest tests/unit tests/integration tests/system
+
+.PHONY: test-unit
+test-unit: venv system-packages ## Run the tests that need no server
+	$(BIN)/python -m pytest tests/unit
+
+.PHONY: test-integration
+test-integration: venv system-packages ## Run the tests against a real SSH server
+	$(BIN)/python -m pytest tests/integration
+
+.PHONY: test-system
+test-system: venv system-packages ## Run the tests with a real Airflow scheduler
+	$(BIN)/python -m pytest tests/system
+
+.PHONY: lint
+lint: venv ## Check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+.PHONY: format
+format: venv ## Reformat the code and correct what can be corrected
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+.PHONY: docs
+docs: venv ## Generate the configuration reference and sample again
+	$(BIN)/python -m demo.generate_docs
+
+.PHONY: wheel
+wheel: venv ## Build the source archive and the wheel into dist/
+	$(BIN)/python -m build --outdir dist
+
+.PHONY: venv
+venv: $(INSTALLED) ## Make .venv with the project, Airflow and the development tools
+
+$(INSTALLED): setup.cfg pyproject.toml constraints.txt
+	@$(call make_venv,$(VENV))
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+.PHONY: system-packages
+system-packages: ## Install the SSH server, its client, busybox and dash where missing (root, Debian)
+	@sh demo/system-packages.sh $(TEST_PROGRAMS)
+
+.PHONY: constraints
+constraints: ## Renew constraints.txt: the newest versions that fit together
+	rm -rf build/constraints
+	@$(call make_venv,build/constraints)
+	build/constraints/bin/python -m pip install --quiet --editable '.[dev]'
+	{ echo "# The versions that the tests ran with. Made by \`make constraints\`, with" \
+	    "$$(build/constraints/bin/python --version)."; \
+	  build/constraints/bin/python -m pip freeze --exclude-editable; } > build/constraints.txt
+	@! grep -n ' @ ' build/constraints.txt || { echo "constraints.txt must not name addresses." >&2; false; }
+	mv build/constraints.txt constraints.txt
+	rm -rf build/constraints
+
+.PHONY: clean
+clean: ## Remove everything that make has made here
+	rm -rf $(VENV) .demo build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find airflow_mdbackup dags demo tests -name __pycache__ -prune -exec rm -rf {} +
+
+# $(call make_venv,DIRECTORY): Debian's Python comes without the means to make one.
+define make_venv
+set -e; \
+test -n "$(PYTHON)" || { echo "No Python 3.11 or newer was found. Install it, or: make PYTHON=... venv" >&2; exit 1; }; \
+$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || sh demo/system-packages.sh \
+    ":python$$($(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')-venv"; \
+$(PYTHON) -m venv --clear $(1)
+endef

@@ -1,0 +1,43 @@
+"""What all tests share: an Airflow home of their own, hypothesis within bounds, and one real SSH server."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import tempfile
+from collections.abc import Iterator
+
+import hypothesis
+import pytest
+
+from demo.sshd import ProviderServer
+
+# Airflow makes its home when it is first imported: not in the home of whoever runs the tests.
+_airflow_home = tempfile.TemporaryDirectory(prefix="airflow-home-")
+atexit.register(_airflow_home.cleanup)
+for _name in [name for name in os.environ if name.startswith("AIRFLOW")]:
+    del os.environ[_name]
+os.environ["AIRFLOW_HOME"] = _airflow_home.name
+os.environ["AIRFLOW__CORE__LOAD_EXAMPLES"] = "False"
+
+# The time of an example depends on what else the machine does; their number bounds the whole.
+hypothesis.settings.register_profile("bounded", deadline=None, max_examples=150)
+hypothesis.settings.load_profile("bounded")
+
+
+@pytest.fixture(scope="session")
+def provider_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProviderServer]:
+    """A running SSH server with the strict `backupop` account and an index account, shared by all tests.
+
+    As root `backupop` is chrooted; else see `ProviderServer.prefix`. Most tests want `provider`, whose
+    tree is empty at first.
+    """
+    with ProviderServer(tmp_path_factory.mktemp("provider-server")) as server:
+        yield server
+
+
+@pytest.fixture
+def provider(provider_server: ProviderServer) -> ProviderServer:
+    """The shared SSH server with nothing in its tree but an empty /.mdbackup."""
+    provider_server.empty_tree()
+    return provider_server
