@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseOperator, ExceptionRetryPolicy, RetryAction, RetryRule
@@ -13,6 +14,8 @@ from airflow_mdbackup.scheme.mirror import Mirror, Run
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
+
+    from airflow_mdbackup.hooks.provider import ProviderHook
 
 RETRY_POLICY = ExceptionRetryPolicy(
     rules=[
@@ -59,6 +62,14 @@ class BackupOperator(BaseOperator):
         mirror = self.mirror
         mirror.check()
         return mirror, mirror.run(context["run_id"])
+
+
+def provider_hook(conn_id: str, stall_timeout: timedelta = timedelta(seconds=60)) -> ProviderHook:
+    """Return the hook for one of a provider's accounts."""
+    # Here, because paramiko is slow to import, and every parse of a DAG file would pay for it.
+    from airflow_mdbackup.hooks.provider import ProviderHook
+
+    return ProviderHook(conn_id, stall_timeout=stall_timeout.total_seconds())
 
 
 def megabytes(size: int) -> str:

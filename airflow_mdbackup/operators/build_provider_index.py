@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseOperator
 
-from airflow_mdbackup.hooks.provider import ProviderHook
-from airflow_mdbackup.operators.base import megabytes
+from airflow_mdbackup.operators.base import megabytes, provider_hook
 from airflow_mdbackup.provider_side import IndexRequest
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
+
+    from airflow_mdbackup.hooks.provider import ProviderHook
 
 
 class BuildProviderIndex(BaseOperator):
@@ -51,7 +52,7 @@ class BuildProviderIndex(BaseOperator):
     def execute(self, context: Context) -> dict[str, Any]:
         source = tuple(path.encode() for path in self.source)
         request = IndexRequest(self.chroot.encode(), source, self.index.encode())
-        with ProviderHook(self.ssh_conn_id) as self._hook:
+        with provider_hook(self.ssh_conn_id) as self._hook:
             done = self._hook.build_index(request)
         self.log.info(
             "%s: %s files, %s; %s hashed in %.1f s; %s unreadable",

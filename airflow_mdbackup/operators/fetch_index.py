@@ -7,8 +7,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow_mdbackup.assets import LAST_GOOD, provider_asset
-from airflow_mdbackup.hooks.provider import ProviderHook
-from airflow_mdbackup.operators.base import BackupOperator
+from airflow_mdbackup.operators.base import BackupOperator, provider_hook
 from airflow_mdbackup.scheme.fetch import fetch_index
 
 if TYPE_CHECKING:
@@ -55,7 +54,7 @@ class FetchIndex(BackupOperator):
         mirror.claim(known=self._had_good_run(context), mount=self.mount)
         run = mirror.run(context["run_id"])
         max_age = None if self.max_index_age is None else self.max_index_age.total_seconds()
-        with ProviderHook(self.sftp_conn_id, stall_timeout=self.stall_timeout.total_seconds()) as hook:
+        with provider_hook(self.sftp_conn_id, self.stall_timeout) as hook:
             fetched = fetch_index(mirror, run, hook.reader, self.index.encode(), max_age=max_age)
         self.log.info(
             "%s: the index has %s files, %s unreadable, and is %s s old",

@@ -7,13 +7,14 @@ from contextlib import ExitStack
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from airflow_mdbackup.hooks.provider import ProviderHook
-from airflow_mdbackup.operators.base import BackupOperator, megabytes
+from airflow_mdbackup.operators.base import BackupOperator, megabytes, provider_hook
 from airflow_mdbackup.scheme.pull import pull
 from airflow_mdbackup.scheme.sftp import Reader
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
+
+    from airflow_mdbackup.hooks.provider import ProviderHook
 
 
 class PullChanged(BackupOperator):
@@ -51,8 +52,7 @@ class PullChanged(BackupOperator):
         with ExitStack() as stack:
 
             def connect() -> Reader:
-                hook = ProviderHook(self.sftp_conn_id, stall_timeout=self.stall_timeout.total_seconds())
-                self._hook = stack.enter_context(hook)
+                self._hook = stack.enter_context(provider_hook(self.sftp_conn_id, self.stall_timeout))
                 return self._hook.reader()
 
             summary = pull(mirror, run, self.shard["shard"], connect)

@@ -44,7 +44,7 @@ _MAX_LINE = 2 * MAX_PATH + 64
 _LINE = re.compile(rb"(\\?)([0-9a-f]{32})(?:  | \*| (?=\.?/))(.+)", re.DOTALL)
 _ESCAPED = re.compile(rb"\\(.?)", re.DOTALL)
 _PLAIN = {b"\\": b"\\", b"n": b"\n", b"r": b"\r"}
-_ODD_COMPONENT = re.compile(rb"/(?:\.{0,2}(?:/|$)|[^/]{256})")
+_ODD_COMPONENT = re.compile(rb"/(?:\.{0,2}(?:/|\Z)|[^/]{256})")
 
 _STARTED = b"# mdbackup started "
 _UNREADABLE = b"# mdbackup unreadable "
@@ -349,17 +349,18 @@ class _Received:
         self.size: int | None = None
         self.started: int | None = None
         self.complete = False
+        self.line = 0  # number of the line read last
 
     def entries(self) -> Iterator[Entry]:
         """Yield the entries in the order of the file, and check its comments on the way."""
-        files = unreadable = number = 0
+        files = unreadable = 0
         line = b"\n"
         with self.path.open("rb", buffering=1 << 20) as file:
-            for number, line in enumerate(iter(lambda: file.readline(_MAX_LINE + 1), b""), 1):
+            for self.line, line in enumerate(iter(lambda: file.readline(_MAX_LINE + 1), b""), 1):
                 if len(line) > _MAX_LINE:
-                    raise self.refuse(number, f"the line is over {_MAX_LINE} bytes long")
+                    raise self.refuse(f"the line is over {_MAX_LINE} bytes long")
                 if self.complete:
-                    raise self.refuse(number, "a line after the end line")
+                    raise self.refuse("a line after the end line")
                 try:
                     if not line.startswith(b"#"):
                         files += 1
@@ -370,11 +371,11 @@ class _Received:
                     elif line.startswith(_END):
                         self._end(line, files, unreadable)
                     elif line.startswith(_STARTED):
-                        self.started = int(line[len(_STARTED) :])
+                        self.started = _seconds(line[len(_STARTED) :].removesuffix(b"\n"))
                 except ValueError as error:
-                    raise self.refuse(number, str(error)) from None
+                    raise self.refuse(str(error)) from None
         if not line.endswith(b"\n"):
-            raise self.refuse(number, "the last line has no line end: truncated")
+            raise self.refuse("the last line has no line end: truncated")
 
     def _add_unreadable(self, line: bytes) -> None:
         path = unescape(line[len(_UNREADABLE) :].removesuffix(b"\n"))
@@ -399,16 +400,22 @@ class _Received:
         self.size = told.get(b"bytes")
         self.complete = True
 
-    def refuse(self, line: int, why: str) -> MalformedIndex:
-        """Return the error for one line."""
-        return MalformedIndex(f"{self.name}, line {line}: {why}")
+    def refuse(self, why: str) -> MalformedIndex:
+        """Return the error for the line read last."""
+        return MalformedIndex(f"{self.name}, line {self.line}: {why}")
 
     def refuse_paths(self, why: str, *paths: bytes) -> MalformedIndex:
-        """Return the error for paths that clash, with the entries where they stand."""
+        """Return the error for paths that clash, with the lines where they stand."""
         again = _Received(self.path, self.name)
-        where = islice((n for n, entry in enumerate(again.entries(), 1) if entry.path in paths), 2)
+        where = islice((str(again.line) for entry in again.entries() if entry.path in paths), 2)
         names = " and ".join(to_text(path) for path in dict.fromkeys(paths))
-        return MalformedIndex(f"{self.name}, entries {' and '.join(map(str, where))}: {why}: {names}")
+        return MalformedIndex(f"{self.name}, lines {' and '.join(where)}: {why}: {names}")
+
+
+def _seconds(digits: bytes) -> int:
+    if not re.fullmatch(rb"[0-9]{1,12}", digits):
+        raise ValueError(f"started at {to_text(digits[:50])}, which are no Unix seconds")
+    return int(digits)
 
 
 # --- sorting ----------------------------------------------------------------------------------------

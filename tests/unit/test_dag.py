@@ -1,0 +1,133 @@
+"""From configuration to DAGs: their shape, and that nothing in the configuration stops the others."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from airflow.dag_processing.dagbag import DagBag
+from airflow.sdk import DAG, TriggerRule
+
+from airflow_mdbackup.dag import provider_dags
+
+PROJECT = Path(__file__).parents[2]
+
+GOOD = """
+  web:
+    sftp_conn_id: web_backupop
+    source: /backups
+    dest: {folder}/web
+"""
+FULL = """
+  full:
+    sftp_conn_id: full_backupop
+    ssh_conn_id: full_index
+    chroot: /home/backupop
+    source: [/backups, /etc]
+    dest: {folder}/full
+    shards: 4
+    on_guard: approve
+    queue: b
+    pool: disks
+    tags: [production]
+    retries: 7
+    schedule: 0 3 * * *
+"""
+
+
+def dags(folder: Path, providers: str) -> dict[str, DAG]:
+    path = folder / "providers.yaml"
+    path.write_text("providers:" + providers.format(folder=folder))
+    return provider_dags(path)
+
+
+def downstream(dag: DAG) -> dict[str, set[str]]:
+    return {task.task_id: task.downstream_task_ids for task in dag.tasks}
+
+
+def test_dag_of_a_provider_that_builds_its_index_itself_begins_with_fetch_index(tmp_path: Path) -> None:
+    """Without ssh_conn_id there is no build task; archive and commit follow diff and the finished shards."""
+    dag = dags(tmp_path, GOOD)["mdbackup_web"]
+    assert downstream(dag) == {
+        "fetch_index": {"diff_indexes"},
+        "diff_indexes": {"pull_changed", "archive_old"},
+        "pull_changed": {"shards_finished"},
+        "shards_finished": {"archive_old"},
+        "archive_old": {"commit_backup"},
+        "commit_backup": set(),
+    }
+
+
+def test_dag_with_everything_has_build_and_approval_and_the_settings_of_its_provider(tmp_path: Path) -> None:
+    """Approval stands between the plan and everything that changes the mirror."""
+    dag = dags(tmp_path, FULL)["mdbackup_full"]
+    edges = downstream(dag)
+    assert edges["build_provider_index"] == {"fetch_index"}
+    assert edges["diff_indexes"] == {"approve", "pull_changed"}
+    assert edges["approve"] == {"pull_changed", "archive_old"}
+    assert dag.tags == {"mdbackup", "production"}
+    for task in dag.tasks:
+        assert (task.queue, task.pool, task.retries) == ("b", "disks", 7), task.task_id
+        assert task.max_active_tis_per_dag == (4 if task.task_id == "pull_changed" else 1)
+
+
+def test_only_the_join_after_the_shards_has_a_trigger_rule_of_its_own(tmp_path: Path) -> None:
+    """Whatever fails before the plan is accepted keeps archive and commit from running."""
+    dag = dags(tmp_path, FULL)["mdbackup_full"]
+    rules = {task.task_id: task.trigger_rule for task in dag.tasks}
+    assert rules.pop("shards_finished") == TriggerRule.ALL_DONE
+    assert set(rules.values()) == {TriggerRule.ALL_SUCCESS}
+
+
+def test_invalid_provider_becomes_a_dag_that_fails_with_the_reason_and_others_stay(tmp_path: Path) -> None:
+    """A provider without backups must be a failing DAG, not a missing one."""
+    found = dags(tmp_path, GOOD + "  bad:\n    sftp_con_id: x\n")
+    assert set(found) == {"mdbackup_web", "mdbackup_bad"}
+    (task,) = found["mdbackup_bad"].tasks
+    with pytest.raises(Exception, match="sftp_conn_id"):
+        task.execute({})
+
+
+@pytest.fixture
+def configured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    path = tmp_path / "providers.yaml"
+    monkeypatch.setenv("AIRFLOW__MDBACKUP__PROVIDERS_FILE", str(path))
+    return path
+
+
+def load_dags() -> DagBag:
+    return DagBag(dag_folder=str(PROJECT / "dags"), bundle_path=PROJECT / "dags", bundle_name="dags")
+
+
+def test_dag_files_import_without_errors_and_with_one_dag_per_provider(configured: Path) -> None:
+    """Both files of dags/ load as Airflow loads them."""
+    configured.write_text("providers:" + (GOOD + FULL).format(folder=configured.parent))
+    bag = load_dags()
+    assert bag.import_errors == {}
+    assert set(bag.dag_ids) == {"mdbackup_web", "mdbackup_full"}
+
+
+@pytest.mark.parametrize("text", ["providers:\n  web: {", "", "- 1\n", "providers:\n  bad: {nonsense: 1}\n"])
+def test_broken_configuration_shows_only_on_the_file_without_dags(configured: Path, text: str) -> None:
+    """An import error would stop all DAGs of its file, so that dags/mdbackup.py never has one."""
+    configured.write_text(text)
+    (path,) = load_dags().import_errors
+    assert Path(path).name == "mdbackup_config.py"
+
+
+def test_parsing_the_dag_file_imports_neither_paramiko_nor_asyncssh(configured: Path) -> None:
+    """The scheduler parses the file over and over: what only a running task needs is imported there."""
+    configured.write_text("providers:" + (GOOD + FULL).format(folder=configured.parent))
+    code = (
+        "import runpy, sys, airflow.sdk; "
+        "found = runpy.run_path('dags/mdbackup.py'); "
+        "assert 'mdbackup_full' in found; "
+        "print(sorted({'paramiko', 'asyncssh'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=PROJECT, env=dict(os.environ), capture_output=True, text=True
+    )
+    assert done.stdout.splitlines()[-1:] == ["[]"], done.stderr

@@ -1,0 +1,100 @@
+"""The package as Airflow finds it, and the wheel as people install it."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import subprocess
+import sys
+import venv
+import zipfile
+from importlib.metadata import distribution, entry_points
+from pathlib import Path
+
+import airflow
+import jsonschema
+import pytest
+
+from airflow_mdbackup.get_provider_info import get_provider_info
+
+PROJECT = Path(__file__).parents[2]
+
+
+def test_provider_info_is_of_airflows_schema_and_names_this_distribution() -> None:
+    """A package-name that is not the distribution's breaks the discovery of all provider packages."""
+    info = get_provider_info()
+    assert info["package-name"] == distribution("airflow-mdbackup").metadata["Name"]
+    schema = Path(airflow.__file__).with_name("provider_info.schema.json")
+    jsonschema.validate(info, json.loads(schema.read_text()))
+
+
+def test_everything_that_provider_info_names_can_be_imported() -> None:
+    """Airflow shows these names, and imports some of them only when they are needed."""
+    info = get_provider_info()
+    modules = [
+        module for kind in ("operators", "hooks") for part in info[kind] for module in part["python-modules"]
+    ]
+    names = info["extra-links"] + [part["handler"] for part in info["asset-uris"]]
+    modules += [name.rpartition(".")[0] for name in names]
+    for module in modules:
+        importlib.import_module(module)
+    for name in names:
+        module, _, attribute = name.rpartition(".")
+        assert hasattr(importlib.import_module(module), attribute)
+
+
+def test_both_entry_points_load() -> None:
+    """Airflow finds metadata and plugin by them."""
+    (provider,) = (
+        e for e in entry_points(group="apache_airflow_provider") if e.value.startswith("airflow_mdbackup")
+    )
+    (plugin,) = (e for e in entry_points(group="airflow.plugins") if e.value.startswith("airflow_mdbackup"))
+    assert provider.load()() == get_provider_info()
+    assert plugin.load().name == "mdbackup"
+
+
+@pytest.mark.parametrize(
+    "module", ["airflow_mdbackup", "airflow_mdbackup.get_provider_info", "airflow_mdbackup.scheme.commit"]
+)
+def test_face_and_scheme_import_no_airflow(module: str) -> None:
+    """Airflow reads the metadata while it starts; and the scheme is of use without Airflow."""
+    code = (
+        f"import sys, {module}; print([m for m in sys.modules if m == 'airflow' or m.startswith('airflow.')])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "build", "--wheel", "--outdir", str(folder), str(PROJECT)]
+    subprocess.run(command, check=True, capture_output=True)
+    (path,) = folder.glob("*.whl")
+    return path
+
+
+def test_wheel_has_all_modules_and_the_shell_indexer_and_nothing_else(wheel: Path) -> None:
+    """What is missing in the wheel is missing on the user's machine."""
+    packed = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    source = (PROJECT / "airflow_mdbackup").rglob("*")
+    wanted = {str(p.relative_to(PROJECT)) for p in source if p.suffix in (".py", ".sh", ".typed")}
+    assert packed == wanted
+
+
+def test_wheel_in_an_empty_environment_is_found_by_airflow(wheel: Path, tmp_path: Path) -> None:
+    """`airflow providers list` and `get` show it, with nothing installed by hand."""
+    home = tmp_path / "venv"
+    venv.create(home, with_pip=True)
+    python = home / "bin" / "python"
+    constraints = str(PROJECT / "constraints.txt")
+    subprocess.run([python, "-m", "pip", "install", "-q", "-c", constraints, wheel], check=True)
+    airflow_program = home / "bin" / "airflow"
+    listed = subprocess.run(
+        [airflow_program, "providers", "list"], capture_output=True, text=True, check=True
+    )
+    assert "airflow-mdbackup" in listed.stdout
+    got = subprocess.run(
+        [airflow_program, "providers", "get", "airflow-mdbackup"], capture_output=True, text=True, check=True
+    )
+    assert "mdbackup" in got.stdout
