@@ -1,0 +1,398 @@
+"""The six operators, one after the other as a DAG runs them, against a real, strictly locked SSH server."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from airflow.sdk.exceptions import AirflowFailException
+
+from airflow_mdbackup.operators import (
+    ArchiveOld,
+    BuildProviderIndex,
+    CommitBackup,
+    DiffIndexes,
+    FetchIndex,
+    PullChanged,
+)
+from airflow_mdbackup.scheme import errors
+from airflow_mdbackup.scheme.index import read_entries
+from demo.sshd import ProviderServer
+
+SetConnection = Callable[[str, dict[str, Any]], None]
+
+
+class TaskInstance:
+    """What our operators use of one."""
+
+    def __init__(self) -> None:
+        self.pushed: dict[str, Any] = {}
+
+    def xcom_push(self, key: str, value: Any) -> None:
+        self.pushed[key] = value
+
+
+class Backup:
+    """The DAG of one provider, step by step, in this process."""
+
+    def __init__(self, server: ProviderServer, dest: Path) -> None:
+        self.server = server
+        self.dest = dest
+        self.common = {"provider": "srv1", "dest": str(dest)}
+        self.index = f"{server.prefix}/.mdbackup/index.md5"
+        self.run_id = "manual__1"
+        self.task = TaskInstance()
+        self.source = [f"{server.prefix}/backups"]
+        (server.tree / "backups").mkdir(exist_ok=True)
+
+    def _execute(self, operator: Any) -> Any:
+        self.task = TaskInstance()
+        return operator.execute({"run_id": self.run_id, "ti": self.task})
+
+    def build(self) -> dict[str, Any]:
+        return self._execute(
+            BuildProviderIndex(
+                task_id="build",
+                provider="srv1",
+                ssh_conn_id="index",
+                chroot=self.server.chroot,
+                source=self.source,
+                index=self.index,
+            )
+        )
+
+    def fetch(self, **options: Any) -> dict[str, Any]:
+        return self._execute(
+            FetchIndex(task_id="fetch", **self.common, sftp_conn_id="backupop", index=self.index, **options)
+        )
+
+    def diff(self, **options: Any) -> list[dict[str, int]]:
+        return self._execute(DiffIndexes(task_id="diff", **self.common, source=self.source, **options))
+
+    def pull(self, shard: dict[str, int]) -> dict[str, Any]:
+        return self._execute(PullChanged(task_id="pull", **self.common, sftp_conn_id="backupop", shard=shard))
+
+    def archive(self) -> dict[str, Any]:
+        return self._execute(ArchiveOld(task_id="archive", **self.common))
+
+    def commit(self) -> dict[str, Any]:
+        return self._execute(CommitBackup(task_id="commit", **self.common))
+
+    def run(self, run_id: str) -> dict[str, Any]:
+        """Do all of it."""
+        self.run_id = run_id
+        self.build()
+        self.fetch()
+        for shard in self.diff():
+            self.pull(shard)
+        self.archive()
+        return self.commit()
+
+    def put(self, name: bytes, content: bytes) -> None:
+        """Write a file on A."""
+        path = os.fsencode(self.server.tree) + b"/backups/" + name
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "wb") as file:
+            file.write(content)
+
+    def live(self, name: bytes) -> Path:
+        prefix = os.fsencode(self.server.prefix)
+        return Path(os.fsdecode(os.fsencode(self.dest) + b"/files" + prefix + b"/backups/" + name))
+
+
+@pytest.fixture
+def backup(provider: ProviderServer, tmp_path: Path, set_connection: SetConnection) -> Backup:
+    set_connection("backupop", provider.sftp_connection())
+    set_connection("index", provider.ssh_connection())
+    return Backup(provider, tmp_path / "dest")
+
+
+AWKWARD = [
+    b"plain",
+    b"new\nline",
+    b"carriage\rreturn",
+    b"ends in cr\r",
+    b"back\\slash",
+    b"back\\nslash-n",
+    b"tab\there",
+    b"invalid \xff\xfe utf-8",
+    "\N{SNOWMAN} and \u202e".encode(),
+    b" leading blank",
+    b"trailing blank ",
+    b"-rf",
+    b"--",
+    b"*",
+    b"~",
+    b"$(touch pwned); `id` & | > < ' \" !",
+    b"#comment",
+    b"x" * 255,
+    *(bytes([code]) + b"-control" for code in range(1, 32)),
+    b"\x7f-control",
+]
+
+
+def test_awkward_names_arrive_whole_and_md5sum_accepts_the_consumer_index(backup: Backup) -> None:
+    """Newline, CR, backslash, every control character, invalid UTF-8, 255 bytes: all kept, all verified."""
+    for number, name in enumerate(AWKWARD):
+        backup.put(name, b"content %d" % number)
+        backup.put(b"deep/" + name + b"/" + name[:200], b"below %d" % number)
+    summary = backup.run("manual__1")
+    assert summary["outcomes"] == {"pulled": 2 * len(AWKWARD)}
+    for number, name in enumerate(AWKWARD):
+        assert backup.live(name).read_bytes() == b"content %d" % number
+    relative = (backup.dest / "index.md5").read_bytes().replace(b"  /", b"  ./")
+    checked = subprocess.run(
+        ["md5sum", "-c", "--strict", "--quiet"],
+        cwd=backup.dest / "files",
+        input=relative,
+        capture_output=True,
+    )
+    assert (checked.returncode, checked.stdout, checked.stderr) == (0, b"", b"")
+
+
+def test_second_run_replaces_archives_forgets_and_copies(backup: Backup) -> None:
+    """Changed, deleted on A, deleted on B, moved: as the scheme says; a third run finds nothing to do."""
+    for name in (b"changed", b"deleted-on-a", b"deleted-on-b", b"moved"):
+        backup.put(name, b"first of " + name)
+    backup.run("manual__1")
+    backup.put(b"changed", b"second")
+    (backup.server.tree / "backups" / "deleted-on-a").unlink()
+    (backup.server.tree / "backups" / "moved").rename(backup.server.tree / "backups" / "moved-here")
+    backup.live(b"deleted-on-b").unlink()
+    summary = backup.run("manual__2")
+    assert summary["outcomes"] == {"pulled": 1, "copied": 1}
+    assert (summary["replaced"], summary["added"], summary["forgotten"]) == (1, 1, 2)
+    assert backup.live(b"changed").read_bytes() == b"second"
+    (old,) = backup.live(b".old").iterdir()
+    assert old.name.startswith("changed.2") and old.read_bytes() == b"first of changed"
+    assert backup.live(b"deleted-on-a").read_bytes() == b"first of deleted-on-a"
+    assert backup.live(b"moved-here").read_bytes() == b"first of moved"
+    assert not backup.live(b"deleted-on-b").exists()
+    names = [path.rpartition(b"/")[2] for path, _ in read_entries(backup.dest / "index.md5")]
+    assert names == [b"changed", b"deleted-on-b", b"moved-here"]
+    before = (backup.dest / "index.md5").read_bytes()
+    third = backup.run("manual__3")
+    assert third["outcomes"] == {} and "nothing to do" in third["summary"]
+    assert (backup.dest / "index.md5").read_bytes() == before
+
+
+def test_unreadable_file_is_reported_all_else_is_backed_up_and_the_run_fails(backup: Backup) -> None:
+    """A file that A's index account cannot read must not pass silently, nor stop the others."""
+    backup.put(b"open", b"1")
+    backup.put(b"secret", b"2")
+    (backup.server.tree / "backups" / "secret").chmod(0)
+    assert backup.build()["unreadable"] == 1
+    backup.fetch()
+    for shard in backup.diff():
+        backup.pull(shard)
+    backup.archive()
+    with pytest.raises(AirflowFailException, match=r"unreadable .*/backups/secret"):
+        backup.commit()
+    assert backup.task.pushed["return_value"]["failed"] == 1
+    assert backup.live(b"open").read_bytes() == b"1"
+
+
+def test_file_that_only_the_backup_account_cannot_read_is_denied(backup: Backup) -> None:
+    """Indexed by one account, refused to the other: an outcome of that file alone."""
+    backup.put(b"open", b"1")
+    backup.put(b"secret", b"2")
+    backup.build()
+    if not backup.server.chrooted:
+        pytest.fail("both accounts are one user here, so that neither can be refused alone")
+    (backup.server.tree / "backups" / "secret").chmod(0)
+    backup.fetch()
+    for shard in backup.diff():
+        assert backup.pull(shard)["outcomes"] == {"pulled": 1, "denied": 1}
+    backup.archive()
+    with pytest.raises(AirflowFailException, match=r"denied .*/backups/secret .Permission denied"):
+        backup.commit()
+
+
+def nothing_in(dest: Path) -> bool:
+    """Whether no backup has been made there."""
+    return not (dest / "index.md5").exists() and not list((dest / "files").glob("*"))
+
+
+@pytest.mark.parametrize(
+    ("extra", "error", "message"),
+    [
+        ({"host_key": None}, errors.AccessRefused, "host key is unknown"),
+        ({"host_key": "other"}, errors.AccessRefused, "host key is not the expected one"),
+        ({"key_file": "other"}, errors.AccessRefused, "refuses the account's key"),
+        ({"key_file": "/no/such/key"}, errors.AccessRefused, "cannot be read on this worker"),
+        ({"allow_host_key_change": True}, errors.AccessRefused, "allow_host_key_change"),
+    ],
+    ids=["unknown host key", "wrong host key", "wrong key", "no key file", "host key change allowed"],
+)
+def test_wrong_key_or_host_key_is_refused_with_the_connection_named(
+    backup: Backup,
+    set_connection: SetConnection,
+    tmp_path: Path,
+    extra: dict[str, Any],
+    error: type[Exception],
+    message: str,
+) -> None:
+    """Nobody is trusted who is not the expected one, and a person is told which connection to mend."""
+    other = tmp_path / "other"
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", other], check=True)
+    real = {"key_file": str(other), "host_key": other.with_suffix(".pub").read_text()}
+    connection = backup.server.sftp_connection()
+    for name, value in extra.items():
+        connection["extra"][name] = real[name] if value == "other" else value
+    connection["extra"] = {k: v for k, v in connection["extra"].items() if v is not None}
+    set_connection("backupop", connection)
+    with pytest.raises(error, match=message) as caught:
+        backup.fetch()
+    assert "backupop" in str(caught.value)
+    assert nothing_in(backup.dest)
+
+
+def test_server_that_is_not_there_is_a_lost_connection(backup: Backup, set_connection: SetConnection) -> None:
+    """Worth a retry, unlike a refused key."""
+    set_connection("backupop", backup.server.sftp_connection() | {"port": 1})
+    with pytest.raises(errors.ConnectionLost, match=r"127\.0\.0\.1"):
+        backup.fetch()
+
+
+def test_missing_index_is_told_with_where_it_was_looked_for(backup: Backup) -> None:
+    """A first run without an index on A."""
+    with pytest.raises(errors.NotOnProvider, match=r"/\.mdbackup/index\.md5 is not there"):
+        backup.fetch()
+    assert nothing_in(backup.dest)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda lines: lines[:-2] + lines[-1:], "truncated"),
+        (lambda lines: [lines[0], b"rubbish\n", *lines[1:]], "line 2: it does not begin with"),
+    ],
+    ids=["truncated", "one malformed line"],
+)
+def test_spoiled_index_is_refused_and_changes_nothing(backup: Backup, spoil: Any, message: str) -> None:
+    """One bad line refuses the whole index."""
+    backup.put(b"one", b"1")
+    backup.put(b"two", b"2")
+    backup.build()
+    path = backup.server.tree / ".mdbackup" / "index.md5"
+    path.write_bytes(b"".join(spoil(path.read_bytes().splitlines(keepends=True))))
+    with pytest.raises(errors.IndexRefused, match=message):
+        backup.fetch()
+    assert nothing_in(backup.dest)
+
+
+def test_dest_of_another_provider_is_refused(backup: Backup) -> None:
+    """Two providers never write into one tree."""
+    backup.put(b"one", b"1")
+    backup.run("manual__1")
+    backup.common["provider"] = "srv2"
+    with pytest.raises(errors.DestinationRefused, match="belongs to the provider 'srv1'"):
+        backup.fetch()
+
+
+def test_index_that_is_too_old_is_refused(backup: Backup) -> None:
+    """So that a dead cron job on A is noticed."""
+    backup.build()
+    path = backup.server.tree / ".mdbackup" / "index.md5"
+    os.utime(path, (0, 0))
+    with pytest.raises(errors.IndexRefused, match="max_index_age"):
+        backup.fetch(max_index_age=timedelta(hours=26))
+
+
+def test_index_without_end_line_as_in_the_seed_is_taken_once_it_holds_still(backup: Backup) -> None:
+    """Somebody's own md5sum job, one blank after the digest, in directory order."""
+    backup.put(b"bravo", b"")
+    backup.put(b"alpha", b"")
+    prefix = backup.server.prefix.encode()
+    digest = hashlib.md5(b"").hexdigest().encode()
+    lines = [b"%s %s/backups/%s\n" % (digest, prefix, name) for name in (b"bravo", b"alpha")]
+    (backup.server.tree / ".mdbackup" / "index.md5").write_bytes(b"".join(lines))
+    assert backup.fetch()["files"] == 2
+    assert [backup.pull(shard)["outcomes"] for shard in backup.diff()] == [{"pulled": 1, "copied": 1}]
+    backup.archive()
+    assert backup.commit()["files"] == 2
+
+
+def test_named_subsystem_of_the_seed_is_used(tmp_path: Path, set_connection: SetConnection) -> None:
+    """`sftp -s sftpi`: the connection's extra `subsystem` names it; the wrong name is told."""
+    with ProviderServer(tmp_path / "server", subsystem="sftpi") as server:
+        set_connection("backupop", server.sftp_connection())
+        set_connection("index", server.ssh_connection())
+        backup = Backup(server, tmp_path / "dest")
+        backup.put(b"one", b"1")
+        assert backup.run("manual__1")["files"] == 1
+
+
+def test_transfer_uses_a_fast_cipher_and_no_compression_unless_asked(
+    backup: Backup, set_connection: SetConnection
+) -> None:
+    """SSHHook would compress what mostly is compressed already, and take a slow cipher."""
+    from airflow_mdbackup.hooks.provider import ProviderHook
+
+    with ProviderHook("backupop") as hook:
+        transport = hook.get_conn().get_transport()
+        assert transport is not None
+        assert transport.remote_cipher == "aes128-gcm@openssh.com"
+        assert transport.remote_compression == "none"
+    set_connection("backupop", backup.server.sftp_connection(compress="true"))
+    with ProviderHook("backupop") as hook:
+        transport = hook.get_conn().get_transport()
+        assert transport is not None and transport.remote_compression != "none"
+
+
+def test_provider_without_python_builds_its_index_with_the_shell(
+    backup: Backup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """find and md5sum make the same index."""
+    backup.put(b"one", b"1")
+    backup.put(b"sub/two", b"22")
+    python = backup.build()
+    entries = list(_provider_entries(backup))
+    monkeypatch.setattr(
+        "airflow_mdbackup.hooks.provider.python_command", lambda: "exec /bin/sh -c 'exit 127'"
+    )
+    assert backup.build() == python | {"seconds": pytest.approx(python["seconds"], abs=30)}
+    assert list(_provider_entries(backup)) == entries
+    assert backup.run("manual__1")["files"] == 2
+
+
+def _provider_entries(backup: Backup) -> Any:
+    return sorted(read_entries(backup.server.tree / ".mdbackup" / "index.md5"))
+
+
+def test_index_that_cannot_be_built_is_told_with_the_providers_own_words(backup: Backup) -> None:
+    """Here its directory is not writable for the index account."""
+    shutil.rmtree(backup.server.tree / ".mdbackup")
+    (backup.server.tree / ".mdbackup").mkdir(mode=0o555)
+    if not backup.server.chrooted:
+        (backup.server.tree / ".mdbackup").chmod(0o555)
+    with pytest.raises(errors.NotOnProvider, match=r"was not built: .*ermission"):
+        backup.build()
+
+
+def test_big_files_and_many_shards_arrive_whole(backup: Backup) -> None:
+    """Larger than the window, in three shards, with equal content twice."""
+    block = os.urandom(1 << 20)
+    backup.put(b"big", block * 40)
+    backup.put(b"same", block * 40)
+    for number in range(300):
+        backup.put(b"many/%d" % number, os.urandom(number * 10))
+    backup.build()
+    backup.fetch()
+    shards = backup.diff(shards=3)
+    assert len(shards) == 3
+    pulled = [backup.pull(shard) for shard in shards]
+    assert sum(p["outcomes"]["pulled"] for p in pulled) == 301
+    assert sum(p["outcomes"].get("copied", 0) for p in pulled) == 1
+    assert sum(p["bytes"] for p in pulled) < 42 << 20
+    backup.archive()
+    assert backup.commit()["files"] == 302
+    assert backup.live(b"big").read_bytes() == backup.live(b"same").read_bytes() == block * 40
+    assert backup.live(b"big").stat().st_ino != backup.live(b"same").stat().st_ino
