@@ -681,10 +681,13 @@ def test_python_command_runs_in_a_login_shell(chroot, shell, programs):
 def test_python_command_without_python_ends_with_the_status_to_fall_back(tmp_path):
     """Neither a missing python3 nor one older than 3.6 is mistaken for a failed build."""
     request = wanted(os.fsencode(tmp_path))
-    missing = subprocess.run(
-        ["/bin/sh", "-c", python_command()], env={"PATH": str(tmp_path)}, capture_output=True
-    )
-    assert missing.returncode == NO_PYTHON
+    for shell in filter(None, map(shutil.which, ["sh", "csh", "fish"])):
+        missing = subprocess.run(
+            [shell, "-c", python_command()],
+            env={"PATH": str(tmp_path), "HOME": "/"},
+            capture_output=True,
+        )
+        assert missing.returncode == NO_PYTHON
     old = tmp_path / "python3"
     pretend = "import sys; sys.version_info = (3, 5, 9); exec(sys.argv[1])"
     old.write_text(

@@ -1,0 +1,240 @@
+"""DAG runs of a real scheduler, in the states that a person would expect."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from airflow_mdbackup.scheme.index import read_entries
+from demo.sshd import ProviderServer
+from demo.stack import AirflowStack
+
+PROJECT = Path(__file__).parents[2]
+
+
+class Site:
+    """An Airflow with some providers, all of them on one SSH server, each with a source of its own."""
+
+    def __init__(self, stack: AirflowStack, server: ProviderServer, folder: Path) -> None:
+        self.stack = stack
+        self.server = server
+        self.folder = folder
+
+    def source(self, provider: str) -> Path:
+        return self.server.tree / provider
+
+    def put(self, provider: str, name: str, content: bytes) -> None:
+        path = self.source(provider) / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+
+    def live(self, provider: str, name: str) -> Path:
+        return Path(f"{self.folder}/{provider}/files{self.server.prefix}/{provider}/{name}")
+
+    def start(self, provider: str) -> str:
+        """Start a run and return its id."""
+        dag_id = f"mdbackup_{provider}"
+        self.stack.wait_for_dag(dag_id)
+        self.stack.unpause(dag_id)
+        return self.stack.trigger(dag_id)
+
+    def finish(self, provider: str, run_id: str, timeout: float = 180) -> str:
+        return self.stack.wait_for_run(f"mdbackup_{provider}", run_id, timeout=timeout)
+
+    def run(self, provider: str) -> tuple[str, dict[str, str | None]]:
+        """Do a whole run and return its state and those of its tasks."""
+        run_id = self.start(provider)
+        return self.finish(provider, run_id), self.stack.task_states(f"mdbackup_{provider}", run_id)
+
+
+def provider_yaml(server: ProviderServer, folder: Path, name: str, **keys: Any) -> dict[str, Any]:
+    return {
+        "sftp_conn_id": "backupop",
+        "ssh_conn_id": "index",
+        "chroot": server.chroot,
+        "index": f"{server.prefix}/.mdbackup/{name}.md5",
+        "source": [f"{server.prefix}/{name}"],
+        "dest": str(folder / name),
+        "schedule": None,
+        "retries": 0,
+        **keys,
+    }
+
+
+@pytest.fixture(scope="module")
+def site(
+    airflow_stack: Callable[..., AirflowStack], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Site]:
+    folder = tmp_path_factory.mktemp("site")
+    with ProviderServer(folder / "server") as server:
+        providers = {
+            "good": provider_yaml(server, folder, "good", shards=2),
+            "broken": provider_yaml(server, folder, "broken", shards=2),
+            "noindex": provider_yaml(server, folder, "noindex", ssh_conn_id=None, max_index_age=None),
+            "killed": provider_yaml(server, folder, "killed"),
+            "asking": provider_yaml(server, folder, "asking", on_guard="approve"),
+            "guarded": provider_yaml(server, folder, "guarded"),
+            "invalid": {"nonsense": 1},
+        }
+        (folder / "providers.yaml").write_text(json.dumps({"providers": providers}))
+        env = {
+            "AIRFLOW_CONN_BACKUPOP": json.dumps(server.sftp_connection()),
+            "AIRFLOW_CONN_INDEX": json.dumps(server.ssh_connection()),
+            "AIRFLOW__MDBACKUP__PROVIDERS_FILE": str(folder / "providers.yaml"),
+        }
+        stack = airflow_stack(PROJECT / "dags", env)
+        yield Site(stack, server, folder)
+
+
+def test_first_run_second_run_and_a_run_with_nothing_to_do(site: Site) -> None:
+    """The main job, through the scheduler, with two shards."""
+    for number in range(60):
+        site.put("good", f"dir{number % 7}/file{number}", b"%d" % number * number)
+    state, tasks = site.run("good")
+    assert state == "success" and set(tasks.values()) == {"success"}, tasks
+    assert {"pull_changed[0]", "pull_changed[1]"} <= set(tasks)
+    site.put("good", "dir1/file1", b"changed")
+    (site.source("good") / "dir2" / "file2").unlink()
+    run_id = site.start("good")
+    assert site.finish("good", run_id) == "success"
+    summary = site.stack.xcom("mdbackup_good", run_id, "commit_backup")
+    assert (summary["replaced"], summary["forgotten"], summary["files"]) == (1, 1, 59)
+    assert site.live("good", "dir1/file1").read_bytes() == b"changed"
+    assert site.live("good", "dir2/file2").read_bytes() == b"22"
+    run_id = site.start("good")
+    assert site.finish("good", run_id) == "success"
+    assert "nothing to do" in site.stack.task_log("mdbackup_good", run_id, "commit_backup")
+    assert site.stack.xcom("mdbackup_good", run_id, "commit_backup")["outcomes"] == {}
+
+
+def test_good_commit_updates_the_asset_and_its_state(site: Site) -> None:
+    """Other DAGs can follow a backup, and Airflow remembers it when the disk is lost."""
+    site.put("good", "asset", b"x")
+    run_id = site.start("good")
+    assert site.finish("good", run_id) == "success"
+    (asset,) = site.stack.get("/assets", uri_pattern="mdbackup://good")["assets"]
+    events = site.stack.get("/assets/events", asset_id=asset["id"])["asset_events"]
+    assert any(event["extra"].get("files") == len(index_of(site, "good")) for event in events)
+    state = site.stack.get(f"/assets/{asset['id']}/state-store/last_good")
+    assert state["value"]["run_id"] == run_id
+    aside = site.folder / "aside"
+    (site.folder / "good").rename(aside)
+    run_id = site.start("good")
+    assert site.finish("good", run_id) == "failed"
+    assert "not mounted" in site.stack.task_log("mdbackup_good", run_id, "fetch_index")
+    shutil.rmtree(site.folder / "good", ignore_errors=True)
+    aside.rename(site.folder / "good")
+
+
+def index_of(site: Site, provider: str) -> list[Any]:
+    return list(read_entries(site.folder / provider / "index.md5"))
+
+
+def test_without_an_index_the_run_fails_and_later_tasks_do_not_run(site: Site) -> None:
+    """A failed fetch leaves archive and commit alone."""
+    state, tasks = site.run("noindex")
+    assert state == "failed"
+    assert tasks["fetch_index"] == "failed"
+    assert tasks["archive_old"] == tasks["commit_backup"] == "upstream_failed"
+
+
+def test_failed_entry_fails_the_run_after_the_others_are_committed(site: Site) -> None:
+    """An unreadable file on A: all tasks green but the last, which names it."""
+    site.put("broken", "fine", b"1")
+    site.put("broken", "secret", b"2")
+    (site.source("broken") / "secret").chmod(0)
+    run_id = site.start("broken")
+    assert site.finish("broken", run_id) == "failed"
+    tasks = site.stack.task_states("mdbackup_broken", run_id)
+    assert [task for task, state in tasks.items() if state != "success"] == ["commit_backup"]
+    assert "/broken/secret" in site.stack.task_log("mdbackup_broken", run_id, "commit_backup")
+    assert site.live("broken", "fine").read_bytes() == b"1"
+
+
+def test_killed_pull_goes_on_after_it_is_cleared(site: Site) -> None:
+    """SIGKILL in the middle of a transfer, then `Clear` in the UI: the run ends well, nothing is lost."""
+    chunk = os.urandom(1 << 20)
+    for number in range(4):
+        with (site.source("killed").parent / "big").open("wb") as file:
+            for part in range(400):
+                file.write(b"%d-%d" % (number, part) + chunk)
+        site.put("killed", f"big{number}", b"")
+        (site.source("killed").parent / "big").rename(site.source("killed") / f"big{number}")
+    run_id = site.start("killed")
+    staging = site.folder / "killed" / ".mdbackup" / "staging"
+    deadline = time.monotonic() + 120
+    while not list(staging.glob("*.part")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    holders = {int(pid) for pid in os.listdir("/proc") if pid.isdigit() and has_open(int(pid), staging)}
+    assert holders, "no task was seen pulling"
+    for pid in holders:
+        os.kill(pid, 9)
+    assert site.finish("killed", run_id, timeout=240) == "failed"
+    site.stack.clear("mdbackup_killed", run_id, ["pull_changed"], include_downstream=True)
+    assert site.finish("killed", run_id, timeout=240) == "success"
+    for number in range(4):
+        assert site.live("killed", f"big{number}").stat().st_size == (
+            (site.source("killed") / f"big{number}").stat().st_size
+        )
+
+
+def has_open(pid: int, folder: Path) -> bool:
+    """Whether a process has a file of this directory open."""
+    try:
+        return any(
+            os.readlink(f"/proc/{pid}/fd/{fd}").startswith(f"{folder}/")
+            for fd in os.listdir(f"/proc/{pid}/fd")
+        )
+    except OSError:
+        return False
+
+
+def test_guard_stops_the_run_before_anything_changes(site: Site) -> None:
+    """Everything gone on A: the run fails, and the index on B still has it all."""
+    site.put("guarded", "only", b"1")
+    assert site.run("guarded")[0] == "success"
+    (site.source("guarded") / "only").unlink()
+    run_id = site.start("guarded")
+    assert site.finish("guarded", run_id) == "failed"
+    tasks = site.stack.task_states("mdbackup_guarded", run_id)
+    assert tasks["diff_indexes"] == "failed" and tasks["commit_backup"] == "upstream_failed"
+    assert "guard" in site.stack.task_log("mdbackup_guarded", run_id, "diff_indexes")
+    assert len(index_of(site, "guarded")) == 1
+
+
+@pytest.mark.parametrize(("answer", "state", "left"), [("Reject", "failed", 1), ("Approve", "success", 0)])
+def test_person_decides_when_the_guard_asks(site: Site, answer: str, state: str, left: int) -> None:
+    """Refused: failed, nothing changed. Approved: the same plan goes on."""
+    site.put("asking", "only", b"1")
+    assert site.run("asking")[0] == "success"
+    (site.source("asking") / "only").unlink()
+    run_id = site.start("asking")
+    deadline = time.monotonic() + 90
+    while site.stack.task_states("mdbackup_asking", run_id).get("approve") != "awaiting_input":
+        assert time.monotonic() < deadline
+        time.sleep(1)
+    # An answer that comes before the scheduler has seen the task park fails it.
+    time.sleep(10)
+    site.stack.patch(
+        f"/dags/mdbackup_asking/dagRuns/{run_id}/taskInstances/approve/-1/hitlDetails",
+        {"chosen_options": [answer], "params_input": {}},
+    )
+    assert site.finish("asking", run_id) == state
+    assert len(index_of(site, "asking")) == left
+
+
+def test_invalid_provider_fails_and_is_an_import_error_and_stops_nobody(site: Site) -> None:
+    """Loud in both places where people look, while the other DAGs run on."""
+    run_id = site.start("invalid")
+    assert site.finish("invalid", run_id) == "failed"
+    assert "nonsense" in site.stack.task_log("mdbackup_invalid", run_id, "invalid_configuration")
+    (error,) = site.stack.get("/importErrors")["import_errors"]
+    assert error["filename"].endswith("mdbackup_config.py") and "nonsense" in error["stack_trace"]
+    assert site.stack.get("/dags/mdbackup_good")["is_stale"] is False
