@@ -6,7 +6,6 @@ their extras are those of Airflow's SSH provider package, and ``subsystem``.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -29,12 +28,12 @@ from airflow_mdbackup.provider_side import (
 )
 from airflow_mdbackup.scheme.errors import AccessRefused, ConnectionLost, NotOnProvider
 from airflow_mdbackup.scheme.names import to_text
+from airflow_mdbackup.scheme.progress import Pace
 from airflow_mdbackup.scheme.sftp import WINDOW, Reader
 
 _FAST = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com")
 _CONNECT = 30  # seconds for each of: TCP connection, banner, authentication
 _LISTEN = 10.0  # seconds between two looks whether a silent connection is still alive
-_TELL = 30.0  # seconds between two lines of progress of a build
 _STRAY = 20  # lines of a provider's other output that are shown
 _LINE = 8192  # bytes that one line of output may have
 
@@ -210,7 +209,7 @@ class ProviderHook(SSHHook):
         """Yield the lines of output as printable text, and log progress now and then."""
         channel.settimeout(_LISTEN)
         waiting = b""
-        told = time.monotonic()
+        pace = Pace()
         while True:
             try:
                 data = channel.recv(65536)
@@ -231,8 +230,7 @@ class ProviderHook(SSHHook):
                 text = line.rstrip(b"\r").decode("ascii", "backslashreplace")
                 report = parse_report(text)
                 if isinstance(report, Progress):
-                    if time.monotonic() - told > _TELL:
-                        told = time.monotonic()
+                    if pace.due():
                         self.log.info(
                             "Hashed %s files, %.1f MB in %.0f s",
                             report.files,

@@ -30,9 +30,11 @@ from operator import attrgetter
 
 from airflow_mdbackup.scheme.diff import Plan, read_plan
 from airflow_mdbackup.scheme.mirror import Mirror, Run, version_path
+from airflow_mdbackup.scheme.names import to_text
+from airflow_mdbackup.scheme.progress import Pace
 from airflow_mdbackup.scheme.pull import Outcome, Result
 from airflow_mdbackup.scheme.records import read_header, read_records, write_records, write_state
-from airflow_mdbackup.scheme.tree import Tree, copy_of, md5_of
+from airflow_mdbackup.scheme.tree import Blocked, Tree, copy_of, md5_of
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +103,11 @@ def _stamp(mirror: Mirror, run: Run) -> str:
 def _records(archiver: Archiver, run: Run, plan: Plan, summary: ArchiveSummary) -> Iterator[Archived]:
     for result in results(run, plan):
         if result.outcome in (Outcome.PULLED, Outcome.COPIED):
-            record = archiver.archive(result.path, result.md5)
+            try:
+                record = archiver.archive(result.path, result.md5)
+            except Blocked as blocked:
+                log.warning("%s is no directory: no version of %s", to_text(blocked.at), to_text(result.path))
+                continue
             if record is not None:
                 if record.version is not None:
                     summary.archived += 1
@@ -132,15 +138,20 @@ class Archiver:
         self._run = run
         self._tree = tree
         self.stamp = stamp
+        self._pace = Pace()
+        self._read = 0
 
     def archive(self, path: bytes, coming: bytes) -> Archived | None:
-        """Archive the live file at ``path``, unless it has the md5 ``coming``; None if there is no file."""
+        """Archive the live file at ``path``, unless it has the md5 ``coming``; None if there is no file.
+
+        :raises Blocked: something else stands in the place of ``.old``.
+        """
         try:
             live = self._tree.open(path)
         except FileNotFoundError:
             return None
         try:
-            md5 = md5_of(live)
+            md5 = md5_of(live, progress=self._hashed)
             status = os.fstat(live)
             known = path, status.st_dev, status.st_ino, md5, status.st_size
             if md5 == coming:
@@ -149,6 +160,11 @@ class Archiver:
         finally:
             os.close(live)
         return Archived(*known, version, linked)
+
+    def _hashed(self, size: int) -> None:
+        self._read += size
+        if self._pace.due():
+            log.info("%.1f MB of live files hashed so far", self._read / 1e6)
 
     def _version(self, path: bytes, live: int, status: os.stat_result) -> tuple[bytes, bool]:
         for attempt in count():

@@ -40,10 +40,11 @@ from airflow_mdbackup.scheme.history import PENDING, Change, What, last
 from airflow_mdbackup.scheme.index import Entry, digest, merge, read_entries
 from airflow_mdbackup.scheme.mirror import Mirror, Run, version_path
 from airflow_mdbackup.scheme.names import to_text
+from airflow_mdbackup.scheme.progress import Pace
 from airflow_mdbackup.scheme.pull import Outcome, Result
 from airflow_mdbackup.scheme.records import RecordWriter, read_header, read_records, write_state
 from airflow_mdbackup.scheme.settle import STAGING, consumer_index, finish, settle
-from airflow_mdbackup.scheme.tree import Tree, copy_of, is_file
+from airflow_mdbackup.scheme.tree import Blocked, Tree, copy_of, is_file
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +76,9 @@ class CommitSummary:
     seconds: float = 0.0
 
     def count(self, outcome: Outcome, number: int = 1) -> None:
-        self.outcomes[outcome] = self.outcomes.get(outcome, 0) + number
+        """Note that ``number`` entries had an outcome."""
+        if number:
+            self.outcomes[outcome] = self.outcomes.get(outcome, 0) + number
 
     def fail(self, outcome: Outcome, what: str, number: int = 1) -> None:
         """Note that ``number`` entries failed, and name them if there is still room."""
@@ -145,6 +148,7 @@ def commit(mirror: Mirror, run: Run) -> CommitSummary:
             _withdraw_all(mirror, run, tree)
             return summary
         _Commit(mirror, run, plan, tree, summary).carry_out(order)
+        summary.count(Outcome.UNREADABLE, plan.unreadable)
         for path in plan.unreadable_paths:
             summary.fail(Outcome.UNREADABLE, path)
         summary.fail(Outcome.UNREADABLE, "(others)", plan.unreadable - len(plan.unreadable_paths))
@@ -191,10 +195,13 @@ class _Commit:
         with RecordWriter[Change](path, **header, before=before) as writer:
             forgotten = self._forgotten()
             judged = heapq.merge(self._judged(), forgotten, key=attrgetter("path"))
+            pace = Pace()
             for change in chain(self._edited(before), judged):
                 writer.add(change)
                 changes += 1
                 self._tally(change)
+                if pace.due():
+                    log.info("%s changes judged so far", changes)
         self._count_missing()
         if changes or self._current is None:
             self._summary.files = finish(mirror, path, self._current)
@@ -261,38 +268,46 @@ class _Commit:
             self._summary.count(Outcome(result.outcome) if mine else Outcome.SUPERSEDED)
             self._withdraw(record)
             return
+        moved = None
         try:
             in_the_way = self._in_the_way(path)
+            if in_the_way is not None and in_the_way not in self._moved:
+                moved = Change(in_the_way, What.MOVED, version=self._free_version(in_the_way))
             change = self._change(result, record, free=in_the_way is not None)
-        except _Impossible as why:
+        except (_Impossible, Blocked) as error:
+            why = _impassable(error) if isinstance(error, Blocked) else str(error)
             self._withdraw(record)
             self._summary.count(Outcome.FAILED)
-            self._fail(Outcome.FAILED, path, str(why))
+            self._fail(Outcome.FAILED, path, why)
             return
         self._summary.count(Outcome(result.outcome))
-        if in_the_way is not None and in_the_way not in self._moved:
-            self._moved.add(in_the_way)
-            yield Change(in_the_way, What.MOVED, version=self._free_version(in_the_way))
+        if moved is not None:
+            self._moved.add(moved.path)
+            yield moved
         yield change
 
     def _in_the_way(self, path: bytes) -> bytes | None:
         """Return what stands where ``path``, or a directory of it, belongs and must go as a whole.
 
-        :raises _Impossible: a directory of it is a symlink, which somebody put there on purpose.
+        :raises Blocked: a directory of it is a symlink, which somebody put there on purpose.
         """
         blocked = self._tree.blocker(path)
         if blocked is not None:
             if blocked.is_symlink:
-                raise _Impossible(
-                    f"{to_text(blocked.at)} is a symlink in the mirror; replace it by a directory"
-                )
+                raise blocked
             return blocked.at
         live = self._tree.lstat(path)
         return None if live is None or is_file(live) else path
 
     def _free_version(self, path: bytes) -> bytes:
+        """Return a version name of ``path`` that is free.
+
+        :raises Blocked: something else stands in the place of ``.old``.
+        """
         for attempt in count():
             version = version_path(path, self._archiver.stamp, attempt)
+            if blocked := self._tree.blocker(version):
+                raise blocked
             if self._tree.lstat(version) is None:
                 return version
         raise AssertionError
@@ -302,6 +317,7 @@ class _Commit:
 
         :param free: the place is free once what is in the way has gone.
         :raises _Impossible: it cannot be brought there.
+        :raises Blocked: something else stands in the place of ``.old``.
         """
         live = None if free else self._tree.lstat(result.path)
         if result.outcome == Outcome.ADOPTED:
@@ -371,6 +387,11 @@ class _Commit:
 
 class _Impossible(Exception):
     """An entry cannot be brought into the mirror. The message says why and what to do."""
+
+
+def _impassable(blocked: Blocked) -> str:
+    what = "a symlink" if blocked.is_symlink else "no directory"
+    return f"{to_text(blocked.at)} is {what} in the mirror; replace it by a directory"
 
 
 def _brought(

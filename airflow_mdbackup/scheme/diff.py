@@ -43,6 +43,7 @@ from airflow_mdbackup.scheme.index import (
 )
 from airflow_mdbackup.scheme.mirror import OLD, Mirror, Run
 from airflow_mdbackup.scheme.names import to_text
+from airflow_mdbackup.scheme.progress import Pace
 from airflow_mdbackup.scheme.records import RecordWriter, read_records, write_state
 from airflow_mdbackup.scheme.settle import consumer_index, settle
 from airflow_mdbackup.scheme.tree import Tree, is_file
@@ -222,13 +223,17 @@ class _Comparison:
     def run(self, theirs: Iterable[Entry], ours: Iterable[Entry], hidden: _Hidden) -> Iterator[Item | Forget]:
         """Yield the items to pull and the entries to forget, in path order."""
         plan = self._plan
+        pace = Pace()
         for path, left, right in merge(theirs, ours):
+            if pace.due():
+                log.info("%s entries of the provider compared so far", self._files)
             if self._excluded(path):
                 continue
-            self._count(path, left, right)
+            kept = left is None and hidden.covers(path)
+            self._count(path, left, right, kept)
             if left is None:
                 assert right is not None
-                if hidden.covers(path):
+                if kept:
                     plan.kept += 1
                 else:
                     plan.gone += 1
@@ -245,13 +250,13 @@ class _Comparison:
                 plan.changed += right is not None
                 yield Item(path, left, right)
 
-    def _count(self, path: bytes, left: bytes | None, right: bytes | None) -> None:
+    def _count(self, path: bytes, left: bytes | None, right: bytes | None, kept: bool) -> None:
         self._files += left is not None
         self._plan.consumer += right is not None
         for prefix, counts in self._sources.items():
             if path.startswith(prefix):
                 counts[0] += left is not None
-                counts[1] += right is not None
+                counts[1] += right is not None and not kept
 
     def guard(self, limits: Limits, allow_empty: bool) -> list[str]:
         """Return why a person should look before this plan is carried out; nothing if it is harmless."""

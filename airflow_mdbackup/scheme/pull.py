@@ -34,13 +34,13 @@ from airflow_mdbackup.scheme.diff import Item, read_plan
 from airflow_mdbackup.scheme.errors import BackupError
 from airflow_mdbackup.scheme.mirror import Mirror, Run
 from airflow_mdbackup.scheme.names import to_text
+from airflow_mdbackup.scheme.progress import Pace
 from airflow_mdbackup.scheme.records import read_header, read_records, write_records
 from airflow_mdbackup.scheme.sftp import Attributes, Code, Fetched, Reader, Refusal, Stated, Wanted
 from airflow_mdbackup.scheme.tree import copy_of, md5_of, syncfs, write_all
 
 log = logging.getLogger(__name__)
 
-_PROGRESS = 10.0  # seconds between two lines of progress
 _SHOWN = 50  # paths that the log names
 _WAITING = 20_000  # results that may wait for one before them, so that memory stays bounded
 
@@ -174,7 +174,8 @@ class _Puller:
         self._staged: set[bytes] = set()  # digests of what this task knows to be staged
         self._done = 0
         self._troubles = 0
-        self._started = self._told = time.monotonic()
+        self._started = time.monotonic()
+        self._pace = Pace()
 
     def results(self, items: Iterator[Item], earlier: Iterator[Result | None]) -> Iterator[Result]:
         """Yield the result of each item in order; at the end all that they tell of is durable."""
@@ -404,8 +405,7 @@ class _Puller:
         )
 
     def _tell(self) -> None:
-        if time.monotonic() - self._told > _PROGRESS:
-            self._told = time.monotonic()
+        if self._pace.due():
             log.info("%s", self.progress())
 
     def close(self) -> None:

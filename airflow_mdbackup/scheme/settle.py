@@ -32,6 +32,7 @@ from airflow_mdbackup.scheme.index import (
 )
 from airflow_mdbackup.scheme.mirror import Mirror
 from airflow_mdbackup.scheme.names import to_text
+from airflow_mdbackup.scheme.progress import Pace
 from airflow_mdbackup.scheme.records import RecordWriter, copy_records, read_header, read_records
 from airflow_mdbackup.scheme.tree import Tree, copy_of, fsync_directory, md5_of, syncfs
 
@@ -147,7 +148,10 @@ def _keep_committed(mirror: Mirror) -> None:
 def _placed(mirror: Mirror, tree: Tree, path: Path, fresh: bool) -> Iterator[Change]:
     """Carry out the changes and yield those that the disk then shows."""
     copies = mirror.run(str(read_header(path)["run_id"])).copies
-    for change in read_records(path, Change):
+    pace = Pace()
+    for number, change in enumerate(read_records(path, Change), 1):
+        if pace.due():
+            log.info("%s changes carried out so far", number)
         if change.what in (What.EDITED, What.FORGOTTEN):
             done = True
         elif change.what == What.MOVED:
