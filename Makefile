@@ -52,7 +52,7 @@ format: venv ## Reformat the code and correct what can be corrected
 	$(BIN)/ruff format .
 
 .PHONY: docs
-docs: venv ## Generate the configuration reference and sample again
+docs: venv ## Generate the reference pages and the sample configuration again
 	$(BIN)/python -m demo.generate_docs
 
 .PHONY: wheel

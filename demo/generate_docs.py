@@ -1,7 +1,7 @@
-"""Write the reference page of the configuration and its sample file from the schema.
+"""Write the reference pages of configuration and operators, and the sample file, from the code.
 
-``python -m demo.generate_docs`` writes both, ``python -m demo.generate_docs --check`` changes nothing and
-exits with 1 when one of them is not what the schema says.
+``python -m demo.generate_docs`` writes them, ``python -m demo.generate_docs --check`` changes nothing and
+exits with 1 when one of them is not what the code says.
 """
 
 from __future__ import annotations
@@ -14,13 +14,18 @@ from typing import Any
 
 from airflow_mdbackup.config import Provider
 from airflow_mdbackup.config.problem import as_yaml
+from demo.operator_docs import operators_page
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 REFERENCE = REPOSITORY / "docs" / "reference" / "configuration.md"
+OPERATORS = REPOSITORY / "docs" / "reference" / "operators.md"
 SAMPLE = REPOSITORY / "docs" / "providers.example.yaml"
 
 _MADE_BY = (
     "Made by `python -m demo.generate_docs` from airflow_mdbackup/config/provider.py: edit that instead."
+)
+_OPERATORS_MADE_BY = (
+    "Made by `python -m demo.generate_docs` from airflow_mdbackup/operators and docs/example_dag.py."
 )
 _WIDTH = 100
 
@@ -171,14 +176,15 @@ def sample() -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Write or check the two files; return the exit status."""
-    parser = argparse.ArgumentParser(description="Write the reference and the sample of the configuration.")
+    """Write or check the files; return the exit status."""
+    parser = argparse.ArgumentParser(description="Write the generated pages of the documentation.")
     parser.add_argument(
         "--check", action="store_true", help="write nothing; exit with 1 if they are out of date"
     )
     check = parser.parse_args(arguments).check
     status = 0
-    for file, text in ((REFERENCE, reference()), (SAMPLE, sample())):
+    pages = {REFERENCE: reference(), OPERATORS: operators_page(_OPERATORS_MADE_BY), SAMPLE: sample()}
+    for file, text in pages.items():
         if file.exists() and file.read_text(encoding="utf-8") == text:
             continue
         if check:

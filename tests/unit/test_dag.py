@@ -118,6 +118,15 @@ def test_broken_configuration_shows_only_on_the_file_without_dags(configured: Pa
     assert Path(path).name == "mdbackup_config.py"
 
 
+def test_example_dag_of_the_documentation_imports_and_has_the_shape_of_ours() -> None:
+    """What people copy must work."""
+    bag = DagBag(dag_folder=str(PROJECT / "docs"), bundle_path=PROJECT / "docs", bundle_name="docs")
+    assert bag.import_errors == {}
+    edges = downstream(bag.dags["backup_srv1_by_hand"])
+    assert edges["diff_indexes"] == {"pull_changed", "archive_old"}
+    assert edges["shards_finished"] == {"archive_old"}
+
+
 def test_parsing_the_dag_file_imports_neither_paramiko_nor_asyncssh(configured: Path) -> None:
     """The scheduler parses the file over and over: what only a running task needs is imported there."""
     configured.write_text("providers:" + (GOOD + FULL).format(folder=configured.parent))
