@@ -104,8 +104,9 @@ class PullSummary:
     transferred: int = 0
     seconds: float = 0.0
 
-    def count(self, outcome: str) -> None:
-        self.outcomes[outcome] = self.outcomes.get(outcome, 0) + 1
+    def count(self, outcome: Outcome) -> None:
+        """Note that an item had an outcome."""
+        self.outcomes[outcome.value] = self.outcomes.get(outcome.value, 0) + 1
 
 
 def pull(mirror: Mirror, run: Run, shard: int, connect: Callable[[], Reader]) -> PullSummary:
@@ -397,11 +398,13 @@ class _Puller:
 
     def progress(self) -> str:
         """Return one line about how far this shard has come."""
+        # Those that wait for one before them are done too.
+        done = self._done + sum(slot.result is not None for slot in self._slots)
         seconds = max(time.monotonic() - self._started, 0.001)
         megabytes = self.summary.transferred / 1e6
         return (
-            f"{self._done:,} of {self._total:,} files, {megabytes:,.1f} MB in {seconds:,.0f} s "
-            f"({self._done / seconds:,.0f} files/s, {megabytes / seconds:,.1f} MB/s)"
+            f"{done:,} of {self._total:,} files, {megabytes:,.1f} MB in {seconds:,.0f} s "
+            f"({done / seconds:,.0f} files/s, {megabytes / seconds:,.1f} MB/s)"
         )
 
     def _tell(self) -> None:
