@@ -55,6 +55,12 @@ format: venv ## Reformat the code and correct what can be corrected
 docs: venv ## Generate the reference pages and the sample configuration again
 	$(BIN)/python -m demo.generate_docs
 
+.PHONY: screenshots
+screenshots: venv ## Take the picture of docs/images again, in a real Airflow UI (root, Debian)
+	@sh demo/system-packages.sh $(SSH_PROGRAMS) chromium:chromium chromium:fonts-inter
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt playwright
+	$(BIN)/python -m demo.screenshot
+
 .PHONY: wheel
 wheel: venv ## Build the source archive and the wheel into dist/
 	$(BIN)/python -m build --outdir dist
