@@ -1,4 +1,4 @@
-"""The package as Airflow finds it, and the wheel as people install it."""
+"""The package as Airflow finds it."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import importlib
 import json
 import subprocess
 import sys
-import venv
-import zipfile
 from importlib.metadata import distribution, entry_points
 from pathlib import Path
 
@@ -16,8 +14,6 @@ import jsonschema
 import pytest
 
 from airflow_mdbackup.get_provider_info import get_provider_info
-
-PROJECT = Path(__file__).parents[2]
 
 
 def test_provider_info_is_of_airflows_schema_and_names_this_distribution() -> None:
@@ -63,38 +59,3 @@ def test_face_and_scheme_import_no_airflow(module: str) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
-
-
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("wheel")
-    command = [sys.executable, "-m", "build", "--wheel", "--outdir", str(folder), str(PROJECT)]
-    subprocess.run(command, check=True, capture_output=True)
-    (path,) = folder.glob("*.whl")
-    return path
-
-
-def test_wheel_has_all_modules_and_the_shell_indexer_and_nothing_else(wheel: Path) -> None:
-    """What is missing in the wheel is missing on the user's machine."""
-    packed = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
-    source = (PROJECT / "airflow_mdbackup").rglob("*")
-    wanted = {str(p.relative_to(PROJECT)) for p in source if p.suffix in (".py", ".sh", ".typed")}
-    assert packed == wanted
-
-
-def test_wheel_in_an_empty_environment_is_found_by_airflow(wheel: Path, tmp_path: Path) -> None:
-    """`airflow providers list` and `get` show it, with nothing installed by hand."""
-    home = tmp_path / "venv"
-    venv.create(home, with_pip=True)
-    python = home / "bin" / "python"
-    constraints = str(PROJECT / "constraints.txt")
-    subprocess.run([python, "-m", "pip", "install", "-q", "-c", constraints, wheel], check=True)
-    airflow_program = home / "bin" / "airflow"
-    listed = subprocess.run(
-        [airflow_program, "providers", "list"], capture_output=True, text=True, check=True
-    )
-    assert "airflow-mdbackup" in listed.stdout
-    got = subprocess.run(
-        [airflow_program, "providers", "get", "airflow-mdbackup"], capture_output=True, text=True, check=True
-    )
-    assert "mdbackup" in got.stdout
