@@ -3,6 +3,7 @@
 ::
 
     under the lock, with one stamp for all:
+        finish the commit that a crash cut off, if there is one
         for each good result, in path order, whose live file is there and has other bytes:
             hash the live file
             link it to .old/<name>.<stamp>; if that name is taken, to the next
@@ -34,7 +35,8 @@ from airflow_mdbackup.scheme.names import to_text
 from airflow_mdbackup.scheme.progress import Pace
 from airflow_mdbackup.scheme.pull import Outcome, Result
 from airflow_mdbackup.scheme.records import read_header, read_records, write_records, write_state
-from airflow_mdbackup.scheme.tree import Blocked, Tree, copy_of, md5_of
+from airflow_mdbackup.scheme.settle import settle
+from airflow_mdbackup.scheme.tree import Blocked, Tree, copy_of, is_file, md5_of
 
 log = logging.getLogger(__name__)
 
@@ -75,11 +77,14 @@ def archive(mirror: Mirror, run: Run) -> ArchiveSummary:
 
     :raises RunIncomplete: the run has no plan.
     :raises DestinationBusy: another run holds the lock for too long.
+    :raises ConsumerIndexDamaged: a commit was cut off, and the consumer index was damaged since.
     """
     plan = read_plan(run)
     summary = ArchiveSummary()
     with mirror.lock(f"archive_old of {run.run_id}"), mirror.tree() as tree:
-        archiver = Archiver(mirror, run, tree, _stamp(mirror, run))
+        # A history written ahead names versions that must not be taken back before it is carried out.
+        settle(mirror, run.folder / "consumer.md5")
+        archiver = Archiver(mirror, run, tree, stamp_of(mirror, run))
         stamp, earlier = read_archived(run)
         if stamp != archiver.stamp:
             for record in earlier:
@@ -88,8 +93,11 @@ def archive(mirror: Mirror, run: Run) -> ArchiveSummary:
     return summary
 
 
-def _stamp(mirror: Mirror, run: Run) -> str:
-    """Return the stamp of this run's versions: an earlier try's, unless a commit came since."""
+def stamp_of(mirror: Mirror, run: Run) -> str:
+    """Return the stamp of this run's versions: an earlier try's, unless a commit came since.
+
+    Needs the lock.
+    """
     try:
         stamp = str(read_header(run.stamp)["stamp"])
     except FileNotFoundError:
@@ -156,7 +164,7 @@ class Archiver:
             known = path, status.st_dev, status.st_ino, md5, status.st_size
             if md5 == coming:
                 return Archived(*known)
-            version, linked = self._version(path, live, status)
+            version, linked = self._version(path, live, status, md5)
         finally:
             os.close(live)
         return Archived(*known, version, linked)
@@ -166,7 +174,7 @@ class Archiver:
         if self._pace.due():
             log.info("%.1f MB of live files hashed so far", self._read / 1e6)
 
-    def _version(self, path: bytes, live: int, status: os.stat_result) -> tuple[bytes, bool]:
+    def _version(self, path: bytes, live: int, status: os.stat_result, md5: bytes) -> tuple[bytes, bool]:
         for attempt in count():
             version = version_path(path, self.stamp, attempt)
             try:
@@ -179,11 +187,18 @@ class Archiver:
             except OSError as error:
                 if error.errno not in _NO_LINKS:
                     raise
-                return self._copy(path, live, status), False
+                return self._copy(path, live, status, md5), False
         raise AssertionError
 
-    def _copy(self, path: bytes, live: int, status: os.stat_result) -> bytes:
+    def _copy(self, path: bytes, live: int, status: os.stat_result, md5: bytes) -> bytes:
         """Make the version a copy, complete before it has its name."""
+        for attempt in count():
+            version = version_path(path, self.stamp, attempt)
+            taken = self._tree.lstat(version)
+            if taken is None:
+                break
+            if is_file(taken) and taken.st_size == status.st_size and self._md5(version) == md5:
+                return version  # an earlier try's copy
         self._run.copies.mkdir(exist_ok=True)
         temporary = self._run.copies / "version"
         target = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
@@ -195,16 +210,17 @@ class Archiver:
             os.fsync(target)
         finally:
             os.close(target)
-        for attempt in count():
-            version = version_path(path, self.stamp, attempt)
-            try:
-                self._tree.put_new(temporary, version)
-                return version
-            except FileExistsError:
-                continue
-        raise AssertionError
+        self._tree.put_new(temporary, version)
+        return version
 
-    def restamp(self, record: Archived) -> Archived:
+    def _md5(self, path: bytes) -> bytes:
+        descriptor = self._tree.open(path)
+        try:
+            return md5_of(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def restamp(self, record: Archived, coming: bytes) -> Archived | None:
         """Give a version that was archived under another stamp a name with this one."""
         if record.version is None:
             return record
@@ -215,6 +231,8 @@ class Archiver:
                 return replace(record, version=version)
             except FileExistsError:
                 continue
+            except FileNotFoundError:  # an earlier try has renamed it
+                return self.archive(record.path, coming)
         raise AssertionError
 
     def withdraw(self, record: Archived) -> None:

@@ -33,7 +33,14 @@ from itertools import chain, count
 from operator import attrgetter
 from typing import Any, Generic, Protocol, TypeVar
 
-from airflow_mdbackup.scheme.archive import Archived, Archiver, finished_shards, read_archived, results
+from airflow_mdbackup.scheme.archive import (
+    Archived,
+    Archiver,
+    finished_shards,
+    read_archived,
+    results,
+    stamp_of,
+)
 from airflow_mdbackup.scheme.diff import Forget, Plan, read_plan
 from airflow_mdbackup.scheme.errors import EntriesFailed
 from airflow_mdbackup.scheme.history import PENDING, Change, What, last
@@ -78,7 +85,7 @@ class CommitSummary:
     def count(self, outcome: Outcome, number: int = 1) -> None:
         """Note that ``number`` entries had an outcome."""
         if number:
-            self.outcomes[outcome] = self.outcomes.get(outcome, 0) + number
+            self.outcomes[outcome.value] = self.outcomes.get(outcome.value, 0) + number
 
     def fail(self, outcome: Outcome, what: str, number: int = 1) -> None:
         """Note that ``number`` entries failed, and name them if there is still room."""
@@ -142,7 +149,8 @@ def commit(mirror: Mirror, run: Run) -> CommitSummary:
         settle(mirror, run.folder / "consumer.md5")
         summary = CommitSummary()
         status = mirror.read_status()
-        if str(status.get("order", "")) > order:
+        # A kill may have come between the history and the status.
+        if max(str(where.get("order", "")) for where in (status, last(mirror))) > order:
             log.info("A run with a newer provider index has been committed: this one is superseded")
             summary.count(Outcome.SUPERSEDED, plan.pull)
             _withdraw_all(mirror, run, tree)
@@ -169,9 +177,9 @@ class _Commit:
         self._tree = tree
         self._summary = summary
         self._current = consumer_index(mirror, run.folder / "consumer.md5")
-        self._again = run.done.exists()
+        self._again = mirror.has_committed(run)
         archived_at, archived = read_archived(run)
-        stamp = archived_at if archived_at > mirror.last_commit() else mirror.next_stamp()
+        stamp = stamp_of(mirror, run)
         self._stale = stamp != archived_at
         self._archiver = Archiver(mirror, run, tree, stamp)
         self._archived = _Alongside(archived)
@@ -329,7 +337,7 @@ class _Commit:
         if record is None or not record.is_of(live):
             record = self._archiver.archive(result.path, result.md5)
         elif self._stale:
-            record = self._archiver.restamp(record)
+            record = self._archiver.restamp(record, result.md5)
         if record is None:
             raise _Impossible("the live file was removed on this side just now")
         if record.md5 == result.md5:

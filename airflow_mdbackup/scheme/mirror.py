@@ -29,7 +29,7 @@ import shutil
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -176,8 +176,9 @@ class Mirror:
         return stamp
 
     def last_commit(self) -> str:
-        """Return the stamp of the last commit that changed anything, or an empty text."""
-        return max((name[:23] for name in os.listdir(self.history)), default="")
+        """Return the stamp of the last commit that changed anything, finished or not, or an empty text."""
+        names = os.listdir(self.history)
+        return max((name[:23] for name in names if name.endswith((".jsonl", ".pending"))), default="")
 
     # --- files --------------------------------------------------------------------------------------
 
@@ -217,12 +218,20 @@ class Mirror:
             if number >= _KEPT_RUNS or now - changed > _KEPT_SECONDS:
                 shutil.rmtree(folder, ignore_errors=True)
         for staged in self.staging.iterdir():
-            if now - staged.stat().st_ctime > _KEPT_SECONDS:
-                staged.unlink(missing_ok=True)
+            with suppress(FileNotFoundError):  # a task that pulls has just renamed it
+                if now - staged.stat().st_ctime > _KEPT_SECONDS:
+                    staged.unlink()
+        for incomplete in self.history.glob("*.tmp"):
+            incomplete.unlink()
 
     def history_path(self, stamp: str, run_id: str) -> Path:
         """Return the name of the history file of a commit."""
         return self.history / f"{stamp}_{_encoded(run_id)}.jsonl"
+
+    def has_committed(self, run: Run) -> bool:
+        """Whether a commit of ``run`` has changed anything, finished or not."""
+        pattern = self.history_path("*", run.run_id).name
+        return run.done.exists() or any(self.history.glob(pattern))
 
     def read_status(self) -> dict[str, Any]:
         """Return the last good run and the last commit; empty before the first."""

@@ -6,9 +6,9 @@
     step 6   put each file over its live name; syncfs
     step 7   write the final consumer index; give the history its final name
 
-Every step may be done again. After a crash the disk shows how far it came: content that still waits is put
-in place; where none waits, the live file must have the new md5, or else that change did not happen and is
-left out of index and history.
+Every step may be done again. After a crash the disk shows how far it came: content that still waits, whole,
+is put in place; where none waits, the live file must have the new md5, or else that change did not happen and
+is left out of index and history.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def finish(mirror: Mirror, path: Path, current: Path | None, *, fresh: bool = Tr
     Needs the lock.
 
     :param current: the consumer index in canonical form, if there is one.
-    :param fresh: its content was just seen to be there. If not, live files are hashed where none waits.
+    :param fresh: its content was just seen to be there. If not, it is hashed before it is put in place.
     """
     final = path.with_suffix("")
     confirmed = path.with_suffix(".confirmed")
@@ -103,10 +103,10 @@ def finish(mirror: Mirror, path: Path, current: Path | None, *, fresh: bool = Tr
         files = _write_index(mirror, current, confirmed, keep_replaced=True)
         if changed:
             header = {key: value for key, value in read_header(path).items() if key != "format"}
-            copy_records(confirmed, final, **header, after=digest(mirror.index))
             _keep_committed(mirror)
-    path.unlink()
+            copy_records(confirmed, final, **header, after=digest(mirror.index))
     confirmed.unlink(missing_ok=True)
+    path.unlink()
     fsync_directory(mirror.history)
     return files
 
@@ -179,7 +179,7 @@ def _move(tree: Tree, change: Change) -> bool:
 
 def _place(tree: Tree, change: Change, content: Path | None, fresh: bool) -> bool:
     """Make the live file what ``change`` says, from ``content`` if that still waits."""
-    if change.what != What.ADOPTED and content is not None and content.exists():
+    if change.what != What.ADOPTED and content is not None and _waits(content, change, fresh):
         if change.mode is not None:
             os.chmod(content, permissions(change.mode))
         if change.mtime is not None:
@@ -191,7 +191,7 @@ def _place(tree: Tree, change: Change, content: Path | None, fresh: bool) -> boo
     except FileNotFoundError:
         return False
     try:
-        if not fresh and md5_of(live) != change.md5:
+        if not (fresh and change.what == What.ADOPTED) and md5_of(live) != change.md5:
             return False
         if change.what == What.ADOPTED:
             if change.mode is not None:
@@ -203,6 +203,15 @@ def _place(tree: Tree, change: Change, content: Path | None, fresh: bool) -> boo
     if content is not None:
         content.unlink(missing_ok=True)
     return True
+
+
+def _waits(content: Path, change: Change, fresh: bool) -> bool:
+    """Whether the new bytes wait. After a power cut they may be there by name only, or in part."""
+    try:
+        with content.open("rb", buffering=0) as file:
+            return fresh or md5_of(file.fileno()) == change.md5
+    except FileNotFoundError:
+        return False
 
 
 def permissions(mode: int) -> int:

@@ -337,7 +337,6 @@ class Reader:
 
     def _on_read(self, kind: int, body: bytes, transfer: _Transfer, offset: int, length: int) -> None:
         transfer.pending -= 1
-        self._claimed -= length
         if kind == _Type.DATA:
             data = _string(body, length)
             if not data:
@@ -347,9 +346,11 @@ class Reader:
             rest, offset = length - len(data), offset + len(data)
             # What came short is asked for again, unless it is known to be the end.
             if rest and (transfer.end is None or offset < transfer.end):
-                self._claimed += rest
                 self._ask_read(transfer, offset, rest)
+            else:
+                self._claimed -= rest
         else:
+            self._claimed -= length
             refusal = _refusal(kind, body)
             if refusal.code == Code.EOF:
                 transfer.end = offset if transfer.end is None else min(offset, transfer.end)
@@ -365,6 +366,7 @@ class Reader:
             transfer.md5.update(data)
             transfer.wanted.write(data)
             transfer.position += len(data)
+            self._claimed -= len(data)
             data = transfer.early.pop(transfer.position, b"")
 
     def _advance(self, transfer: _Transfer) -> None:
@@ -384,6 +386,7 @@ class Reader:
 
     def _finish(self, transfer: _Transfer) -> None:
         self._files -= 1
+        self._claimed -= sum(map(len, transfer.early.values()))  # beyond a hole, so never taken
         md5 = transfer.md5.hexdigest().encode()
         size, before, after = transfer.position, transfer.before, transfer.after
         self._results.append(Fetched(transfer.wanted, md5, size, before, after, transfer.refusal))

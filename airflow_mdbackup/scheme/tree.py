@@ -70,13 +70,22 @@ class Tree:
         return self._directory(directory, create), name
 
     def _directory(self, path: bytes, create: bool) -> int:
-        if not path:
-            return self._root
-        if (kept := self._kept.get(path)) is not None:
+        names = []
+        while path and path not in self._kept:
+            path, _, name = path.rpartition(b"/")
+            names.append(name)
+        descriptor = self._root
+        if path:
+            descriptor = self._kept[path]
             self._kept.move_to_end(path)
-            return kept
-        parent_path, _, name = path.rpartition(b"/")
-        parent = self._directory(parent_path, create)
+        while names:
+            name = names.pop()
+            path = path + b"/" + name
+            descriptor = self._enter(descriptor, name, path, create)
+        return descriptor
+
+    def _enter(self, parent: int, name: bytes, path: bytes, create: bool) -> int:
+        """Open the directory ``name``, which is ``path`` from the root, and keep it."""
         try:
             descriptor = os.open(name, _DIRECTORY, dir_fd=parent)
         except FileNotFoundError:

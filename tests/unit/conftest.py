@@ -6,6 +6,7 @@ import hashlib
 import os
 import socket
 import subprocess
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -28,13 +29,13 @@ SFTP_SERVER = "/usr/lib/openssh/sftp-server"
 class ServerProcess:
     """OpenSSH's own sftp-server on a socket, read-only, cut down as the account of a provider is."""
 
-    def __init__(self) -> None:
+    def __init__(self, user: int | None = None) -> None:
         self.channel, theirs = socket.socketpair()
         self.channel.settimeout(20)
-        allowed = "open,close,read,fstat,stat,lstat,realpath,limits"
+        command = [SFTP_SERVER, "-R", "-p", "open,close,read,fstat,stat,lstat,realpath,limits"]
         with theirs:
             self.process = subprocess.Popen(
-                [SFTP_SERVER, "-R", "-p", allowed], stdin=theirs.fileno(), stdout=theirs.fileno()
+                command, stdin=theirs.fileno(), stdout=theirs.fileno(), user=user, group=user
             )
 
     def stop(self) -> None:
@@ -43,9 +44,13 @@ class ServerProcess:
 
 
 class Pair:
-    """Server A and server B of one provider, whose backed-up files lie below :attr:`a`."""
+    """Server A and server B of one provider, whose backed-up files lie below :attr:`a`.
 
-    def __init__(self, folder: Path) -> None:
+    :param user: the uid as which the SFTP server reads them, or None for the one of the tests.
+    """
+
+    def __init__(self, folder: Path, user: int | None = None) -> None:
+        self.user = user
         self.a = folder / "a"
         self.a.mkdir()
         self.index = os.fsencode(folder / "index.md5")
@@ -53,6 +58,8 @@ class Pair:
         self.servers: list[ServerProcess] = []
         self.runs = 0
         self.outcome = CommitSummary()
+        self.plan = Plan()
+        self.transferred = 0  # bytes, in the last run
 
     # --- server A -----------------------------------------------------------------------------------
 
@@ -85,7 +92,7 @@ class Pair:
     # --- server B -----------------------------------------------------------------------------------
 
     def connect(self) -> Reader:
-        server = ServerProcess()
+        server = ServerProcess(self.user)
         self.servers.append(server)
         return Reader(server.channel)
 
@@ -101,7 +108,17 @@ class Pair:
         return make_plan(self.mirror, run, **options)  # type: ignore[arg-type]
 
     def pull(self, run: Run, plan: Plan) -> list[PullSummary]:
-        return [pull(self.mirror, run, shard, self.connect) for shard in range(len(plan.shards))]
+        summaries = [pull(self.mirror, run, shard, self.connect) for shard in range(len(plan.shards))]
+        self.transferred = sum(summary.transferred for summary in summaries)
+        return summaries
+
+    def prepare(self, **options: object) -> Run:
+        """Do a run with A's index as it is, up to the point where the mirror would change."""
+        run = self.new_run()
+        self.fetch(run)
+        self.plan = self.diff(run, **options)
+        self.pull(run, self.plan)
+        return run
 
     def archive(self, run: Run) -> ArchiveSummary:
         return archive(self.mirror, run)
@@ -110,14 +127,15 @@ class Pair:
         self.outcome = commit(self.mirror, run)
         return self.outcome
 
-    def backup(self, **options: object) -> CommitSummary:
-        """Do a whole run with A as it is now."""
-        self.build_index()
-        run = self.new_run()
-        self.fetch(run)
-        self.pull(run, self.diff(run, **options))
+    def finish(self, run: Run) -> CommitSummary:
+        """Archive and commit a run that :meth:`prepare` began."""
         self.archive(run)
         return self.commit(run)
+
+    def backup(self, *, unreadable: Sequence[bytes] = (), **options: object) -> CommitSummary:
+        """Do a whole run with A as it is now."""
+        self.build_index(unreadable)
+        return self.finish(self.prepare(**options))
 
     # --- what to see there --------------------------------------------------------------------------
 
@@ -133,13 +151,27 @@ class Pair:
     def index_b(self) -> dict[bytes, bytes]:
         return dict(read_entries(self.mirror.index))
 
+    def index_a(self) -> dict[bytes, bytes]:
+        return dict(read_entries(Path(os.fsdecode(self.index))))
+
     def history(self) -> list[list[Change]]:
         return [list(read_records(path, Change)) for path in commits(self.mirror)]
 
 
-@pytest.fixture
-def pair(tmp_path: Path) -> Iterator[Pair]:
-    pair = Pair(tmp_path)
+def _stopped_after(pair: Pair) -> Iterator[Pair]:
     yield pair
     for server in pair.servers:
         server.stop()
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> Iterator[Pair]:
+    yield from _stopped_after(Pair(tmp_path))
+
+
+@pytest.fixture
+def limited_pair() -> Iterator[Pair]:
+    """A pair whose SFTP server has no more rights than an ordinary account, so that files can be denied."""
+    with tempfile.TemporaryDirectory(prefix="pair-") as folder:
+        os.chmod(folder, 0o755)
+        yield from _stopped_after(Pair(Path(folder), user=65534 if os.geteuid() == 0 else None))

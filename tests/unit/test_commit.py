@@ -1,0 +1,624 @@
+"""Archive and commit: overlapping, repeated, and crashed at every step."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from airflow_mdbackup.scheme.commit import commit
+from airflow_mdbackup.scheme.errors import ConsumerIndexDamaged, RunIncomplete
+from airflow_mdbackup.scheme.history import What, commits, last
+from airflow_mdbackup.scheme.index import read_entries
+from airflow_mdbackup.scheme.mirror import Mirror, Run
+from airflow_mdbackup.scheme.records import read_header
+from airflow_mdbackup.scheme.settle import settle
+
+from .conftest import Pair
+from .crash import crash_at
+
+
+def md5(content: bytes) -> bytes:
+    return hashlib.md5(content).hexdigest().encode()
+
+
+def files_of(mirror: Mirror) -> dict[str, tuple[int, bytes]]:
+    """Return inode and content of all live files and versions, by path."""
+    return {
+        str(path.relative_to(mirror.files)): (path.stat().st_ino, path.read_bytes())
+        for path in mirror.files.rglob("*")
+        if path.is_file() and not path.is_symlink()
+    }
+
+
+# --- overlapping runs -------------------------------------------------------------------------------
+
+
+def test_a_run_with_an_older_index_is_superseded_and_changes_nothing(pair: Pair) -> None:
+    """Its index was fetched before that of a run that has been committed since; its versions go too."""
+    pair.put("alpha", b"one")
+    pair.backup()
+    pair.put("alpha", b"two")
+    pair.build_index()
+    old = pair.prepare()
+    pair.archive(old)
+    pair.put("alpha", b"three")
+    assert pair.backup().outcomes == {"pulled": 1}
+    before = files_of(pair.mirror), pair.mirror.index.read_bytes()
+    summary = pair.commit(old)
+    assert summary.outcomes == {"superseded": 1} and summary.failed == 0
+    assert (files_of(pair.mirror), pair.mirror.index.read_bytes()) == before
+    assert pair.live("alpha").read_bytes() == b"three" and b"two" not in pair.versions("alpha")
+
+
+def test_what_was_committed_last_is_known_without_the_status(pair: Pair) -> None:
+    """A kill may come between the history and the status."""
+    pair.put("alpha", b"one")
+    pair.backup()
+    status = pair.mirror.status.read_bytes()
+    pair.put("bravo", b"two")
+    pair.build_index()
+    old = pair.prepare()
+    os.unlink(pair.path("bravo"))
+    pair.put("alpha", b"three")
+    pair.backup()
+    pair.mirror.status.write_bytes(status)
+    assert pair.finish(old).outcomes == {"superseded": 1}
+    assert pair.index_b() == pair.index_a()
+
+
+def test_a_version_that_was_archived_for_a_superseded_run_is_withdrawn(pair: Pair) -> None:
+    """A version is what was displaced; a file that is still live is none."""
+    pair.put("alpha", b"one")
+    pair.put("bravo", b"1")
+    pair.backup()
+    pair.put("alpha", b"two")
+    pair.build_index()
+    old = pair.prepare()
+    pair.archive(old)
+    assert pair.versions("alpha") == [b"one"]
+    pair.put("alpha", b"one")
+    pair.put("bravo", b"2")
+    pair.backup()
+    assert pair.commit(old).outcomes == {"superseded": 1}
+    assert pair.versions("alpha") == [] and pair.live("alpha").read_bytes() == b"one"
+
+
+def test_an_entry_that_a_run_in_between_has_changed_is_judged_again(pair: Pair) -> None:
+    """The run with the older index commits first; the newer one finds another predecessor than planned."""
+    pair.put("alpha", b"one")
+    pair.put("bravo", b"1")
+    pair.backup()
+    pair.put("alpha", b"two")
+    pair.build_index()
+    first = pair.prepare()
+    pair.put("bravo", b"2")
+    pair.build_index()
+    second = pair.prepare()
+    pair.archive(second)
+    assert pair.finish(first).outcomes == {"pulled": 1}
+    assert pair.commit(second).outcomes == {"superseded": 1, "pulled": 1}
+    assert pair.live("alpha").read_bytes() == b"two" and pair.live("bravo").read_bytes() == b"2"
+    # Both runs archived it; what is not known to be live is not taken back.
+    assert set(pair.versions("alpha")) == {b"one"} and pair.versions("bravo") == [b"1"]
+    assert pair.index_b() == pair.index_a()
+
+
+def test_versions_get_the_stamp_of_the_commit_that_displaced_them(pair: Pair) -> None:
+    """Also when another run was committed between archive and commit; and no stamp is used twice."""
+    pair.put("alpha", b"one")
+    pair.put("bravo", b"1")
+    pair.backup()
+    pair.put("bravo", b"2")
+    pair.build_index()
+    first = pair.prepare()
+    pair.put("bravo", b"1")
+    pair.put("alpha", b"two")
+    pair.build_index()
+    second = pair.prepare()
+    pair.archive(second)
+    pair.finish(first)
+    pair.commit(second)
+    stamps = [path.name[:23] for path in commits(pair.mirror)]
+    assert stamps == sorted(set(stamps))
+    for path, changes in zip(commits(pair.mirror), pair.history(), strict=True):
+        for change in changes:
+            if change.version is not None:
+                assert change.version.endswith(b"." + path.name[:23].encode())
+                assert Path(os.fsdecode(os.fsencode(pair.mirror.files) + change.version)).exists()
+    assert pair.versions("alpha") == [b"one"]
+
+
+def test_a_file_that_was_replaced_by_hand_after_archiving_is_archived_again(pair: Pair) -> None:
+    """Both the file that was archived and the one that is live by then stay."""
+    pair.put("alpha", b"one")
+    pair.backup()
+    pair.put("alpha", b"two")
+    pair.build_index()
+    run = pair.prepare()
+    pair.archive(run)
+    pair.live("alpha").unlink()
+    pair.live("alpha").write_bytes(b"mine")
+    assert pair.commit(run).replaced == 1
+    assert sorted(pair.versions("alpha")) == [b"mine", b"one"]
+    assert pair.history()[-1][0].old_md5 == md5(b"mine")
+
+
+def test_content_that_left_staging_is_found_elsewhere_or_fails(pair: Pair) -> None:
+    """Another live file with these bytes will do; else the entry fails, and the next run pulls it."""
+    pair.put("here", b"content")
+    pair.backup()
+    pair.put("there", b"content")
+    pair.put("nowhere", b"lost")
+    pair.build_index()
+    run = pair.prepare()
+    for path in pair.mirror.staging.iterdir():
+        path.unlink()
+    summary = pair.finish(run)
+    assert summary.outcomes == {"copied": 1, "failed": 1} and "nowhere" in summary.failures[0]
+    assert pair.live("there").read_bytes() == b"content" and not pair.live("nowhere").exists()
+    assert pair.backup().outcomes == {"pulled": 1}
+
+
+def test_a_run_without_a_plan_commits_and_archives_nothing(pair: Pair) -> None:
+    """The message names the step to clear."""
+    pair.put("alpha", b"one")
+    pair.build_index()
+    run = pair.new_run()
+    pair.fetch(run)
+    for step in (pair.archive, pair.commit):
+        with pytest.raises(RunIncomplete, match="diff_indexes"):
+            step(run)
+
+
+def test_a_shard_that_left_no_results_fails_the_run_and_all_else_is_committed(pair: Pair) -> None:
+    """The message names the shard."""
+    for number in range(20):
+        pair.put(f"{number:02}", b"%d" % number)
+    pair.build_index()
+    run = pair.prepare(shards=3)
+    run.results(1).unlink()
+    summary = pair.finish(run)
+    lost = pair.plan.shards[1]
+    assert summary.outcomes == {"pulled": 20 - lost, "failed": lost} and summary.failed == lost
+    assert "shard 1" in summary.failures[0]
+    assert len(pair.index_b()) == 20 - lost
+    assert pair.backup().outcomes == {"pulled": lost} and pair.transferred == 0
+
+
+# --- the consumer index by hand ---------------------------------------------------------------------
+
+
+def test_an_index_deleted_by_hand_is_told_of_in_history(pair: Pair) -> None:
+    """The difference is recorded first, so that history still leads to the index."""
+    pair.put("alpha", b"one")
+    pair.backup()
+    pair.mirror.index.unlink()
+    pair.backup()
+    edited, adopted = pair.history()[-1]
+    assert (edited.what, edited.old_md5, edited.md5) == (What.EDITED, md5(b"one"), None)
+    assert (adopted.what, adopted.md5) == (What.ADOPTED, md5(b"one"))
+
+
+def test_an_index_edited_by_hand_is_believed_and_told_of(pair: Pair) -> None:
+    """A line taken out, one put in, one changed."""
+    for name in ("a", "b", "c"):
+        pair.put(name, name.encode())
+    pair.backup()
+    lines = pair.mirror.index.read_text().splitlines(keepends=True)
+    del lines[0]
+    lines[1] = "0" * 32 + lines[1][32:]
+    lines[2] = "# mdbackup end format=1 files=2 unreadable=0\n"
+    pair.mirror.index.write_text("".join(lines))
+    assert pair.backup().outcomes == {"adopted": 1, "pulled": 1}
+    edited = [change for change in pair.history()[-1] if change.what == What.EDITED]
+    assert [(change.path, change.old_md5, change.md5) for change in edited] == [
+        (pair.path("a"), md5(b"a"), None),
+        (pair.path("c"), md5(b"c"), b"0" * 32),
+    ]
+    assert pair.index_b() == pair.index_a()
+
+
+@pytest.mark.parametrize("damage", ["cut", "line", "end", "binary"])
+def test_a_damaged_consumer_index_stops_the_run_and_names_both_ways_out(pair: Pair, damage: str) -> None:
+    """Nothing is changed; restoring what the last commit wrote, or deleting it, goes on."""
+    pair.put("alpha", b"one")
+    pair.put("bravo", b"two")
+    pair.backup()
+    whole = pair.mirror.index.read_bytes()
+    lines = whole.splitlines(keepends=True)
+    damaged = {
+        "cut": whole[:50],
+        "line": lines[0].upper() + b"".join(lines[1:]),
+        "end": b"".join(lines[:-1]),
+        "binary": os.urandom(100),
+    }
+    pair.put("alpha", b"three")
+    pair.build_index()
+    prepared = pair.prepare()
+    pair.mirror.index.write_bytes(damaged[damage])
+    before = files_of(pair.mirror)
+    run = pair.new_run()
+    pair.fetch(run)
+    for step in (pair.diff, pair.commit):
+        with pytest.raises(ConsumerIndexDamaged) as caught:
+            step(run if step == pair.diff else prepared)
+        assert "restore it" in str(caught.value) and "delete it" in str(caught.value)
+        assert str(pair.mirror.committed) in str(caught.value)
+    assert files_of(pair.mirror) == before and pair.mirror.index.read_bytes() == damaged[damage]
+    shutil.copy(pair.mirror.committed, pair.mirror.index)
+    assert pair.backup().outcomes == {"pulled": 1}
+    assert pair.index_b() == pair.index_a()
+
+
+def test_history_is_a_chain_from_commit_to_commit(pair: Pair) -> None:
+    """Each header says by digest which index it found and which it left; the last is the one on disk."""
+    for number in range(3):
+        pair.put("alpha", b"%d" % number)
+        pair.put(f"new{number}", b"x")
+        pair.backup()
+    headers = [read_header(path) for path in commits(pair.mirror)]
+    assert headers[0]["before"] == ""
+    assert [header["before"] for header in headers[1:]] == [header["after"] for header in headers[:-1]]
+    assert headers[-1]["after"] == hashlib.sha256(pair.mirror.index.read_bytes()).hexdigest()
+    assert pair.mirror.committed.read_bytes() == pair.mirror.index.read_bytes()
+    assert [header["run_id"] for header in headers] == ["manual__1", "manual__2", "manual__3"]
+
+
+# --- cleared tasks ----------------------------------------------------------------------------------
+
+
+def eventful(pair: Pair) -> None:
+    """Bring about each kind of change between a first backup, which this does, and A as it is then."""
+    pair.put("same", b"same")
+    pair.put("changed", b"changed, old")
+    pair.put("changed too", b"changed too, old")
+    pair.put("gone", b"gone")
+    pair.put("returns", b"returns")
+    pair.put("moves", b"moves")
+    pair.put("file", b"file")
+    pair.put("folder/below", b"below")
+    pair.put("edited on B", b"edited, old")
+    pair.backup()
+    pair.put("folder/below", b"below, changed")
+    os.rename(pair.path("returns"), pair.a.parent / "aside")
+    pair.backup()
+    pair.put("changed", b"changed, new")
+    pair.put("changed too", b"twins")
+    pair.put("twin", b"twins")
+    pair.put("new/deep", b"new")
+    pair.put("edited on B", b"edited, new")
+    pair.live("edited on B").write_bytes(b"edited on B")
+    os.unlink(pair.path("gone"))
+    os.rename(pair.a.parent / "aside", pair.path("returns"))
+    os.rename(pair.path("moves"), pair.path("moved"))
+    os.unlink(pair.path("file"))
+    pair.put("file/below", b"now below")
+    os.unlink(pair.path("folder/below"))
+    os.rmdir(pair.path("folder"))
+    pair.put("folder", b"now a file")
+    pair.build_index()
+
+
+# What must be somewhere among the versions in the end, and how often.
+DISPLACED = sorted([
+    *(b"changed, old", b"changed too, old", b"edited on B", b"file", b"below", b"below, changed"),
+])  # fmt: skip
+
+
+def check_end(pair: Pair, *, exactly: bool = True) -> None:
+    """Make sure that B is as A wants it, nothing is lost, and history tells how it came to be.
+
+    :param exactly: whether each displaced content is there just once.
+    """
+    mirror = pair.mirror
+    assert dict(read_entries(mirror.index)) == pair.index_a()
+    for path, digest in pair.index_a().items():
+        live = Path(os.fsdecode(os.fsencode(mirror.files) + path))
+        assert md5(live.read_bytes()) == digest
+    files = files_of(mirror)
+    versions = sorted(content for path, (_, content) in files.items() if "/.old/" in path)
+    assert (versions if exactly else sorted(set(versions))) == DISPLACED
+    live = [inode for path, (inode, _) in files.items() if "/.old/" not in path]
+    assert len(set(live)) == len(live)
+    state: dict[bytes, bytes] = {}
+    told: dict[bytes, bytes | None] = {}  # versions, by where they lie after all moves
+    for changes in pair.history():
+        for change in changes:
+            if change.what == What.MOVED:
+                assert change.version is not None
+                assert os.path.lexists(os.fsencode(mirror.files) + change.version)
+                below = change.path + b"/"
+                told = {v.replace(below, change.version + b"/", 1): m for v, m in told.items()}
+                continue
+            if change.version is not None:
+                told[change.version] = change.old_md5
+            state.pop(change.path, None)
+            if change.md5:
+                state[change.path] = change.md5
+    assert state == pair.index_a()
+    for version, digest in told.items():
+        assert md5(Path(os.fsdecode(os.fsencode(mirror.files) + version)).read_bytes()) == digest
+    assert last(mirror)["after"] == hashlib.sha256(mirror.index.read_bytes()).hexdigest()
+    assert sorted(mirror.staging.iterdir()) == []
+    assert not [path for path in mirror.history.iterdir() if path.suffix != ".jsonl"]
+
+
+OUTCOMES = {"pulled": 6, "copied": 2, "adopted": 1}
+
+
+def test_a_run_with_every_kind_of_change_ends_as_it_should(pair: Pair) -> None:
+    """The scenario that the tests below repeat and crash."""
+    eventful(pair)
+    assert pair.finish(pair.prepare()).outcomes == OUTCOMES
+    check_end(pair)
+
+
+def test_each_step_done_twice_ends_the_same(pair: Pair) -> None:
+    """A task may be retried, or cleared, at any time."""
+    eventful(pair)
+    run = pair.new_run()
+    for _ in range(2):
+        pair.fetch(run)
+    for _ in range(2):
+        plan = pair.diff(run)
+    for _ in range(2):
+        pair.pull(run, plan)
+    assert pair.transferred == 0
+    for _ in range(2):
+        pair.archive(run)
+    for _ in range(2):
+        assert pair.commit(run).outcomes == OUTCOMES
+    check_end(pair)
+    assert len(pair.history()) == 3
+
+
+@pytest.mark.parametrize("start", ["fetch", "diff", "pull", "archive", "commit"])
+def test_a_finished_run_cleared_from_any_step_on_ends_the_same(pair: Pair, start: str) -> None:
+    """Without a transfer, and without another version."""
+    eventful(pair)
+    run = pair.prepare()
+    pair.finish(run)
+    before = files_of(pair.mirror), pair.mirror.index.read_bytes()
+    pair.transferred = 0
+    steps: dict[str, Callable[[], object]] = {
+        "fetch": lambda: pair.fetch(run),
+        "diff": lambda: pair.diff(run),
+        "pull": lambda: pair.pull(run, pair.diff(run) if start in ("fetch", "diff") else pair.plan),
+        "archive": lambda: pair.archive(run),
+        "commit": lambda: pair.commit(run),
+    }
+    names = list(steps)
+    for name in names[names.index(start) :]:
+        steps[name]()
+    assert pair.transferred == 0 and pair.outcome.failed == 0
+    assert (files_of(pair.mirror), pair.mirror.index.read_bytes()) == before
+    assert len(pair.history()) == 3
+    check_end(pair)
+
+
+def test_a_commit_killed_before_its_last_word_counts_its_own_changes_on_retry(pair: Pair) -> None:
+    """What a run brought in itself is not taken for the work of a newer one."""
+    eventful(pair)
+    run = pair.prepare()
+    pair.finish(run)
+    run.done.unlink()
+    outcomes = pair.commit(run).outcomes
+    assert "superseded" not in outcomes and sum(outcomes.values()) == sum(OUTCOMES.values())
+
+
+# --- filesystems without hard links -----------------------------------------------------------------
+
+
+@pytest.fixture
+def no_links(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: object, **options: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+
+
+@pytest.mark.usefixtures("no_links")
+def test_where_there_are_no_hard_links_versions_are_copies(pair: Pair) -> None:
+    """All ends the same; an existing version is not overwritten there either."""
+    eventful(pair)
+    assert pair.finish(pair.prepare()).outcomes == OUTCOMES
+    check_end(pair)
+    for content in (b"again", b"and again"):
+        pair.put("changed", content)
+        pair.backup()
+    assert pair.versions("changed") == [b"changed, old", b"changed, new", b"again"]
+
+
+@pytest.mark.usefixtures("no_links")
+def test_archiving_twice_without_hard_links_makes_one_copy(pair: Pair) -> None:
+    """A retry finds the copies of the try before."""
+    eventful(pair)
+    run = pair.prepare()
+    for _ in range(3):
+        pair.archive(run)
+    pair.commit(run)
+    check_end(pair)
+
+
+# --- crashes ----------------------------------------------------------------------------------------
+
+
+class Scene:
+    """Copies of one prepared ``dest``, each to be crashed at another step."""
+
+    def __init__(self, pair: Pair, folder: Path) -> None:
+        self._pair = pair
+        self._template = pair.mirror.dest
+        self._folder = folder
+        self.old = {path: content for path, (_, content) in files_of(pair.mirror).items()}
+        self.new = {os.fsdecode(path)[1:]: digest for path, digest in pair.index_a().items()}
+
+    def renew(self, number: int) -> None:
+        """Let the pair go on with a fresh copy of the prepared ``dest``."""
+        dest = self._folder / str(number)
+        subprocess.run(["cp", "-a", "--", self._template, dest], check=True)
+        if self._pair.mirror.dest != self._template:
+            shutil.rmtree(self._pair.mirror.dest)
+        self._pair.mirror = Mirror(dest, "srv1")
+
+    def check_promises(self) -> None:
+        """Make sure of what holds at any moment, before anybody has settled anything."""
+        mirror = self._pair.mirror
+        files = {path: content for path, (_, content) in files_of(mirror).items()}
+        for path, content in files.items():
+            if "/.old/" not in path:
+                whole = content == self.old.get(path) or md5(content) == self.new.get(path)
+                assert whole, f"{path} is neither old nor new: {content!r}"
+        # A name vanishes only where a file becomes a directory, or the reverse.
+        for path in self.old:
+            if not path.endswith(("/file", "/folder/below")) and "/folder/.old/" not in path:
+                assert path in files, f"{path} is lost"
+        contents = sorted(files.values())
+        for content in self.old.values():
+            assert content in contents, f"the bytes {content!r} are lost"
+        if mirror.index.exists():
+            for path, digest in read_entries(mirror.index):
+                assert md5(files[os.fsdecode(path)[1:]]) == digest or path.endswith(b"edited on B")
+
+
+@pytest.fixture
+def scene(pair: Pair, tmp_path: Path) -> Scene:
+    """A run with every kind of change, prepared up to the point where the mirror would change."""
+    eventful(pair)
+    run = pair.new_run()
+    pair.fetch(run)
+    pair.plan = pair.diff(run)
+    return Scene(pair, tmp_path)
+
+
+def each_crash(
+    scene: Scene, act: Callable[[], object], ready: Callable[[], object] = lambda: None, limit: int = 2000
+) -> Iterator[int]:
+    """Crash ``act`` at one step after the other, each time on a fresh copy; the last time it ends well.
+
+    :param ready: makes the copy ready.
+    """
+    for number in range(1, limit):
+        scene.renew(number)
+        ready()
+        crashed = crash_at(number, act)
+        scene.check_promises()
+        yield number
+        if not crashed:
+            print(f"{number} steps")
+            assert number > 20
+            return
+    raise AssertionError("it never ended")
+
+
+def run_of(pair: Pair) -> Run:
+    return pair.mirror.run(f"manual__{pair.runs}")
+
+
+def pull_again(pair: Pair) -> None:
+    """Pull into a copy of ``dest``, for results tell of inodes."""
+    pair.pull(run_of(pair), pair.plan)
+
+
+def test_a_crash_at_any_step_of_archive_or_commit_is_mended_by_the_next_run(pair: Pair, scene: Scene) -> None:
+    """All promises hold at the crash; the next run transfers nothing that is here, and puts all in order.
+
+    Versions that were linked and not recorded may be there twice: nothing is ever deleted.
+    """
+    runs = pair.runs
+    for _ in each_crash(scene, lambda: pair.finish(run_of(pair)), lambda: pull_again(pair)):
+        summary = pair.finish(pair.prepare())
+        assert summary.failed == 0 and pair.transferred == 0
+        check_end(pair, exactly=False)
+        pair.runs = runs
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_crash_at_any_step_of_archive_or_commit_is_mended_by_a_retry(
+    pair: Pair, scene: Scene, links: bool, request: pytest.FixtureRequest
+) -> None:
+    """The same run goes on, and in the end nothing shows that there was a crash."""
+    if not links:
+        request.getfixturevalue("no_links")
+    for _ in each_crash(scene, lambda: pair.finish(run_of(pair)), lambda: pull_again(pair)):
+        summary = pair.finish(run_of(pair))
+        assert summary.failed == 0 and sum(summary.outcomes.values()) == sum(OUTCOMES.values())
+        assert "superseded" not in summary.outcomes
+        check_end(pair)
+
+
+def test_a_crash_while_settling_a_crash_is_settled_too(pair: Pair, scene: Scene, tmp_path: Path) -> None:
+    """At every step, after a first crash in the middle of putting files in place."""
+    appearing = [path for path in scene.new if path not in scene.old]
+    for _ in each_crash(scene, lambda: pair.finish(run_of(pair)), lambda: pull_again(pair)):
+        if sum((pair.mirror.files / path).is_file() for path in appearing) == 2:
+            break
+    (tmp_path / "again").mkdir()
+    scene = Scene(pair, tmp_path / "again")
+
+    def act() -> None:
+        with pair.mirror.lock("test"):
+            settle(pair.mirror, pair.mirror.dest / "consumer.md5")
+
+    runs = pair.runs
+    for _ in each_crash(scene, act):
+        assert pair.finish(pair.prepare()).failed == 0 and pair.transferred == 0
+        check_end(pair, exactly=False)
+        pair.runs = runs
+
+
+def test_content_that_a_power_cut_tore_is_not_put_in_place(pair: Pair) -> None:
+    """A crash may leave the history written ahead, and bytes of waiting content not on the disk."""
+    pair.put("alpha", b"one")
+    pair.put("bravo", b"1")
+    pair.backup()
+    for name in ("alpha", "bravo", "charlie"):
+        pair.put(name, b"the new content")
+    pair.build_index()
+    run = pair.prepare()
+    pair.archive(run)
+    pending = pair.mirror.history
+    number = 0
+    while not [path for path in pending.iterdir() if path.suffix == ".pending"]:
+        number += 1
+        crash_at(number, lambda: commit(pair.mirror, run))
+    waiting = [*pair.mirror.staging.iterdir(), *run.copies.iterdir()]
+    assert len(waiting) == 3
+    for path in waiting:
+        os.truncate(path, 5)
+    with pair.mirror.lock("test"):
+        settle(pair.mirror, pair.mirror.dest.parent / "consumer.md5")
+    assert pair.live("alpha").read_bytes() == b"one" and pair.live("bravo").read_bytes() == b"1"
+    assert not pair.live("charlie").exists()
+    assert md5(b"the new content") not in pair.index_b().values()
+    assert pair.finish(pair.prepare()).failed == 0
+    assert pair.index_b() == pair.index_a() and pair.live("alpha").read_bytes() == b"the new content"
+
+
+def test_a_retried_commit_finds_versions_that_it_had_given_another_stamp(pair: Pair) -> None:
+    """A crash after the versions of an overlapped run were renamed does not stop its retry."""
+    pair.put("alpha", b"one")
+    pair.put("bravo", b"1")
+    pair.backup()
+    pair.put("bravo", b"2")
+    pair.build_index()
+    first = pair.prepare()
+    pair.put("alpha", b"two")
+    pair.build_index()
+    second = pair.prepare()
+    pair.archive(second)
+    pair.finish(first)
+    planned = pair.versions("alpha")
+    number = 0
+    while crash_at(number := number + 1, lambda: commit(pair.mirror, second)):
+        assert pair.versions("alpha") == planned
+    assert pair.commit(second).failed == 0
+    assert pair.live("alpha").read_bytes() == b"two" and pair.versions("alpha") == [b"one"]
+    assert pair.index_b() == pair.index_a()

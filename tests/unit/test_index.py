@@ -1,0 +1,427 @@
+"""The index grammar, against hand-written lines and against the installed GNU md5sum."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import resource
+import subprocess
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from airflow_mdbackup.scheme import names
+from airflow_mdbackup.scheme.index import (
+    Difference,
+    Entry,
+    IndexSummary,
+    IndexWriter,
+    MalformedIndex,
+    Prefixes,
+    canonicalise,
+    check_path,
+    format_line,
+    merge,
+    parse_line,
+    read_entries,
+    read_unreadable,
+)
+
+EMPTY = b"d41d8cd98f00b204e9800998ecf8427e"
+OTHER = b"6812edcbb9edc05b936b8cbe4b515ec1"
+
+
+def read(tmp_path: Path, content: bytes, *, chunk: int = 100_000) -> tuple[IndexSummary, list[Entry]]:
+    """Canonicalise an index of this content and return what came of it."""
+    source = tmp_path / "received"
+    source.write_bytes(content)
+    summary = canonicalise(source, tmp_path / "canonical", name="srv1: index /i", chunk=chunk)
+    return summary, list(read_entries(tmp_path / "canonical"))
+
+
+def refusal(tmp_path: Path, content: bytes, **options: int) -> str:
+    with pytest.raises(MalformedIndex) as caught:
+        read(tmp_path, content, **options)
+    return str(caught.value)
+
+
+# --- what is accepted -------------------------------------------------------------------------------
+
+
+def test_the_sample_of_the_seed_is_read(tmp_path: Path) -> None:
+    """Its lines have one blank behind the digest."""
+    sample = (
+        b"d41d8cd98f00b204e9800998ecf8427e /backups/alpha\n"
+        b"d41d8cd98f00b204e9800998ecf8427e /backups/bravo\n"
+        b"6812edcbb9edc05b936b8cbe4b515ec1 /backups/forumbackup.sql\n"
+    )
+    summary, entries = read(tmp_path, sample)
+    assert entries == [
+        (b"/backups/alpha", EMPTY),
+        (b"/backups/bravo", EMPTY),
+        (b"/backups/forumbackup.sql", OTHER),
+    ]
+    assert summary == IndexSummary(files=3, unreadable=0, size=None, started=None, complete=False)
+
+
+@pytest.mark.parametrize(
+    ("line", "path"),
+    [
+        (b"%s  /a b", b"/a b"),
+        (b"%s  / a", b"/ a"),
+        (b"%s */a", b"/a"),
+        (b"%s /a", b"/a"),
+        (b"%s ./a", b"/a"),
+        (b"%s  ./a", b"/a"),
+        (b"%s */ *a", b"/ *a"),
+        (b"\\%s  /a\\nb\\\\c\\rd", b"/a\nb\\c\rd"),
+        (b"\\%s  /a\\n", b"/a\n"),
+        (b"\\%s  /\\n", b"/\n"),
+        (b"\\%s  /a/..\\n", b"/a/..\n"),
+        (b"\\%s  /plain", b"/plain"),
+        (b"%s  /back\\slash", b"/back\\slash"),
+        (b"%s  /-x/...", b"/-x/..."),
+        (b"%s  /.hidden/..x", b"/.hidden/..x"),
+        (b"%s  /\xff\x01\x1b[31m\t", b"/\xff\x01\x1b[31m\t"),
+        (b"%s  /a\rb", b"/a\rb"),
+        (b"%s  /" + b"n" * 255, b"/" + b"n" * 255),
+    ],
+)
+def test_a_line_of_an_accepted_form_gives_its_path(line: bytes, path: bytes) -> None:
+    """What GNU md5sum writes, the one blank of the seed, binary marks and a leading ./ are all read."""
+    assert parse_line(line.replace(b"%s", EMPTY) + b"\n") == (path, EMPTY)
+    assert parse_line(line.replace(b"%s", EMPTY)) == (path, EMPTY)
+
+
+def test_a_path_of_the_greatest_length_is_accepted_with_every_byte_escaped(tmp_path: Path) -> None:
+    """The bound on the line length leaves room for it."""
+    path = b"/" + b"/".join([b"\n" * 255] * 15 + [b"\n" * 200]) + b"/" + b"\n" * 54
+    assert len(path) == 4096
+    assert read(tmp_path, format_line(path, EMPTY))[1] == [(path, EMPTY)]
+
+
+def test_exact_duplicates_foreign_comments_and_any_order_are_normalised(tmp_path: Path) -> None:
+    """The canonical form has each path once, sorted by raw bytes, and no comment of others."""
+    content = b"# by cron\n%s  /z\n%s  /\xff\n%s  /a/b\n# mdbackup something new\n%s  /z\n%s  /a-b\n" % (
+        (EMPTY, OTHER, OTHER, EMPTY, OTHER)
+    )
+    summary, entries = read(tmp_path, content)
+    assert [path for path, _ in entries] == [b"/a-b", b"/a/b", b"/z", b"/\xff"]
+    assert summary.files == 4
+    lines = (tmp_path / "canonical").read_bytes().splitlines()
+    assert [line for line in lines if line.startswith(b"#")] == [
+        b"# mdbackup end format=1 files=4 unreadable=0"
+    ]
+
+
+def test_an_end_line_makes_the_index_complete_and_its_counts_are_of_lines(tmp_path: Path) -> None:
+    """Duplicates count in the received end line, and no more in the canonical one."""
+    content = (
+        b"# mdbackup started 1795402800\n"
+        b"%s  /a\n%s  /a\n# mdbackup unreadable /p\\nq\n# mdbackup unreadable /p\\nq\n"
+        b"# mdbackup end format=1 files=2 unreadable=2 bytes=77\n" % (EMPTY, EMPTY)
+    )
+    summary, _ = read(tmp_path, content)
+    assert summary == IndexSummary(files=1, unreadable=1, size=77, started=1795402800, complete=True)
+    assert list(read_unreadable(tmp_path / "canonical")) == [b"/p\nq"]
+    again = canonicalise(tmp_path / "canonical", tmp_path / "again", name="again")
+    assert again == summary
+    assert (tmp_path / "again").read_bytes() == (tmp_path / "canonical").read_bytes()
+
+
+def test_the_root_itself_may_be_unreadable(tmp_path: Path) -> None:
+    """A provider that can read nothing at all says so with the path /."""
+    read(tmp_path, b"# mdbackup unreadable /\n# mdbackup end format=1 files=0 unreadable=1\n")
+    assert list(read_unreadable(tmp_path / "canonical")) == [b"/"]
+
+
+def test_an_empty_file_is_an_index_without_entries_and_without_end(tmp_path: Path) -> None:
+    """The guard judges it later."""
+    summary, entries = read(tmp_path, b"")
+    assert entries == [] and not summary.complete
+
+
+# --- what is refused --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        (b"%s  relative", "no two blanks and absolute path|not absolute"),
+        (b"%s   /three", "not absolute"),
+        (b"%s  /a//b", "empty component"),
+        (b"%s  //a", "empty component"),
+        (b"%s  /a/", "empty component"),
+        (b"%s  /", "empty component"),
+        (b"%s  ./", "empty component"),
+        (b"%s  /a/./b", "component '.'"),
+        (b"%s  ././a", "component '.'"),
+        (b"%s  /a/../b", "component '..'"),
+        (b"%s  /..", "component '..'"),
+        (b"%s  ../a", "not absolute"),
+        (b"%s  /a\0b", "NUL"),
+        (b"%s  /" + b"n" * 256, "over 255"),
+        (b"%s  /ok/" + b"n" * 256 + b"/ok", "over 255"),
+        (b"%s  /" + b"/".join([b"n" * 255] * 16) + b"/n", "4098 bytes long"),
+        (b"%s  /a\r", "CR LF"),
+        (b"\\%s  /a\\tb", "unknown escape"),
+        (b"\\%s  /a\\", "unknown escape"),
+        (b"%s", "no two blanks"),
+        (b"%s  ", "no two blanks"),
+        (b"%s\t/a", "no two blanks"),
+        (b" %s  /a", "32 hexadecimal digits"),
+        (b"MD5 (/a) = %s", "32 hexadecimal digits"),
+        (b"\xef\xbb\xbf%s  /a", "32 hexadecimal digits"),
+        (b"0%s  /a", "no two blanks"),
+        (b"d41d8cd98f00b204e9800998ecf8427  /a", "32 hexadecimal digits"),
+        (b"g41d8cd98f00b204e9800998ecf8427e  /a", "32 hexadecimal digits"),
+        (b"D41D8CD98F00B204E9800998ECF8427E  /a", "upper-case"),
+        (b"", "blank line"),
+        (b"   ", "blank line"),
+        (b"\\\\%s  /a", "no two blanks"),
+        (b"# mdbackup unreadable a", "not absolute"),
+        (b"# mdbackup unreadable /a/../b", "component '..'"),
+        (b"# mdbackup unreadable /a\\x", "unknown escape"),
+        (b"# mdbackup started soon", "no Unix seconds"),
+    ],
+)
+def test_one_bad_line_refuses_the_whole_index_naming_file_and_line(
+    tmp_path: Path, line: bytes, why: str
+) -> None:
+    """Nothing is guessed: good lines around a bad one do not save it."""
+    content = b"%s  /good\n%s\n%s  /zgood\n" % (EMPTY, line.replace(b"%s", EMPTY), EMPTY)
+    message = refusal(tmp_path, content)
+    assert message.startswith("srv1: index /i, line 2: ")
+    assert any(part in message for part in why.split("|")), message
+
+
+def test_a_bad_line_is_found_also_when_the_lines_are_unsorted(tmp_path: Path) -> None:
+    """The second reading, for sorting, is as strict."""
+    message = refusal(tmp_path, b"%s  /z\n%s  /a\n\n" % (EMPTY, EMPTY))
+    assert message == "srv1: index /i, line 3: a blank line"
+
+
+@pytest.mark.parametrize(
+    ("end", "why"),
+    [
+        (b"# mdbackup end format=1 files=2 unreadable=0\n", "the end line tells of 2 files"),
+        (b"# mdbackup end format=1 files=0 unreadable=0\n", "the end line tells of 0 files"),
+        (b"# mdbackup end format=1 files=1 unreadable=1\n", "and 1 unreadable"),
+        (b"# mdbackup end format=1\n", "the end line tells of None files"),
+        (b"# mdbackup end format=1 files=-1 unreadable=0\n", "the end line tells of None files"),
+        (b"# mdbackup end format=2 files=1 unreadable=0\n", "format 2 is newer"),
+        (b"# mdbackup end format=1 files=1 unreadable=0\n# more\n", "line 3: a line after the end line"),
+        (b"# mdbackup end format=1 files=1 unreadable=0", "truncated"),
+    ],
+)
+def test_an_end_line_that_does_not_match_is_refused(tmp_path: Path, end: bytes, why: str) -> None:
+    """Truncated, edited, or of a newer format."""
+    assert why in refusal(tmp_path, b"%s  /a\n%s" % (EMPTY, end))
+
+
+def test_an_index_cut_at_any_byte_is_refused_or_known_as_incomplete(tmp_path: Path) -> None:
+    """No prefix of an index with an end line passes for the whole."""
+    whole = b"%s  /a\n\\%s  /b\\nc\n# mdbackup end format=1 files=2 unreadable=0\n" % (EMPTY, OTHER)
+    for length in range(len(whole)):
+        try:
+            summary, _ = read(tmp_path, whole[:length])
+        except MalformedIndex:
+            continue
+        assert not summary.complete
+    assert read(tmp_path, whole)[0].complete
+
+
+def test_a_line_of_any_length_is_refused_without_being_read_whole(tmp_path: Path) -> None:
+    """Memory stays bounded with a provider that sends one endless line."""
+    with (tmp_path / "received").open("wb") as file:
+        file.write(EMPTY + b"  /")
+        file.truncate(3 << 30)  # sparse: reading it whole would show
+    with pytest.raises(MalformedIndex, match=r"line 1: the line is over \d+ bytes long"):
+        canonicalise(tmp_path / "received", tmp_path / "canonical", name="i")
+
+
+@pytest.mark.parametrize("chunk", [1, 100_000])
+def test_the_same_path_with_two_md5s_is_refused_naming_both_lines(tmp_path: Path, chunk: int) -> None:
+    """Sorted or not, one after the other or far apart."""
+    content = b"# one\n%s  /a\n%s  /b\n# two\n%s  /a\n" % (EMPTY, EMPTY, OTHER)
+    message = refusal(tmp_path, content, chunk=chunk)
+    assert message == "srv1: index /i, lines 2 and 5: the same path with different md5s: /a"
+
+
+@pytest.mark.parametrize("chunk", [1, 100_000])
+@pytest.mark.parametrize("between", [b"", b"/x-1", b"/x\x01/y"])
+def test_a_path_that_is_also_a_directory_is_refused(tmp_path: Path, chunk: int, between: bytes) -> None:
+    """Also when other paths sort between the two."""
+    content = b"# one\n%s  /x/y\n%s  /x\n" % (EMPTY, EMPTY)
+    if between:
+        content += b"%s  %s\n" % (EMPTY, between)
+    message = refusal(tmp_path, content, chunk=chunk)
+    assert message == (
+        "srv1: index /i, lines 2 and 3: a path that is also the directory of another: /x and /x/y"
+    )
+
+
+def test_paths_that_only_begin_alike_do_not_clash(tmp_path: Path) -> None:
+    """/x, /x-1 and /x1 are three files."""
+    assert len(read(tmp_path, b"%s  /x\n%s  /x-1\n%s  /x1\n" % (EMPTY, EMPTY, EMPTY))[1]) == 3
+
+
+def test_names_in_messages_cannot_act_on_a_terminal(tmp_path: Path) -> None:
+    """Control characters of a name from the provider are escaped."""
+    message = refusal(tmp_path, b"%s  /\x1b[2J/../x\n" % EMPTY)
+    assert message.isprintable() and "\\x1b" in message
+
+
+# --- sorting and merging ----------------------------------------------------------------------------
+
+PATHS = st.lists(
+    st.lists(st.binary(min_size=1, max_size=3), min_size=1, max_size=3).map(lambda c: b"/" + b"/".join(c)),
+    max_size=200,
+    unique=True,
+)
+
+
+@settings(max_examples=60)
+@given(PATHS, st.integers(1, 3))
+def test_sorting_outside_memory_gives_what_sorting_in_memory_gives(paths: list[bytes], chunk: int) -> None:
+    """With runs so short that several levels of merging are needed."""
+    good: list[bytes] = []
+    for path in paths:
+        try:
+            check_path(path)
+        except ValueError:
+            continue
+        if not any(p == path or p.startswith(path + b"/") or path.startswith(p + b"/") for p in good):
+            good.append(path)
+    with tempfile.TemporaryDirectory() as folder:
+        _, entries = read(Path(folder), b"".join(format_line(p, EMPTY) for p in good), chunk=chunk)
+    assert entries == [(path, EMPTY) for path in sorted(good)]
+
+
+def test_many_runs_are_merged_on_the_way(tmp_path: Path) -> None:
+    """So that the number of open files stays bounded, however long the index is."""
+    count = 1000
+    lines = [format_line(b"/%04d" % (n * 7 % count), EMPTY) for n in range(count)]
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 80, limits[1]))
+    try:
+        _, entries = read(tmp_path, b"".join(lines), chunk=2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert [path for path, _ in entries] == [b"/%04d" % n for n in range(count)]
+
+
+@given(
+    st.dictionaries(st.binary(max_size=2), st.sampled_from([EMPTY, OTHER])),
+    st.dictionaries(st.binary(max_size=2), st.sampled_from([EMPTY, OTHER])),
+)
+def test_merging_tells_of_each_path_once_in_order(
+    left: dict[bytes, bytes], right: dict[bytes, bytes]
+) -> None:
+    """With the md5 of each side that has it."""
+    merged = merge(map(Entry._make, sorted(left.items())), map(Entry._make, sorted(right.items())))
+    both = sorted(left.keys() | right.keys())
+    assert list(merged) == [Difference(path, left.get(path), right.get(path)) for path in both]
+
+
+@given(st.lists(st.text("ab-/", min_size=1, max_size=6).map(lambda t: b"/" + t.encode())))
+def test_prefixes_find_a_directory_that_came_before(paths: list[bytes]) -> None:
+    """Compared with looking at all paths before."""
+    seen = Prefixes()
+    before: list[bytes] = []
+    for path in sorted({p.rstrip(b"/") or b"/" for p in paths}):
+        seen.advance(path)
+        above = [p for p in before if path.startswith(p.rstrip(b"/") + b"/")]
+        assert (seen.above(path) is not None) == bool(above)
+        seen.push(path)
+        before.append(path)
+
+
+def test_a_failed_write_leaves_no_end_line(tmp_path: Path) -> None:
+    """So that what is left can never pass for a whole index."""
+    with pytest.raises(RuntimeError), IndexWriter(tmp_path / "i") as writer:
+        writer.add(b"/a", EMPTY)
+        raise RuntimeError
+    assert b"end" not in (tmp_path / "i").read_bytes()
+
+
+# --- against GNU md5sum -----------------------------------------------------------------------------
+
+AWKWARD = [bytes([byte]) for byte in range(1, 256) if byte != 0x2F]
+NAMES = st.one_of(
+    st.binary(min_size=1, max_size=60),
+    st.lists(
+        st.sampled_from([b"\n", b"\r", b"\\", b" ", b"*", b"n", b".", b"-", b"#", b"\xff"]), min_size=1
+    ).map(lambda parts: b"".join(parts)[:255]),
+).filter(lambda name: b"\0" not in name and b"/" not in name and name not in (b".", b".."))
+
+
+def check_against_md5sum(all_names: list[bytes]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        root = os.fsencode(folder)
+        expected = {}
+        for number, name in enumerate(all_names):
+            content = b"%d" % number
+            with open(root + b"/" + name, "wb") as file:
+                file.write(content)
+            expected[b"/" + name] = hashlib.md5(content).hexdigest().encode()
+        command = ["md5sum", "--", *(b"./" + name for name in all_names)]
+        written = subprocess.run(command, cwd=root, check=True, capture_output=True).stdout
+        assert dict(map(parse_line, written.splitlines(keepends=True))) == expected
+        # What we write is what it writes, but for the dot that makes a path relative.
+        ours = b"".join(format_line(path, md5) for path, md5 in expected.items())
+        assert ours.replace(b"  /", b"  ./") == written
+        index = b"".join(format_line(b"." + path, md5) for path, md5 in expected.items())
+        index += b"# mdbackup end format=1 files=%d unreadable=0\n" % len(expected)
+        checked = subprocess.run(["md5sum", "--strict", "-c"], input=index, cwd=root, capture_output=True)
+        assert checked.returncode == 0, checked.stderr
+        with tempfile.TemporaryDirectory() as outside:
+            _, entries = read(Path(outside), written)
+            assert dict(entries) == expected
+
+
+@settings(max_examples=60)
+@given(st.lists(NAMES, min_size=1, max_size=20, unique=True))
+def test_any_file_name_is_written_and_read_as_gnu_md5sum_does(drawn: list[bytes]) -> None:
+    """Real files with drawn names: its output is read, and `md5sum -c` accepts our index."""
+    check_against_md5sum(drawn)
+
+
+def test_every_byte_as_a_name_and_at_either_end_of_one(tmp_path: Path) -> None:
+    """Each byte but NUL and slash, alone, leading, trailing, and 255 times."""
+    forms = [form for b in AWKWARD for form in (b, b + b"x", b"x" + b, b * 255)]
+    check_against_md5sum([name for name in dict.fromkeys(forms) if name not in (b".", b"..")])
+
+
+# --- names as text ----------------------------------------------------------------------------------
+
+
+@given(st.binary(max_size=50))
+def test_any_path_comes_back_from_its_text(path: bytes) -> None:
+    """And the text is printable, whatever the bytes are."""
+    text = names.to_text(path)
+    assert text.isprintable() and names.from_text(text) == path
+
+
+@given(st.text(max_size=30))
+def test_text_names_come_back_too(text: str) -> None:
+    """Names of people's own languages, with whatever marks there are."""
+    path = text.encode("utf-8", "surrogatepass")
+    assert names.from_text(names.to_text(path)) == path
+
+
+def test_readable_names_stay_readable() -> None:
+    """Escapes are only for what must be escaped."""
+    assert names.to_text("/Übung/файл 1".encode()) == "/Übung/файл 1"
+    assert names.to_text(b"/a\nb\\\xff\x1b") == "/a\\x0ab\\\\\\xff\\x1b"
+    assert names.to_text("\u202eexe\u00a0".encode()) == "\\xe2\\x80\\xaeexe\\xc2\\xa0"
+
+
+@pytest.mark.parametrize("text", ["\\", "a\\n", "\\x4", "\\xFF", "\\\\\\"])
+def test_text_with_a_broken_escape_is_refused(text: str) -> None:
+    """It came from nowhere that writes our escapes."""
+    with pytest.raises(ValueError):
+        names.from_text(text)

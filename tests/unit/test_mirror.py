@@ -1,0 +1,325 @@
+"""The layout below dest: whose it is, lock, stamps, run directories, and their clearing away."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from airflow_mdbackup.scheme import mirror as mirror_module
+from airflow_mdbackup.scheme.errors import DestinationBusy, DestinationRefused
+from airflow_mdbackup.scheme.mirror import Mirror, version_path
+from airflow_mdbackup.scheme.records import read_header
+
+from .conftest import Pair
+
+STAMP = re.compile(r"\d{8}T\d{6}\.\d{6}Z")
+
+
+@pytest.fixture
+def mirror(tmp_path: Path) -> Mirror:
+    mirror = Mirror(tmp_path / "b", "srv1")
+    mirror.claim()
+    return mirror
+
+
+# --- whose it is ------------------------------------------------------------------------------------
+
+
+def test_a_new_dest_is_set_up_for_its_owner_only(tmp_path: Path) -> None:
+    """With its parents; the marker tells provider and format."""
+    mirror = Mirror(tmp_path / "some/where/b", "srv1")
+    mirror.claim()
+    mirror.claim(known=True)
+    assert mirror.dest.stat().st_mode & 0o777 == 0o700
+    marker = json.loads((mirror.dest / ".mdbackup/provider-id").read_text())
+    assert marker == {"format": 1, "provider": "srv1"}
+
+
+def test_the_dest_of_another_provider_is_refused(mirror: Mirror) -> None:
+    """The message names both, and what to do."""
+    with pytest.raises(DestinationRefused, match=r"srv2: .* belongs to the provider 'srv1'.*dest"):
+        Mirror(mirror.dest, "srv2").claim()
+    assert read_header(mirror.dest / ".mdbackup/provider-id")["provider"] == "srv1"
+
+
+@pytest.mark.parametrize("thing", ["photos", "index.md5", "files/x", ".hidden"])
+def test_a_dest_that_holds_other_things_is_refused(tmp_path: Path, thing: str) -> None:
+    """Nothing is put beside them."""
+    (tmp_path / "b" / thing).parent.mkdir(parents=True)
+    (tmp_path / "b" / thing).write_bytes(b"mine")
+    with pytest.raises(DestinationRefused, match="is not empty"):
+        Mirror(tmp_path / "b", "srv1").claim()
+    assert not (tmp_path / "b/.mdbackup").exists()
+
+
+def test_a_fresh_filesystem_is_empty(tmp_path: Path) -> None:
+    """lost+found counts for nothing."""
+    (tmp_path / "b/lost+found").mkdir(parents=True)
+    Mirror(tmp_path / "b", "srv1").claim()
+
+
+def test_an_empty_dest_is_refused_if_an_earlier_run_is_known(tmp_path: Path) -> None:
+    """The disk is not mounted, or this is the wrong worker; nothing is created in its place."""
+    (tmp_path / "b").mkdir()
+    for dest in (tmp_path / "b", tmp_path / "c"):
+        with pytest.raises(DestinationRefused, match=r"not mounted.*wrong worker"):
+            Mirror(dest, "srv1").claim(known=True)
+    assert list((tmp_path / "b").iterdir()) == [] and not (tmp_path / "c").exists()
+
+
+def test_a_mount_that_is_none_is_refused(tmp_path: Path) -> None:
+    """Before anything is created."""
+    mount = tmp_path / "disk"
+    for _ in range(2):
+        with pytest.raises(DestinationRefused, match=rf"{mount} is not a mount point"):
+            Mirror(mount / "b", "srv1").claim(mount=str(mount))
+        assert not (mount / "b").exists()
+        mount.mkdir(exist_ok=True)
+    Mirror(tmp_path / "elsewhere", "srv1").claim(mount="/proc")
+
+
+def test_a_set_up_that_was_killed_is_finished(tmp_path: Path) -> None:
+    """The marker comes last."""
+    mirror = Mirror(tmp_path / "b", "srv1")
+    mirror.claim()
+    (mirror.dest / ".mdbackup/provider-id").unlink()
+    mirror.claim()
+    mirror.check()
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"provider": "srv1"}', '{"format": "x"}'])
+def test_a_damaged_marker_is_refused(mirror: Mirror, content: str) -> None:
+    """Whose it is, is then for a person to say."""
+    (mirror.dest / ".mdbackup/provider-id").write_text(content)
+    with pytest.raises(DestinationRefused, match="provider-id is damaged"):
+        mirror.claim()
+
+
+def test_a_newer_format_is_refused(mirror: Mirror) -> None:
+    """The message says what to update."""
+    (mirror.dest / ".mdbackup/provider-id").write_text('{"format": 2, "provider": "srv1"}')
+    with pytest.raises(DestinationRefused, match="format 2, newer than this version knows: update"):
+        mirror.claim()
+
+
+def test_a_step_on_a_dest_without_a_backup_says_so(tmp_path: Path) -> None:
+    """A later step may run on another worker than the one before it."""
+    with pytest.raises(DestinationRefused, match="holds no backup"):
+        Mirror(tmp_path / "b", "srv1").check()
+
+
+# --- lock -------------------------------------------------------------------------------------------
+
+
+def test_a_lock_that_is_not_free_in_time_tells_who_holds_it(
+    mirror: Mirror, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Who waits sees the holder at once, and in the error."""
+    caplog.set_level(logging.INFO)
+    with (
+        mirror.lock("commit_backup of manual__7"),
+        pytest.raises(DestinationBusy, match=r"locked for 0 s by commit_backup of manual__7 \(process \d+"),
+        mirror.lock("someone else", wait=0.3),
+    ):
+        pass
+    assert "held by commit_backup of manual__7" in caplog.text
+    with mirror.lock("next", wait=0):
+        pass
+
+
+def test_a_lock_is_waited_for(mirror: Mirror) -> None:
+    """And taken when its holder lets go."""
+    order: list[str] = []
+    taken = threading.Event()
+
+    def hold() -> None:
+        with mirror.lock("first"):
+            taken.set()
+            time.sleep(0.4)
+            order.append("first")
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    taken.wait(5)
+    with mirror.lock("second", wait=10):
+        order.append("second")
+    thread.join()
+    assert order == ["first", "second"]
+
+
+def test_a_lock_ends_with_its_process(mirror: Mirror) -> None:
+    """However that one ended, nothing is left to clear away."""
+    program = (
+        "import os, sys; from airflow_mdbackup.scheme.mirror import Mirror\n"
+        "with Mirror(sys.argv[1], 'srv1').lock('killed'): os.kill(os.getpid(), 9)"
+    )
+    subprocess.run([sys.executable, "-c", program, str(mirror.dest)], cwd=Path(__file__).parents[2])
+    with mirror.lock("next", wait=0):
+        pass
+
+
+# --- stamps -----------------------------------------------------------------------------------------
+
+
+def test_stamps_never_go_back(mirror: Mirror, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not with a clock that stands or goes back, and not for another process."""
+    first = mirror.next_stamp()
+    assert STAMP.fullmatch(first)
+    monkeypatch.setattr(mirror_module, "_now", lambda: "20200101T000000.000000Z")
+    stamps = [first, *(Mirror(mirror.dest, "srv1").next_stamp() for _ in range(5))]
+    assert stamps == sorted(set(stamps)) and all(STAMP.fullmatch(stamp) for stamp in stamps)
+
+
+def test_a_stamp_is_later_than_all_history(mirror: Mirror) -> None:
+    """Also if the file of the last stamp is lost."""
+    mirror.history_path("20990101T235959.999999Z", "run").write_text("{}")
+    (mirror.dest / ".mdbackup/stamp").unlink(missing_ok=True)
+    assert mirror.next_stamp() == "20990102T000000.000000Z"
+
+
+def test_tasks_side_by_side_never_get_the_same_stamp(mirror: Mirror, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the lock on the mirror, for fetching needs none."""
+    monkeypatch.setattr(mirror_module, "_now", lambda: "20300101T000000.000000Z")
+    stamps: list[str] = []
+    threads = [
+        threading.Thread(target=lambda: stamps.extend(mirror.next_stamp() for _ in range(20))) for _ in "1234"
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(set(stamps)) == 80
+
+
+# --- names ------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.text(max_size=300), min_size=2, max_size=2, unique=True))
+def test_any_two_run_ids_have_directories_of_their_own(run_ids: list[str]) -> None:
+    """Whatever they are, the name is short and plain, and lies below the runs."""
+    mirror = Mirror("/nowhere", "srv1")
+    one, two = (mirror.run(run_id).folder for run_id in run_ids)
+    assert one.name != two.name and one.parent == two.parent
+    for folder in (one, two):
+        assert re.fullmatch(r"[A-Za-z0-9-][A-Za-z0-9.-]{0,79}", folder.name)
+
+
+def test_a_usual_run_id_can_be_recognised() -> None:
+    """By whoever looks for it on the disk."""
+    folder = Mirror("/nowhere", "srv1").run("scheduled__2026-11-23T03:15:00+00:00").folder
+    assert folder.name.startswith("scheduled--2026-11-23T03-15-00-00-00-")
+
+
+@given(st.binary(min_size=1, max_size=255), st.integers(0, 100))
+def test_a_version_name_always_fits(name: bytes, attempt: int) -> None:
+    """Beside the file, in .old, at most 255 bytes; what can be kept of the name is kept."""
+    version = version_path(b"/some/" + name.replace(b"/", b"x"), "20261123T031500.123456Z", attempt)
+    directory, _, last = version.rpartition(b"/")
+    assert directory == b"/some/.old" and len(last) <= 255
+    assert b".20261123T031500.123456Z" in last
+
+
+def test_versions_of_long_names_that_begin_alike_are_told_apart() -> None:
+    """Their shortened names carry a hash of the whole."""
+    stamp = "20261123T031500.123456Z"
+    versions = {version_path(b"/" + b"n" * 254 + bytes([end]), stamp) for end in b"abc"}
+    assert len(versions) == 3
+    assert version_path(b"/x", stamp) == b"/.old/x.20261123T031500.123456Z"
+
+
+# --- clearing away ----------------------------------------------------------------------------------
+
+
+def test_old_run_directories_go_by_count_and_unfinished_ones_stay(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of finished runs the last few are kept; one that can still be committed is never taken away."""
+    monkeypatch.setattr(mirror_module, "_KEPT_RUNS", 3)
+    for number in range(6):
+        pair.put("alpha", b"%d" % number)
+        pair.backup()
+    unfinished = pair.new_run()
+    pair.put("alpha", b"last")
+    pair.build_index()
+    pair.fetch(unfinished)
+    pair.diff(unfinished)
+    with pair.mirror.lock("test"):
+        pair.mirror.clean()
+    left = set((pair.mirror.dest / ".mdbackup/runs").iterdir())
+    assert unfinished.folder in left and len(left) == 4
+    assert pair.mirror.run("manual__6").folder in left and pair.mirror.run("manual__1").folder not in left
+
+
+def test_runs_that_can_only_be_superseded_go_too(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that failed on its way does not stay for ever."""
+    monkeypatch.setattr(mirror_module, "_KEPT_RUNS", 0)
+    pair.put("alpha", b"1")
+    pair.build_index()
+    failed = pair.new_run()
+    pair.fetch(failed)
+    pair.backup()
+    assert not failed.folder.exists()
+
+
+def test_old_run_directories_go_by_age(pair: Pair) -> None:
+    """However few there are."""
+    pair.put("alpha", b"1")
+    pair.backup()
+    folder = pair.mirror.run("manual__1").folder
+    then = time.time() - 15 * 86400
+    os.utime(folder, (then, then))
+    pair.backup()
+    assert not folder.exists()
+
+
+def test_staged_files_go_by_age_alone(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any run may need them."""
+    pair.mirror.claim()
+    leftover = pair.mirror.staged(b"0" * 32)
+    leftover.write_bytes(b"x")
+    pair.put("alpha", b"1")
+    pair.backup()
+    assert leftover.exists()
+    monkeypatch.setattr(mirror_module, "_KEPT_SECONDS", -1.0)
+    with pair.mirror.lock("test"):
+        pair.mirror.clean()
+    assert not leftover.exists()
+
+
+def test_a_staged_file_that_vanishes_meanwhile_stops_no_clearing(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tasks that pull rename their files without the lock."""
+    pair.mirror.claim()
+    for number in range(3):
+        pair.mirror.part(b"%032d" % number).write_bytes(b"x")
+    original = Path.iterdir
+
+    def listed(path: Path) -> object:
+        entries = list(original(path))
+        if path == pair.mirror.staging:
+            entries[0].unlink(missing_ok=True)
+        return iter(entries)
+
+    monkeypatch.setattr(Path, "iterdir", listed)
+    pair.mirror.clean()
+
+
+def test_the_real_run_id_is_in_the_run_directory(pair: Pair) -> None:
+    """Its name is only a short form of it."""
+    pair.put("alpha", b"1")
+    pair.build_index()
+    run = pair.mirror.run("manual__ä/../\n")
+    pair.fetch(run)
+    assert read_header(run.state)["run_id"] == "manual__ä/../\n"

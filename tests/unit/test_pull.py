@@ -1,0 +1,387 @@
+"""Pulling into staging: killed, cut off, and taken up again."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from airflow_mdbackup.scheme import pull as pull_module
+from airflow_mdbackup.scheme.errors import ConnectionLost, RunIncomplete
+from airflow_mdbackup.scheme.mirror import Mirror, Run
+from airflow_mdbackup.scheme.pull import Outcome, Result, pull
+from airflow_mdbackup.scheme.records import read_records
+from airflow_mdbackup.scheme.sftp import Reader
+
+from .channels import FAILURE, READ, CutChannel, ScriptedServer, status
+from .conftest import Pair, ServerProcess
+from .crash import crash_at
+
+SIZE = 50_000
+
+
+def planned(pair: Pair, files: int = 20, size: int = SIZE) -> Run:
+    """Put files on A and plan to pull them all."""
+    for number in range(files):
+        pair.put(f"{number:02}", b"%05d" % number * (size // 5))
+    pair.build_index()
+    run = pair.new_run()
+    pair.fetch(run)
+    pair.plan = pair.diff(run)
+    return run
+
+
+def results(run: Run) -> list[Result]:
+    return list(read_records(run.results(0), Result))
+
+
+def pull_over(pair: Pair, run: Run, channel: Callable[[Any], Any]) -> None:
+    """Pull with a channel around the real one."""
+
+    def connect() -> Reader:
+        server = ServerProcess()
+        pair.servers.append(server)
+        return Reader(channel(server.channel))
+
+    pull(pair.mirror, run, 0, connect)
+
+
+def staged(pair: Pair) -> set[str]:
+    return {path.name for path in pair.mirror.staging.iterdir() if path.suffix != ".part"}
+
+
+def check_whole(pair: Pair) -> None:
+    """Make sure that B has what A has, and that nothing is left in staging."""
+    assert pair.index_b() == pair.index_a()
+    for path, digest in pair.index_a().items():
+        live = Path(os.fsdecode(os.fsencode(pair.mirror.files) + path))
+        assert hashlib.md5(live.read_bytes()).hexdigest().encode() == digest
+    assert list(pair.mirror.staging.iterdir()) == []
+
+
+# --- the connection ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("limit", [0, 100, 20_000, 200_000, 400_000, 990_000])
+def test_a_cut_connection_is_raised_and_a_retry_takes_up_the_rest(pair: Pair, limit: int) -> None:
+    """The results of what was done are written, and what is staged is not transferred again."""
+    run = planned(pair)
+    with pytest.raises(ConnectionLost):
+        pull_over(pair, run, lambda channel: CutChannel(channel, limit))
+    if limit:
+        told = results(run)
+        assert len(told) == 20
+        assert sum(result.outcome == Outcome.PULLED for result in told) == len(staged(pair))
+        assert all("not reached" in str(r.detail) for r in told if r.outcome != Outcome.PULLED)
+    here = len(staged(pair))
+    assert (here > 0) == (limit >= 200_000)
+    summary = pair.pull(run, pair.plan)[0]
+    assert summary.outcomes == {"pulled": 20}
+    assert summary.transferred == (20 - here) * SIZE
+    assert pair.finish(run).outcomes == {"pulled": 20}
+    check_whole(pair)
+
+
+def test_what_was_done_before_the_connection_was_lost_can_be_committed(pair: Pair) -> None:
+    """Also if no retry succeeds: the rest fails, and the next run gets it."""
+    run = planned(pair)
+    with pytest.raises(ConnectionLost):
+        pull_over(pair, run, lambda channel: CutChannel(channel, 400_000))
+    here = len(staged(pair))
+    summary = pair.finish(run)
+    assert summary.outcomes == {"pulled": here, "failed": 20 - here}
+    assert len(pair.index_b()) == here
+    assert pair.backup().outcomes == {"pulled": 20 - here}
+    check_whole(pair)
+
+
+def test_retries_over_a_bad_line_get_there_in_the_end(pair: Pair) -> None:
+    """Each gets a little further, and no byte of a finished file comes twice."""
+    run = planned(pair)
+    tries = 0
+    while True:
+        tries += 1
+        assert tries < 20
+        try:
+            pull_over(pair, run, lambda channel: CutChannel(channel, 300_000))
+            break
+        except ConnectionLost:
+            continue
+    assert tries > 2
+    assert pair.finish(run).outcomes == {"pulled": 20}
+    check_whole(pair)
+
+
+def test_a_connection_that_is_refused_leaves_results_for_a_retry(pair: Pair) -> None:
+    """Nothing is pulled, and the error of the connection is what the caller sees."""
+    run = planned(pair)
+
+    def refuse() -> Reader:
+        raise ConnectionLost("srv1: no route to host")
+
+    with pytest.raises(ConnectionLost, match="no route"):
+        pull(pair.mirror, run, 0, refuse)
+    assert {result.outcome for result in results(run)} == {"failed"}
+    assert pair.pull(run, pair.plan)[0].outcomes == {"pulled": 20}
+
+
+def test_nothing_to_pull_needs_no_connection(pair: Pair) -> None:
+    """An unchanged provider, or a plan of adoptions only."""
+    path = pair.put("alpha", b"1")
+    pair.put("bravo", b"2")
+    pair.backup()
+    os.unlink(path)
+    pair.backup()
+    pair.put("alpha", b"1")
+    pair.build_index()
+    run = pair.new_run()
+    pair.fetch(run)
+    assert pair.diff(run).adopt == 1
+
+    def refuse() -> Reader:
+        raise AssertionError("a connection was made")
+
+    assert pull(pair.mirror, run, 0, refuse).outcomes == {"adopted": 1}
+
+
+def test_a_server_that_fails_to_read_one_file_fails_that_file(pair: Pair) -> None:
+    """With the server's word as the reason."""
+    run = planned(pair, files=3)
+    bad = pair.path("01")
+
+    class Broken(ScriptedServer):
+        def read(self, number: int, content: bytes, offset: int, length: int) -> bytes:
+            if content == self.files[bad]:
+                return status(number, FAILURE, b"Input/output error")
+            return super().read(number, content, offset, length)
+
+    server = Broken({path: Path(os.fsdecode(path)).read_bytes() for path in pair.index_a()})
+    summary = pull(pair.mirror, run, 0, lambda: Reader(server))
+    assert summary.outcomes == {"pulled": 2, "failed": 1}
+    assert [r.detail for r in results(run) if r.outcome == "failed"] == ["Input/output error"]
+    assert pair.finish(run).failed == 1
+
+
+def test_a_file_that_arrives_wrong_once_is_read_once_more(pair: Pair) -> None:
+    """And is good then."""
+    run = planned(pair, files=2)
+
+    class Flaky(ScriptedServer):
+        def read(self, number: int, content: bytes, offset: int, length: int) -> bytes:
+            if self.requests.count(READ) == 1:
+                content = bytes(len(content))
+            return super().read(number, content, offset, length)
+
+    server = Flaky({path: Path(os.fsdecode(path)).read_bytes() for path in pair.index_a()})
+    assert pull(pair.mirror, run, 0, lambda: Reader(server)).outcomes == {"pulled": 2}
+    pair.finish(run)
+    check_whole(pair)
+
+
+# --- the disk ---------------------------------------------------------------------------------------
+
+
+def test_a_full_disk_is_raised_and_a_retry_takes_up_the_rest(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was staged before it was full stays."""
+    run = planned(pair)
+    written = 0
+
+    def write(descriptor: int, data: bytes) -> None:
+        nonlocal written
+        written += len(data)
+        if written > 5 * SIZE:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        os.write(descriptor, data)
+
+    monkeypatch.setattr(pull_module, "write_all", write)
+    with pytest.raises(OSError, match="No space left"):
+        pair.pull(run, pair.plan)
+    here = len(staged(pair))
+    assert 0 < here <= 5
+    monkeypatch.undo()
+    assert pair.pull(run, pair.plan)[0].transferred == (20 - here) * SIZE
+    pair.finish(run)
+    check_whole(pair)
+
+
+# --- kills ------------------------------------------------------------------------------------------
+
+
+def test_a_kill_at_any_step_of_a_first_run_is_mended_by_the_next(pair: Pair, tmp_path: Path) -> None:
+    """From the making of dest to the last word, each time on a new dest; what is here is not pulled again."""
+    for number in range(6):
+        pair.put(f"folder/{number}", b"%d" % (number // 2) * 40_000)
+    pair.build_index()
+
+    def whole_run() -> None:
+        pair.finish(pair.prepare())
+
+    for number in range(1, 1000):
+        pair.mirror = Mirror(tmp_path / f"b{number}", "srv1")
+        crashed = crash_at(number, whole_run)
+        content = [
+            path.read_bytes()
+            for folder in (pair.mirror.staging, pair.mirror.files)
+            if folder.exists()
+            for path in folder.rglob("*")
+            if path.is_file() and path.suffix != ".part"
+        ]
+        here = len({c for c in content if len(c) == 40_000})
+        assert len(set(content)) == here, "a file is live or staged in part"
+        pair.runs += 1
+        summary = pair.finish(pair.prepare())
+        assert summary.failed == 0
+        assert pair.transferred == (3 - here) * 40_000
+        check_whole(pair)
+        assert len(pair.history()) == 1
+        if not crashed:
+            break
+    print(f"{number} steps")
+    assert number > 80
+
+
+def test_a_kill_at_any_step_of_a_pull_is_mended_by_a_retry(pair: Pair) -> None:
+    """The same run goes on from staging, each time on what the last kill left."""
+    run = planned(pair, files=8)
+    number = 0
+    while crash_at(number := number + 4, lambda: pair.pull(run, pair.plan)):
+        assert number < 500
+    pair.pull(run, pair.plan)
+    assert pair.transferred == 0
+    assert pair.finish(run).outcomes == {"pulled": 8}
+    check_whole(pair)
+    print(f"{number} steps")
+
+
+def test_a_staged_file_that_no_result_vouches_for_is_hashed_before_use(pair: Pair) -> None:
+    """A kill or power cut may have left it in part."""
+    run = planned(pair, files=3)
+    good, bad, _ = pair.index_a().values()
+    pair.mirror.staged(good).write_bytes(Path(os.fsdecode(pair.path("00"))).read_bytes())
+    pair.mirror.staged(bad).write_bytes(b"torn")
+    summary = pair.pull(run, pair.plan)[0]
+    assert summary.outcomes == {"pulled": 3} and summary.transferred == 2 * SIZE
+    pair.finish(run)
+    check_whole(pair)
+
+
+def test_results_of_another_plan_vouch_for_nothing(pair: Pair) -> None:
+    """After a new diff of the same run, what an earlier pull told is of no account."""
+    run = planned(pair, files=3)
+    pair.pull(run, pair.plan)
+    pair.put("new", b"1")
+    pair.build_index()
+    pair.fetch(run)
+    plan = pair.diff(run)
+    pair.mirror.staged(pair.index_a()[pair.path("00")]).write_bytes(b"torn")
+    assert pair.archive(run).archived == 0
+    assert pair.commit(run).outcomes == {"failed": 4}
+    assert pair.pull(run, plan)[0].outcomes == {"pulled": 4}
+    pair.finish(run)
+    check_whole(pair)
+
+
+# --- tasks side by side -----------------------------------------------------------------------------
+
+
+def test_content_that_another_task_is_writing_is_waited_for(pair: Pair) -> None:
+    """The .part file is locked by its writer; when that one has finished, nothing is transferred."""
+    run = planned(pair, files=1)
+    (digest,) = pair.index_a().values()
+    with open(pair.mirror.part(digest), "wb") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+
+        def finish() -> None:
+            other.write(Path(os.fsdecode(pair.path("00"))).read_bytes())
+            other.flush()
+            os.rename(pair.mirror.part(digest), pair.mirror.staged(digest))
+            other.close()
+
+        timer = threading.Timer(0.5, finish)
+        timer.start()
+        summary = pair.pull(run, pair.plan)[0]
+        timer.join()
+    assert summary.outcomes == {"pulled": 1} and summary.transferred == 0
+
+
+def test_content_that_another_task_gave_up_is_pulled(pair: Pair) -> None:
+    """Its lock ends with it, and what it has written so far is of no use."""
+    run = planned(pair, files=1)
+    (digest,) = pair.index_a().values()
+    other = open(pair.mirror.part(digest), "wb")  # noqa: SIM115
+    fcntl.flock(other, fcntl.LOCK_EX)
+    other.write(b"half")
+    other.flush()
+    timer = threading.Timer(0.5, other.close)
+    timer.start()
+    summary = pair.pull(run, pair.plan)[0]
+    timer.join()
+    assert summary.outcomes == {"pulled": 1} and summary.transferred == SIZE
+    pair.finish(run)
+    check_whole(pair)
+
+
+def test_two_runs_side_by_side_pull_each_content_once(pair: Pair) -> None:
+    """Both end well; staging is shared."""
+    run = planned(pair, files=30)
+    other = pair.new_run()
+    pair.fetch(other)
+    plan = pair.diff(other)
+    sums: list[int] = []
+
+    def task(which: Run) -> None:
+        sums.append(pull(pair.mirror, which, 0, pair.connect).transferred)
+
+    threads = [threading.Thread(target=task, args=(which,)) for which in (run, other)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert plan.pull == 30 and sum(sums) == 30 * SIZE
+    assert pair.finish(run).outcomes == {"pulled": 30}
+    # The first one was given an older index, and took the staged files along.
+    assert pair.finish(other).outcomes == {"superseded": 30}
+    check_whole(pair)
+
+
+def test_a_symlink_planted_in_staging_is_not_written_through(pair: Pair, tmp_path: Path) -> None:
+    """Neither as a part nor as a staged file."""
+    run = planned(pair, files=1)
+    (digest,) = pair.index_a().values()
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"mine")
+    pair.mirror.part(digest).symlink_to(victim)
+    with pytest.raises(OSError):
+        pair.pull(run, pair.plan)
+    assert victim.read_bytes() == b"mine"
+
+
+# --- a plan there must be ---------------------------------------------------------------------------
+
+
+def test_a_run_without_a_plan_pulls_nothing(pair: Pair) -> None:
+    """The message names the task to clear."""
+    pair.mirror.claim()
+    with pytest.raises(RunIncomplete, match="diff_indexes"):
+        pull(pair.mirror, pair.new_run(), 0, pair.connect)
+
+
+def test_thousands_of_small_files_and_their_copies_come_in_order(pair: Pair) -> None:
+    """More at a time than fit on the channel; results are in path order."""
+    for number in range(1500):
+        pair.put(f"{number % 7}/{number}", b"%d" % (number // 3))
+    assert pair.backup(shards=2).outcomes == {"pulled": 500, "copied": 1000}
+    run = pair.mirror.run("manual__1")
+    for shard in range(2):
+        paths = [result.path for result in read_records(run.results(shard), Result)]
+        assert paths == sorted(paths)
+    check_whole(pair)
