@@ -110,6 +110,7 @@ def provider_dag(provider: Provider) -> DAG:
                 reasons=diff.output["guard"],  # type: ignore[index]
                 subject=f"Backup of {provider.name}: much is gone or changed. Back it up all the same?",
                 response_timeout=_APPROVAL,
+                retries=0,  # else a refusal would be asked again
             )
             diff >> accepted
         pull = PullChanged.partial(

@@ -266,23 +266,3 @@ class Provider(BaseModel):
         if mount and dest and not f"{dest}/".startswith(f"{mount}/"):
             raise ValueError(f"`{mount}` is neither `dest` (`{dest}`) nor a directory above it")
         return mount
-
-    @property
-    def source_paths(self) -> tuple[bytes, ...]:
-        """``source`` as the scheme wants it."""
-        return tuple(map(_path_bytes, self.source))
-
-    @property
-    def index_path(self) -> bytes:
-        """``index`` as the scheme wants it."""
-        return _path_bytes(self.index)
-
-    @property
-    def dest_path(self) -> bytes:
-        """``dest`` as the scheme wants it."""
-        return _path_bytes(self.dest)
-
-
-def _path_bytes(path: str) -> bytes:
-    # UTF-8 whatever the locale of the process is.
-    return path.encode("utf-8", "surrogateescape")

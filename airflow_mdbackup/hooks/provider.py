@@ -6,7 +6,9 @@ their extras are those of Airflow's SSH provider package, and ``subsystem``.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import paramiko
@@ -34,7 +36,7 @@ from airflow_mdbackup.scheme.sftp import WINDOW, Reader
 _FAST = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com")
 _CONNECT = 30  # seconds for each of: TCP connection, banner, authentication
 _LISTEN = 10.0  # seconds between two looks whether a silent connection is still alive
-_STRAY = 20  # lines of a provider's other output that are shown
+_SHOWN = 20  # lines of each kind of a provider's output that are shown
 _LINE = 8192  # bytes that one line of output may have
 
 
@@ -89,25 +91,15 @@ class ProviderHook(SSHHook):
             return self._connected_fast()
         except paramiko.BadHostKeyException as error:
             raise AccessRefused(
-                f"{where}: the server's host key is not the expected one ({error}). Somebody may be in "
-                "between. If the server really has a new key, pin that in the connection's extra host_key."
-            ) from error
-        except paramiko.AuthenticationException as error:
-            raise AccessRefused(
-                f"{where}: the server refuses the account's key or password ({error}). Check login and "
-                "key_file of the connection, and authorized_keys on the server."
+                f"{where}: the server's host key is not the expected one ({_said(error)}). Somebody may be "
+                "in between. If the server really has a new key, pin that in the connection's extra host_key."
             ) from error
         except paramiko.SSHException as error:
-            if "known_hosts" in str(error):
-                raise AccessRefused(
-                    f"{where}: the host key is unknown. Pin it in the connection's extra host_key "
-                    "(ssh-keyscan shows it; compare it with the server's own), or add it to known_hosts."
-                ) from error
-            raise ConnectionLost(f"{where}: {error}") from error
+            raise _classified(where, error) from error
+        except (FileNotFoundError, PermissionError) as error:
+            raise AccessRefused(f"{where}: the key cannot be read on this worker: {_said(error)}") from error
         except (OSError, EOFError) as error:
-            if isinstance(error, FileNotFoundError | PermissionError):
-                raise AccessRefused(f"{where}: the key cannot be read on this worker: {error}") from error
-            raise ConnectionLost(f"{where}: {error or type(error).__name__}") from error
+            raise ConnectionLost(f"{where}: {_said(error)}") from error
 
     def _connected_fast(self) -> paramiko.SSHClient:
         """Connect with a cipher that today's processors are fast at, or with what the server has.
@@ -121,9 +113,11 @@ class ProviderHook(SSHHook):
         self.disabled_algorithms = {**(asked or {}), "ciphers": others}
         try:
             return super().get_conn()
-        except IncompatiblePeer:
-            self.log.info("The server has no AES-GCM cipher; connecting with another")
+        except IncompatiblePeer as error:
+            self.log.info("Connecting again, with any cipher: %s", _said(error))
             self.disabled_algorithms = asked
+            # A proxy command is of use for one connection only, and SSHHook keeps it.
+            self.__dict__.pop("host_proxy", None)
             return super().get_conn()
         finally:
             self.disabled_algorithms = asked
@@ -135,7 +129,7 @@ class ProviderHook(SSHHook):
         try:
             return transport.open_session(window_size=window, timeout=_CONNECT)
         except (paramiko.SSHException, OSError, EOFError) as error:
-            raise ConnectionLost(f"the server opens no session: {error or type(error).__name__}") from error
+            raise ConnectionLost(f"the server opens no session: {_said(error)}") from error
 
     # --- the backup account -------------------------------------------------------------------------
 
@@ -148,11 +142,16 @@ class ProviderHook(SSHHook):
         channel = self._session(window=2 * WINDOW)
         channel.settimeout(self.stall_timeout)
         try:
-            channel.invoke_subsystem(self.subsystem)
-        except (paramiko.SSHException, EOFError) as error:
+            with _at_most(_CONNECT, channel):
+                channel.invoke_subsystem(self.subsystem)
+        except (paramiko.SSHException, OSError, EOFError) as error:
+            transport = channel.get_transport()
+            if channel.closed and not transport.is_active():
+                raise ConnectionLost(f"the connection broke: {_said(error)}") from error
             raise NotOnProvider(
-                f"connection {self.ssh_conn_id}: the server refuses the subsystem {self.subsystem!r} "
-                f"({error}). Check `Subsystem` in its sshd_config, and the connection's extra subsystem."
+                f"connection {self.ssh_conn_id}: the server does not start the subsystem {self.subsystem!r} "
+                f"({_said(error)}). Check `Subsystem` in its sshd_config, and the connection's extra "
+                "subsystem."
             ) from error
         return Reader(channel)
 
@@ -181,11 +180,12 @@ class ProviderHook(SSHHook):
         channel = self._session()
         last: Done | Failed | None = None
         stray: list[str] = []
+        unreadable = 0
         try:
             channel.set_combine_stderr(True)
-            channel.exec_command(command)
-            channel.settimeout(None)
-            channel.sendall(data)
+            with _at_most(_CONNECT, channel):
+                channel.exec_command(command)
+                channel.sendall(data)
             if end_input:
                 channel.shutdown_write()
             for line in self._lines(channel):
@@ -193,15 +193,18 @@ class ProviderHook(SSHHook):
                 if isinstance(report, Done | Failed):
                     last = report
                 elif isinstance(report, Unreadable):
-                    self.log.warning(
-                        "Unreadable on the provider: %s (%s)", to_text(report.path), report.reason
-                    )
-                elif report is None and line and len(stray) < _STRAY:
+                    unreadable += 1
+                    if unreadable <= _SHOWN:
+                        path = to_text(report.path)
+                        self.log.warning("Unreadable on the provider: %s (%s)", path, report.reason)
+                elif report is None and line and len(stray) < _SHOWN:
                     stray.append(line)
                     self.log.info("The provider says: %s", line)
-            return channel.recv_exit_status(), last, " / ".join(stray)[:500]
+            # Its output has ended; a server that then tells no status has none to tell.
+            status = channel.recv_exit_status() if channel.status_event.wait(_CONNECT) else -1
+            return status, last, " / ".join(stray)[:500]
         except (paramiko.SSHException, OSError, EOFError) as error:
-            raise ConnectionLost(f"the connection broke: {error or type(error).__name__}") from error
+            raise ConnectionLost(f"the connection broke: {_said(error)}") from error
         finally:
             channel.close()
 
@@ -243,3 +246,40 @@ class ProviderHook(SSHHook):
 
 def _known_ciphers() -> tuple[str, ...]:
     return tuple(paramiko.Transport._preferred_ciphers)  # type: ignore[attr-defined]
+
+
+@contextmanager
+def _at_most(seconds: float, channel: paramiko.Channel) -> Iterator[None]:
+    """Close the channel if what is asked of the server takes longer; paramiko itself would wait for ever."""
+    timer = threading.Timer(seconds, channel.close)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _classified(where: str, error: paramiko.SSHException) -> AccessRefused | ConnectionLost:
+    """Tell a refusal, which no retry heals, from a connection that broke on the way."""
+    said = _said(error)
+    # paramiko has the same type for a refused key as for a server that went away in the middle.
+    broken = "timeout" in said.lower() or "EOF" in said
+    if isinstance(error, paramiko.AuthenticationException) and not broken:
+        return AccessRefused(
+            f"{where}: the server refuses the account's key or password ({said}). Check login and key_file "
+            "of the connection, and authorized_keys on the server."
+        )
+    if "known_hosts" in said:
+        return AccessRefused(
+            f"{where}: the host key is unknown. Pin it in the connection's extra host_key (ssh-keyscan shows "
+            "it; compare it with the server's own), or add it to known_hosts."
+        )
+    if "private key" in said:
+        return AccessRefused(f"{where}: the key is of no use: {said}")
+    return ConnectionLost(f"{where}: {said}")
+
+
+def _said(error: BaseException) -> str:
+    """Return what an error says. A server's own words may be in it, so that nothing may act on a terminal."""
+    return to_text(str(error).encode("utf-8", "backslashreplace")) or type(error).__name__

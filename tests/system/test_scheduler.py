@@ -79,7 +79,7 @@ def site(
             "broken": provider_yaml(server, folder, "broken", shards=2),
             "noindex": provider_yaml(server, folder, "noindex", ssh_conn_id=None, max_index_age=None),
             "killed": provider_yaml(server, folder, "killed"),
-            "asking": provider_yaml(server, folder, "asking", on_guard="approve"),
+            "asking": provider_yaml(server, folder, "asking", on_guard="approve", retries=1),
             "guarded": provider_yaml(server, folder, "guarded"),
             "invalid": {"nonsense": 1},
         }

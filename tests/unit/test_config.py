@@ -135,13 +135,6 @@ def test_a_provider_cannot_be_changed(read):
         provider.dest = "/elsewhere"
 
 
-def test_paths_are_bytes_where_the_scheme_wants_bytes(read):
-    """UTF-8, whatever the locale is."""
-    provider = one(read("providers: {web: {sftp_conn_id: c, source: [/ä, /b], dest: /srv/ü, index: /ö}}"))
-    assert provider.source_paths == ("/ä".encode(), b"/b")
-    assert (provider.dest_path, provider.index_path) == ("/srv/ü".encode(), "/ö".encode())
-
-
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
