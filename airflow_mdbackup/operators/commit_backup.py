@@ -49,7 +49,8 @@ class CommitBackup(BackupOperator):
             context["ti"].xcom_push(key="return_value", value=counts)
             self.log.info("%s: %s", self.provider, told)
             raise AirflowFailException(str(error)) from None
-        self._remember(context, counts)
+        if not summary.superseded:
+            self._remember(context, counts)
         self.log.info("%s: %s", self.provider, told)
         return counts
 

@@ -36,7 +36,7 @@ from airflow_mdbackup.scheme.progress import Pace
 from airflow_mdbackup.scheme.pull import Outcome, Result
 from airflow_mdbackup.scheme.records import read_header, read_records, write_records, write_state
 from airflow_mdbackup.scheme.settle import settle
-from airflow_mdbackup.scheme.tree import Blocked, Tree, copy_of, is_file, md5_of
+from airflow_mdbackup.scheme.tree import Tree, concerns_one_file, copy_of, is_file, md5_of
 
 log = logging.getLogger(__name__)
 
@@ -56,12 +56,14 @@ class Archived:
     inode: int
     md5: bytes
     size: int
+    modified: int  # nanoseconds
     version: bytes | None = None
     linked: bool = True
 
     def is_of(self, live: os.stat_result) -> bool:
         """Whether the live file is still the one that was archived."""
-        return (live.st_dev, live.st_ino, live.st_size) == (self.device, self.inode, self.size)
+        now = live.st_dev, live.st_ino, live.st_size, live.st_mtime_ns
+        return now == (self.device, self.inode, self.size, self.modified)
 
 
 @dataclass(slots=True)
@@ -85,10 +87,8 @@ def archive(mirror: Mirror, run: Run) -> ArchiveSummary:
         # A history written ahead names versions that must not be taken back before it is carried out.
         settle(mirror, run.folder / "consumer.md5")
         archiver = Archiver(mirror, run, tree, stamp_of(mirror, run))
-        stamp, earlier = read_archived(run)
-        if stamp != archiver.stamp:
-            for record in earlier:
-                archiver.withdraw(record)
+        # An earlier try may have archived more than this one will.
+        withdraw_unused(mirror, run, tree)
         write_records(run.archived, _records(archiver, run, plan, summary), stamp=archiver.stamp)
     return summary
 
@@ -113,8 +113,11 @@ def _records(archiver: Archiver, run: Run, plan: Plan, summary: ArchiveSummary) 
         if result.outcome in (Outcome.PULLED, Outcome.COPIED):
             try:
                 record = archiver.archive(result.path, result.md5)
-            except Blocked as blocked:
-                log.warning("%s is no directory: no version of %s", to_text(blocked.at), to_text(result.path))
+            except OSError as error:
+                if not concerns_one_file(error):
+                    raise
+                # The commit tries again, and has that entry alone fail.
+                log.warning("No version of %s: %s", to_text(result.path), error.strerror)
                 continue
             if record is not None:
                 if record.version is not None:
@@ -153,21 +156,17 @@ class Archiver:
         """Archive the live file at ``path``, unless it has the md5 ``coming``; None if there is no file.
 
         :raises Blocked: something else stands in the place of ``.old``.
+        :raises OSError: the live file cannot be read.
         """
-        try:
-            live = self._tree.open(path)
-        except FileNotFoundError:
+        if self._tree.lstat(path) is None:
             return None
-        try:
-            md5 = md5_of(live, progress=self._hashed)
+        with self._tree.opened(path) as live:
             status = os.fstat(live)
-            known = path, status.st_dev, status.st_ino, md5, status.st_size
+            md5 = md5_of(live, progress=self._hashed)
+            known = path, status.st_dev, status.st_ino, md5, status.st_size, status.st_mtime_ns
             if md5 == coming:
                 return Archived(*known)
-            version, linked = self._version(path, live, status, md5)
-        finally:
-            os.close(live)
-        return Archived(*known, version, linked)
+            return Archived(*known, *self._version(path, live, status, md5))
 
     def _hashed(self, size: int) -> None:
         self._read += size
@@ -214,11 +213,19 @@ class Archiver:
         return version
 
     def _md5(self, path: bytes) -> bytes:
-        descriptor = self._tree.open(path)
-        try:
+        with self._tree.opened(path) as descriptor:
             return md5_of(descriptor)
-        finally:
-            os.close(descriptor)
+
+    def stands(self, record: Archived, live: os.stat_result) -> bool:
+        """Whether a record still tells of the live file, and of a version that is there."""
+        if not record.is_of(live):
+            return False
+        if record.version is None:
+            return True
+        version = self._tree.lstat(record.version)
+        if version is None:
+            return False
+        return os.path.samestat(version, live) if record.linked else version.st_size == record.size
 
     def restamp(self, record: Archived, coming: bytes) -> Archived | None:
         """Give a version that was archived under another stamp a name with this one."""
@@ -236,12 +243,31 @@ class Archiver:
         raise AssertionError
 
     def withdraw(self, record: Archived) -> None:
-        """Take back the version of a file that is not replaced after all: it is live under its own name."""
+        """Take back a version that no history tells of.
+
+        Only if the same file is live, or a version under another name, as another run archived it too.
+        """
         if record.version is None or not record.linked:
             return
         live, version = self._tree.lstat(record.path), self._tree.lstat(record.version)
-        if live is not None and version is not None and os.path.samestat(live, version):
+        if version is None or (version.st_dev, version.st_ino) != (record.device, record.inode):
+            return
+        if (live is not None and os.path.samestat(live, version)) or self._tree.has_twin(record.version):
             self._tree.unlink(record.version)
+
+
+def withdraw_unused(mirror: Mirror, run: Run, tree: Tree) -> None:
+    """Take back what a run has archived and no commit of it has used. Needs the lock."""
+    stamp, records = read_archived(run)
+    if not is_used(mirror, run, stamp):
+        archiver = Archiver(mirror, run, tree, stamp)
+        for record in records:
+            archiver.withdraw(record)
+
+
+def is_used(mirror: Mirror, run: Run, stamp: str) -> bool:
+    """Whether history tells of versions that a run archived under this stamp."""
+    return mirror.history_path(stamp, run.run_id).exists()
 
 
 def read_archived(run: Run) -> tuple[str, Iterator[Archived]]:

@@ -25,38 +25,43 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import chain, count
 from operator import attrgetter
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any
 
 from airflow_mdbackup.scheme.archive import (
     Archived,
     Archiver,
     finished_shards,
+    is_used,
     read_archived,
     results,
     stamp_of,
+    withdraw_unused,
 )
+from airflow_mdbackup.scheme.clean import clean
 from airflow_mdbackup.scheme.diff import Forget, Plan, read_plan
 from airflow_mdbackup.scheme.errors import EntriesFailed
 from airflow_mdbackup.scheme.history import PENDING, Change, What, last
 from airflow_mdbackup.scheme.index import Entry, digest, merge, read_entries
 from airflow_mdbackup.scheme.mirror import Mirror, Run, version_path
 from airflow_mdbackup.scheme.names import to_text
+from airflow_mdbackup.scheme.ordered import Alongside
+from airflow_mdbackup.scheme.patience import Patience
 from airflow_mdbackup.scheme.progress import Pace
 from airflow_mdbackup.scheme.pull import Outcome, Result
 from airflow_mdbackup.scheme.records import RecordWriter, read_header, read_records, write_state
-from airflow_mdbackup.scheme.settle import STAGING, consumer_index, finish, settle
-from airflow_mdbackup.scheme.tree import Blocked, Tree, copy_of, is_file
+from airflow_mdbackup.scheme.settle import STAGING, consumer_index, finish, reason, settle
+from airflow_mdbackup.scheme.tree import Tree, concerns_one_file, copy_of, is_file
 
 log = logging.getLogger(__name__)
 
 _SHOWN = 20  # paths that a message names
-_PATIENCE = 3  # runs in a row in which a file may change while it is pulled
+_TRIED = 3  # live files that are tried as a source of missing content
 
 
 @dataclass(slots=True)
@@ -67,6 +72,7 @@ class CommitSummary:
     :ivar added: of entries: new in the mirror; ``replaced``, ``adopted``, ``forgotten`` likewise.
     :ivar size: bytes that were put in place.
     :ivar files: entries in the consumer index afterwards.
+    :ivar superseded: a run with a newer provider index was committed before, and nothing was changed.
     :ivar failures: the first of the entries for which the run fails, as text.
     :ivar failed: how many there are.
     """
@@ -78,14 +84,18 @@ class CommitSummary:
     forgotten: int = 0
     size: int = 0
     files: int = 0
+    superseded: bool = False
     failed: int = 0
     failures: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
     def count(self, outcome: Outcome, number: int = 1) -> None:
         """Note that ``number`` entries had an outcome."""
-        if number:
-            self.outcomes[outcome.value] = self.outcomes.get(outcome.value, 0) + number
+        total = self.outcomes.get(outcome.value, 0) + number
+        if total:
+            self.outcomes[outcome.value] = total
+        else:
+            self.outcomes.pop(outcome.value, None)
 
     def fail(self, outcome: Outcome, what: str, number: int = 1) -> None:
         """Note that ``number`` entries failed, and name them if there is still room."""
@@ -103,35 +113,6 @@ class CommitSummary:
                 f"{provider}: {self.failed} files could not be backed up; all others are committed. "
                 f"{'; '.join(self.failures)}{more}"
             )
-
-
-class _HasPath(Protocol):
-    @property
-    def path(self) -> bytes: ...
-
-
-P = TypeVar("P", bound=_HasPath)
-
-
-class _Alongside(Generic[P]):
-    """A stream of records in path order, in which paths are looked up that come in the same order."""
-
-    def __init__(self, records: Iterable[P]) -> None:
-        self._records = iter(records)
-        self._next = next(self._records, None)
-
-    def find(self, path: bytes) -> P | None:
-        while self._next is not None and self._next.path < path:
-            self._next = next(self._records, None)
-        return self._next if self._next is not None and self._next.path == path else None
-
-
-@dataclass(frozen=True, slots=True)
-class _Changing:
-    """A file that changed while it was pulled, in how many runs in a row."""
-
-    path: bytes
-    runs: int
 
 
 def commit(mirror: Mirror, run: Run) -> CommitSummary:
@@ -152,18 +133,20 @@ def commit(mirror: Mirror, run: Run) -> CommitSummary:
         # A kill may have come between the history and the status.
         if max(str(where.get("order", "")) for where in (status, last(mirror))) > order:
             log.info("A run with a newer provider index has been committed: this one is superseded")
+            summary.superseded = True
             summary.count(Outcome.SUPERSEDED, plan.pull)
-            _withdraw_all(mirror, run, tree)
-            return summary
-        _Commit(mirror, run, plan, tree, summary).carry_out(order)
-        summary.count(Outcome.UNREADABLE, plan.unreadable)
-        for path in plan.unreadable_paths:
-            summary.fail(Outcome.UNREADABLE, path)
-        summary.fail(Outcome.UNREADABLE, "(others)", plan.unreadable - len(plan.unreadable_paths))
-        summary.seconds = round(time.monotonic() - started, 3)
-        _write_status(mirror, run, summary, status, order)
+            summary.files = int(status.get("files", 0))
+            withdraw_unused(mirror, run, tree)
+        else:
+            _Commit(mirror, run, plan, tree, summary).carry_out(order)
+            summary.count(Outcome.UNREADABLE, plan.unreadable)
+            for path in plan.unreadable_paths:
+                summary.fail(Outcome.UNREADABLE, path)
+            summary.fail(Outcome.UNREADABLE, "(others)", plan.unreadable - len(plan.unreadable_paths))
+            summary.seconds = round(time.monotonic() - started, 3)
+            _write_status(mirror, run, summary, status, order)
         write_state(run.done, {"outcomes": summary.outcomes})
-        mirror.clean()
+        clean(mirror, tree)
     return summary
 
 
@@ -181,11 +164,13 @@ class _Commit:
         archived_at, archived = read_archived(run)
         stamp = stamp_of(mirror, run)
         self._stale = stamp != archived_at
+        self._used = is_used(mirror, run, archived_at)
         self._archiver = Archiver(mirror, run, tree, stamp)
-        self._archived = _Alongside(archived)
-        self._index = _Alongside(self._entries())
+        self._archived = Alongside(archived)
+        self._index = Alongside(self._entries())
         self._moved: set[bytes] = set()  # what goes out of the way as a whole
         self._copies = 0
+        self._elsewhere: dict[bytes, list[bytes]] | None = None
 
     def _entries(self) -> Iterator[Entry]:
         return read_entries(self._current) if self._current else iter(())
@@ -212,20 +197,27 @@ class _Commit:
                     log.info("%s changes judged so far", changes)
         self._count_missing()
         if changes or self._current is None:
-            self._summary.files = finish(mirror, path, self._current)
+            self._summary.files = finish(mirror, path, self._current, missed=self._missed)
         else:
             path.unlink()
             self._summary.files = sum(1 for _ in self._entries())
         shutil.rmtree(run.copies, ignore_errors=True)
 
-    def _tally(self, change: Change) -> None:
+    def _tally(self, change: Change, number: int = 1) -> None:
         summary = self._summary
         if change.what in (What.ADDED, What.REPLACED):
-            summary.size += change.size or 0
-        summary.added += change.what == What.ADDED
-        summary.replaced += change.what == What.REPLACED
-        summary.adopted += change.what == What.ADOPTED
-        summary.forgotten += change.what == What.FORGOTTEN
+            summary.size += number * (change.size or 0)
+        if change.what in (What.ADDED, What.REPLACED, What.ADOPTED, What.FORGOTTEN):
+            setattr(summary, change.what, getattr(summary, change.what) + number)
+
+    def _missed(self, change: Change, why: str) -> None:
+        """Take back what was counted for a change that the disk refused."""
+        summary = self._summary
+        outcome = Outcome(change.outcome or Outcome.FAILED)
+        summary.count(outcome, -1)
+        self._tally(change, -1)
+        summary.count(Outcome.FAILED)
+        self._fail(Outcome.FAILED, change.path, why)
 
     # --- what changes -------------------------------------------------------------------------------
 
@@ -243,7 +235,7 @@ class _Commit:
                 yield Change(path, What.EDITED, old_md5=old, md5=new)
 
     def _forgotten(self) -> Iterator[Change]:
-        index = _Alongside(self._entries())
+        index = Alongside(self._entries())
         for item in read_records(self._run.forget, Forget):
             entry = index.find(item.path)
             if entry is not None and entry.md5 == item.md5:
@@ -251,7 +243,7 @@ class _Commit:
 
     def _judged(self) -> Iterator[Change]:
         """Yield what becomes of the results, each with what must go out of its way first."""
-        with _Patience(self._mirror, self._run) as patience:
+        with Patience(self._mirror, self._run) as patience:
             for result in results(self._run, self._plan):
                 outcome = Outcome(result.outcome)
                 if outcome.good:
@@ -282,11 +274,12 @@ class _Commit:
             if in_the_way is not None and in_the_way not in self._moved:
                 moved = Change(in_the_way, What.MOVED, version=self._free_version(in_the_way))
             change = self._change(result, record, free=in_the_way is not None)
-        except (_Impossible, Blocked) as error:
-            why = _impassable(error) if isinstance(error, Blocked) else str(error)
+        except (_Impossible, OSError) as error:
+            if isinstance(error, OSError) and not concerns_one_file(error):
+                raise
             self._withdraw(record)
             self._summary.count(Outcome.FAILED)
-            self._fail(Outcome.FAILED, path, why)
+            self._fail(Outcome.FAILED, path, reason(error))
             return
         self._summary.count(Outcome(result.outcome))
         if moved is not None:
@@ -325,16 +318,17 @@ class _Commit:
 
         :param free: the place is free once what is in the way has gone.
         :raises _Impossible: it cannot be brought there.
-        :raises Blocked: something else stands in the place of ``.old``.
+        :raises OSError: the disk refuses, or (Blocked) something stands in the place of ``.old``.
         """
         live = None if free else self._tree.lstat(result.path)
         if result.outcome == Outcome.ADOPTED:
-            if live is None or (live.st_ino, live.st_size) != (result.inode, result.size):
+            known = result.inode, result.size, result.modified
+            if live is None or (live.st_ino, live.st_size, live.st_mtime_ns) != known:
                 raise _Impossible("the live file was changed on this side meanwhile")
             return _brought(result, What.ADOPTED)
         if live is None:
             return _brought(result, What.ADDED, content=self._content(result))
-        if record is None or not record.is_of(live):
+        if record is None or not self._archiver.stands(record, live):
             record = self._archiver.archive(result.path, result.md5)
         elif self._stale:
             record = self._archiver.restamp(record, result.md5)
@@ -343,7 +337,11 @@ class _Commit:
         if record.md5 == result.md5:
             # The staged file is not needed, and its attributes go to the live one.
             return _brought(result, What.ADOPTED, content=STAGING if result.owner else None)
-        content = self._content(result)
+        try:
+            content = self._content(result)
+        except (_Impossible, OSError):
+            self._archiver.withdraw(record)
+            raise
         return _brought(result, What.REPLACED, record.md5, record.version, content)
 
     def _content(self, result: Result) -> str:
@@ -375,12 +373,26 @@ class _Commit:
         """Yield descriptors of files that should have these bytes: the staged one, then live ones."""
         with suppress(FileNotFoundError):
             yield os.open(self._mirror.staged(md5), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        if self._elsewhere is None:
+            self._elsewhere = self._look_elsewhere()
+        for path in self._elsewhere.get(md5, ()):
+            with suppress(FileNotFoundError):
+                yield self._tree.open(path)
+
+    def _look_elsewhere(self) -> dict[bytes, list[bytes]]:
+        """Return where live files should have what is missing in staging, looked up for all at once."""
+        missing: dict[bytes, list[bytes]] = {}
+        for result in results(self._run, self._plan):
+            if result.md5 not in missing and not self._mirror.staged(result.md5).exists():
+                missing[result.md5] = []
         for entry in self._entries():
-            if entry.md5 == md5 and is_file(self._tree.lstat(entry.path)):
-                yield self._tree.open(entry.path)
+            paths = missing.get(entry.md5)
+            if paths is not None and len(paths) < _TRIED:
+                paths.append(entry.path)
+        return missing
 
     def _withdraw(self, record: Archived | None) -> None:
-        if record is not None:
+        if record is not None and not self._used:
             self._archiver.withdraw(record)
 
     def _count_missing(self) -> None:
@@ -397,11 +409,6 @@ class _Impossible(Exception):
     """An entry cannot be brought into the mirror. The message says why and what to do."""
 
 
-def _impassable(blocked: Blocked) -> str:
-    what = "a symlink" if blocked.is_symlink else "no directory"
-    return f"{to_text(blocked.at)} is {what} in the mirror; replace it by a directory"
-
-
 def _brought(
     result: Result,
     what: What,
@@ -413,43 +420,6 @@ def _brought(
     return Change(result.path, what, result.outcome, old_md5, result.md5, *attributes, version, content)
 
 
-class _Patience:
-    """Which files changed while they were pulled, in how many runs in a row. A context manager.
-
-    A file that never holds still is worth a person's look, though one run's warning is not.
-    """
-
-    def __init__(self, mirror: Mirror, run: Run) -> None:
-        self._path = mirror.changing
-        self._step = 1
-        earlier: Iterable[_Changing] = ()
-        if self._path.exists():
-            self._step = 0 if read_header(self._path)["run_id"] == run.run_id else 1
-            earlier = read_records(self._path, _Changing)
-        self._earlier = _Alongside(earlier)
-        self._writer = RecordWriter[_Changing](self._path, run_id=run.run_id)
-
-    def __enter__(self) -> _Patience:
-        return self
-
-    def wears_out(self, path: bytes) -> bool:
-        """Note that ``path`` changed in this run too, and return whether that is once too often."""
-        earlier = self._earlier.find(path)
-        runs = max(1, earlier.runs + self._step) if earlier is not None else 1
-        self._writer.add(_Changing(path, runs))
-        return runs >= _PATIENCE
-
-    def __exit__(self, *error: Any) -> None:
-        self._writer.__exit__(*error)
-
-
-def _withdraw_all(mirror: Mirror, run: Run, tree: Tree) -> None:
-    stamp, archived = read_archived(run)
-    archiver = Archiver(mirror, run, tree, stamp)
-    for record in archived:
-        archiver.withdraw(record)
-
-
 def _write_status(
     mirror: Mirror, run: Run, summary: CommitSummary, status: dict[str, Any], order: str
 ) -> None:
@@ -459,8 +429,7 @@ def _write_status(
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": summary.seconds,
         "outcomes": summary.outcomes,
-        "files": summary.files,
     }
-    new = {"provider": mirror.provider, "order": order, "last_commit": now}
+    new = {"provider": mirror.provider, "order": order, "files": summary.files, "last_commit": now}
     good = status.get("last_good") if summary.failed else now
     write_state(mirror.status, {**new, "last_good": good} if good else new)

@@ -27,7 +27,6 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
-from itertools import islice
 from pathlib import Path
 
 import pathspec
@@ -35,7 +34,6 @@ import pathspec
 from airflow_mdbackup.scheme.errors import GuardTripped, IndexRefused
 from airflow_mdbackup.scheme.index import (
     Entry,
-    Prefixes,
     digest,
     merge,
     read_entries,
@@ -43,6 +41,7 @@ from airflow_mdbackup.scheme.index import (
 )
 from airflow_mdbackup.scheme.mirror import OLD, Mirror, Run
 from airflow_mdbackup.scheme.names import to_text
+from airflow_mdbackup.scheme.ordered import Covered, batches
 from airflow_mdbackup.scheme.progress import Pace
 from airflow_mdbackup.scheme.records import RecordWriter, read_records, write_state
 from airflow_mdbackup.scheme.settle import consumer_index, settle
@@ -149,7 +148,7 @@ def make_plan(
         to_forget = stack.enter_context(RecordWriter[Forget](run.forget))
         tree = stack.enter_context(mirror.tree())
         comparison = _Comparison(mirror.provider, plan, excluded, source)
-        hidden = _Hidden(read_unreadable(run.index) if plan.unreadable else iter(()))
+        hidden = Covered(read_unreadable(run.index) if plan.unreadable else iter(()))
         for item in comparison.run(read_entries(run.index), read_entries(ours) if ours else (), hidden):
             if isinstance(item, Forget):
                 to_forget.add(item)
@@ -192,23 +191,6 @@ class _Excluded:
         return self._spec is not None and self._spec.match_file(os.fsdecode(path[1:]))
 
 
-class _Hidden:
-    """Which paths lie at or below one that the provider could not read. Asked in path order."""
-
-    def __init__(self, unreadable: Iterator[bytes]) -> None:
-        self._unreadable = unreadable
-        self._next = next(unreadable, None)
-        self._prefixes = Prefixes()
-
-    def covers(self, path: bytes) -> bool:
-        while self._next is not None and self._next <= path:
-            self._prefixes.advance(self._next)
-            self._prefixes.push(self._next)
-            self._next = next(self._unreadable, None)
-        self._prefixes.advance(path)
-        return self._prefixes.above(path) is not None
-
-
 class _Comparison:
     """The merge of both indexes, and the counts that the guard judges."""
 
@@ -217,10 +199,10 @@ class _Comparison:
         self._plan = plan
         self._excluded = excluded
         self._files = 0  # of the provider
-        # By source: how many entries lie below it on each side.
-        self._sources = {path.rstrip(b"/") + b"/": [0, 0] for path in source}
+        # By source, which is a directory or a file: how many entries each side has of it.
+        self._sources = {path.rstrip(b"/"): [0, 0] for path in source}
 
-    def run(self, theirs: Iterable[Entry], ours: Iterable[Entry], hidden: _Hidden) -> Iterator[Item | Forget]:
+    def run(self, theirs: Iterable[Entry], ours: Iterable[Entry], hidden: Covered) -> Iterator[Item | Forget]:
         """Yield the items to pull and the entries to forget, in path order."""
         plan = self._plan
         pace = Pace()
@@ -253,8 +235,8 @@ class _Comparison:
     def _count(self, path: bytes, left: bytes | None, right: bytes | None, kept: bool) -> None:
         self._files += left is not None
         self._plan.consumer += right is not None
-        for prefix, counts in self._sources.items():
-            if path.startswith(prefix):
+        for source, counts in self._sources.items():
+            if path.startswith(source) and path[len(source) : len(source) + 1] in (b"", b"/"):
                 counts[0] += left is not None
                 counts[1] += right is not None and not kept
 
@@ -265,15 +247,16 @@ class _Comparison:
         if not allow_empty:
             if not self._files:
                 reasons.append("the provider's index is empty")
-            for prefix, (theirs, ours) in self._sources.items():
+            for source, (theirs, ours) in self._sources.items():
                 if ours and not theirs:
-                    reasons.append(f"nothing is left of {ours} entries below {to_text(prefix)}")
+                    reasons.append(f"nothing is left of {ours} entries in {to_text(source) or '/'}")
+        lost = plan.gone + plan.changed
+        told = f"{plan.gone} gone and {plan.changed} changed of {plan.consumer} entries"
         if plan.consumer > limits.above:
-            for count, what in ((plan.gone, "gone"), (plan.changed, "changed")):
-                if count > limits.share * plan.consumer:
-                    reasons.append(f"{count} of {plan.consumer} entries {what}, over {limits.share:.0%}")
-                elif limits.number is not None and count > limits.number:
-                    reasons.append(f"{count} of {plan.consumer} entries {what}, over {limits.number}")
+            if lost > limits.share * plan.consumer:
+                reasons.append(f"{told}, over {limits.share:.0%}")
+            elif limits.number is not None and lost > limits.number:
+                reasons.append(f"{told}, over {limits.number}")
         return reasons
 
 
@@ -294,7 +277,7 @@ def _cut(run: Run, plan: Plan, items: Path, ours: Path | None, mirror: Mirror, s
     with ExitStack() as stack:
         tree = stack.enter_context(mirror.tree())
         writers = [stack.enter_context(RecordWriter[Item](run.pulls(n))) for n in range(shards)]
-        while chunk := list(islice(remaining, _CHUNK)):
+        for chunk in batches(remaining, _CHUNK):
             sources = _sources(tree, ours, {item.md5 for item in chunk}) if ours else {}
             for item in chunk:
                 if not item.adopt and (source := sources.get(item.md5)):

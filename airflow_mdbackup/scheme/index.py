@@ -34,6 +34,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from airflow_mdbackup.scheme.names import to_text
+from airflow_mdbackup.scheme.ordered import Prefixes, batches
 
 FORMAT = 1
 MAX_PATH = 4096
@@ -259,33 +260,6 @@ def digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-class Prefixes:
-    """Those of the paths met so far that the current one begins with, in a walk in path order.
-
-    Paths that share a prefix follow one another in raw byte order, though not at once (``/x``, ``/x-1``,
-    ``/x/y``), so that a stack holds all that can still matter.
-    """
-
-    def __init__(self) -> None:
-        self._stack: list[bytes] = []
-
-    def advance(self, path: bytes) -> None:
-        """Move on to ``path``, which must not sort before the last one."""
-        while self._stack and not path.startswith(self._stack[-1]):
-            self._stack.pop()
-
-    def push(self, path: bytes) -> None:
-        """Remember ``path``, which was just advanced to."""
-        self._stack.append(path)
-
-    def above(self, path: bytes) -> bytes | None:
-        """Return a remembered path that is ``path`` itself or a directory above it, or None."""
-        for prefix in self._stack:
-            if len(prefix) == len(path) or path[len(prefix)] == 0x2F or prefix.endswith(b"/"):
-                return prefix
-        return None
-
-
 # --- the received form ------------------------------------------------------------------------------
 
 
@@ -426,10 +400,10 @@ _FAN_IN = 64
 def _sorted(entries: Iterator[Entry], chunk: int, stack: ExitStack, folder: Path) -> Iterator[Entry]:
     """Yield ``entries`` in path order by an external merge sort.
 
-    Sorted runs of ``chunk`` entries lie in unnamed files in ``folder``.
+    Sorted runs of at most ``chunk`` entries lie in unnamed files in ``folder``.
     """
     runs: list[BinaryIO] = []
-    while batch := list(islice(entries, chunk)):
+    for batch in batches(entries, chunk):
         runs.append(_spill(sorted(batch), stack, folder))
         if len(runs) == _FAN_IN:
             merged = _spill(heapq.merge(*map(_trusted, runs)), stack, folder)

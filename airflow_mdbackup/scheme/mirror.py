@@ -25,12 +25,12 @@ import hashlib
 import logging
 import os
 import re
-import shutil
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +42,6 @@ from airflow_mdbackup.scheme.tree import Tree, fsync_directory
 log = logging.getLogger(__name__)
 
 OLD = b".old"
-_KEPT_RUNS = 10  # finished runs whose directories are kept
-_KEPT_SECONDS = 14 * 86400.0
 LOCK_WAIT = 3600.0  # seconds that a task waits for another run before it gives up
 
 
@@ -136,27 +134,7 @@ class Mirror:
         :param wait: seconds.
         :raises DestinationBusy: it was not free in time.
         """
-        with (self._state / "lock").open("a+", encoding="utf-8") as file:
-            deadline = time.monotonic() + wait
-            told = -60.0
-            while True:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    file.seek(0)
-                    holder = file.read(500) or "another task"
-                if time.monotonic() > deadline:
-                    raise DestinationBusy(
-                        f"{self.provider}: {self.dest} has been locked for {wait:.0f} s by {holder}"
-                    )
-                if time.monotonic() - told >= 60:
-                    log.info("Waiting for the lock on %s, held by %s", self.dest, holder)
-                    told = time.monotonic()
-                time.sleep(0.2)
-            file.truncate(0)
-            file.write(f"{who} (process {os.getpid()} on {socket.gethostname()}, since {_now()})")
-            file.flush()
+        with _locked(self._state / "lock", f"{self.provider}: {self.dest}", who, wait):
             yield
 
     def next_stamp(self) -> str:
@@ -200,36 +178,29 @@ class Mirror:
         """Return the run directory of a DAG run, which may not exist yet."""
         return Run(self._runs / _encoded(run_id), run_id)
 
-    def clean(self) -> None:
-        """Take away what finished runs left, by count and age, and what can no longer finish. Needs the lock.
+    def out_of_use(self) -> list[tuple[float, Run]]:
+        """Return the runs that are finished, or can only be superseded, newest first, with their last change.
 
-        A run is out of use when it is finished, or when a commit since has had a newer provider index, so
-        that it could only be superseded. Staged files go by age alone, since any run may need them.
+        Those are superseded since whose index a newer one was committed. Whose state cannot be read is left.
         """
         order = str(self.read_status().get("order", ""))
-        out_of_use = [
-            (folder.stat().st_mtime, folder)
-            for folder in self._runs.iterdir()
-            if (folder / "done.json").exists() or _order(folder) < order
-        ]
-        out_of_use.sort(reverse=True)
-        now = time.time()
-        for number, (changed, folder) in enumerate(out_of_use):
-            if number >= _KEPT_RUNS or now - changed > _KEPT_SECONDS:
-                shutil.rmtree(folder, ignore_errors=True)
-        for staged in self.staging.iterdir():
-            with suppress(FileNotFoundError):  # a task that pulls has just renamed it
-                if now - staged.stat().st_ctime > _KEPT_SECONDS:
-                    staged.unlink()
-        for incomplete in self.history.glob("*.tmp"):
-            incomplete.unlink()
+        found = []
+        for folder in self._runs.iterdir():
+            try:
+                state = read_header(folder / "run.json")
+                run = Run(folder, str(state["run_id"]))
+                if run.done.exists() or str(state["order"]) < order:
+                    found.append((folder.stat().st_mtime, run))
+            except (OSError, KeyError, DestinationRefused) as error:
+                log.info("Left alone: %s (%s)", folder, error)
+        return sorted(found, key=itemgetter(0), reverse=True)
 
     def history_path(self, stamp: str, run_id: str) -> Path:
         """Return the name of the history file of a commit."""
         return self.history / f"{stamp}_{_encoded(run_id)}.jsonl"
 
     def has_committed(self, run: Run) -> bool:
-        """Whether a commit of ``run`` has changed anything, finished or not."""
+        """Whether a commit of ``run`` has changed anything."""
         pattern = self.history_path("*", run.run_id).name
         return run.done.exists() or any(self.history.glob(pattern))
 
@@ -265,6 +236,17 @@ class Run:
         """Return what became of the entries of one shard."""
         return self.folder / f"results-{shard:03}.jsonl"
 
+    @contextmanager
+    def shard_lock(self, shard: int, provider: str, wait: float = LOCK_WAIT) -> Iterator[None]:
+        """Hold the lock on one shard, so that a task that is thought dead does not pull beside its retry.
+
+        :param wait: seconds.
+        :raises DestinationBusy: it was not free in time.
+        """
+        path = self.folder / f"pull-{shard:03}.lock"
+        with _locked(path, f"{provider}: shard {shard} of {self.run_id}", f"shard {shard}", wait):
+            yield
+
     def require(self, path: Path, step: str) -> dict[str, Any]:
         """Return the header of a file that an earlier step of this run has made.
 
@@ -279,12 +261,29 @@ class Run:
             ) from None
 
 
-def _order(folder: Path) -> str:
-    """Return the place of a run among all: greater for a newer provider index."""
-    try:
-        return str(read_header(folder / "run.json")["order"])
-    except FileNotFoundError:
-        return _format(datetime.fromtimestamp(folder.stat().st_mtime, UTC))
+@contextmanager
+def _locked(path: Path, what: str, who: str, wait: float) -> Iterator[None]:
+    """Hold a flock on ``path``, telling whoever waits for it ``who`` does."""
+    with path.open("a+", encoding="utf-8") as file:
+        deadline = time.monotonic() + wait
+        told = -60.0
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                file.seek(0)
+                holder = file.read(500) or "another task"
+            if time.monotonic() > deadline:
+                raise DestinationBusy(f"{what} has been locked for {wait:.0f} s by {holder}")
+            if time.monotonic() - told >= 60:
+                log.info("Waiting for the lock on %s, held by %s", what, holder)
+                told = time.monotonic()
+            time.sleep(0.2)
+        file.truncate(0)
+        file.write(f"{who} (process {os.getpid()} on {socket.gethostname()}, since {_now()})")
+        file.flush()
+        yield
 
 
 def version_path(path: bytes, stamp: str, attempt: int = 0) -> bytes:

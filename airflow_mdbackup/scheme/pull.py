@@ -30,14 +30,14 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import partial
 
-from airflow_mdbackup.scheme.diff import Item, read_plan
+from airflow_mdbackup.scheme.diff import Item, Plan, read_plan
 from airflow_mdbackup.scheme.errors import BackupError
 from airflow_mdbackup.scheme.mirror import Mirror, Run
 from airflow_mdbackup.scheme.names import to_text
 from airflow_mdbackup.scheme.progress import Pace
 from airflow_mdbackup.scheme.records import read_header, read_records, write_records
 from airflow_mdbackup.scheme.sftp import Attributes, Code, Fetched, Reader, Refusal, Stated, Wanted
-from airflow_mdbackup.scheme.tree import copy_of, md5_of, syncfs, write_all
+from airflow_mdbackup.scheme.tree import concerns_one_file, copy_of, md5_of, syncfs, write_all
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ class Result:
     """What became of one item.
 
     :ivar owner: the staged file is this entry's; others with the same md5 are copies of it.
-    :ivar inode: of the live file that was adopted.
+    :ivar inode: of the live file that was adopted; ``modified`` its time in nanoseconds.
     """
 
     path: bytes
@@ -93,6 +93,7 @@ class Result:
     mtime: int | None = None
     mode: int | None = None
     inode: int | None = None
+    modified: int | None = None
     detail: str | None = None
 
 
@@ -116,8 +117,14 @@ def pull(mirror: Mirror, run: Run, shard: int, connect: Callable[[], Reader]) ->
     :raises ConnectionLost: the connection broke; results of what was done are written.
     :raises OSError: the disk is full or broken, likewise.
     :raises RunIncomplete: the run has no plan.
+    :raises DestinationBusy: an earlier try of the same shard does not end.
     """
     plan = read_plan(run)
+    with run.shard_lock(shard, mirror.provider):
+        return _pull(mirror, run, shard, plan, connect)
+
+
+def _pull(mirror: Mirror, run: Run, shard: int, plan: Plan, connect: Callable[[], Reader]) -> PullSummary:
     started = time.monotonic()
     puller = _Puller(mirror, plan.provider_time, connect, sum(plan.shards[shard : shard + 1]))
     items = read_records(run.pulls(shard), Item)
@@ -186,9 +193,9 @@ class _Puller:
         except (BackupError, OSError) as error:
             self.error = error
             for slot in self._slots:
-                yield self._counted(slot.result or _failed(slot.item, f"not reached: {error}"))
-            for item, _ in pairs:
-                yield self._counted(_failed(item, f"not reached: {error}"))
+                yield self._counted(slot.result or self._unreached(slot.item, slot.earlier, error))
+            for item, result in pairs:
+                yield self._counted(self._unreached(item, result, error))
         syncfs(self._mirror.staging)
 
     def _run(self, pairs: Iterator[tuple[Item, Result | None]]) -> Iterator[Result]:
@@ -235,13 +242,16 @@ class _Puller:
 
     def _begin(self, slot: _Slot) -> None:
         item, earlier = slot.item, slot.earlier
-        staged_before = earlier is not None and earlier.outcome in (Outcome.PULLED, Outcome.COPIED)
         if item.md5 in self._fetching:
             self._fetching[item.md5].append(slot)
+        elif earlier is not None and self._still_staged(earlier):
+            self._staged.add(item.md5)
+            slot.result = earlier
         elif item.md5 in self._staged:
             self._have(slot, Outcome.COPIED, owner=False)
-        elif self._verified(item.md5, vouched=staged_before):
-            self._have(slot, Outcome(earlier.outcome) if earlier and staged_before else Outcome.PULLED)
+        elif self._verified(item.md5):
+            # In a retry another entry may be its owner.
+            self._have(slot, Outcome.PULLED, owner=earlier is None)
         elif (item.adopt or earlier) and (live := self._adoptable(item)):
             slot.result = live
         elif item.source and self._copied(item):
@@ -255,12 +265,23 @@ class _Puller:
         slot.outcome, slot.owner = outcome, owner
         self._connected().submit_stat(slot.item.path, slot)
 
-    def _verified(self, md5: bytes, *, vouched: bool) -> bool:
+    def _still_staged(self, earlier: Result) -> bool:
+        """Whether an earlier try's durable result vouches for content that is there."""
+        brought = earlier.outcome in (Outcome.PULLED, Outcome.COPIED)
+        return brought and self._mirror.staged(earlier.md5).exists()
+
+    def _unreached(self, item: Item, earlier: Result | None, error: Exception) -> Result:
+        """Return what is known of an item that this try does not come to."""
+        if earlier is not None and (earlier.outcome == Outcome.ADOPTED or self._still_staged(earlier)):
+            return earlier
+        return _failed(item, f"not reached: {error}")
+
+    def _verified(self, md5: bytes) -> bool:
         """Whether staging has the content, taking away what only looks like it."""
         path = self._mirror.staged(md5)
         try:
             with path.open("rb", buffering=0) as file:
-                if vouched or md5_of(file.fileno()) == md5:
+                if md5_of(file.fileno()) == md5:
                     return True
         except FileNotFoundError:
             return False
@@ -270,17 +291,19 @@ class _Puller:
     def _adoptable(self, item: Item) -> Result | None:
         """Return the result if the live file has the wanted bytes already."""
         try:
-            descriptor = self._tree.open(item.path)
-        except FileNotFoundError:
+            with self._tree.opened(item.path) as descriptor:
+                status = os.fstat(descriptor)
+                if md5_of(descriptor) != item.md5:
+                    return None
+        except OSError as error:
+            if not concerns_one_file(error):
+                raise
             return None
-        try:
-            if md5_of(descriptor) != item.md5:
-                return None
-            status = os.fstat(descriptor)
-        finally:
-            os.close(descriptor)
         return Result(
-            item.path, item.md5, item.replaces, Outcome.ADOPTED, size=status.st_size, inode=status.st_ino
+            *(item.path, item.md5, item.replaces, Outcome.ADOPTED),
+            size=status.st_size,
+            inode=status.st_ino,
+            modified=status.st_mtime_ns,
         )
 
     def _copied(self, item: Item) -> bool:
@@ -290,16 +313,13 @@ class _Puller:
         if part is None:
             return False
         try:
-            source = self._tree.open(item.source)
-            try:
+            with self._tree.opened(item.source) as source:
                 if copy_of(source, part) == item.md5:
                     self._mirror.part(item.md5).rename(self._mirror.staged(item.md5))
                     return True
-            finally:
-                os.close(source)
-            os.ftruncate(part, 0)
-        except FileNotFoundError:
-            pass
+        except OSError as error:
+            if not concerns_one_file(error):
+                raise
         finally:
             os.close(part)
         return False

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,9 +32,18 @@ from airflow_mdbackup.scheme.index import (
 )
 from airflow_mdbackup.scheme.mirror import Mirror
 from airflow_mdbackup.scheme.names import to_text
+from airflow_mdbackup.scheme.ordered import Covered
 from airflow_mdbackup.scheme.progress import Pace
 from airflow_mdbackup.scheme.records import RecordWriter, copy_records, read_header, read_records
-from airflow_mdbackup.scheme.tree import Tree, copy_of, fsync_directory, md5_of, syncfs
+from airflow_mdbackup.scheme.tree import (
+    Blocked,
+    Tree,
+    concerns_one_file,
+    copy_of,
+    fsync_directory,
+    md5_of,
+    syncfs,
+)
 
 log = logging.getLogger(__name__)
 
@@ -77,13 +86,22 @@ def settle(mirror: Mirror, target: Path) -> None:
         finish(mirror, path, consumer_index(mirror, target), fresh=False)
 
 
-def finish(mirror: Mirror, path: Path, current: Path | None, *, fresh: bool = True) -> int:
+def finish(
+    mirror: Mirror,
+    path: Path,
+    current: Path | None,
+    *,
+    fresh: bool = True,
+    missed: Callable[[Change, str], None] | None = None,
+) -> int:
     """Carry out the history at ``path`` and return how many entries the consumer index has then.
 
     Needs the lock.
 
     :param current: the consumer index in canonical form, if there is one.
     :param fresh: its content was just seen to be there. If not, it is hashed before it is put in place.
+    :param missed: is told of each change that did not come about, and why. Index and history leave it out.
+    :raises OSError: the disk is full or broken; the next run takes it up again.
     """
     final = path.with_suffix("")
     confirmed = path.with_suffix(".confirmed")
@@ -96,7 +114,7 @@ def finish(mirror: Mirror, path: Path, current: Path | None, *, fresh: bool = Tr
             current = mirror.index
         changed = 0
         with mirror.tree() as tree, RecordWriter[Change](confirmed) as writer:
-            for change in _placed(mirror, tree, path, fresh):
+            for change in _placed(mirror, tree, path, fresh, missed or _warn):
                 writer.add(change)
                 changed += 1
         syncfs(mirror.files)
@@ -118,8 +136,13 @@ def _write_index(mirror: Mirror, current: Path | None, changes: Path, *, keep_re
     """Write the consumer index anew, durably and in one step, and return its number of entries."""
     temporary = mirror.index.with_name("index.md5.tmp")
     with IndexWriter(temporary) as writer:
+        # What went as a whole is no longer where the entries below it say.
+        moved = Covered(iter(sorted(c.path for c in read_records(changes, Change) if c.what == What.MOVED)))
         for path, left, right in merge(read_entries(current) if current else (), _claims(changes)):
-            md5 = left if right is None else right if keep_replaced else None
+            if right is not None:
+                md5 = right if keep_replaced else None
+            else:
+                md5 = None if moved.covers(path) else left
             if md5:
                 writer.add(path, md5)
     temporary.replace(mirror.index)
@@ -145,29 +168,53 @@ def _keep_committed(mirror: Mirror) -> None:
 # --- the files --------------------------------------------------------------------------------------
 
 
-def _placed(mirror: Mirror, tree: Tree, path: Path, fresh: bool) -> Iterator[Change]:
+def _placed(
+    mirror: Mirror, tree: Tree, path: Path, fresh: bool, missed: Callable[[Change, str], None]
+) -> Iterator[Change]:
     """Carry out the changes and yield those that the disk then shows."""
     copies = mirror.run(str(read_header(path)["run_id"])).copies
     pace = Pace()
     for number, change in enumerate(read_records(path, Change), 1):
         if pace.due():
             log.info("%s changes carried out so far", number)
-        if change.what in (What.EDITED, What.FORGOTTEN):
-            done = True
-        elif change.what == What.MOVED:
-            done = _move(tree, change)
-        else:
-            content = None
-            if change.content is not None:
-                waits = change.content == STAGING
-                content = mirror.staged(change.md5 or b"") if waits else copies / change.content
-            done = _place(tree, change, content, fresh)
+        try:
+            done = _carry_out(mirror, tree, change, copies, fresh)
+            why = "its content is gone"
+        except OSError as error:
+            if not concerns_one_file(error):
+                raise
+            done, why = False, reason(error)
         if done:
             yield replace(change, content=None)
         else:
-            log.warning(
-                "It did not come to the change of %s, which is left to the next run", to_text(change.path)
-            )
+            missed(change, why)
+
+
+def _warn(change: Change, why: str) -> None:
+    log.warning(
+        "It did not come to the change of %s (%s); the next run sees to it", to_text(change.path), why
+    )
+
+
+def reason(error: Exception) -> str:
+    """Return why one file could not be brought into the mirror."""
+    if isinstance(error, Blocked):
+        what = "a symlink" if error.is_symlink else "no directory"
+        return f"{to_text(error.at)} is {what} in the mirror; replace it by a directory"
+    return f"{error.strerror} on this side" if isinstance(error, OSError) else str(error)
+
+
+def _carry_out(mirror: Mirror, tree: Tree, change: Change, copies: Path, fresh: bool) -> bool:
+    """Bring one change about, if the disk does not show it already; return whether it does then."""
+    if change.what in (What.EDITED, What.FORGOTTEN):
+        return True
+    if change.what == What.MOVED:
+        return _move(tree, change)
+    content = None
+    if change.content is not None:
+        waits = change.content == STAGING
+        content = mirror.staged(change.md5 or b"") if waits else copies / change.content
+    return _place(tree, change, content, fresh)
 
 
 def _move(tree: Tree, change: Change) -> bool:

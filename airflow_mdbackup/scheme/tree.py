@@ -16,7 +16,8 @@ import hashlib
 import os
 import stat
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -110,6 +111,10 @@ class Tree:
             return os.lstat(name, dir_fd=parent)
         except (FileNotFoundError, Blocked):
             return None
+        except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:  # for this filesystem, so that it cannot be there
+                return None
+            raise
 
     def blocker(self, path: bytes) -> Blocked | None:
         """Return what keeps ``path`` from having its directory, or None."""
@@ -137,6 +142,22 @@ class Tree:
             os.close(descriptor)
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
         return descriptor
+
+    @contextmanager
+    def opened(self, path: bytes) -> Iterator[int]:
+        """Hold a descriptor for reading the regular file at ``path``; see :meth:`open`."""
+        descriptor = self.open(path)
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
+    def has_twin(self, path: bytes) -> bool:
+        """Whether another name in the same directory is the same file."""
+        parent, name = self._parent(path)
+        inode = os.lstat(name, dir_fd=parent).st_ino
+        with os.scandir(parent) as entries:
+            return any(e.inode() == inode and os.fsencode(e.name) != name for e in entries)
 
     def link(self, source: bytes, target: bytes) -> None:
         """Give the file ``source`` a second name, making directories for it; never overwrites.
@@ -187,6 +208,17 @@ class Tree:
 def is_file(status: os.stat_result | None) -> bool:
     """Whether a regular file stands there."""
     return status is not None and stat.S_ISREG(status.st_mode)
+
+
+def concerns_one_file(error: OSError) -> bool:
+    """Whether an error is about the file that was touched, and not about the disk or the process."""
+    return error.errno not in _OF_ALL
+
+
+_OF_ALL = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ESTALE, errno.ENODEV),
+    *(errno.EMFILE, errno.ENFILE, errno.ENOMEM),
+)
 
 
 # --- bytes ------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import airflow_mdbackup.scheme.commit as commit_module
 from airflow_mdbackup.scheme.commit import commit
 from airflow_mdbackup.scheme.errors import ConsumerIndexDamaged, RunIncomplete
 from airflow_mdbackup.scheme.history import What, commits, last
@@ -19,6 +20,7 @@ from airflow_mdbackup.scheme.index import read_entries
 from airflow_mdbackup.scheme.mirror import Mirror, Run
 from airflow_mdbackup.scheme.records import read_header
 from airflow_mdbackup.scheme.settle import settle
+from airflow_mdbackup.scheme.tree import Tree
 
 from .conftest import Pair
 from .crash import crash_at
@@ -41,7 +43,7 @@ def files_of(mirror: Mirror) -> dict[str, tuple[int, bytes]]:
 
 
 def test_a_run_with_an_older_index_is_superseded_and_changes_nothing(pair: Pair) -> None:
-    """Its index was fetched before that of a run that has been committed since; its versions go too."""
+    """Its index was fetched before that of one committed since; what it archived is taken back."""
     pair.put("alpha", b"one")
     pair.backup()
     pair.put("alpha", b"two")
@@ -50,11 +52,16 @@ def test_a_run_with_an_older_index_is_superseded_and_changes_nothing(pair: Pair)
     pair.archive(old)
     pair.put("alpha", b"three")
     assert pair.backup().outcomes == {"pulled": 1}
-    before = files_of(pair.mirror), pair.mirror.index.read_bytes()
+    before = pair.mirror.index.read_bytes()
+    assert pair.versions("alpha") == [b"one", b"one"]
     summary = pair.commit(old)
+    assert summary.superseded and summary.files == 1
     assert summary.outcomes == {"superseded": 1} and summary.failed == 0
-    assert (files_of(pair.mirror), pair.mirror.index.read_bytes()) == before
-    assert pair.live("alpha").read_bytes() == b"three" and b"two" not in pair.versions("alpha")
+    assert pair.mirror.index.read_bytes() == before
+    assert pair.live("alpha").read_bytes() == b"three" and pair.versions("alpha") == [b"one"]
+    (change,) = pair.history()[-1]
+    assert change.version is not None and change.version.endswith(b"Z")
+    assert os.path.exists(os.fsencode(pair.mirror.files) + change.version)
 
 
 def test_what_was_committed_last_is_known_without_the_status(pair: Pair) -> None:
@@ -622,3 +629,138 @@ def test_a_retried_commit_finds_versions_that_it_had_given_another_stamp(pair: P
     assert pair.commit(second).failed == 0
     assert pair.live("alpha").read_bytes() == b"two" and pair.versions("alpha") == [b"one"]
     assert pair.index_b() == pair.index_a()
+
+
+# --- one entry's trouble is that entry's alone --------------------------------------------------------
+
+
+def test_a_version_lost_between_archive_and_commit_is_made_again(pair: Pair) -> None:
+    """Whatever took it away: what history names must be there."""
+    pair.put("alpha", b"1")
+    pair.backup()
+    pair.put("alpha", b"2")
+    pair.build_index()
+    run = pair.prepare()
+    pair.archive(run)
+    (version,) = (pair.live("alpha").parent / ".old").iterdir()
+    version.unlink()
+    assert pair.commit(run).replaced == 1
+    assert pair.versions("alpha") == [b"1"]
+
+
+def test_a_run_whose_content_was_gone_archives_anew_when_it_is_cleared(pair: Pair) -> None:
+    """Its first commit took the version back; the second must not believe the old record."""
+    pair.put("alpha", b"1")
+    pair.backup()
+    pair.put("alpha", b"2")
+    pair.build_index()
+    run = pair.prepare()
+    pair.archive(run)
+    staged = pair.mirror.staged(b"c81e728d9d4c2f636f067f89cc14862c")
+    staged.unlink()
+    summary = pair.commit(run)
+    assert summary.failed == 1 and "no longer in staging" in summary.failures[0]
+    assert pair.versions("alpha") == []
+    staged.write_bytes(b"2")
+    assert pair.commit(run).replaced == 1
+    assert pair.versions("alpha") == [b"1"] and pair.live("alpha").read_bytes() == b"2"
+
+
+def test_a_name_that_the_disk_refuses_fails_alone_and_the_next_run_is_free(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some filesystems forbid names that others have; no pending commit may stay behind for that."""
+    pair.put("alpha", b"1")
+    pair.put("bad:name", b"2")
+    put = Tree.put
+
+    def picky(tree: Tree, source: Path, path: bytes) -> None:
+        if b":" in path:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), path)
+        put(tree, source, path)
+
+    monkeypatch.setattr(Tree, "put", picky)
+    summary = pair.backup()
+    assert summary.outcomes == {"pulled": 1, "failed": 1} and summary.added == 1 and summary.failed == 1
+    assert "bad:name (Invalid argument on this side)" in summary.failures[0]
+    assert list(pair.index_b()) == [pair.path("alpha")]
+    assert [change.path for change in pair.history()[-1]] == [pair.path("alpha")]
+    os.unlink(pair.path("bad:name"))
+    assert pair.backup().outcomes == {}
+
+
+def test_a_live_file_that_cannot_be_read_fails_alone(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bad sector under one old file does not keep the others from being backed up."""
+    for name in ("alpha", "bravo"):
+        pair.put(name, b"1")
+    pair.backup()
+    for name in ("alpha", "bravo"):
+        pair.put(name, b"2 " + name.encode())
+    opened = Tree.open
+
+    def broken(tree: Tree, path: bytes) -> int:
+        if path.endswith(b"/alpha"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO), path)
+        return opened(tree, path)
+
+    monkeypatch.setattr(Tree, "open", broken)
+    summary = pair.backup()
+    assert summary.replaced == 1 and summary.failed == 1
+    assert "alpha (Input/output error on this side)" in summary.failures[0]
+    assert pair.live("bravo").read_bytes() == b"2 bravo" and pair.live("alpha").read_bytes() == b"1"
+
+
+def test_entries_below_a_directory_that_went_as_a_whole_leave_the_index(pair: Pair) -> None:
+    """Also those that are excluded now: the index must not claim what is no longer there."""
+    pair.put("d/x", b"1")
+    pair.backup()
+    os.unlink(pair.path("d/x"))
+    os.rmdir(pair.path("d"))
+    pair.put("d", b"a file now")
+    assert pair.backup(exclude=["d/x"]).added == 1
+    assert list(pair.index_b()) == [pair.path("d")]
+
+
+def test_an_adopted_file_that_is_edited_before_the_commit_is_not_claimed(pair: Pair) -> None:
+    """Of the same size, in place: only its time tells."""
+    pair.put("alpha", b"1")
+    pair.put("bravo", b"x")
+    pair.backup()
+    os.unlink(pair.path("alpha"))
+    pair.backup()
+    pair.put("alpha", b"1")
+    pair.build_index()
+    run = pair.prepare()
+    pair.archive(run)
+    pair.live("alpha").write_bytes(b"!")
+    os.utime(pair.live("alpha"), (1, 1))
+    assert pair.commit(run).failed == 1
+    assert list(pair.index_b()) == [pair.path("bravo")]
+
+
+def test_content_missing_in_staging_is_looked_up_once_for_all(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each look costs a walk through the whole consumer index."""
+    for number in range(5):
+        pair.put(f"old{number}", b"%d" % number)
+    pair.backup()
+    for number in range(5):
+        pair.put(f"new{number}", b"%d" % number)
+    pair.build_index()
+    run = pair.prepare()
+    pair.archive(run)
+    for staged in pair.mirror.staging.iterdir():
+        staged.unlink()
+    walks = 0
+    entries = commit_module.read_entries
+
+    def counted(path: Path) -> object:
+        nonlocal walks
+        walks += 1
+        return entries(path)
+
+    monkeypatch.setattr(commit_module, "read_entries", counted)
+    assert pair.commit(run).outcomes == {"copied": 5}
+    assert walks <= 4
+    assert pair.live("new3").read_bytes() == b"3"

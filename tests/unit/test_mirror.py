@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import re
 import subprocess
 import sys
@@ -20,8 +19,6 @@ from airflow_mdbackup.scheme import mirror as mirror_module
 from airflow_mdbackup.scheme.errors import DestinationBusy, DestinationRefused
 from airflow_mdbackup.scheme.mirror import Mirror, version_path
 from airflow_mdbackup.scheme.records import read_header
-
-from .conftest import Pair
 
 STAMP = re.compile(r"\d{8}T\d{6}\.\d{6}Z")
 
@@ -236,84 +233,6 @@ def test_versions_of_long_names_that_begin_alike_are_told_apart() -> None:
     versions = {version_path(b"/" + b"n" * 254 + bytes([end]), stamp) for end in b"abc"}
     assert len(versions) == 3
     assert version_path(b"/x", stamp) == b"/.old/x.20261123T031500.123456Z"
-
-
-# --- clearing away ----------------------------------------------------------------------------------
-
-
-def test_old_run_directories_go_by_count_and_unfinished_ones_stay(
-    pair: Pair, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Of finished runs the last few are kept; one that can still be committed is never taken away."""
-    monkeypatch.setattr(mirror_module, "_KEPT_RUNS", 3)
-    for number in range(6):
-        pair.put("alpha", b"%d" % number)
-        pair.backup()
-    unfinished = pair.new_run()
-    pair.put("alpha", b"last")
-    pair.build_index()
-    pair.fetch(unfinished)
-    pair.diff(unfinished)
-    with pair.mirror.lock("test"):
-        pair.mirror.clean()
-    left = set((pair.mirror.dest / ".mdbackup/runs").iterdir())
-    assert unfinished.folder in left and len(left) == 4
-    assert pair.mirror.run("manual__6").folder in left and pair.mirror.run("manual__1").folder not in left
-
-
-def test_runs_that_can_only_be_superseded_go_too(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run that failed on its way does not stay for ever."""
-    monkeypatch.setattr(mirror_module, "_KEPT_RUNS", 0)
-    pair.put("alpha", b"1")
-    pair.build_index()
-    failed = pair.new_run()
-    pair.fetch(failed)
-    pair.backup()
-    assert not failed.folder.exists()
-
-
-def test_old_run_directories_go_by_age(pair: Pair) -> None:
-    """However few there are."""
-    pair.put("alpha", b"1")
-    pair.backup()
-    folder = pair.mirror.run("manual__1").folder
-    then = time.time() - 15 * 86400
-    os.utime(folder, (then, then))
-    pair.backup()
-    assert not folder.exists()
-
-
-def test_staged_files_go_by_age_alone(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Any run may need them."""
-    pair.mirror.claim()
-    leftover = pair.mirror.staged(b"0" * 32)
-    leftover.write_bytes(b"x")
-    pair.put("alpha", b"1")
-    pair.backup()
-    assert leftover.exists()
-    monkeypatch.setattr(mirror_module, "_KEPT_SECONDS", -1.0)
-    with pair.mirror.lock("test"):
-        pair.mirror.clean()
-    assert not leftover.exists()
-
-
-def test_a_staged_file_that_vanishes_meanwhile_stops_no_clearing(
-    pair: Pair, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Tasks that pull rename their files without the lock."""
-    pair.mirror.claim()
-    for number in range(3):
-        pair.mirror.part(b"%032d" % number).write_bytes(b"x")
-    original = Path.iterdir
-
-    def listed(path: Path) -> object:
-        entries = list(original(path))
-        if path == pair.mirror.staging:
-            entries[0].unlink(missing_ok=True)
-        return iter(entries)
-
-    monkeypatch.setattr(Path, "iterdir", listed)
-    pair.mirror.clean()
 
 
 def test_the_real_run_id_is_in_the_run_directory(pair: Pair) -> None:

@@ -539,7 +539,7 @@ def test_a_source_that_has_lost_all_its_entries_trips_the_guard(pair: Pair) -> N
     pair.backup(**sources)
     os.unlink(path)
     (reason,) = guarded(pair, **sources)
-    assert reason == f"nothing is left of 1 entries below {pair.a}/one/"
+    assert reason == f"nothing is left of 1 entries in {pair.a}/one"
     assert guarded(pair, allow_empty=True, **sources) == []
 
 
@@ -568,8 +568,9 @@ def test_too_many_changed_entries_trip_the_guard(pair: Pair) -> None:
     fill(pair, b"two", range(51))
     assert guarded(pair) == []
     fill(pair, b"two", range(52))
-    assert guarded(pair) == ["52 of 102 entries changed, over 50%"]
-    assert guarded(pair, limits=Limits(share=1.0, number=51)) == ["52 of 102 entries changed, over 51"]
+    told = "0 gone and 52 changed of 102 entries"
+    assert guarded(pair) == [f"{told}, over 50%"]
+    assert guarded(pair, limits=Limits(share=1.0, number=51)) == [f"{told}, over 51"]
     assert guarded(pair, limits=Limits(share=1.0, number=52)) == []
     assert guarded(pair, limits=Limits(above=102)) == []
 
@@ -580,8 +581,27 @@ def test_too_many_gone_entries_trip_the_guard_and_kept_ones_are_not_gone(pair: P
     pair.backup()
     for number in range(52):
         os.unlink(pair.path(f"{number:03}"))
-    assert guarded(pair) == ["52 of 102 entries gone, over 50%"]
+    assert guarded(pair) == ["52 gone and 0 changed of 102 entries, over 50%"]
     assert pair.backup(unreadable=[pair.path("000")]).forgotten == 51
+
+
+def test_gone_and_changed_entries_trip_the_guard_together(pair: Pair) -> None:
+    """Row 16: who renames a third and spoils a third has spoiled two thirds."""
+    fill(pair, b"one", range(102))
+    pair.backup()
+    for number in range(34):
+        os.unlink(pair.path(f"{number:03}"))
+    fill(pair, b"two", range(34, 68))
+    assert guarded(pair) == ["34 gone and 34 changed of 102 entries, over 50%"]
+
+
+def test_a_source_that_is_one_file_trips_the_guard_when_it_is_gone(pair: Pair) -> None:
+    """Row 16: a configured source that had entries has none."""
+    pair.put("kept", b"1")
+    path = pair.put("single", b"2")
+    pair.backup()
+    os.unlink(path)
+    assert guarded(pair, source=[path]) == [f"nothing is left of 1 entries in {path.decode()}"]
 
 
 def test_an_approved_plan_is_carried_out(pair: Pair) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from airflow_mdbackup.scheme import pull as pull_module
-from airflow_mdbackup.scheme.errors import ConnectionLost, RunIncomplete
+from airflow_mdbackup.scheme.errors import ConnectionLost, DestinationBusy, RunIncomplete
 from airflow_mdbackup.scheme.mirror import Mirror, Run
 from airflow_mdbackup.scheme.pull import Outcome, Result, pull
 from airflow_mdbackup.scheme.records import read_records
@@ -385,3 +385,41 @@ def test_thousands_of_small_files_and_their_copies_come_in_order(pair: Pair) -> 
         paths = [result.path for result in read_records(run.results(shard), Result)]
         assert paths == sorted(paths)
     check_whole(pair)
+
+
+def test_a_retry_that_cannot_connect_keeps_what_the_first_try_brought(pair: Pair) -> None:
+    """What is staged and vouched for needs no connection."""
+    for number in range(20):
+        pair.put(f"{number:02}", b"%d" % number)
+    pair.build_index()
+    run = pair.new_run()
+    pair.fetch(run)
+    plan = pair.diff(run)
+    os.unlink(pair.path("07"))
+    pair.pull(run, plan)
+    pair.put("07", b"7")
+
+    def refused() -> Reader:
+        raise ConnectionLost("nobody there")
+
+    with pytest.raises(ConnectionLost):
+        pull(pair.mirror, run, 0, refused)
+    pair.archive(run)
+    summary = pair.commit(run)
+    assert summary.outcomes == {"pulled": 19, "failed": 1}
+    assert "07 (not reached: nobody there)" in summary.failures[0]
+
+
+def test_two_tasks_never_pull_one_shard_at_once(pair: Pair) -> None:
+    """One that is thought dead and its retry: the second waits, and says for whom."""
+    pair.put("alpha", b"1")
+    pair.build_index()
+    run = pair.new_run()
+    pair.fetch(run)
+    pair.diff(run)
+    with (
+        run.shard_lock(0, "srv1"),
+        pytest.raises(DestinationBusy, match=r"shard 0 of manual__1 .*by shard 0 \(process"),
+        run.shard_lock(0, "srv1", wait=0.3),
+    ):
+        raise AssertionError

@@ -1,0 +1,47 @@
+"""What runs leave behind is taken away, by count and age. Never live files, versions or history.
+
+A run's directory is of use until the run is finished, or can only be superseded because a run with a newer
+provider index was committed. Then it stays for a while, so that people can look at it and clear its tasks.
+Staged files go by age alone, since any run may need them.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from contextlib import suppress
+
+from airflow_mdbackup.scheme.archive import withdraw_unused
+from airflow_mdbackup.scheme.mirror import Mirror
+from airflow_mdbackup.scheme.tree import Tree
+
+log = logging.getLogger(__name__)
+
+_RUNS = 10  # finished runs whose directories are kept
+_SECONDS = 14 * 86400.0
+
+
+def clean(mirror: Mirror, tree: Tree) -> None:
+    """Take away what is no longer of use. Needs the lock. What resists is left for the next time."""
+    try:
+        _clean_runs(mirror, tree)
+        now = time.time()
+        for staged in mirror.staging.iterdir():
+            with suppress(FileNotFoundError):  # a task that pulls has just renamed it
+                if now - staged.stat().st_ctime > _SECONDS:
+                    staged.unlink()
+        for incomplete in mirror.history.glob("*.tmp"):
+            incomplete.unlink()
+    except OSError as error:
+        log.warning("What earlier runs left could not be taken away: %s", error)
+
+
+def _clean_runs(mirror: Mirror, tree: Tree) -> None:
+    finished = 0
+    for changed, run in mirror.out_of_use():
+        done = run.done.exists()
+        finished += done
+        if (done and finished > _RUNS) or time.time() - changed > _SECONDS:
+            withdraw_unused(mirror, run, tree)
+            shutil.rmtree(run.folder, ignore_errors=True)

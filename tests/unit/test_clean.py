@@ -1,0 +1,126 @@
+"""What runs leave behind, and what of it is taken away."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+import airflow_mdbackup.scheme.clean as clean_module
+from airflow_mdbackup.scheme.clean import clean
+
+from .conftest import Pair
+
+
+def test_old_run_directories_go_by_count_and_unfinished_ones_stay(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of finished runs the last few are kept; one that can still be committed is never taken away."""
+    monkeypatch.setattr(clean_module, "_RUNS", 3)
+    for number in range(6):
+        pair.put("alpha", b"%d" % number)
+        pair.backup()
+    unfinished = pair.new_run()
+    pair.put("alpha", b"last")
+    pair.build_index()
+    pair.fetch(unfinished)
+    pair.diff(unfinished)
+    with pair.mirror.lock("test"), pair.mirror.tree() as tree:
+        clean(pair.mirror, tree)
+    left = set((pair.mirror.dest / ".mdbackup/runs").iterdir())
+    assert unfinished.folder in left and len(left) == 4
+    assert pair.mirror.run("manual__6").folder in left and pair.mirror.run("manual__1").folder not in left
+
+
+def test_runs_that_can_only_be_superseded_go_by_age(pair: Pair) -> None:
+    """A run that failed on its way does not stay for ever; one whose tasks still run is left in peace."""
+    pair.put("alpha", b"1")
+    pair.build_index()
+    failed = pair.new_run()
+    pair.fetch(failed)
+    for _ in range(15):
+        pair.backup()
+    assert failed.folder.exists()
+    then = time.time() - 15 * 86400
+    os.utime(failed.folder, (then, then))
+    pair.backup()
+    assert not failed.folder.exists()
+
+
+def test_what_a_run_archived_in_vain_is_taken_back_with_it(pair: Pair) -> None:
+    """No version stays behind that no history tells of."""
+    pair.put("alpha", b"1")
+    pair.backup()
+    pair.put("alpha", b"2")
+    pair.build_index()
+    forgotten = pair.prepare()
+    pair.archive(forgotten)
+    assert len(pair.versions("alpha")) == 1
+    pair.put("alpha", b"1")
+    pair.backup()
+    then = time.time() - 15 * 86400
+    os.utime(forgotten.folder, (then, then))
+    pair.backup()
+    assert pair.versions("alpha") == [] and not forgotten.folder.exists()
+
+
+def test_stray_things_among_the_runs_fail_no_commit(pair: Pair) -> None:
+    """What cannot be read is left alone."""
+    pair.put("alpha", b"1")
+    pair.backup()
+    runs = pair.mirror.run("x").folder.parent
+    (runs / "a file").write_text("")
+    (runs / "empty state").mkdir()
+    (runs / "empty state" / "run.json").write_text("")
+    (runs / "newer").mkdir()
+    (runs / "newer" / "run.json").write_text('{"format": 99, "run_id": "x"}\n')
+    pair.put("alpha", b"2")
+    assert pair.backup().replaced == 1
+    assert (runs / "newer").exists()
+
+
+def test_old_run_directories_go_by_age(pair: Pair) -> None:
+    """However few there are."""
+    pair.put("alpha", b"1")
+    pair.backup()
+    folder = pair.mirror.run("manual__1").folder
+    then = time.time() - 15 * 86400
+    os.utime(folder, (then, then))
+    pair.backup()
+    assert not folder.exists()
+
+
+def test_staged_files_go_by_age_alone(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any run may need them."""
+    pair.mirror.claim()
+    leftover = pair.mirror.staged(b"0" * 32)
+    leftover.write_bytes(b"x")
+    pair.put("alpha", b"1")
+    pair.backup()
+    assert leftover.exists()
+    monkeypatch.setattr(clean_module, "_SECONDS", -1.0)
+    with pair.mirror.lock("test"), pair.mirror.tree() as tree:
+        clean(pair.mirror, tree)
+    assert not leftover.exists()
+
+
+def test_a_staged_file_that_vanishes_meanwhile_stops_no_clearing(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tasks that pull rename their files without the lock."""
+    pair.mirror.claim()
+    for number in range(3):
+        pair.mirror.part(b"%032d" % number).write_bytes(b"x")
+    original = Path.iterdir
+
+    def listed(path: Path) -> object:
+        entries = list(original(path))
+        if path == pair.mirror.staging:
+            entries[0].unlink(missing_ok=True)
+        return iter(entries)
+
+    monkeypatch.setattr(Path, "iterdir", listed)
+    with pair.mirror.tree() as tree:
+        clean(pair.mirror, tree)
