@@ -22,7 +22,7 @@ help: ## Show the targets
 .PHONY: demo
 demo: venv ## See the main job: a real SSH server, a real Airflow, three runs; KEEP=1 leaves Airflow up
 	@sh demo/system-packages.sh $(SSH_PROGRAMS)
-	KEEP=$(KEEP) $(BIN)/python -m demo.run
+	@KEEP=$(KEEP) $(BIN)/python -m demo.run
 
 .PHONY: test
 test: venv system-packages ## Run all tests
@@ -69,6 +69,7 @@ wheel: venv ## Build the source archive and the wheel into dist/
 venv: $(INSTALLED) ## Make .venv with the project, Airflow and the development tools
 
 $(INSTALLED): setup.cfg pyproject.toml constraints.txt
+	@echo "Making $(VENV) with Airflow: some 400 MB, a minute or two"
 	@$(call make_venv,$(VENV))
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@

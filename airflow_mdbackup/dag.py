@@ -43,6 +43,7 @@ log = logging.getLogger(__name__)
 # Naive, so that Airflow reads it, and with it every cron expression, in its own default time zone.
 _START = datetime(2020, 1, 1)
 _APPROVAL = timedelta(hours=24)
+_JOIN_DOC = "Does nothing, and is always green: it lets the commit follow however the shards ended."
 
 
 def provider_dags(path: Path | None = None) -> dict[str, DAG]:
@@ -121,7 +122,11 @@ def provider_dag(provider: Provider) -> DAG:
             max_active_tis_per_dag=provider.shards,
             map_index_template="shard {{ task.shard.shard }}: {{ task.shard.files }} files",
         ).expand(shard=diff.output)
-        finished = EmptyOperator(task_id="shards_finished", trigger_rule=TriggerRule.ALL_DONE)
+        finished = EmptyOperator(
+            task_id="shards_finished",
+            trigger_rule=TriggerRule.ALL_DONE,
+            doc_md=_JOIN_DOC,
+        )
         archive = ArchiveOld(task_id="archive_old", **common)
         commit = CommitBackup(task_id="commit_backup", **common, outlets=[asset])
         fetch >> diff
@@ -164,12 +169,12 @@ def _invalid_dag(name: str, problems: tuple[Problem, ...]) -> DAG:
 def _doc(provider: Provider) -> str:
     """Return what the DAG's page says of it."""
     rows = {
-        "what": ", ".join(f"`{path}`" for path in provider.source),
+        "source": ", ".join(f"`{path}`" for path in provider.source),
+        "left out": ", ".join(f"`{pattern}`" for pattern in provider.exclude) or "nothing",
         "to": f"`{provider.dest}`",
         "index": f"`{provider.index}`"
         + (", built by each run" if provider.ssh_conn_id else ", built by the provider itself"),
-        "not": ", ".join(f"`{pattern}`" for pattern in provider.exclude) or "nothing is excluded",
-        "guard": f"over {provider.guard.share:.0%} gone or changed: {provider.on_guard}",
+        "guard": _guard_text(provider),
     }
     table = "\n".join(f"| {name} | {value.replace('|', '&#124;')} |" for name, value in rows.items())
     return (
@@ -177,3 +182,10 @@ def _doc(provider: Provider) -> str:
         "Only what is new is copied; a changed file's old version goes to `.old` beside it; nothing is "
         "deleted. A backup always takes the provider's present state, also in a backfill.\n"
     )
+
+
+def _guard_text(provider: Provider) -> str:
+    guard = provider.guard
+    limits = f"{guard.share:.0%}" + (f" or {guard.number}" if guard.number is not None else "")
+    does = "the run fails" if provider.on_guard == "fail" else "a person is asked"
+    return f"over {limits} of more than {guard.above} entries gone or changed: {does}"

@@ -81,7 +81,7 @@ def back_up(both: Scene, title: str) -> Told:
         "outcomes": ", ".join(f"{count:,} {outcome}" for outcome, count in told.outcomes.items()) or "none",
         "transferred": f"{told.transferred:,} of {index['bytes']:,} bytes in {pulling:.1f} s{rate}",
         "commit said": told.summary,
-        "took": f"{seconds:.0f} s for {len(tasks)} tasks, pulling in {len(shards)} shard(s)",
+        "took": f"{seconds:.0f} s for {len(tasks)} task instances, {len(shards)} of them pulling",
     }
     for name, value in rows.items():
         console.print(f"  [dim]{name:<13}[/]{value}")

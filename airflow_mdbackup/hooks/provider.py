@@ -13,6 +13,7 @@ from typing import Any
 
 import paramiko
 from airflow.providers.ssh.hooks.ssh import SSHHook
+from airflow.sdk.exceptions import AirflowException, AirflowNotFoundException
 from paramiko.ssh_exception import IncompatiblePeer
 
 from airflow_mdbackup.provider_side import (
@@ -50,13 +51,24 @@ class ProviderHook(SSHHook):
     """
 
     def __init__(self, conn_id: str, *, stall_timeout: float = 60.0) -> None:
-        super().__init__(
-            ssh_conn_id=conn_id,
-            conn_timeout=_CONNECT,
-            banner_timeout=_CONNECT,
-            auth_timeout=_CONNECT,
-            conn_retry_attempts=1,
-        )
+        try:
+            super().__init__(
+                ssh_conn_id=conn_id,
+                conn_timeout=_CONNECT,
+                banner_timeout=_CONNECT,
+                auth_timeout=_CONNECT,
+                conn_retry_attempts=1,
+            )
+        except AirflowNotFoundException as error:
+            raise AccessRefused(
+                f"the connection {conn_id} does not exist. Make it in the Airflow UI, or by: airflow "
+                f"connections add {conn_id} ..."
+            ) from error
+        except (ValueError, AirflowException, paramiko.SSHException) as error:
+            raise AccessRefused(
+                f"the connection {conn_id} is of no use: {_said(error)}. Its extra host_key must look like "
+                '"ssh-ed25519 AAAA...", and key_file or private_key hold a private key.'
+            ) from error
         self.stall_timeout = stall_timeout
         extra = self.get_connection(conn_id).extra_dejson
         self.compress = str(extra.get("compress", "false")).lower() == "true"
@@ -91,8 +103,9 @@ class ProviderHook(SSHHook):
             return self._connected_fast()
         except paramiko.BadHostKeyException as error:
             raise AccessRefused(
-                f"{where}: the server's host key is not the expected one ({_said(error)}). Somebody may be "
-                "in between. If the server really has a new key, pin that in the connection's extra host_key."
+                f"{where}: the server's host key is not the expected one: it has {error.key.fingerprint}, "
+                f"expected was {error.expected_key.fingerprint}. Somebody may be in between. If the server "
+                "really has a new key, pin that in the connection's extra host_key."
             ) from error
         except paramiko.SSHException as error:
             raise _classified(where, error) from error
@@ -161,6 +174,7 @@ class ProviderHook(SSHHook):
         """Have the provider build its index, and return what it reports.
 
         :raises NotOnProvider: the index could not be built; the old one is still there.
+        :raises AccessRefused: the account runs no indexer.
         :raises ConnectionLost: the connection broke. The build goes on without us.
         """
         status, last, stray = self._run(python_command(), python_input(request), end_input=False)
@@ -169,10 +183,15 @@ class ProviderHook(SSHHook):
             status, last, stray = self._run(shell_command(), shell_input(request), end_input=True)
         if isinstance(last, Done):
             return last
-        why = last.message if isinstance(last, Failed) else f"exit status {status}; {stray or 'no output'}"
+        where = f"connection {self.ssh_conn_id}: the provider index was not built"
+        if last is None:
+            raise AccessRefused(
+                f"{where}: the account did not run the indexer (exit status {status}): "
+                f"{stray or 'no output'}. Is it the index account, and may it use a shell?"
+            )
         raise NotOnProvider(
-            f"connection {self.ssh_conn_id}: the provider index was not built: {why}. The old index, if any, "
-            "is unchanged. Check `chroot`, `source` and `index`, and what the account may read and write."
+            f"{where}: {last.message.rstrip('.')}. The old index, if any, is unchanged. Check `chroot`, "
+            "`source` and `index`, and what the account may read and write."
         )
 
     def _run(self, command: str, data: bytes, *, end_input: bool) -> tuple[int, Done | Failed | None, str]:
@@ -268,7 +287,7 @@ def _classified(where: str, error: paramiko.SSHException) -> AccessRefused | Con
     if isinstance(error, paramiko.AuthenticationException) and not broken:
         return AccessRefused(
             f"{where}: the server refuses the account's key or password ({said}). Check login and key_file "
-            "of the connection, and authorized_keys on the server."
+            "of the connection, and the AuthorizedKeysFile on the server."
         )
     if "known_hosts" in said:
         return AccessRefused(

@@ -11,6 +11,14 @@ if TYPE_CHECKING:
     from airflow.sdk import Context
 
 
+_CHOICE = """\
+**Approve**: what changed is replaced, old versions are kept in `.old`; what is gone leaves the consumer's
+index, its files stay.
+
+**Reject**: this run fails, and nothing changes. So it does if nobody answers in time. Until then no other run
+of this provider starts."""
+
+
 class ApproveChanges(ApprovalOperator):
     """Wait for a person's approval of a plan over which the guard tripped; pass at once if it did not.
 
@@ -30,5 +38,7 @@ class ApproveChanges(ApprovalOperator):
             self.log.info("The guard is quiet: nothing to approve")
             return None
         self.log.warning("Waiting for a person's approval: %s", "; ".join(self.reasons))
-        self.body = "\n".join(f"- {reason}" for reason in self.reasons)
+        # Indented, so that Markdown leaves names from the provider alone.
+        reasons = "\n".join(f"    {reason}" for reason in self.reasons)
+        self.body = f"{reasons}\n\n{_CHOICE}"
         return super().execute(context)

@@ -27,6 +27,9 @@ RETRY_POLICY = ExceptionRetryPolicy(
                 errors.GuardTripped,
                 errors.DestinationRefused,
                 errors.RunIncomplete,
+                # A person's no is not to be asked again.
+                "airflow.providers.standard.exceptions.HITLRejectException",
+                "airflow.providers.standard.exceptions.HITLTimeoutError",
             ],
             action=RetryAction.FAIL,
             reason="trying again changes nothing; a person must look",

@@ -106,11 +106,11 @@ class CommitSummary:
     def raise_for_failures(self, provider: str) -> None:
         """Raise :class:`EntriesFailed` if any entry failed, naming the first."""
         if self.failed:
-            more = (
-                f", and {self.failed - len(self.failures)} more" if self.failed > len(self.failures) else ""
-            )
+            files = "file" if self.failed == 1 else "files"
+            others = self.failed - len(self.failures)
+            more = f", and {others} more" if others > 0 else ""
             raise EntriesFailed(
-                f"{provider}: {self.failed} files could not be backed up; all others are committed. "
+                f"{provider}: {self.failed} {files} could not be backed up, all others are committed: "
                 f"{'; '.join(self.failures)}{more}"
             )
 
@@ -141,7 +141,7 @@ def commit(mirror: Mirror, run: Run) -> CommitSummary:
             _Commit(mirror, run, plan, tree, summary).carry_out(order)
             summary.count(Outcome.UNREADABLE, plan.unreadable)
             for path in plan.unreadable_paths:
-                summary.fail(Outcome.UNREADABLE, path)
+                summary.fail(Outcome.UNREADABLE, f"{path} (on the provider; build_provider_index says why)")
             summary.fail(Outcome.UNREADABLE, "(others)", plan.unreadable - len(plan.unreadable_paths))
             summary.seconds = round(time.monotonic() - started, 3)
             _write_status(mirror, run, summary, status, order)

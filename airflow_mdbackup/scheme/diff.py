@@ -51,6 +51,7 @@ log = logging.getLogger(__name__)
 
 _CHUNK = 100_000  # planned entries whose md5s are looked up in the consumer index at a time
 _SHOWN = 20  # paths that a summary names
+_EXAMPLES = 3  # paths that the guard names
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,8 +162,8 @@ def make_plan(
         if plan.guard and not may_trip:
             raise GuardTripped(
                 f"{mirror.provider}: the guard stopped this run, nothing was changed: "
-                f"{'; '.join(plan.guard)}. If that is meant, approve it (on_guard: approve), widen the "
-                "guard, or set allow_empty."
+                f"{'; '.join(plan.guard)}. If that is meant: {comparison.way_out()}, or have a person asked "
+                "(on_guard: approve)."
             )
     _cut(run, plan, items, ours, mirror, max(1, min(shards, plan.pull)))
     items.unlink()
@@ -199,6 +200,7 @@ class _Comparison:
         self._plan = plan
         self._excluded = excluded
         self._files = 0  # of the provider
+        self._lost: list[bytes] = []  # the first entries that are gone or changed
         # By source, which is a directory or a file: how many entries each side has of it.
         self._sources = {path.rstrip(b"/"): [0, 0] for path in source}
 
@@ -219,6 +221,7 @@ class _Comparison:
                     plan.kept += 1
                 else:
                     plan.gone += 1
+                    self._lose(path)
                     yield Forget(path, right)
             elif OLD in path.split(b"/"):
                 raise IndexRefused(
@@ -229,7 +232,9 @@ class _Comparison:
                 plan.same += 1
             else:
                 plan.new += right is None
-                plan.changed += right is not None
+                if right is not None:
+                    plan.changed += 1
+                    self._lose(path)
                 yield Item(path, left, right)
 
     def _count(self, path: bytes, left: bytes | None, right: bytes | None, kept: bool) -> None:
@@ -240,23 +245,35 @@ class _Comparison:
                 counts[0] += left is not None
                 counts[1] += right is not None and not kept
 
+    def _lose(self, path: bytes) -> None:
+        if len(self._lost) < _EXAMPLES:
+            self._lost.append(path)
+
+    def way_out(self) -> str:
+        """Return what lets a plan pass for which :meth:`guard` has reasons."""
+        emptied = not self._files or any(ours and not theirs for theirs, ours in self._sources.values())
+        return "set allow_empty" if emptied else "widen the guard"
+
     def guard(self, limits: Limits, allow_empty: bool) -> list[str]:
         """Return why a person should look before this plan is carried out; nothing if it is harmless."""
         plan = self._plan
         reasons = []
         if not allow_empty:
             if not self._files:
-                reasons.append("the provider's index is empty")
+                unreadable = ", ".join(plan.unreadable_paths)
+                why = f", because it could not read {unreadable}" if unreadable else ""
+                reasons.append(f"the provider's index is empty{why}")
             for source, (theirs, ours) in self._sources.items():
                 if ours and not theirs:
                     reasons.append(f"nothing is left of {ours} entries in {to_text(source) or '/'}")
         lost = plan.gone + plan.changed
+        examples = ", ".join(map(to_text, self._lost))
         told = f"{plan.gone} gone and {plan.changed} changed of {plan.consumer} entries"
         if plan.consumer > limits.above:
             if lost > limits.share * plan.consumer:
-                reasons.append(f"{told}, over {limits.share:.0%}")
+                reasons.append(f"{told}, over {limits.share:.0%}: {examples} ...")
             elif limits.number is not None and lost > limits.number:
-                reasons.append(f"{told}, over {limits.number}")
+                reasons.append(f"{told}, over {limits.number}: {examples} ...")
         return reasons
 
 

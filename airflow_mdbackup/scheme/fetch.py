@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 
-from airflow_mdbackup.scheme.errors import ConnectionLost, IndexRefused, NotOnProvider
+from airflow_mdbackup.scheme.errors import AccessRefused, ConnectionLost, IndexRefused, NotOnProvider
 from airflow_mdbackup.scheme.index import MalformedIndex, canonicalise, digest
 from airflow_mdbackup.scheme.mirror import Mirror, Run
 from airflow_mdbackup.scheme.names import to_text
@@ -64,7 +64,8 @@ def fetch_index(
     :param index: its path, as the backup account sees it.
     :param max_age: seconds that the index may be old, or None.
     :param still: seconds that an index without end line must hold still.
-    :raises NotOnProvider: there is none, or it cannot be read.
+    :raises NotOnProvider: there is none.
+    :raises AccessRefused: it cannot be read.
     :raises IndexRefused: it is malformed, truncated, or too old.
     :raises ConnectionLost: the connection broke, or the index never held still.
     """
@@ -136,13 +137,13 @@ def _stat(reader: Reader, index: bytes, where: str) -> Attributes:
     return answer.attributes
 
 
-def _not_there(refusal: Refusal, where: str) -> NotOnProvider:
+def _not_there(refusal: Refusal, where: str) -> NotOnProvider | AccessRefused:
     if refusal.code == Code.NO_SUCH_FILE:
         return NotOnProvider(
             f"{where} is not there. Has it been built yet? Check `index`, and `chroot` if "
             "build_provider_index made it: both sides must mean the same file."
         )
-    return NotOnProvider(
+    return AccessRefused(
         f"{where} cannot be read by the backup account ({refusal.message}). It must have mode 0644, and its "
         "directory 0755."
     )

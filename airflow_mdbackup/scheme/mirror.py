@@ -24,6 +24,7 @@ import fcntl
 import hashlib
 import logging
 import os
+import pwd
 import re
 import socket
 import time
@@ -69,8 +70,19 @@ class Mirror:
 
         :param known: whether an earlier good run is known from elsewhere, so that ``dest`` cannot be new.
         :param mount: a path that must be a mount point.
-        :raises DestinationRefused: it belongs to another provider, is not mounted, or holds other things.
+        :raises DestinationRefused: it belongs to another provider, is not mounted, holds other things, or
+            cannot be made.
         """
+        try:
+            self._claim(known, mount)
+        except PermissionError as error:
+            user = pwd.getpwuid(os.geteuid()).pw_name
+            raise DestinationRefused(
+                f"{self.provider}: {self.dest} cannot be used by {user} on {socket.gethostname()}: "
+                f"{error.strerror}: {error.filename}. As root: install -d -o {user} -m 700 {self.dest}"
+            ) from error
+
+    def _claim(self, known: bool, mount: str | None) -> None:
         if mount is not None and not os.path.ismount(mount):
             raise DestinationRefused(
                 f"{self.provider}: {mount} is not a mount point on {socket.gethostname()}. Mount the disk, "

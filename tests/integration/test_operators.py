@@ -261,6 +261,44 @@ def test_server_that_is_not_there_is_a_lost_connection(backup: Backup, set_conne
         backup.fetch()
 
 
+def test_connection_that_does_not_exist_is_told_with_how_to_make_it(
+    backup: Backup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No retry makes it."""
+    monkeypatch.delenv("AIRFLOW_CONN_BACKUPOP")
+    with pytest.raises(errors.AccessRefused, match=r"backupop does not exist.*connections add"):
+        backup.fetch()
+
+
+def test_connection_with_a_spoilt_host_key_is_told(backup: Backup, set_connection: SetConnection) -> None:
+    """An empty file of ssh-keyscan, pasted into the extra."""
+    set_connection("backupop", backup.server.sftp_connection(host_key=""))
+    with pytest.raises(errors.AccessRefused, match=r"backupop is of no use.*host_key must look like"):
+        backup.fetch()
+
+
+def test_account_that_runs_no_indexer_is_told(backup: Backup, set_connection: SetConnection) -> None:
+    """The backup account in place of the index account, say."""
+    connection = backup.server.sftp_connection()
+    set_connection("index", connection)
+    with pytest.raises(errors.AccessRefused, match=r"did not run the indexer .*sftp connections only"):
+        backup.build()
+
+
+def test_dest_that_cannot_be_made_is_told_with_the_command_that_makes_it(
+    backup: Backup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The most frequent mistake of a first run."""
+    backup.build()
+
+    def refused(*_: Any, **__: Any) -> None:
+        raise PermissionError(13, "Permission denied", str(backup.dest))
+
+    monkeypatch.setattr(Path, "mkdir", refused)
+    with pytest.raises(errors.DestinationRefused, match=rf"As root: install -d -o .* {backup.dest}"):
+        backup.fetch()
+
+
 def test_missing_index_is_told_with_where_it_was_looked_for(backup: Backup) -> None:
     """A first run without an index on A."""
     with pytest.raises(errors.NotOnProvider, match=r"/\.mdbackup/index\.md5 is not there"):

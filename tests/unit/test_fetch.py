@@ -10,7 +10,13 @@ from typing import Any
 
 import pytest
 
-from airflow_mdbackup.scheme.errors import ConnectionLost, IndexRefused, NotOnProvider, RunIncomplete
+from airflow_mdbackup.scheme.errors import (
+    AccessRefused,
+    ConnectionLost,
+    IndexRefused,
+    NotOnProvider,
+    RunIncomplete,
+)
 from airflow_mdbackup.scheme.fetch import fetch_index
 from airflow_mdbackup.scheme.sftp import Reader
 
@@ -65,14 +71,14 @@ def test_an_index_that_may_not_be_read_says_which_mode_it_needs(limited_pair: Pa
     """An ordinary account is denied."""
     index_file(limited_pair).write_bytes(END)
     index_file(limited_pair).chmod(0o600 if os.geteuid() == 0 else 0)
-    with pytest.raises(NotOnProvider, match=r"Permission denied.*mode 0644"):
+    with pytest.raises(AccessRefused, match=r"Permission denied.*mode 0644"):
         fetch(limited_pair)
 
 
 def test_an_index_that_is_a_directory_is_refused(pair: Pair) -> None:
     """With the server's word."""
     index_file(pair).mkdir()
-    with pytest.raises(NotOnProvider, match="cannot be read"):
+    with pytest.raises(AccessRefused, match="cannot be read"):
         fetch(pair)
 
 

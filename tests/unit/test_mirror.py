@@ -20,6 +20,8 @@ from airflow_mdbackup.scheme.errors import DestinationBusy, DestinationRefused
 from airflow_mdbackup.scheme.mirror import Mirror, version_path
 from airflow_mdbackup.scheme.records import read_header
 
+from .conftest import Pair
+
 STAMP = re.compile(r"\d{8}T\d{6}\.\d{6}Z")
 
 

@@ -561,6 +561,15 @@ def fill(pair: Pair, content: bytes, numbers: range) -> None:
         pair.put(f"{number:03}", b"%d %s" % (number, content))
 
 
+def test_a_source_that_could_not_be_read_is_named_when_nothing_is_left(pair: Pair) -> None:
+    """Row 16: a source that is misspelt must not look like one that is empty."""
+    pair.build_index(unreadable=[pair.path("misspelt")])
+    run = pair.new_run()
+    pair.fetch(run)
+    with pytest.raises(GuardTripped, match=r"empty, because it could not read .*/misspelt\. .* allow_empty"):
+        pair.diff(run)
+
+
 def test_too_many_changed_entries_trip_the_guard(pair: Pair) -> None:
     """Row 16: over half of more than a hundred."""
     fill(pair, b"one", range(102))
@@ -569,8 +578,9 @@ def test_too_many_changed_entries_trip_the_guard(pair: Pair) -> None:
     assert guarded(pair) == []
     fill(pair, b"two", range(52))
     told = "0 gone and 52 changed of 102 entries"
-    assert guarded(pair) == [f"{told}, over 50%"]
-    assert guarded(pair, limits=Limits(share=1.0, number=51)) == [f"{told}, over 51"]
+    first = ", ".join(pair.path(f"{number:03}").decode() for number in range(3))
+    assert guarded(pair) == [f"{told}, over 50%: {first} ..."]
+    assert guarded(pair, limits=Limits(share=1.0, number=51)) == [f"{told}, over 51: {first} ..."]
     assert guarded(pair, limits=Limits(share=1.0, number=52)) == []
     assert guarded(pair, limits=Limits(above=102)) == []
 
@@ -581,7 +591,8 @@ def test_too_many_gone_entries_trip_the_guard_and_kept_ones_are_not_gone(pair: P
     pair.backup()
     for number in range(52):
         os.unlink(pair.path(f"{number:03}"))
-    assert guarded(pair) == ["52 gone and 0 changed of 102 entries, over 50%"]
+    (reason,) = guarded(pair)
+    assert reason.startswith("52 gone and 0 changed of 102 entries, over 50%: ")
     assert pair.backup(unreadable=[pair.path("000")]).forgotten == 51
 
 
@@ -592,7 +603,8 @@ def test_gone_and_changed_entries_trip_the_guard_together(pair: Pair) -> None:
     for number in range(34):
         os.unlink(pair.path(f"{number:03}"))
     fill(pair, b"two", range(34, 68))
-    assert guarded(pair) == ["34 gone and 34 changed of 102 entries, over 50%"]
+    (reason,) = guarded(pair)
+    assert reason.startswith("34 gone and 34 changed of 102 entries, over 50%: ")
 
 
 def test_a_source_that_is_one_file_trips_the_guard_when_it_is_gone(pair: Pair) -> None:
