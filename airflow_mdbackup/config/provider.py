@@ -65,7 +65,7 @@ class Guard(BaseModel):
         default=0.5,
         description=(
             "Stop when more than this share of the entries in the consumer index is gone from the provider or"
-            " changed. `100%` never stops."
+            " changed, both together. A moved file counts as gone. `100%` never stops."
         ),
         examples=["25%"],
     )
@@ -215,7 +215,10 @@ class Provider(BaseModel):
     )
     on_guard: Literal["fail", "approve"] = Field(
         default="fail",
-        description="When the guard stops a run: `fail` it, or wait for a person to `approve` it in Airflow.",
+        description=(
+            "When the guard stops a run: `fail` it, or wait for a person to `approve` it in Airflow. Refused, or"
+            " without an answer within 24 hours, it fails; until then the provider's next runs wait."
+        ),
         examples=["approve"],
     )
     allow_empty: bool = Field(
