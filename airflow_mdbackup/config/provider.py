@@ -216,8 +216,8 @@ class Provider(BaseModel):
     on_guard: Literal["fail", "approve"] = Field(
         default="fail",
         description=(
-            "When the guard stops a run: `fail` it, or wait for a person to `approve` it in Airflow. Refused, or"
-            " without an answer within 24 hours, it fails; until then the provider's next runs wait."
+            "When the guard stops a run: `fail` it, or wait for a person to `approve` it in Airflow. Refused,"
+            " or without an answer within 24 hours, it fails; until then the provider's next runs wait."
         ),
         examples=["approve"],
     )
