@@ -6,6 +6,7 @@ their extras are those of Airflow's SSH provider package, and ``subsystem``.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,6 +34,17 @@ from airflow_mdbackup.scheme.errors import AccessRefused, ConnectionLost, NotOnP
 from airflow_mdbackup.scheme.names import to_text
 from airflow_mdbackup.scheme.progress import Pace
 from airflow_mdbackup.scheme.sftp import WINDOW, Reader
+
+
+class _Printable(logging.Filter):
+    """Keeps a server's own words, which paramiko logs as they come, from acting on a terminal."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.msg, record.args = to_text(record.getMessage().encode("utf-8", "backslashreplace")), ()
+        return True
+
+
+logging.getLogger("paramiko.transport").addFilter(_Printable())
 
 _FAST = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com")
 _CONNECT = 30  # seconds for each of: TCP connection, banner, authentication
@@ -127,6 +139,8 @@ class ProviderHook(SSHHook):
         try:
             return super().get_conn()
         except IncompatiblePeer as error:
+            if "ciphers" not in str(error):
+                raise
             self.log.info("Connecting again, with any cipher: %s", _said(error))
             self.disabled_algorithms = asked
             # A proxy command is of use for one connection only, and SSHHook keeps it.

@@ -158,7 +158,7 @@ class Archiver:
         :raises Blocked: something else stands in the place of ``.old``.
         :raises OSError: the live file cannot be read.
         """
-        if self._tree.lstat(path) is None:
+        if not is_file(self._tree.lstat(path)):
             return None
         with self._tree.opened(path) as live:
             status = os.fstat(live)

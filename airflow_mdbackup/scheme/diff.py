@@ -271,9 +271,9 @@ class _Comparison:
         told = f"{plan.gone} gone and {plan.changed} changed of {plan.consumer} entries"
         if plan.consumer > limits.above:
             if lost > limits.share * plan.consumer:
-                reasons.append(f"{told}, over {limits.share:.0%}: {examples} ...")
+                reasons.append(f"{told}, over {limits.share:.0%} (such as {examples})")
             elif limits.number is not None and lost > limits.number:
-                reasons.append(f"{told}, over {limits.number}: {examples} ...")
+                reasons.append(f"{told}, over {limits.number} (such as {examples})")
         return reasons
 
 

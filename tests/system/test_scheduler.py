@@ -124,6 +124,8 @@ def test_good_commit_updates_the_asset_and_its_state(site: Site) -> None:
     assert any(event["extra"].get("files") == len(index_of(site, "good")) for event in events)
     state = site.stack.get(f"/assets/{asset['id']}/state-store/last_good")
     assert state["value"]["run_id"] == run_id
+    link = site.stack.xcom("mdbackup_good", run_id, "commit_backup", key="_link_LastGoodRunLink")
+    assert link == f"/dags/mdbackup_good/runs/{run_id}"
     aside = site.folder / "aside"
     (site.folder / "good").rename(aside)
     run_id = site.start("good")
