@@ -243,17 +243,20 @@ class Archiver:
         raise AssertionError
 
     def withdraw(self, record: Archived) -> None:
-        """Take back a version that no history tells of.
-
-        Only if the same file is live, or a version under another name, as another run archived it too.
-        """
+        """Take back a version that no history tells of."""
         if record.version is None or not record.linked:
             return
-        live, version = self._tree.lstat(record.path), self._tree.lstat(record.version)
-        if version is None or (version.st_dev, version.st_ino) != (record.device, record.inode):
+        version = self._tree.lstat(record.version)
+        if version is not None and (version.st_dev, version.st_ino) == (record.device, record.inode):
+            self.take_back(record.path, record.version)
+
+    def take_back(self, path: bytes, version: bytes) -> None:
+        """Remove a version, if the same file is live, or a version under another name as well."""
+        live, archived = self._tree.lstat(path), self._tree.lstat(version)
+        if archived is None:
             return
-        if (live is not None and os.path.samestat(live, version)) or self._tree.has_twin(record.version):
-            self._tree.unlink(record.version)
+        if (live is not None and os.path.samestat(live, archived)) or self._tree.has_twin(version):
+            self._tree.unlink(version)
 
 
 def withdraw_unused(mirror: Mirror, run: Run, tree: Tree) -> None:

@@ -218,6 +218,8 @@ class _Commit:
         self._tally(change, -1)
         summary.count(Outcome.FAILED)
         self._fail(Outcome.FAILED, change.path, why)
+        if change.what == What.REPLACED and change.version is not None:
+            self._archiver.take_back(change.path, change.version)
 
     # --- what changes -------------------------------------------------------------------------------
 

@@ -689,6 +689,25 @@ def test_a_name_that_the_disk_refuses_fails_alone_and_the_next_run_is_free(
     assert pair.backup().outcomes == {}
 
 
+def test_a_version_is_taken_back_when_the_disk_refuses_the_new_file(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was not replaced has no version."""
+    pair.put("alpha", b"1")
+    pair.backup()
+    pair.put("alpha", b"2")
+
+    def refuses(*_: object) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(Tree, "put", refuses)
+    summary = pair.backup()
+    assert summary.outcomes == {"failed": 1} and summary.replaced == summary.size == 0
+    assert pair.versions("alpha") == [] and pair.live("alpha").read_bytes() == b"1"
+    monkeypatch.undo()
+    assert pair.backup().replaced == 1
+
+
 def test_a_live_file_that_cannot_be_read_fails_alone(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     """A bad sector under one old file does not keep the others from being backed up."""
     for name in ("alpha", "bravo"):
