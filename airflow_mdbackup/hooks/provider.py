@@ -241,6 +241,11 @@ class ProviderHook(SSHHook):
         finally:
             channel.close()
 
+    @staticmethod
+    def _alive(channel: paramiko.Channel) -> bool:
+        transport: Any = channel.get_transport()
+        return bool(transport.is_active())
+
     def _lines(self, channel: paramiko.Channel) -> Iterator[str]:
         """Yield the lines of output as printable text, and log progress now and then."""
         channel.settimeout(_LISTEN)
@@ -250,13 +255,12 @@ class ProviderHook(SSHHook):
             try:
                 data = channel.recv(65536)
             except TimeoutError:
-                transport: Any = channel.get_transport()
-                if not transport.is_active():
-                    raise ConnectionLost(
-                        "the connection broke while the provider was building its index"
-                    ) from None
-                continue
+                if self._alive(channel):
+                    continue
+                data = b""
             if not data:
+                if not self._alive(channel) and channel.exit_status == -1:
+                    raise ConnectionLost("the connection broke while the provider was building its index")
                 if waiting:
                     yield to_text(waiting)
                 return

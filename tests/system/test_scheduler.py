@@ -172,9 +172,8 @@ def test_killed_pull_goes_on_after_it_is_cleared(site: Site) -> None:
     run_id = site.start("killed")
     staging = site.folder / "killed" / ".mdbackup" / "staging"
     deadline = time.monotonic() + 120
-    while not list(staging.glob("*.part")) and time.monotonic() < deadline:
+    while not (holders := pulling(staging)) and time.monotonic() < deadline:
         time.sleep(0.02)
-    holders = {int(pid) for pid in os.listdir("/proc") if pid.isdigit() and has_open(int(pid), staging)}
     assert holders, "no task was seen pulling"
     for pid in holders:
         os.kill(pid, 9)
@@ -187,15 +186,11 @@ def test_killed_pull_goes_on_after_it_is_cleared(site: Site) -> None:
         )
 
 
-def has_open(pid: int, folder: Path) -> bool:
-    """Whether a process has a file of this directory open."""
-    try:
-        return any(
-            os.readlink(f"/proc/{pid}/fd/{fd}").startswith(f"{folder}/")
-            for fd in os.listdir(f"/proc/{pid}/fd")
-        )
-    except OSError:
-        return False
+def pulling(staging: Path) -> set[int]:
+    """Return the processes that hold the lock on an incomplete file."""
+    parts = {path.stat().st_ino for path in staging.glob("*.part")}
+    locks = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
+    return {int(lock[4]) for lock in locks if lock[1] == "FLOCK" and int(lock[5].rpartition(":")[2]) in parts}
 
 
 def test_guard_stops_the_run_before_anything_changes(site: Site) -> None:
