@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -168,13 +169,13 @@ class ProviderHook(SSHHook):
         """
         channel = self._session(window=2 * WINDOW)
         channel.settimeout(self.stall_timeout)
+        asked = time.monotonic()
         try:
             with _at_most(_CONNECT, channel):
                 channel.invoke_subsystem(self.subsystem)
         except (paramiko.SSHException, OSError, EOFError) as error:
-            transport = channel.get_transport()
-            if channel.closed and not transport.is_active():
-                raise ConnectionLost(f"the connection broke: {_said(error)}") from error
+            if not self._alive(channel) or time.monotonic() - asked >= _CONNECT:
+                raise ConnectionLost(f"no SFTP server answered: {_said(error)}") from error
             raise NotOnProvider(
                 f"connection {self.ssh_conn_id}: the server does not start the subsystem {self.subsystem!r} "
                 f"({_said(error)}). Check `Subsystem` in its sshd_config, and the connection's extra "

@@ -244,19 +244,30 @@ class Archiver:
 
     def withdraw(self, record: Archived) -> None:
         """Take back a version that no history tells of."""
-        if record.version is None or not record.linked:
-            return
-        version = self._tree.lstat(record.version)
-        if version is not None and (version.st_dev, version.st_ino) == (record.device, record.inode):
-            self.take_back(record.path, record.version)
+        if record.version is not None:
+            self.take_back(record.path, record.version, record.md5)
 
-    def take_back(self, path: bytes, version: bytes) -> None:
-        """Remove a version, if the same file is live, or a version under another name as well."""
-        live, archived = self._tree.lstat(path), self._tree.lstat(version)
-        if archived is None:
-            return
-        if (live is not None and os.path.samestat(live, archived)) or self._tree.has_twin(version):
-            self._tree.unlink(version)
+    def take_back(self, path: bytes, version: bytes, md5: bytes) -> None:
+        """Remove a version with this md5, if its bytes are live, or a version under another name as well."""
+        try:
+            archived = self._tree.lstat(version)
+            if archived is not None and (
+                self._tree.has_twin(version) or self._is_live(path, version, archived, md5)
+            ):
+                self._tree.unlink(version)
+        except OSError as error:
+            if not concerns_one_file(error):
+                raise
+            log.warning("%s stays, though no history tells of it: %s", to_text(version), error.strerror)
+
+    def _is_live(self, path: bytes, version: bytes, archived: os.stat_result, md5: bytes) -> bool:
+        live = self._tree.lstat(path)
+        if live is None or not is_file(live):
+            return False
+        if os.path.samestat(live, archived):
+            return True
+        # Where there are no hard links, the version is a copy.
+        return live.st_size == archived.st_size and self._md5(path) == md5 == self._md5(version)
 
 
 def withdraw_unused(mirror: Mirror, run: Run, tree: Tree) -> None:

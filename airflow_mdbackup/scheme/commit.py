@@ -213,13 +213,16 @@ class _Commit:
     def _missed(self, change: Change, why: str) -> None:
         """Take back what was counted for a change that the disk refused."""
         summary = self._summary
+        if change.what == What.MOVED:
+            log.warning("%s could not be moved out of the way: %s", to_text(change.path), why)
+            return
         outcome = Outcome(change.outcome or Outcome.FAILED)
         summary.count(outcome, -1)
         self._tally(change, -1)
         summary.count(Outcome.FAILED)
         self._fail(Outcome.FAILED, change.path, why)
         if change.what == What.REPLACED and change.version is not None:
-            self._archiver.take_back(change.path, change.version)
+            self._archiver.take_back(change.path, change.version, change.old_md5 or b"")
 
     # --- what changes -------------------------------------------------------------------------------
 
@@ -264,7 +267,8 @@ class _Commit:
         entry = self._index.find(path)
         record = self._archived.find(path)
         current = entry.md5 if entry is not None else None
-        if current != result.replaces:
+        # An entry that an earlier try took out of the index, and did not get to replace, is judged again.
+        if current not in (result.replaces, None):
             # Another run has been here; or this one, before its task was cleared.
             mine = self._again and current == result.md5
             self._summary.count(Outcome(result.outcome) if mine else Outcome.SUPERSEDED)
@@ -419,7 +423,8 @@ def _brought(
     content: str | None = None,
 ) -> Change:
     attributes = result.size, result.mtime, result.mode
-    return Change(result.path, what, result.outcome, old_md5, result.md5, *attributes, version, content)
+    content_known = version, content, result.replaces
+    return Change(result.path, what, result.outcome, old_md5, result.md5, *attributes, *content_known)
 
 
 def _write_status(

@@ -45,7 +45,7 @@ from airflow_mdbackup.scheme.ordered import Covered, batches
 from airflow_mdbackup.scheme.progress import Pace
 from airflow_mdbackup.scheme.records import RecordWriter, read_records, write_state
 from airflow_mdbackup.scheme.settle import consumer_index, settle
-from airflow_mdbackup.scheme.tree import Tree, is_file
+from airflow_mdbackup.scheme.tree import Tree
 
 log = logging.getLogger(__name__)
 
@@ -153,7 +153,7 @@ def make_plan(
         for item in comparison.run(read_entries(run.index), read_entries(ours) if ours else (), hidden):
             if isinstance(item, Forget):
                 to_forget.add(item)
-            elif ours and item.replaces is None and is_file(tree.lstat(item.path)):
+            elif ours and item.replaces is None and tree.has_file(item.path):
                 to_pull.add(Item(item.path, item.md5, adopt=True))
                 plan.adopt += 1
             else:
@@ -309,7 +309,7 @@ def _sources(tree: Tree, ours: Path, wanted: set[bytes]) -> dict[bytes, bytes]:
     """Return by md5 a live file that the consumer index says to have it. Its bytes are still to be proven."""
     found: dict[bytes, bytes] = {}
     for path, md5 in read_entries(ours):
-        if md5 in wanted and md5 not in found and is_file(tree.lstat(path)):
+        if md5 in wanted and md5 not in found and tree.has_file(path):
             found[md5] = path
     return found
 

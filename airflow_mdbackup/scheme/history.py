@@ -44,7 +44,8 @@ class Change:
     :ivar md5: what the index says now.
     :ivar size: in bytes; ``mtime`` in Unix seconds and ``mode`` are the provider's.
     :ivar version: where the displaced file or directory lies now.
-    :ivar content: where the new bytes waited for the commit: ``staging``, or the number of a copy.
+    :ivar content: where the new bytes wait for the commit: ``staging``, or the number of a copy.
+    :ivar replaces: what the index said before; it and ``content`` are only in a history written ahead.
     """
 
     path: bytes
@@ -57,6 +58,7 @@ class Change:
     mode: int | None = None
     version: bytes | None = None
     content: str | None = None
+    replaces: bytes | None = None
 
 
 def commits(mirror: Mirror) -> Iterator[Path]:

@@ -199,9 +199,13 @@ class Mirror:
         found = []
         for folder in self._runs.iterdir():
             try:
-                state = read_header(folder / "run.json")
-                run = Run(folder, str(state["run_id"]))
-                if run.done.exists() or str(state["order"]) < order:
+                run = Run(folder, "")
+                if run.state.exists():
+                    state = read_header(run.state)
+                    run, of = Run(folder, str(state["run_id"])), str(state["order"])
+                else:
+                    of = ""  # it never had an index that was accepted
+                if run.done.exists() or of < order:
                     found.append((folder.stat().st_mtime, run))
             except (OSError, KeyError, DestinationRefused) as error:
                 log.info("Left alone: %s (%s)", folder, error)

@@ -285,7 +285,10 @@ class _Puller:
                     return True
         except FileNotFoundError:
             return False
-        path.unlink()
+        except OSError as error:
+            if not concerns_one_file(error):
+                raise
+        path.unlink(missing_ok=True)
         return False
 
     def _adoptable(self, item: Item) -> Result | None:

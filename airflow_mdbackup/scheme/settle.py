@@ -109,7 +109,7 @@ def finish(
     if not final.exists():
         syncfs(mirror.staging)
         # Step 5: the index must not claim what is about to be replaced.
-        if current is None or any(d.left and d.right for d in merge(read_entries(current), _claims(path))):
+        if current is None or _takes_from(current, path):
             _write_index(mirror, current, path, keep_replaced=False)
             current = mirror.index
         changed = 0
@@ -130,6 +130,13 @@ def finish(
 
 
 # --- the index --------------------------------------------------------------------------------------
+
+
+def _takes_from(current: Path, changes: Path) -> bool:
+    """Whether changes make entries of the consumer index untrue for a while."""
+    if any(change.what == What.MOVED for change in read_records(changes, Change)):
+        return True
+    return any(d.left and d.right for d in merge(read_entries(current), _claims(changes)))
 
 
 def _write_index(mirror: Mirror, current: Path | None, changes: Path, *, keep_replaced: bool) -> int:
@@ -162,6 +169,7 @@ def _keep_committed(mirror: Mirror) -> None:
     temporary = mirror.committed.with_name("committed.md5.tmp")
     with mirror.index.open("rb") as source, temporary.open("wb", buffering=0) as copy:
         copy_of(source.fileno(), copy.fileno())
+        os.fsync(copy.fileno())
     temporary.replace(mirror.committed)
 
 
@@ -185,9 +193,12 @@ def _placed(
                 raise
             done, why = False, reason(error)
         if done:
-            yield replace(change, content=None)
+            yield replace(change, content=None, replaces=None)
         else:
             missed(change, why)
+            if change.replaces is not None:
+                # Its entry has left the index, so that the next run sees to it.
+                yield Change(change.path, What.FORGOTTEN, old_md5=change.replaces)
 
 
 def _warn(change: Change, why: str) -> None:

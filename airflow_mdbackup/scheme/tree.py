@@ -116,6 +116,15 @@ class Tree:
                 return None
             raise
 
+    def has_file(self, path: bytes) -> bool:
+        """Whether a regular file is known to stand at ``path``. What cannot be looked at is not known."""
+        try:
+            return is_file(self.lstat(path))
+        except OSError as error:
+            if concerns_one_file(error):
+                return False
+            raise
+
     def blocker(self, path: bytes) -> Blocked | None:
         """Return what keeps ``path`` from having its directory, or None."""
         try:
