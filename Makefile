@@ -13,7 +13,7 @@ PYTHON = $(shell for python in python3.11 python3.12 python3.13 python3; do \
     $$python -c $(IS_NEW_ENOUGH) 2>/dev/null && echo $$python && break; done)
 
 SSH_PROGRAMS := sshd:openssh-server ssh:openssh-client sftp:openssh-client
-TEST_PROGRAMS := $(SSH_PROGRAMS) busybox:busybox dash:dash
+TEST_PROGRAMS := $(SSH_PROGRAMS) busybox:busybox dash:dash bash:bash csh:csh fish:fish
 
 .PHONY: help
 help: ## Show the targets
@@ -75,7 +75,7 @@ $(INSTALLED): setup.cfg pyproject.toml constraints.txt
 	@touch $@
 
 .PHONY: system-packages
-system-packages: ## Install the SSH server, its client, busybox and dash where missing (root, Debian)
+system-packages: ## Install the SSH server and the shells that tests need, where missing (root, Debian)
 	@sh demo/system-packages.sh $(TEST_PROGRAMS)
 
 .PHONY: constraints

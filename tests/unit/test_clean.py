@@ -122,5 +122,7 @@ def test_a_staged_file_that_vanishes_meanwhile_stops_no_clearing(
         return iter(entries)
 
     monkeypatch.setattr(Path, "iterdir", listed)
+    monkeypatch.setattr(clean_module, "_SECONDS", -1.0)
     with pair.mirror.tree() as tree:
         clean(pair.mirror, tree)
+    assert not list(original(pair.mirror.staging))
