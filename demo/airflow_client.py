@@ -144,11 +144,6 @@ class AirflowClient:
         }
         self.post(f"/dags/{dag_id}/clearTaskInstances", body | options)
 
-    def set_task_state(self, dag_id: str, run_id: str, task_id: str, state: str, map_index: int = -1) -> None:
-        """Set a task to "success", "failed" or "skipped", as the UI can; a running one is killed."""
-        path = f"/dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}"
-        self.patch(path if map_index < 0 else f"{path}/{map_index}", {"new_state": state})
-
     def _headers(self) -> dict[str, str]:
         return {"Authorization": f"Bearer {self.token}", "Accept": "application/json"}
 

@@ -104,7 +104,7 @@ def md5sum_agrees(both: Scene, without: str) -> None:
 
 def history(both: Scene) -> list[Path]:
     """Return the history's files, oldest first."""
-    return list(commits(Mirror(both.dest, PROVIDER)))
+    return commits(Mirror(both.dest, PROVIDER))
 
 
 def show_mirror(both: Scene, notes: dict[str, str]) -> None:

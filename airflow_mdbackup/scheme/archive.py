@@ -86,7 +86,7 @@ def archive(mirror: Mirror, run: Run) -> ArchiveSummary:
     with mirror.lock(f"archive_old of {run.run_id}"), mirror.tree() as tree:
         # A history written ahead names versions that must not be taken back before it is carried out.
         settle(mirror, run.folder / "consumer.md5")
-        archiver = Archiver(mirror, run, tree, stamp_of(mirror, run))
+        archiver = Archiver(run, tree, stamp_of(mirror, run))
         # An earlier try may have archived more than this one will.
         withdraw_unused(mirror, run, tree)
         write_records(run.archived, _records(archiver, run, plan, summary), stamp=archiver.stamp)
@@ -144,8 +144,7 @@ def finished_shards(run: Run, plan: Plan) -> list[int]:
 class Archiver:
     """Gives live files a version name. Needs the lock."""
 
-    def __init__(self, mirror: Mirror, run: Run, tree: Tree, stamp: str) -> None:
-        self._mirror = mirror
+    def __init__(self, run: Run, tree: Tree, stamp: str) -> None:
         self._run = run
         self._tree = tree
         self.stamp = stamp
@@ -274,7 +273,7 @@ def withdraw_unused(mirror: Mirror, run: Run, tree: Tree) -> None:
     """Take back what a run has archived and no commit of it has used. Needs the lock."""
     stamp, records = read_archived(run)
     if not is_used(mirror, run, stamp):
-        archiver = Archiver(mirror, run, tree, stamp)
+        archiver = Archiver(run, tree, stamp)
         for record in records:
             archiver.withdraw(record)
 

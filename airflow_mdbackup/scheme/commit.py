@@ -165,7 +165,7 @@ class _Commit:
         stamp = stamp_of(mirror, run)
         self._stale = stamp != archived_at
         self._used = is_used(mirror, run, archived_at)
-        self._archiver = Archiver(mirror, run, tree, stamp)
+        self._archiver = Archiver(run, tree, stamp)
         self._archived = Alongside(archived)
         self._index = Alongside(self._entries())
         self._moved: set[bytes] = set()  # what goes out of the way as a whole

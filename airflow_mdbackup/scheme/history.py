@@ -12,7 +12,6 @@ that commit first (see :func:`.commit.settle`).
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -61,21 +60,21 @@ class Change:
     replaces: bytes | None = None
 
 
-def commits(mirror: Mirror) -> Iterator[Path]:
-    """Yield the files of finished commits, oldest first."""
-    for name in sorted(os.listdir(mirror.history)):
-        if name.endswith(".jsonl"):
-            yield mirror.history / name
+def commits(mirror: Mirror) -> list[Path]:
+    """Return the files of finished commits, oldest first."""
+    return _files(mirror, ".jsonl")
 
 
-def pending(mirror: Mirror) -> Iterator[Path]:
-    """Yield the files of commits that were not finished, oldest first."""
-    for name in sorted(os.listdir(mirror.history)):
-        if name.endswith(PENDING):
-            yield mirror.history / name
+def pending(mirror: Mirror) -> list[Path]:
+    """Return the files of commits that were not finished, oldest first."""
+    return _files(mirror, PENDING)
 
 
 def last(mirror: Mirror) -> dict[str, Any]:
     """Return the header of the last finished commit; empty if there is none."""
-    names = [name for name in os.listdir(mirror.history) if name.endswith(".jsonl")]
-    return read_header(mirror.history / max(names)) if names else {}
+    finished = commits(mirror)
+    return read_header(finished[-1]) if finished else {}
+
+
+def _files(mirror: Mirror, suffix: str) -> list[Path]:
+    return [mirror.history / name for name in sorted(os.listdir(mirror.history)) if name.endswith(suffix)]

@@ -238,29 +238,28 @@ def _move(tree: Tree, change: Change) -> bool:
 def _place(tree: Tree, change: Change, content: Path | None, fresh: bool) -> bool:
     """Make the live file what ``change`` says, from ``content`` if that still waits."""
     if change.what != What.ADOPTED and content is not None and _waits(content, change, fresh):
-        if change.mode is not None:
-            os.chmod(content, permissions(change.mode))
-        if change.mtime is not None:
-            os.utime(content, (change.mtime, change.mtime))
+        _give_attributes(content, change)
         tree.put(content, change.path)
         return True
     try:
-        live = tree.open(change.path)
+        with tree.opened(change.path) as live:
+            if not (fresh and change.what == What.ADOPTED) and md5_of(live) != change.md5:
+                return False
+            if change.what == What.ADOPTED:
+                _give_attributes(live, change)
     except FileNotFoundError:
         return False
-    try:
-        if not (fresh and change.what == What.ADOPTED) and md5_of(live) != change.md5:
-            return False
-        if change.what == What.ADOPTED:
-            if change.mode is not None:
-                os.fchmod(live, permissions(change.mode))
-            if change.mtime is not None:
-                os.utime(live, (change.mtime, change.mtime))
-    finally:
-        os.close(live)
     if content is not None:
         content.unlink(missing_ok=True)
     return True
+
+
+def _give_attributes(target: Path | int, change: Change) -> None:
+    """Give a file, by its path or an open descriptor, the provider's mode and time where they are known."""
+    if change.mode is not None:
+        os.chmod(target, permissions(change.mode))
+    if change.mtime is not None:
+        os.utime(target, (change.mtime, change.mtime))
 
 
 def _waits(content: Path, change: Change, fresh: bool) -> bool:

@@ -59,7 +59,6 @@ class _Type(IntEnum):
 class Code(IntEnum):
     """Status codes that the scheme tells apart."""
 
-    OK = 0
     EOF = 1
     NO_SUCH_FILE = 2
     PERMISSION_DENIED = 3
