@@ -18,6 +18,7 @@ from airflow.providers.ssh.hooks.ssh import SSHHook
 from airflow.sdk.exceptions import AirflowException, AirflowNotFoundException
 from paramiko.ssh_exception import IncompatiblePeer
 
+from airflow_mdbackup.hooks.ssh_program import SshChannel, program_for
 from airflow_mdbackup.provider_side import (
     NO_PYTHON,
     Done,
@@ -49,6 +50,8 @@ logging.getLogger("paramiko.transport").addFilter(_Printable())
 
 _FAST = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com")
 _CONNECT = 30  # seconds for each of: TCP connection, banner, authentication
+# Seconds of a round trip from which on paramiko, whose window we choose, outruns ssh, whose window is 2 MiB.
+_LONG = 0.012
 _LISTEN = 10.0  # seconds between two looks whether a silent connection is still alive
 _SHOWN = 20  # lines of each kind of a provider's output that are shown
 _LINE = 8192  # bytes that one line of output may have
@@ -86,6 +89,8 @@ class ProviderHook(SSHHook):
         extra = self.get_connection(conn_id).extra_dejson
         self.compress = str(extra.get("compress", "false")).lower() == "true"
         self.subsystem = str(extra.get("subsystem", "sftp"))
+        self._key_text = None if extra.get("private_key_passphrase") else extra.get("private_key")
+        self._channels: list[SshChannel] = []
         if self.allow_host_key_change:
             raise AccessRefused(
                 f"the connection {conn_id} sets allow_host_key_change, which trusts any server. Remove that, "
@@ -100,6 +105,8 @@ class ProviderHook(SSHHook):
 
     def close(self) -> None:
         """End the connection, and with it whatever waits on it. May be called from another thread."""
+        while self._channels:
+            self._channels.pop().close()
         if self.client is not None:
             self.client.close()
 
@@ -111,7 +118,7 @@ class ProviderHook(SSHHook):
         :raises AccessRefused: the host key is not the expected one, or the account is refused.
         :raises ConnectionLost: the server cannot be reached.
         """
-        where = f"{self.username}@{self.remote_host}:{self.port} (connection {self.ssh_conn_id})"
+        where = self._where
         try:
             return self._connected_fast()
         except paramiko.BadHostKeyException as error:
@@ -126,6 +133,10 @@ class ProviderHook(SSHHook):
             raise AccessRefused(f"{where}: the key cannot be read on this worker: {_said(error)}") from error
         except (OSError, EOFError) as error:
             raise ConnectionLost(f"{where}: {_said(error)}") from error
+
+    @property
+    def _where(self) -> str:
+        return f"{self.username}@{self.remote_host}:{self.port} (connection {self.ssh_conn_id})"
 
     def _connected_fast(self) -> paramiko.SSHClient:
         """Connect with a cipher that today's processors are fast at, or with what the server has.
@@ -162,11 +173,38 @@ class ProviderHook(SSHHook):
     # --- the backup account -------------------------------------------------------------------------
 
     def reader(self) -> Reader:
-        """Return an SFTP reader on a new channel.
+        """Return an SFTP reader on a new channel: of the ``ssh`` program if that will do, or of paramiko.
 
+        :raises AccessRefused: the host key is not the expected one, or the account is refused.
         :raises NotOnProvider: the server has no such subsystem.
         :raises ConnectionLost: the connection broke, or what answers is no SFTP server.
         """
+        return self._fast_reader() or self._paramiko_reader()
+
+    def _fast_reader(self) -> Reader | None:
+        """Return a reader over ``ssh``, or None where paramiko must do, or has to tell what is wrong."""
+        program = program_for(self, self._key_text)
+        if program is None:
+            return None
+        channel = SshChannel(program, self.stall_timeout)
+        self._channels.append(channel)
+        try:
+            reader = Reader(channel)
+            asked = time.monotonic()
+            reader.submit_stat(b"/", None)
+            reader.wait()
+            if time.monotonic() - asked < _LONG:
+                return reader
+            why = "the line is long"
+        except ConnectionLost as error:
+            why = channel.said() or str(error)
+        channel.close()
+        if "connect to host" in why or "resolve hostname" in why:
+            raise ConnectionLost(f"{self._where}: {why}")
+        self.log.info("Connecting again, without the program ssh: %s", why)
+        return None
+
+    def _paramiko_reader(self) -> Reader:
         channel = self._session(window=2 * WINDOW)
         channel.settimeout(self.stall_timeout)
         asked = time.monotonic()
