@@ -25,16 +25,18 @@ import heapq
 import logging
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import count
 from operator import attrgetter
+
+import msgspec
 
 from airflow_mdbackup.scheme.diff import Plan, read_plan
 from airflow_mdbackup.scheme.mirror import Mirror, Run, version_path
 from airflow_mdbackup.scheme.names import to_text
 from airflow_mdbackup.scheme.progress import Pace
 from airflow_mdbackup.scheme.pull import Outcome, Result
-from airflow_mdbackup.scheme.records import read_header, read_records, write_records, write_state
+from airflow_mdbackup.scheme.records import Record, read_header, read_records, write_records, write_state
 from airflow_mdbackup.scheme.settle import settle
 from airflow_mdbackup.scheme.tree import Tree, concerns_one_file, copy_of, is_file, md5_of
 
@@ -43,8 +45,7 @@ log = logging.getLogger(__name__)
 _NO_LINKS = (errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
-@dataclass(frozen=True, slots=True)
-class Archived:
+class Archived(Record, frozen=True):
     """A live file as it was when it was archived. ``md5`` is its true one.
 
     :ivar version: where its old bytes lie, or None if they are what the run brings anyway.
@@ -234,7 +235,7 @@ class Archiver:
             version = version_path(record.path, self.stamp, attempt)
             try:
                 self._tree.move(record.version, version)
-                return replace(record, version=version)
+                return msgspec.structs.replace(record, version=version)
             except FileExistsError:
                 continue
             except FileNotFoundError:  # an earlier try has renamed it

@@ -48,14 +48,14 @@ from airflow_mdbackup.scheme.diff import Forget, Plan, read_plan
 from airflow_mdbackup.scheme.errors import EntriesFailed
 from airflow_mdbackup.scheme.history import PENDING, Change, What, last
 from airflow_mdbackup.scheme.index import Entry, digest, merge, read_entries
-from airflow_mdbackup.scheme.mirror import Mirror, Run, version_path
+from airflow_mdbackup.scheme.mirror import Mirror, Run, Staging, version_path
 from airflow_mdbackup.scheme.names import to_text
 from airflow_mdbackup.scheme.ordered import Alongside
 from airflow_mdbackup.scheme.patience import Patience
 from airflow_mdbackup.scheme.progress import Pace
 from airflow_mdbackup.scheme.pull import Outcome, Result
 from airflow_mdbackup.scheme.records import RecordWriter, read_header, read_records, write_state
-from airflow_mdbackup.scheme.settle import STAGING, consumer_index, finish, reason, settle
+from airflow_mdbackup.scheme.settle import STAGING, Foreseen, consumer_index, finish, reason, settle
 from airflow_mdbackup.scheme.tree import Tree, concerns_one_file, copy_of, is_file
 
 log = logging.getLogger(__name__)
@@ -126,7 +126,11 @@ def commit(mirror: Mirror, run: Run) -> CommitSummary:
     started = time.monotonic()
     plan = read_plan(run)
     order = str(read_header(run.state)["order"])
-    with mirror.lock(f"commit_backup of {run.run_id}"), mirror.tree() as tree:
+    with (
+        mirror.lock(f"commit_backup of {run.run_id}"),
+        mirror.tree() as tree,
+        mirror.open_staging() as staging,
+    ):
         settle(mirror, run.folder / "consumer.md5")
         summary = CommitSummary()
         status = mirror.read_status()
@@ -138,7 +142,7 @@ def commit(mirror: Mirror, run: Run) -> CommitSummary:
             summary.files = int(status.get("files", 0))
             withdraw_unused(mirror, run, tree)
         else:
-            _Commit(mirror, run, plan, tree, summary).carry_out(order)
+            _Commit(mirror, run, plan, tree, staging, summary).carry_out(order)
             summary.count(Outcome.UNREADABLE, plan.unreadable)
             for path in plan.unreadable_paths:
                 summary.fail(Outcome.UNREADABLE, f"{path} (on the provider; build_provider_index says why)")
@@ -153,11 +157,14 @@ def commit(mirror: Mirror, run: Run) -> CommitSummary:
 class _Commit:
     """One commit: judges each result, and has :func:`.settle.finish` carry out what stands."""
 
-    def __init__(self, mirror: Mirror, run: Run, plan: Plan, tree: Tree, summary: CommitSummary) -> None:
+    def __init__(
+        self, mirror: Mirror, run: Run, plan: Plan, tree: Tree, staging: Staging, summary: CommitSummary
+    ) -> None:
         self._mirror = mirror
         self._run = run
         self._plan = plan
         self._tree = tree
+        self._staging = staging
         self._summary = summary
         self._current = consumer_index(mirror, run.folder / "consumer.md5")
         self._again = mirror.has_committed(run)
@@ -169,6 +176,7 @@ class _Commit:
         self._archived = Alongside(archived)
         self._index = Alongside(self._entries())
         self._moved: set[bytes] = set()  # what goes out of the way as a whole
+        self._takes = False  # whether entries of the index are untrue for a while
         self._copies = 0
         self._elsewhere: dict[bytes, list[bytes]] | None = None
 
@@ -197,7 +205,11 @@ class _Commit:
                     log.info("%s changes judged so far", changes)
         self._count_missing()
         if changes or self._current is None:
-            self._summary.files = finish(mirror, path, self._current, missed=self._missed)
+            self._summary.files = finish(
+                *(mirror, path, self._current),
+                foreseen=Foreseen(bool(self._moved), bool(self._moved) or self._takes),
+                missed=self._missed,
+            )
         else:
             path.unlink()
             self._summary.files = sum(1 for _ in self._entries())
@@ -276,10 +288,10 @@ class _Commit:
             return
         moved = None
         try:
-            in_the_way = self._in_the_way(path)
+            in_the_way, live = self._in_the_way(path)
             if in_the_way is not None and in_the_way not in self._moved:
                 moved = Change(in_the_way, What.MOVED, version=self._free_version(in_the_way))
-            change = self._change(result, record, free=in_the_way is not None)
+            change = self._change(result, record, live)
         except (_Impossible, OSError) as error:
             if isinstance(error, OSError) and not concerns_one_file(error):
                 raise
@@ -288,23 +300,25 @@ class _Commit:
             self._fail(Outcome.FAILED, path, reason(error))
             return
         self._summary.count(Outcome(result.outcome))
+        self._takes = self._takes or current is not None
         if moved is not None:
             self._moved.add(moved.path)
             yield moved
         yield change
 
-    def _in_the_way(self, path: bytes) -> bytes | None:
+    def _in_the_way(self, path: bytes) -> tuple[bytes | None, os.stat_result | None]:
         """Return what stands where ``path``, or a directory of it, belongs and must go as a whole.
 
+        :return: its path, or else the live file, if there is one.
         :raises Blocked: a directory of it is a symlink, which somebody put there on purpose.
         """
         blocked = self._tree.blocker(path)
         if blocked is not None:
             if blocked.is_symlink:
                 raise blocked
-            return blocked.at
+            return blocked.at, None
         live = self._tree.lstat(path)
-        return None if live is None or is_file(live) else path
+        return (None, live) if live is None or is_file(live) else (path, None)
 
     def _free_version(self, path: bytes) -> bytes:
         """Return a version name of ``path`` that is free.
@@ -319,14 +333,13 @@ class _Commit:
                 return version
         raise AssertionError
 
-    def _change(self, result: Result, record: Archived | None, *, free: bool) -> Change:
+    def _change(self, result: Result, record: Archived | None, live: os.stat_result | None) -> Change:
         """Return the change that brings a result into the mirror.
 
-        :param free: the place is free once what is in the way has gone.
+        :param live: the live file; None if the place is free, or will be.
         :raises _Impossible: it cannot be brought there.
         :raises OSError: the disk refuses, or (Blocked) something stands in the place of ``.old``.
         """
-        live = None if free else self._tree.lstat(result.path)
         if result.outcome == Outcome.ADOPTED:
             known = result.inode, result.size, result.modified
             if live is None or (live.st_ino, live.st_size, live.st_mtime_ns) != known:
@@ -355,8 +368,7 @@ class _Commit:
 
         :raises _Impossible: they are nowhere.
         """
-        staged = self._mirror.staged(result.md5)
-        if result.owner and staged.exists():
+        if result.owner and self._staging.has(result.md5):
             return STAGING
         self._run.copies.mkdir(exist_ok=True)
         name = str(self._copies)
@@ -378,7 +390,7 @@ class _Commit:
     def _sources(self, md5: bytes) -> Iterator[int]:
         """Yield descriptors of files that should have these bytes: the staged one, then live ones."""
         with suppress(FileNotFoundError):
-            yield os.open(self._mirror.staged(md5), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            yield self._staging.open(md5)
         if self._elsewhere is None:
             self._elsewhere = self._look_elsewhere()
         for path in self._elsewhere.get(md5, ()):
@@ -389,7 +401,7 @@ class _Commit:
         """Return where live files should have what is missing in staging, looked up for all at once."""
         missing: dict[bytes, list[bytes]] = {}
         for result in results(self._run, self._plan):
-            if result.md5 not in missing and not self._mirror.staged(result.md5).exists():
+            if result.md5 not in missing and not self._staging.has(result.md5):
                 missing[result.md5] = []
         for entry in self._entries():
             paths = missing.get(entry.md5)

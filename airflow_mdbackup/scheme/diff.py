@@ -43,7 +43,7 @@ from airflow_mdbackup.scheme.mirror import OLD, Mirror, Run
 from airflow_mdbackup.scheme.names import to_text
 from airflow_mdbackup.scheme.ordered import Covered, batches
 from airflow_mdbackup.scheme.progress import Pace
-from airflow_mdbackup.scheme.records import RecordWriter, read_records, write_state
+from airflow_mdbackup.scheme.records import Record, RecordWriter, read_records, write_state
 from airflow_mdbackup.scheme.settle import consumer_index, settle
 from airflow_mdbackup.scheme.tree import Tree
 
@@ -54,8 +54,7 @@ _SHOWN = 20  # paths that a summary names
 _EXAMPLES = 3  # paths that the guard names
 
 
-@dataclass(frozen=True, slots=True)
-class Item:
+class Item(Record, frozen=True):
     """An entry to pull. ``adopt`` says that a live file is there which may already be it."""
 
     path: bytes
@@ -65,8 +64,7 @@ class Item:
     adopt: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Forget:
+class Forget(Record, frozen=True):
     """An entry that leaves the consumer index. Its file stays."""
 
     path: bytes

@@ -23,7 +23,7 @@ from airflow_mdbackup.scheme.index import MalformedIndex, canonicalise, digest
 from airflow_mdbackup.scheme.mirror import Mirror, Run
 from airflow_mdbackup.scheme.names import to_text
 from airflow_mdbackup.scheme.records import write_state
-from airflow_mdbackup.scheme.sftp import Attributes, Code, Fetched, Reader, Refusal, Stated, Wanted
+from airflow_mdbackup.scheme.sftp import Attributes, Code, Fetched, Reader, Refusal, Stated, Stream, Wanted
 
 log = logging.getLogger(__name__)
 
@@ -118,9 +118,10 @@ def fetch_index(
 def _receive(reader: Reader, run: Run, index: bytes, where: str) -> Attributes:
     """Write the index as it comes to the run directory, and return its attributes."""
     with run.received.open("wb") as file:
-        reader.submit(Wanted(index, None, file.write))
+        reader.submit(Wanted(index, None, lambda _: Stream(file.write)))
         (answer,) = reader.wait()
-    assert isinstance(answer, Fetched)
+        assert isinstance(answer, Fetched)
+        file.write(answer.content or b"")
     if answer.refusal is not None:
         raise _not_there(answer.refusal, where)
     assert answer.before is not None

@@ -12,13 +12,12 @@ that commit first (see :func:`.commit.settle`).
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 from airflow_mdbackup.scheme.mirror import Mirror
-from airflow_mdbackup.scheme.records import read_header
+from airflow_mdbackup.scheme.records import Record, read_header
 
 PENDING = ".pending"
 
@@ -34,8 +33,7 @@ class What(StrEnum):
     MOVED = "moved"  # what stood in the way went as a whole to the version named, entries below it too
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(Record, frozen=True):
     """One line of history.
 
     :ivar old_md5: what the displaced file really had, by hashing; of a forgotten or edited path, what the

@@ -8,7 +8,8 @@
     <dest>/.mdbackup/provider-id                 marker: whose backup this is
     <dest>/.mdbackup/lock                        flock, held by whatever changes the mirror
     <dest>/.mdbackup/stamp                       the last stamp given out
-    <dest>/.mdbackup/staging/<md5>[.part]        verified files that are not in the mirror yet
+    <dest>/.mdbackup/staging/<md5>               verified files that are not in the mirror yet
+    <dest>/.mdbackup/staging/<md5>.part          a large file on its way here; its writer holds a flock on it
     <dest>/.mdbackup/runs/<run>/                 index, plan, results and archive records of one run
     <dest>/.mdbackup/history/<stamp>_<run>.jsonl what each commit changed
     <dest>/.mdbackup/committed.md5               the consumer index as the last commit left it
@@ -38,7 +39,7 @@ from typing import Any
 from airflow_mdbackup.scheme.errors import DestinationBusy, DestinationRefused, RunIncomplete
 from airflow_mdbackup.scheme.index import MAX_COMPONENT
 from airflow_mdbackup.scheme.records import read_header, write_state
-from airflow_mdbackup.scheme.tree import Tree, fsync_directory
+from airflow_mdbackup.scheme.tree import Folder, Tree, fsync_directory, write_all
 
 log = logging.getLogger(__name__)
 
@@ -176,13 +177,9 @@ class Mirror:
         """Return the live files and versions, as a tree of the provider's paths."""
         return Tree(self.files)
 
-    def staged(self, md5: bytes) -> Path:
-        """Return where the verified content with this md5 lies before it is live."""
-        return self.staging / md5.decode()
-
-    def part(self, md5: bytes) -> Path:
-        """Return where content with this md5 lies while it is incomplete; its writer holds a flock on it."""
-        return self.staging / (md5.decode() + ".part")
+    def open_staging(self) -> Staging:
+        """Return the verified content that is not live yet."""
+        return Staging(self.staging)
 
     # --- runs ---------------------------------------------------------------------------------------
 
@@ -228,6 +225,61 @@ class Mirror:
             return {}
 
 
+class Staging(Folder):
+    """Verified content that is not in the mirror yet, by md5. For one thread.
+
+    Whatever has an md5 as its name was whole and verified when it got that. After a crash of the machine it
+    need not be any more, unless a durable result tells of it.
+    """
+
+    def store(self, md5: bytes, content: bytes, folder: Folder, name: bytes) -> None:
+        """Stage small content, in one step.
+
+        :param folder: where it is written, as ``name``, which nobody else uses.
+        :raises OSError: the disk is full or broken.
+        """
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+        descriptor = os.open(name, flags, 0o600, dir_fd=folder.descriptor)
+        try:
+            write_all(descriptor, content)
+        finally:
+            os.close(descriptor)
+        os.rename(name, md5, src_dir_fd=folder.descriptor, dst_dir_fd=self.descriptor)
+
+    def lock_part(self, md5: bytes) -> int | None:
+        """Return a descriptor of what has come of content, locked; None if another task is at it.
+
+        What is there may be of any length, and is proven by nothing yet.
+        """
+        name = md5 + b".part"
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        while True:
+            part = os.open(name, flags, 0o600, dir_fd=self.descriptor)
+            try:
+                fcntl.flock(part, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                # Its last writer may have renamed or removed it between our open and our lock.
+                if os.path.samestat(os.fstat(part), os.stat(name, dir_fd=self.descriptor)):
+                    return part
+                os.close(part)
+            except FileNotFoundError:
+                os.close(part)
+            except BlockingIOError:
+                os.close(part)
+                return None
+            except BaseException:
+                os.close(part)
+                raise
+
+    def keep_part(self, md5: bytes) -> None:
+        """Stage content that is whole and verified now. Its part must be locked."""
+        part = md5 + b".part"
+        os.rename(part, md5, src_dir_fd=self.descriptor, dst_dir_fd=self.descriptor)
+
+    def drop_part(self, md5: bytes) -> None:
+        """Take away what has come of content. It must be locked."""
+        os.unlink(md5 + b".part", dir_fd=self.descriptor)
+
+
 class Run:
     """The directory of one DAG run, made by FetchIndex. A retried or cleared task finds it again."""
 
@@ -247,6 +299,10 @@ class Run:
     def pulls(self, shard: int) -> Path:
         """Return the part of the plan that one shard pulls."""
         return self.folder / f"pull-{shard:03}.jsonl"
+
+    def arriving(self, shard: int) -> bytes:
+        """Return the name, in the run's folder, of a small file while it is written."""
+        return b"arriving-%03d" % shard
 
     def results(self, shard: int) -> Path:
         """Return what became of the entries of one shard."""

@@ -6,18 +6,16 @@ A file that never holds still is worth a person's look, though one run's warning
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
 from airflow_mdbackup.scheme.mirror import Mirror, Run
 from airflow_mdbackup.scheme.ordered import Alongside
-from airflow_mdbackup.scheme.records import RecordWriter, read_header, read_records
+from airflow_mdbackup.scheme.records import Record, RecordWriter, read_header, read_records
 
 _RUNS = 3  # in a row in which a file may change
 
 
-@dataclass(frozen=True, slots=True)
-class Changing:
+class Changing(Record, frozen=True):
     """A file, and how many runs in a row it has changed."""
 
     path: bytes

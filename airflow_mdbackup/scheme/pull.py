@@ -7,7 +7,7 @@
         a live file may already be it     hash it: adopted
         a live file should have its bytes copy it to staging, hashing: copied
         another item brings its content   wait for that one: copied
-        else                              fetch it to <md5>.part, hashing: pulled
+        else                              fetch it, hashing: pulled; a large one goes on where it was cut off
             md5 is not the index's        fetch once more; then changed, or corrupt
     make all that durable at once (syncfs), then write the results
 
@@ -20,12 +20,12 @@ again before use.
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import partial
@@ -34,14 +34,16 @@ from airflow_mdbackup.scheme.diff import Item, Plan, read_plan
 from airflow_mdbackup.scheme.errors import BackupError
 from airflow_mdbackup.scheme.mirror import Mirror, Run
 from airflow_mdbackup.scheme.names import to_text
+from airflow_mdbackup.scheme.part import Part
 from airflow_mdbackup.scheme.progress import Pace
-from airflow_mdbackup.scheme.records import read_header, read_records, write_records
+from airflow_mdbackup.scheme.records import Record, read_header, read_records, write_records
 from airflow_mdbackup.scheme.sftp import Attributes, Code, Fetched, Reader, Refusal, Stated, Wanted
-from airflow_mdbackup.scheme.tree import concerns_one_file, copy_of, md5_of, syncfs, write_all
+from airflow_mdbackup.scheme.tree import Folder, concerns_one_file, copy_of, md5_of, syncfs
 
 log = logging.getLogger(__name__)
 
 _SHOWN = 50  # paths that the log names
+_REMEMBERED = 50_000  # md5s of staged content
 _WAITING = 20_000  # results that may wait for one before them, so that memory stays bounded
 
 
@@ -76,8 +78,7 @@ _REFUSALS: dict[int, Outcome] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
+class Result(Record, frozen=True):
     """What became of one item.
 
     :ivar owner: the staged file is this entry's; others with the same md5 are copies of it.
@@ -126,7 +127,7 @@ def pull(mirror: Mirror, run: Run, shard: int, connect: Callable[[], Reader]) ->
 
 def _pull(mirror: Mirror, run: Run, shard: int, plan: Plan, connect: Callable[[], Reader]) -> PullSummary:
     started = time.monotonic()
-    puller = _Puller(mirror, plan.provider_time, connect, sum(plan.shards[shard : shard + 1]))
+    puller = _Puller(mirror, run, shard, plan, connect)
     items = read_records(run.pulls(shard), Item)
     try:
         write_records(
@@ -159,27 +160,35 @@ class _Slot:
     item: Item
     earlier: Result | None
     result: Result | None = None
-    part: int | None = None  # descriptor of the .part file, flock'ed
+    part: Part | None = None  # where a large file goes
     first: Fetched | None = None  # a first transfer with the wrong md5
     owner: bool = True
     outcome: Outcome = Outcome.PULLED  # if the attributes that were asked for arrive
 
 
 class _Puller:
-    def __init__(self, mirror: Mirror, provider_time: int, connect: Callable[[], Reader], total: int) -> None:
+    def __init__(
+        self, mirror: Mirror, run: Run, shard: int, plan: Plan, connect: Callable[[], Reader]
+    ) -> None:
         self.summary = PullSummary()
         self.error: Exception | None = None
         self._mirror = mirror
         self._tree = mirror.tree()
-        self._provider_time = provider_time
+        self._staging = mirror.open_staging()
+        self._folder = Folder(run.folder)
+        self._arriving = run.arriving(shard)
+        self._hasher = ThreadPoolExecutor(1, "md5")
+        self._provider_time = plan.provider_time
         self._connect = connect
-        self._total = total
+        self._total = sum(plan.shards[shard : shard + 1])
         self._reader: Reader | None = None
         self._slots: deque[_Slot] = deque()
         self._ready: deque[_Slot] = deque()  # to be begun, again or before new items
         self._postponed: deque[_Slot] = deque()  # another task writes the same content
         self._fetching: dict[bytes, list[_Slot]] = {}  # by md5: who waits for content that is on its way
-        self._staged: set[bytes] = set()  # digests of what this task knows to be staged
+        self._staged: dict[
+            bytes, None
+        ] = {}  # md5s of what this task knows to be staged, as far as remembered
         self._done = 0
         self._troubles = 0
         self._started = time.monotonic()
@@ -245,7 +254,7 @@ class _Puller:
         if item.md5 in self._fetching:
             self._fetching[item.md5].append(slot)
         elif earlier is not None and self._still_staged(earlier):
-            self._staged.add(item.md5)
+            self._remember(item.md5)
             slot.result = earlier
         elif item.md5 in self._staged:
             self._have(slot, Outcome.COPIED, owner=False)
@@ -261,14 +270,20 @@ class _Puller:
 
     def _have(self, slot: _Slot, outcome: Outcome, *, owner: bool = True) -> None:
         """The content is staged; only the attributes of this path are missing."""
-        self._staged.add(slot.item.md5)
+        self._remember(slot.item.md5)
         slot.outcome, slot.owner = outcome, owner
         self._connected().submit_stat(slot.item.path, slot)
+
+    def _remember(self, md5: bytes) -> None:
+        """Keep in mind that content is staged, so that it need not be proven again for a while."""
+        self._staged[md5] = None
+        if len(self._staged) > _REMEMBERED:
+            del self._staged[next(iter(self._staged))]
 
     def _still_staged(self, earlier: Result) -> bool:
         """Whether an earlier try's durable result vouches for content that is there."""
         brought = earlier.outcome in (Outcome.PULLED, Outcome.COPIED)
-        return brought and self._mirror.staged(earlier.md5).exists()
+        return brought and self._staging.has(earlier.md5)
 
     def _unreached(self, item: Item, earlier: Result | None, error: Exception) -> Result:
         """Return what is known of an item that this try does not come to."""
@@ -278,17 +293,19 @@ class _Puller:
 
     def _verified(self, md5: bytes) -> bool:
         """Whether staging has the content, taking away what only looks like it."""
-        path = self._mirror.staged(md5)
-        try:
-            with path.open("rb", buffering=0) as file:
-                if md5_of(file.fileno()) == md5:
-                    return True
-        except FileNotFoundError:
+        if not self._staging.has(md5):
             return False
+        try:
+            content = self._staging.open(md5)
+            try:
+                if md5_of(content) == md5:
+                    return True
+            finally:
+                os.close(content)
         except OSError as error:
             if not concerns_one_file(error):
                 raise
-        path.unlink(missing_ok=True)
+        self._staging.remove(md5)
         return False
 
     def _adoptable(self, item: Item) -> Result | None:
@@ -312,13 +329,14 @@ class _Puller:
     def _copied(self, item: Item) -> bool:
         """Copy the content from a live file that should have it; false if it does not."""
         assert item.source is not None
-        part = self._open_part(item.md5)
+        part = self._staging.lock_part(item.md5)
         if part is None:
             return False
         try:
             with self._tree.opened(item.source) as source:
+                os.ftruncate(part, 0)
                 if copy_of(source, part) == item.md5:
-                    self._mirror.part(item.md5).rename(self._mirror.staged(item.md5))
+                    self._staging.keep_part(item.md5)
                     return True
         except OSError as error:
             if not concerns_one_file(error):
@@ -326,27 +344,6 @@ class _Puller:
         finally:
             os.close(part)
         return False
-
-    def _open_part(self, md5: bytes) -> int | None:
-        """Return the empty, locked file that is to receive the content; None if another task has it."""
-        path = self._mirror.part(md5)
-        while True:
-            part = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-            try:
-                fcntl.flock(part, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                # Its last writer may have renamed or removed it between our open and our lock.
-                if os.path.samestat(os.fstat(part), os.stat(path)):
-                    os.ftruncate(part, 0)
-                    return part
-                os.close(part)
-            except FileNotFoundError:
-                os.close(part)
-            except BlockingIOError:
-                os.close(part)
-                return None
-            except BaseException:
-                os.close(part)
-                raise
 
     # --- from the provider --------------------------------------------------------------------------
 
@@ -356,37 +353,63 @@ class _Puller:
         return self._reader
 
     def _fetch(self, slot: _Slot) -> None:
-        reader = self._connected()
-        slot.part = self._open_part(slot.item.md5)
-        if slot.part is None:
-            self._postponed.append(slot)
-            return
         self._fetching.setdefault(slot.item.md5, [])
-        reader.submit(Wanted(slot.item.path, slot.item.md5, partial(write_all, slot.part), slot))
+        self._connected().submit(Wanted(slot.item.path, slot.item.md5, partial(self._part, slot), slot))
+
+    def _part(self, slot: _Slot, attributes: Attributes) -> Part | None:
+        """Return where a large file goes; None if another task writes it."""
+        if slot.part is None:
+            descriptor = self._staging.lock_part(slot.item.md5)
+            if descriptor is not None:
+                slot.part = Part(descriptor, attributes.size or 0, self._hasher)
+                if slot.part.resumed:
+                    log.info(
+                        "%s: going on behind %s",
+                        to_text(slot.item.path),
+                        f"{slot.part.position / 1e6:,.1f} MB",
+                    )
+        return slot.part
 
     def _on_fetched(self, fetched: Fetched) -> None:
         slot: _Slot = fetched.wanted.key
-        item = slot.item
-        assert slot.part is not None
-        if fetched.refusal is None and fetched.md5 == item.md5:
-            self._mirror.part(item.md5).rename(self._mirror.staged(item.md5))
-            self._staged.add(item.md5)
-            slot.result = _arrived(slot, fetched.before)
-        elif fetched.refusal is None and slot.first is None:
-            slot.first = fetched
-            os.ftruncate(slot.part, 0)
-            os.lseek(slot.part, 0, os.SEEK_SET)
-            self._connected().submit(fetched.wanted)
-            return
-        else:
-            self._mirror.part(item.md5).unlink()
-            if fetched.refusal is None:
-                slot.result = self._judge(slot, fetched)
+        md5, part = slot.item.md5, slot.part
+        if fetched.refusal is None:
+            if fetched.md5 != md5 and (slot.first is None or (part is not None and part.resumed)):
+                self._fetch_again(slot, fetched)
+                return
+            if fetched.md5 == md5:
+                self._stage(slot, fetched)
             else:
-                slot.result = _refused(item, fetched.refusal)
-        os.close(slot.part)
-        slot.part = None
-        self._ready.extend(self._fetching.pop(item.md5))
+                slot.result = self._judge(slot, fetched)
+        elif fetched.refusal.code == Code.UNWANTED:
+            self._postponed.append(slot)
+        else:
+            slot.result = _refused(slot.item, fetched.refusal)
+        if part is not None:
+            if fetched.md5 != md5 or fetched.content is not None:
+                self._staging.drop_part(md5)
+            part.close()
+            slot.part = None
+        self._ready.extend(self._fetching.pop(md5))
+
+    def _stage(self, slot: _Slot, fetched: Fetched) -> None:
+        md5 = slot.item.md5
+        if fetched.content is None:
+            self._staging.keep_part(md5)
+        else:
+            self._staging.store(md5, fetched.content, self._folder, self._arriving)
+        self._remember(md5)
+        slot.result = _arrived(slot, fetched.before)
+
+    def _fetch_again(self, slot: _Slot, fetched: Fetched) -> None:
+        """Fetch the whole of a file that came with the wrong md5."""
+        if slot.part is not None:
+            if not slot.part.resumed:
+                slot.first = fetched
+            slot.part.restart()
+        else:
+            slot.first = fetched
+        self._connected().submit(fetched.wanted)
 
     def _judge(self, slot: _Slot, second: Fetched) -> Result:
         """Tell a file that changed on the provider from one that arrives wrong."""
@@ -435,11 +458,14 @@ class _Puller:
             log.info("%s", self.progress())
 
     def close(self) -> None:
-        """Let go of descriptors. Parts that are incomplete stay."""
+        """Let go of files. Parts that are incomplete stay, for the next try."""
+        self._hasher.shutdown()
         self._tree.close()
+        self._staging.close()
+        self._folder.close()
         for slot in self._slots:
             if slot.part is not None:
-                os.close(slot.part)
+                slot.part.close()
 
 
 def _arrived(slot: _Slot, attributes: Attributes | None) -> Result:

@@ -1,64 +1,74 @@
 """Files of records: a header line and one JSON line per record, written whole or not at all.
 
-A record is a frozen dataclass with fields of ``bytes`` (stored as text by :func:`.names.to_text`), ``str``,
+A record is a :class:`Record` with fields of ``bytes`` (stored as text by :func:`.names.to_text`), ``str``,
 ``int``, ``bool``, or None. The header says ``format`` and ``kind``; a newer format is refused.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
-from dataclasses import fields
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Generic, TextIO, TypeVar
+from typing import Any, BinaryIO, Generic, TypeVar
+
+import msgspec
 
 from airflow_mdbackup.scheme.errors import DestinationRefused
 from airflow_mdbackup.scheme.names import from_text, to_text
 from airflow_mdbackup.scheme.tree import fsync_directory
 
 FORMAT = 1
-
-T = TypeVar("T")
-_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
-
-
-def encode(record: object) -> dict[str, Any]:
-    """Return a record as a plain dict of JSON values. Fields that are None are left out."""
-    row = {}
-    for name in _names(type(record)):  # type: ignore[arg-type]
-        value = getattr(record, name)
-        if value is not None:
-            row[name] = to_text(value) if type(value) is bytes else value
-    return row
+_BUFFER = 1 << 18
+_TEXT: dict[Any, Any] = {bytes: str, bytes | None: str | None}  # as what bytes are stored
 
 
-def decode(kind: type[T], row: dict[str, Any]) -> T:
-    """Return the record of class ``kind`` that :func:`encode` made ``row`` of.
+class Record(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Base of what is stored as a line. Fields that have their default are left out of it."""
+
+
+R = TypeVar("R", bound=Record)
+_to_json = msgspec.json.Encoder().encode
+_from_json = msgspec.json.Decoder().decode
+
+
+def encode(record: Record) -> bytes:
+    """Return a record as one line of JSON, without its line end."""
+    values = msgspec.structs.astuple(record)
+    texts = [to_text(value) if type(value) is bytes else value for value in values]
+    return _to_json(_stored(type(record))[0](*texts))
+
+
+def decode(kind: type[R], line: bytes) -> R:
+    """Return the record of class ``kind`` that :func:`encode` made ``line`` of.
 
     :raises ValueError: it was made of something else.
     """
-    names, binary = _names(kind), _binary(kind)  # type: ignore[arg-type]
-    try:
-        return kind(*(from_text(row[n]) if n in binary and n in row else row.get(n) for n in names))
-    except (TypeError, AttributeError) as error:
-        raise ValueError(f"not a record of kind {kind.__name__}: {error}") from None
+    _, read, binary = _stored(kind)
+    values = list(msgspec.structs.astuple(read(line)))
+    for position in binary:
+        if values[position] is not None:
+            values[position] = from_text(values[position])
+    return kind(*values)
 
 
 @cache
-def _names(kind: type[Any]) -> tuple[str, ...]:
-    return tuple(field.name for field in fields(kind))
+def _stored(kind: type[Record]) -> tuple[type[Any], Callable[[bytes], Any], tuple[int, ...]]:
+    """Return the class of which ``kind`` is stored, its decoder, and which fields are bytes in ``kind``."""
+    fields = msgspec.structs.fields(kind)
+    binary = tuple(n for n, field in enumerate(fields) if field.type in _TEXT)
+    stored = msgspec.defstruct(kind.__name__, map(_stored_field, fields), omit_defaults=True)
+    return stored, msgspec.json.Decoder(stored).decode, binary
 
 
-@cache
-def _binary(kind: type[Any]) -> frozenset[str]:
-    return frozenset(field.name for field in fields(kind) if str(field.type).startswith("bytes"))
+def _stored_field(field: msgspec.structs.FieldInfo) -> tuple[str, Any] | tuple[str, Any, Any]:
+    kind = _TEXT.get(field.type, field.type)
+    return (field.name, kind) if field.default is msgspec.NODEFAULT else (field.name, kind, field.default)
 
 
-class RecordWriter(Generic[T]):
+class RecordWriter(Generic[R]):
     """Writes a file of records beside its name, and gives it the name when the ``with`` block ends well.
 
     Then it is on the disk, whole. After an error nothing is left, and an older file of that name stays.
@@ -67,20 +77,20 @@ class RecordWriter(Generic[T]):
     def __init__(self, path: Path, **header: Any) -> None:
         self._path = path
         self._temporary = path.with_name(path.name + ".tmp")
-        self._file = self._temporary.open("w", encoding="utf-8", newline="\n", buffering=1 << 18)
-        self._line({"format": FORMAT, **header})
+        self._file = self._temporary.open("wb", buffering=_BUFFER)
+        self._line(_to_json({"format": FORMAT, **header}))
 
-    def __enter__(self) -> RecordWriter[T]:
+    def __enter__(self) -> RecordWriter[R]:
         return self
 
-    def _line(self, row: dict[str, Any]) -> None:
-        self._file.write(_encode(row))
-        self._file.write("\n")
+    def _line(self, line: bytes) -> None:
+        self._file.write(line)
+        self._file.write(b"\n")
 
-    def add(self, record: T) -> None:
+    def add(self, record: R) -> None:
         self._line(encode(record))
 
-    def copy(self, lines: TextIO) -> None:
+    def copy(self, lines: BinaryIO) -> None:
         """Append records that are lines already."""
         shutil.copyfileobj(lines, self._file)
 
@@ -108,7 +118,7 @@ def write_records(path: Path, records: Iterable[Any], **header: Any) -> int:
 
 def copy_records(source: Path, target: Path, **header: Any) -> None:
     """Write the records of ``source`` as the file ``target`` with another header."""
-    with RecordWriter[Any](target, **header) as writer, source.open(encoding="utf-8", newline="\n") as file:
+    with RecordWriter[Any](target, **header) as writer, source.open("rb") as file:
         file.readline()
         writer.copy(file)
 
@@ -119,21 +129,21 @@ def read_header(path: Path) -> dict[str, Any]:
     :raises FileNotFoundError: there is none.
     :raises DestinationRefused: it is of a newer format, or no file of records.
     """
-    with path.open(encoding="utf-8", newline="\n") as file:
+    with path.open("rb") as file:
         return _header(path, file.readline())
 
 
-def read_records(path: Path, kind: type[T]) -> Iterator[T]:
+def read_records(path: Path, kind: type[R]) -> Iterator[R]:
     """Yield the records of a file.
 
     :raises FileNotFoundError: there is none.
     :raises DestinationRefused: it is of a newer format, or damaged.
     """
-    with path.open(encoding="utf-8", newline="\n", buffering=1 << 18) as file:
+    with path.open("rb", buffering=_BUFFER) as file:
         _header(path, file.readline())
         for number, line in enumerate(file, 2):
             try:
-                yield decode(kind, json.loads(line))
+                yield decode(kind, line)
             except ValueError as error:
                 raise DestinationRefused(f"{path}, line {number}: damaged: {error}") from None
 
@@ -143,9 +153,9 @@ def write_state(path: Path, state: dict[str, Any]) -> None:
     write_records(path, (), **state)
 
 
-def _header(path: Path, line: str) -> dict[str, Any]:
+def _header(path: Path, line: bytes) -> dict[str, Any]:
     try:
-        header = json.loads(line)
+        header: dict[str, Any] = _from_json(line)
         newer = int(header["format"]) > FORMAT
     except (ValueError, TypeError, KeyError):
         raise DestinationRefused(f"{path} is damaged: it has no header of ours") from None

@@ -16,8 +16,11 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from contextlib import ExitStack
 from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
 
 from airflow_mdbackup.scheme.errors import ConsumerIndexDamaged
 from airflow_mdbackup.scheme.history import Change, What, last, pending
@@ -37,6 +40,7 @@ from airflow_mdbackup.scheme.progress import Pace
 from airflow_mdbackup.scheme.records import RecordWriter, copy_records, read_header, read_records
 from airflow_mdbackup.scheme.tree import (
     Blocked,
+    Folder,
     Tree,
     concerns_one_file,
     copy_of,
@@ -83,7 +87,18 @@ def settle(mirror: Mirror, target: Path) -> None:
     """
     for path in pending(mirror):
         log.warning("Finishing the commit of an earlier run that was cut off: %s", path.name)
-        finish(mirror, path, consumer_index(mirror, target), fresh=False)
+        finish(mirror, path, consumer_index(mirror, target))
+
+
+class Foreseen(NamedTuple):
+    """What a commit knows of the history that it has just written ahead.
+
+    :ivar moves: something goes out of the way as a whole.
+    :ivar takes: entries of the consumer index are untrue for a while.
+    """
+
+    moves: bool
+    takes: bool
 
 
 def finish(
@@ -91,7 +106,7 @@ def finish(
     path: Path,
     current: Path | None,
     *,
-    fresh: bool = True,
+    foreseen: Foreseen | None = None,
     missed: Callable[[Change, str], None] | None = None,
 ) -> int:
     """Carry out the history at ``path`` and return how many entries the consumer index has then.
@@ -99,7 +114,8 @@ def finish(
     Needs the lock.
 
     :param current: the consumer index in canonical form, if there is one.
-    :param fresh: its content was just seen to be there. If not, it is hashed before it is put in place.
+    :param foreseen: the history was written just now, and its content seen to be there. Without, it is read
+        for what is to come, and content is hashed before it is put in place.
     :param missed: is told of each change that did not come about, and why. Index and history leave it out.
     :raises OSError: the disk is full or broken; the next run takes it up again.
     """
@@ -108,9 +124,11 @@ def finish(
     files = 0
     if not final.exists():
         syncfs(mirror.staging)
+        fresh = foreseen is not None
+        moves, takes = foreseen or _foresee(current, path)
         # Step 5: the index must not claim what is about to be replaced.
-        if current is None or _takes_from(current, path):
-            _write_index(mirror, current, path, keep_replaced=False)
+        if current is None or takes:
+            _write_index(mirror, current, path, moves, keep_replaced=False)
             current = mirror.index
         changed = 0
         with mirror.tree() as tree, RecordWriter[Change](confirmed) as writer:
@@ -118,7 +136,7 @@ def finish(
                 writer.add(change)
                 changed += 1
         syncfs(mirror.files)
-        files = _write_index(mirror, current, confirmed, keep_replaced=True)
+        files = _write_index(mirror, current, confirmed, moves, keep_replaced=True)
         if changed:
             header = {key: value for key, value in read_header(path).items() if key != "format"}
             _keep_committed(mirror)
@@ -132,19 +150,21 @@ def finish(
 # --- the index --------------------------------------------------------------------------------------
 
 
-def _takes_from(current: Path, changes: Path) -> bool:
-    """Whether changes make entries of the consumer index untrue for a while."""
-    if any(change.what == What.MOVED for change in read_records(changes, Change)):
-        return True
-    return any(d.left and d.right for d in merge(read_entries(current), _claims(changes)))
+def _foresee(current: Path | None, changes: Path) -> Foreseen:
+    moves = any(change.what == What.MOVED for change in read_records(changes, Change))
+    entries = read_entries(current) if current else ()
+    return Foreseen(moves, moves or any(d.left and d.right for d in merge(entries, _claims(changes))))
 
 
-def _write_index(mirror: Mirror, current: Path | None, changes: Path, *, keep_replaced: bool) -> int:
+def _write_index(
+    mirror: Mirror, current: Path | None, changes: Path, moves: bool, *, keep_replaced: bool
+) -> int:
     """Write the consumer index anew, durably and in one step, and return its number of entries."""
     temporary = mirror.index.with_name("index.md5.tmp")
     with IndexWriter(temporary) as writer:
         # What went as a whole is no longer where the entries below it say.
-        moved = Covered(iter(sorted(c.path for c in read_records(changes, Change) if c.what == What.MOVED)))
+        all_changes = read_records(changes, Change) if moves else iter(())
+        moved = Covered(iter(sorted(c.path for c in all_changes if c.what == What.MOVED)))
         for path, left, right in merge(read_entries(current) if current else (), _claims(changes)):
             if right is not None:
                 md5 = right if keep_replaced else None
@@ -180,25 +200,28 @@ def _placed(
     mirror: Mirror, tree: Tree, path: Path, fresh: bool, missed: Callable[[Change, str], None]
 ) -> Iterator[Change]:
     """Carry out the changes and yield those that the disk then shows."""
-    copies = mirror.run(str(read_header(path)["run_id"])).copies
-    pace = Pace()
-    for number, change in enumerate(read_records(path, Change), 1):
-        if pace.due():
-            log.info("%s changes carried out so far", number)
-        try:
-            done = _carry_out(mirror, tree, change, copies, fresh)
-            why = "its content is gone"
-        except OSError as error:
-            if not concerns_one_file(error):
-                raise
-            done, why = False, reason(error)
-        if done:
-            yield replace(change, content=None, replaces=None)
-        else:
-            missed(change, why)
-            if change.replaces is not None:
-                # Its entry has left the index, so that the next run sees to it.
-                yield Change(change.path, What.FORGOTTEN, old_md5=change.replaces)
+    with ExitStack() as stack:
+        staging = stack.enter_context(mirror.open_staging())
+        copies = mirror.run(str(read_header(path)["run_id"])).copies
+        waiting = _Waiting(staging, stack.enter_context(Folder(copies)) if copies.exists() else None)
+        pace = Pace()
+        for number, change in enumerate(read_records(path, Change), 1):
+            if pace.due():
+                log.info("%s changes carried out so far", number)
+            try:
+                done = _carry_out(tree, change, waiting, fresh)
+                why = "its content is gone"
+            except OSError as error:
+                if not concerns_one_file(error):
+                    raise
+                done, why = False, reason(error)
+            if done:
+                yield msgspec.structs.replace(change, content=None, replaces=None)
+            else:
+                missed(change, why)
+                if change.replaces is not None:
+                    # Its entry has left the index, so that the next run sees to it.
+                    yield Change(change.path, What.FORGOTTEN, old_md5=change.replaces)
 
 
 def _warn(change: Change, why: str) -> None:
@@ -215,17 +238,28 @@ def reason(error: Exception) -> str:
     return f"{error.strerror} on this side" if isinstance(error, OSError) else str(error)
 
 
-def _carry_out(mirror: Mirror, tree: Tree, change: Change, copies: Path, fresh: bool) -> bool:
+class _Waiting(NamedTuple):
+    """Where the new bytes wait: in staging, or as copies."""
+
+    staging: Folder
+    copies: Folder | None
+
+    def content(self, change: Change) -> tuple[Folder | None, bytes]:
+        """Return the folder and the name in it of what a change brings; no folder if nothing waits."""
+        if change.content is None:
+            return None, b""
+        if change.content == STAGING:
+            return self.staging, change.md5 or b""
+        return self.copies, change.content.encode()
+
+
+def _carry_out(tree: Tree, change: Change, waiting: _Waiting, fresh: bool) -> bool:
     """Bring one change about, if the disk does not show it already; return whether it does then."""
     if change.what in (What.EDITED, What.FORGOTTEN):
         return True
     if change.what == What.MOVED:
         return _move(tree, change)
-    content = None
-    if change.content is not None:
-        waits = change.content == STAGING
-        content = mirror.staged(change.md5 or b"") if waits else copies / change.content
-    return _place(tree, change, content, fresh)
+    return _place(tree, change, *waiting.content(change), fresh)
 
 
 def _move(tree: Tree, change: Change) -> bool:
@@ -235,40 +269,46 @@ def _move(tree: Tree, change: Change) -> bool:
     return tree.lstat(change.version) is not None
 
 
-def _place(tree: Tree, change: Change, content: Path | None, fresh: bool) -> bool:
-    """Make the live file what ``change`` says, from ``content`` if that still waits."""
-    if change.what != What.ADOPTED and content is not None and _waits(content, change, fresh):
-        _give_attributes(content, change)
-        tree.put(content, change.path)
-        return True
+def _place(tree: Tree, change: Change, folder: Folder | None, name: bytes, fresh: bool) -> bool:
+    """Make the live file what ``change`` says, from the file ``name`` of ``folder`` if that still waits."""
+    try:
+        if change.what != What.ADOPTED and folder and (fresh or _is_whole(folder, name, change)):
+            _give_attributes(name, folder.descriptor, change)
+            tree.put(folder, name, change.path)
+            return True
+    except FileNotFoundError:
+        pass
     try:
         with tree.opened(change.path) as live:
             if not (fresh and change.what == What.ADOPTED) and md5_of(live) != change.md5:
                 return False
             if change.what == What.ADOPTED:
-                _give_attributes(live, change)
+                _give_attributes(live, None, change)
     except FileNotFoundError:
         return False
-    if content is not None:
-        content.unlink(missing_ok=True)
+    if folder is not None:
+        folder.remove(name)
     return True
 
 
-def _give_attributes(target: Path | int, change: Change) -> None:
-    """Give a file, by its path or an open descriptor, the provider's mode and time where they are known."""
+def _give_attributes(target: bytes | int, directory: int | None, change: Change) -> None:
+    """Give a file, by name or by open descriptor, the provider's mode and time where they are known."""
     if change.mode is not None:
-        os.chmod(target, permissions(change.mode))
+        os.chmod(target, permissions(change.mode), dir_fd=directory)
     if change.mtime is not None:
-        os.utime(target, (change.mtime, change.mtime))
+        os.utime(target, (change.mtime, change.mtime), dir_fd=directory)
 
 
-def _waits(content: Path, change: Change, fresh: bool) -> bool:
-    """Whether the new bytes wait. After a power cut they may be there by name only, or in part."""
+def _is_whole(folder: Folder, name: bytes, change: Change) -> bool:
+    """Whether the new bytes wait. After a power cut they may be there by name only, or in part.
+
+    :raises FileNotFoundError: they do not.
+    """
+    content = folder.open(name)
     try:
-        with content.open("rb", buffering=0) as file:
-            return fresh or md5_of(file.fileno()) == change.md5
-    except FileNotFoundError:
-        return False
+        return md5_of(content) == change.md5
+    finally:
+        os.close(content)
 
 
 def permissions(mode: int) -> int:

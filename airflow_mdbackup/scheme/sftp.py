@@ -4,8 +4,10 @@ The index names the files, so that nothing is listed and nothing is asked twice:
 
     for each file wanted, while there is room:   send OPEN
     HANDLE arrives:      send FSTAT and the first READ together
-    ATTRS arrive:        send READs for the rest, as many as the window takes
-    DATA arrive:         hash and write what continues the file; keep what came early; ask for what came short
+    ATTRS arrive:        a small file is collected in memory; a large one waits for its turn, and then gets a
+                         sink, which may have its beginning already
+    as the window allows:  send READs for the rest, file by file
+    DATA arrive:         hand on what continues the file, keep what came early, ask for what came short
     all bytes are there: md5 as expected, or else FSTAT once more, to tell a file that changed from a bad one
                          send CLOSE, hand out the result
 
@@ -22,25 +24,35 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from enum import IntEnum
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from airflow_mdbackup.scheme.errors import ConnectionLost
 from airflow_mdbackup.scheme.names import to_text
 
-WINDOW = 16 << 20  # bytes asked for at a time; the channel's window must be larger
-MAX_FILES = 128
+WINDOW = 32 << 20  # bytes asked for at a time, and at most so many held in memory
+SMALL = 256 << 10  # up to this size a file is collected in memory
+_MAX_FILES = 128  # in flight, unless the server tells how many it can have open
+_MOST_FILES = 1000  # in flight, whatever it tells: what fills a line of 20 ms with small files
 _RECEIVE = 1 << 20
 # OpenSSH sends at most 256 KiB. A server may answer with less than asked for, never with more.
 _MAX_PACKET = (256 << 10) + 1024
 _DEFAULT_READ = 32 << 10  # what every server must be able to send
 _MAX_READ = 255 << 10
+_FIRST = 32 << 10  # asked for before the size is known
 _MAX_HANDLE = 256
+_HEAD = struct.Struct(">IBI").pack  # length, type, id
+_LENGTH = struct.Struct(">I").unpack_from
+_KIND = struct.Struct(">BI").unpack_from  # type, id
+_READ = struct.Struct(">QI").pack
+_ATTRIBUTES = struct.Struct(">IQIIIII").unpack_from  # flags, size, owner, group, mode, atime, mtime
+_NOTHING = b"d41d8cd98f00b204e9800998ecf8427e"  # the md5 of no bytes
 
 
-class _Type(IntEnum):
+class _Type:
+    """Types of packets. Plain numbers, since they are compared by the million."""
+
     INIT = 1
     VERSION = 2
     OPEN = 3
@@ -57,8 +69,9 @@ class _Type(IntEnum):
 
 
 class Code(IntEnum):
-    """Status codes that the scheme tells apart."""
+    """Status codes that the scheme tells apart; ``UNWANTED`` is no server's, but our own."""
 
+    UNWANTED = -1
     EOF = 1
     NO_SUCH_FILE = 2
     PERMISSION_DENIED = 3
@@ -72,8 +85,7 @@ class Channel(Protocol):
     def recv(self, size: int, /) -> bytes: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Attributes:
+class Attributes(NamedTuple):
     """What the server tells of a file; None for what it leaves out. ``mtime`` in Unix seconds."""
 
     size: int | None
@@ -81,32 +93,63 @@ class Attributes:
     mtime: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class Refusal:
+class Refusal(NamedTuple):
     """A status with which the server answered instead of what was asked for."""
 
     code: int
     message: str
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
+class Sink(Protocol):
+    """Where the bytes of a file larger than :data:`SMALL` go."""
+
+    position: int
+    """How many bytes are there already, from an earlier try."""
+
+    def write(self, data: bytes | memoryview, /) -> None:
+        """Take the bytes that follow. They do not change afterwards."""
+
+    def digest(self) -> bytes:
+        """Return the md5 of all bytes, in hexadecimal digits."""
+
+
+class Stream:
+    """A sink that hashes what it passes on."""
+
+    def __init__(self, write: Callable[[bytes | memoryview], object]) -> None:
+        self.position = 0
+        self._md5 = hashlib.md5(usedforsecurity=False)
+        self._write = write
+
+    def write(self, data: bytes | memoryview) -> None:
+        self._md5.update(data)
+        self._write(data)
+
+    def digest(self) -> bytes:
+        return self._md5.hexdigest().encode()
+
+
+class Wanted(NamedTuple):
     """A file to read.
 
     :ivar md5: the md5 that it should have, or None if any will do.
-    :ivar write: takes the bytes in order, in blocks.
+    :ivar open: called when it is the turn of a file that is larger than :data:`SMALL`; returns where it
+        goes, or None if it is not wanted after all: then it is refused with :attr:`Code.UNWANTED`.
     :ivar key: the caller's own; handed back with the result.
     """
 
     path: bytes
     md5: bytes | None
-    write: Callable[[bytes], object]
+    open: Callable[[Attributes], Sink | None]
     key: Any = None
 
 
-@dataclass(frozen=True, slots=True)
-class Fetched:
-    """What became of a :class:`Wanted` file. ``after`` is asked for only if the md5 is not the expected."""
+class Fetched(NamedTuple):
+    """What became of a :class:`Wanted` file. ``after`` is asked for only if the md5 is not the expected.
+
+    :ivar md5: of the bytes that came, in hexadecimal digits.
+    :ivar content: all that came of a small file; None if it went to the sink.
+    """
 
     wanted: Wanted
     md5: bytes
@@ -114,37 +157,51 @@ class Fetched:
     before: Attributes | None
     after: Attributes | None
     refusal: Refusal | None
+    content: bytes | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Stated:
-    """The answer to :meth:`Reader.submit_stat`: attributes, or a refusal."""
+class Stated(NamedTuple):
+    """The answer to a request for attributes."""
 
     key: Any
     attributes: Attributes | None
     refusal: Refusal | None
 
 
+class _Memory:
+    """The sink of a small file."""
+
+    def __init__(self) -> None:
+        self.position = 0
+        self.content = b""
+
+    def write(self, data: bytes | memoryview) -> None:
+        self.content += data
+
+    def digest(self) -> bytes:
+        return hashlib.md5(self.content, usedforsecurity=False).hexdigest().encode()
+
+
 class _Transfer:
     """A file on its way."""
 
     # fmt: off
-    __slots__ = ("after", "asked", "before", "checked", "early", "end", "handle", "md5", "pending",
-                 "position", "refusal", "wanted")
+    __slots__ = ("after", "asked", "before", "digest", "early", "end", "handle", "pending", "position",
+                 "refusal", "sink", "wanted")
     # fmt: on
 
     def __init__(self, wanted: Wanted) -> None:
         self.wanted = wanted
-        self.handle = b""
-        self.md5 = hashlib.md5(usedforsecurity=False)
-        self.position = 0  # all bytes before it are hashed and written
-        self.early: dict[int, bytes] = {}  # data beyond the position, by offset
+        self.handle = b""  # with its length in front, as requests have it
+        self.sink: Sink | None = None  # of a small file from when its size is known, else when it is its turn
+        self.position = 0  # all bytes before it went to the sink
+        self.early: dict[int, bytes] | None = None  # data beyond the position, by offset
         self.asked = 0  # READs are sent for all bytes before it
         self.pending = 0  # FSTAT and READ requests that are not answered yet
         self.end: int | None = None  # where the file ends, once known
         self.before: Attributes | None = None
         self.after: Attributes | None = None
-        self.checked = False  # FSTAT was sent a second time
+        self.digest: bytes | None = None  # once all bytes are there; then FSTAT is sent a second time
         self.refusal: Refusal | None = None
 
 
@@ -152,22 +209,26 @@ class Reader:
     """Reads files over one channel. One thread at a time.
 
     :param channel: a channel on which the SFTP subsystem has just been started.
+    :param window: bytes asked for and not yet processed, at least 1 MiB. A channel's own should be larger.
     :raises ConnectionLost: no SFTP server answers.
     """
 
-    def __init__(self, channel: Channel, *, window: int = WINDOW, max_files: int = MAX_FILES) -> None:
+    def __init__(self, channel: Channel, *, window: int = WINDOW) -> None:
         self._channel = channel
         self._out = bytearray()
-        self._in = b""
+        self._in: list[bytes] = []  # what has arrived and is not parsed
+        self._arrived = 0  # bytes of it
+        self._needed = 4  # bytes of it with which the next packet is whole, as far as is known
         self._next_id = 0
-        # By request id: what was asked, of which transfer (or with which key), from where, how much.
-        self._asked: dict[int, tuple[_Type, Any, int, int]] = {}
-        self._hungry: deque[_Transfer] = deque()  # transfers with READs to send
+        # By request id: who takes the answer, of which transfer (or key), from where, how much was asked.
+        self._asked: dict[int, tuple[Callable[..., None], Any, int, int]] = {}
+        self._fresh: deque[_Transfer] = deque()  # transfers whose first READ is to be sent
+        self._hungry: deque[_Transfer] = deque()  # transfers whose size is known, with READs to send
         self._files = 0
         self._claimed = 0  # bytes asked for and not yet processed
         self._results: list[Fetched | Stated] = []
-        self._window = window
-        self._max_files = max_files
+        self._window = max(window, 4 * SMALL)
+        self._max_files = _MAX_FILES
         self._read_size = _DEFAULT_READ
         self.received = 0  # bytes of file contents
         self._handshake()
@@ -177,7 +238,7 @@ class Reader:
     @property
     def room(self) -> bool:
         """Whether another request can be submitted now."""
-        return self._files < self._max_files and self._claimed + self._read_size <= self._window
+        return self._files < self._max_files
 
     @property
     def busy(self) -> bool:
@@ -187,61 +248,91 @@ class Reader:
     def submit(self, wanted: Wanted) -> None:
         """Ask for a file. Its result comes from :meth:`wait`."""
         self._files += 1
-        self._claimed += self._read_size
         # pflags READ, no attributes
-        body = struct.pack(">I", len(wanted.path)) + wanted.path + b"\0\0\0\1\0\0\0\0"
-        self._ask(_Type.OPEN, body, _Transfer(wanted))
+        body = b"%s%s\0\0\0\1\0\0\0\0" % (len(wanted.path).to_bytes(4, "big"), wanted.path)
+        self._ask(_Type.OPEN, body, self._on_open, _Transfer(wanted))
 
     def submit_stat(self, path: bytes, key: Any) -> None:
         """Ask for the attributes of a path, following symlinks. The result comes from :meth:`wait`."""
         self._files += 1
-        self._ask(_Type.STAT, struct.pack(">I", len(path)) + path, key)
+        self._ask(_Type.STAT, len(path).to_bytes(4, "big") + path, self._on_stat, key)
 
     def wait(self) -> list[Fetched | Stated]:
         """Return the next results, at least one if any are to come.
 
         :raises ConnectionLost: the connection broke, stalled, or the server broke the protocol.
-        :raises OSError: from a file's ``write``.
+        :raises OSError: from a file's sink.
         """
-        while not self._results and self._files:
+        while self._files and not self._results:
             self._send_reads()
             self._flush()
-            self._receive()
-            self._parse()
+            if not self._results:
+                self._receive()
+                self._parse()
         results, self._results = self._results, []
         return results
 
     # --- requests -----------------------------------------------------------------------------------
 
-    def _ask(self, kind: _Type, body: bytes, subject: Any, offset: int = 0, length: int = 0) -> None:
+    def _ask(
+        self,
+        kind: int,
+        body: bytes,
+        answer: Callable[..., None],
+        subject: Any,
+        offset: int = 0,
+        length: int = 0,
+    ) -> None:
         self._next_id = number = (self._next_id + 1) & 0xFFFFFFFF
-        self._asked[number] = (kind, subject, offset, length)
-        self._out += struct.pack(">IBI", 5 + len(body), kind, number)
+        self._asked[number] = (answer, subject, offset, length)
+        self._out += _HEAD(5 + len(body), kind, number)
         self._out += body
 
     def _ask_fstat(self, transfer: _Transfer) -> None:
         transfer.pending += 1
-        self._ask_handle(_Type.FSTAT, transfer)
-
-    def _ask_handle(self, kind: _Type, transfer: _Transfer) -> None:
-        self._ask(kind, struct.pack(">I", len(transfer.handle)) + transfer.handle, transfer)
+        self._ask(_Type.FSTAT, transfer.handle, self._on_fstat, transfer)
 
     def _ask_read(self, transfer: _Transfer, offset: int, length: int) -> None:
-        handle = transfer.handle
-        body = struct.pack(">I", len(handle)) + handle + struct.pack(">QI", offset, length)
         transfer.pending += 1
-        self._ask(_Type.READ, body, transfer, offset, length)
+        self._claimed += length
+        body = transfer.handle + _READ(offset, length)
+        self._ask(_Type.READ, body, self._on_read, transfer, offset, length)
 
     def _send_reads(self) -> None:
+        """Send READs for as much as the window takes.
+
+        First READs take no more than half of it, so that what they bring, and wait with for the rest of its
+        file, never keeps that rest from being asked for.
+        """
         while self._hungry and self._claimed + self._read_size <= self._window:
             transfer = self._hungry[0]
-            if transfer.end is None or transfer.asked >= transfer.end or transfer.refusal:
+            if transfer.sink is None and transfer.refusal is None:
+                self._open_sink(transfer)
+            assert transfer.end is not None
+            length = min(self._read_size, transfer.end - transfer.asked)
+            if length <= 0 or transfer.refusal:
                 self._hungry.popleft()
                 continue
-            length = min(self._read_size, transfer.end - transfer.asked)
             self._ask_read(transfer, transfer.asked, length)
-            self._claimed += length
             transfer.asked += length
+        while self._fresh and self._claimed + _FIRST <= self._window // 2:
+            transfer = self._fresh.popleft()
+            if transfer.before is not None or transfer.refusal:
+                continue  # its size came first, and it went on with that
+            transfer.asked = _FIRST
+            self._ask_read(transfer, 0, _FIRST)
+
+    def _open_sink(self, transfer: _Transfer) -> None:
+        """Give a large file its sink, and that what has come of it."""
+        assert transfer.before is not None
+        transfer.sink = transfer.wanted.open(transfer.before)
+        if transfer.sink is None:
+            transfer.refusal = Refusal(Code.UNWANTED, "not wanted")
+        else:
+            transfer.position = transfer.sink.position
+            transfer.asked = max(transfer.asked, transfer.position)
+            self._take_early(transfer)
+        self._advance(transfer)  # if the sink has all of it already
 
     def _flush(self) -> None:
         if self._out:
@@ -256,98 +347,116 @@ class Reader:
     # --- replies ------------------------------------------------------------------------------------
 
     def _receive(self) -> None:
-        try:
-            data = self._channel.recv(_RECEIVE)
-        except TimeoutError:
-            raise ConnectionLost("the connection stalled: no reply from the server in time") from None
-        except (OSError, EOFError) as error:
-            raise ConnectionLost(f"the connection broke: {error or type(error).__name__}") from error
-        if not data:
-            raise ConnectionLost("the server closed the connection")
-        self._in = self._in + data if self._in else data
+        """Take in what has arrived, until it is at least one whole packet."""
+        while True:
+            try:
+                data = self._channel.recv(_RECEIVE)
+            except TimeoutError:
+                raise ConnectionLost("the connection stalled: no reply from the server in time") from None
+            except (OSError, EOFError) as error:
+                raise ConnectionLost(f"the connection broke: {error or type(error).__name__}") from error
+            if not data:
+                raise ConnectionLost("the server closed the connection")
+            self._in.append(data)
+            self._arrived += len(data)
+            if self._arrived >= self._needed:
+                return
 
-    def _packet(self, position: int) -> int | None:
-        """Return the end of the packet that begins at ``position``, or None if it is not all there yet."""
-        if len(self._in) - position < 4:
-            return None
-        (length,) = struct.unpack_from(">I", self._in, position)
-        if not 5 <= length <= _MAX_PACKET:
-            start = to_text(self._in[position : position + 40])
-            raise ConnectionLost(
-                f"the server does not speak SFTP; it sent {start!r}. Does a login shell print text?"
-            )
-        end = position + 4 + length
-        return end if end <= len(self._in) else None
+    def _packets(self) -> Iterator[tuple[int, int, memoryview]]:
+        """Yield type, id and body of each whole packet that has arrived."""
+        data = self._in[0] if len(self._in) == 1 else b"".join(self._in)
+        view = memoryview(data)
+        position, size = 0, len(data)
+        self._needed = 4
+        try:
+            while size - position >= 4:
+                (length,) = _LENGTH(data, position)
+                if not 5 <= length <= _MAX_PACKET:
+                    sent = to_text(data[position : position + 40])
+                    raise ConnectionLost(
+                        f"the server does not speak SFTP; it sent {sent!r}. Does a login shell print text?"
+                    )
+                start, position = position, position + 4 + length
+                if position > size:
+                    self._needed, position = 4 + length, start
+                    break
+                kind, number = _KIND(data, start + 4)
+                yield kind, number, view[start + 9 : position]
+        finally:
+            self._in = [data[position:]]
+            self._arrived = size - position
 
     def _parse(self) -> None:
-        position = 0
-        while (end := self._packet(position)) is not None:
-            kind, number = struct.unpack_from(">BI", self._in, position + 4)
+        for kind, number, body in self._packets():
             try:
-                asked = self._asked.pop(number)
+                answer, subject, offset, length = self._asked.pop(number)
             except KeyError:
                 raise ConnectionLost("the server answered a request that was never made") from None
             try:
-                self._handle(kind, self._in[position + 9 : end], *asked)
+                answer(kind, body, subject, offset, length)
             except (struct.error, IndexError):
                 raise ConnectionLost("the server sent a malformed packet") from None
-            position = end
-        self._in = self._in[position:]
 
-    def _handle(self, kind: int, body: bytes, asked: _Type, subject: Any, offset: int, length: int) -> None:
-        if asked is _Type.READ:
-            self._on_read(kind, body, subject, offset, length)
-        elif asked is _Type.OPEN:
-            self._on_open(kind, body, subject)
-        elif asked is _Type.FSTAT:
-            self._on_fstat(kind, body, subject)
-        elif asked is _Type.STAT:
-            self._files -= 1
-            if kind == _Type.ATTRS:
-                self._results.append(Stated(subject, _attributes(body), None))
-            else:
-                self._results.append(Stated(subject, None, _refusal(kind, body)))
+    def _on_stat(self, kind: int, body: memoryview, key: Any, *_: int) -> None:
+        self._files -= 1
+        if kind == _Type.ATTRS:
+            self._results.append(Stated(key, _attributes(body), None))
+        else:
+            self._results.append(Stated(key, None, _refusal(kind, body)))
 
-    def _on_open(self, kind: int, body: bytes, transfer: _Transfer) -> None:
+    def _on_open(self, kind: int, body: memoryview, transfer: _Transfer, *_: int) -> None:
         if kind != _Type.HANDLE:
-            self._claimed -= self._read_size
             transfer.refusal = _refusal(kind, body)
             self._finish(transfer)
             return
-        transfer.handle = _string(body, _MAX_HANDLE)
-        transfer.asked = self._read_size
+        handle = _string(body, _MAX_HANDLE)
+        transfer.handle = len(handle).to_bytes(4, "big") + handle
         self._ask_fstat(transfer)
-        self._ask_read(transfer, 0, self._read_size)
+        if not self._fresh and self._claimed + _FIRST <= self._window // 2:
+            transfer.asked = _FIRST
+            self._ask_read(transfer, 0, _FIRST)
+        else:
+            self._fresh.append(transfer)
 
-    def _on_fstat(self, kind: int, body: bytes, transfer: _Transfer) -> None:
+    def _on_fstat(self, kind: int, body: memoryview, transfer: _Transfer, *_: int) -> None:
         transfer.pending -= 1
         attributes = _attributes(body) if kind == _Type.ATTRS else None
-        if transfer.checked:
+        if transfer.digest is not None:
             transfer.after = attributes
         elif attributes is None:
             transfer.refusal = transfer.refusal or _refusal(kind, body)
         else:
-            transfer.before = attributes
-            if attributes.size is None:
-                raise ConnectionLost("the server does not tell the size of a file")
-            transfer.end = attributes.size if transfer.end is None else min(attributes.size, transfer.end)
-            self._hungry.append(transfer)
+            self._on_size(transfer, attributes)
         self._advance(transfer)
 
-    def _on_read(self, kind: int, body: bytes, transfer: _Transfer, offset: int, length: int) -> None:
+    def _on_size(self, transfer: _Transfer, attributes: Attributes) -> None:
+        """Have a transfer go on, now that its size is known."""
+        size = attributes.size
+        if size is None:
+            raise ConnectionLost("the server does not tell the size of a file")
+        transfer.before = attributes
+        transfer.end = size if transfer.end is None else min(size, transfer.end)
+        if size <= SMALL:
+            transfer.sink = _Memory()
+            self._take_early(transfer)
+        if transfer.asked < transfer.end:
+            self._hungry.append(transfer)
+
+    def _on_read(self, kind: int, body: memoryview, transfer: _Transfer, offset: int, length: int) -> None:
         transfer.pending -= 1
         if kind == _Type.DATA:
-            data = _string(body, length)
-            if not data:
+            (size,) = _LENGTH(body)
+            if size > length or size + 4 > len(body):
+                raise ConnectionLost("the server sent more than was asked for, or a broken packet")
+            if not size:
                 raise ConnectionLost("the server sent an empty block")
-            self.received += len(data)
-            self._take(transfer, offset, data)
-            rest, offset = length - len(data), offset + len(data)
+            self.received += size
+            self._take(transfer, offset, body[4 : 4 + size])
+            rest, offset = length - size, offset + size
+            self._claimed -= rest
             # What came short is asked for again, unless it is known to be the end.
             if rest and (transfer.end is None or offset < transfer.end):
                 self._ask_read(transfer, offset, rest)
-            else:
-                self._claimed -= rest
         else:
             self._claimed -= length
             refusal = _refusal(kind, body)
@@ -357,43 +466,68 @@ class Reader:
                 transfer.refusal = transfer.refusal or refusal
         self._advance(transfer)
 
-    def _take(self, transfer: _Transfer, offset: int, data: bytes) -> None:
-        if offset != transfer.position:
-            transfer.early[offset] = data
+    def _take(self, transfer: _Transfer, offset: int, data: bytes | memoryview) -> None:
+        """Hand on what continues the file, and keep what is beyond."""
+        sink, position, early = transfer.sink, transfer.position, transfer.early
+        if sink is None or offset > position:
+            if early is None:
+                early = transfer.early = {}
+            # A copy, since a part would keep all that arrived with it in memory.
+            early[offset] = bytes(data)
             return
         while data:
-            transfer.md5.update(data)
-            transfer.wanted.write(data)
-            transfer.position += len(data)
-            self._claimed -= len(data)
-            data = transfer.early.pop(transfer.position, b"")
+            if type(sink) is not _Memory:  # what is in memory stays claimed
+                self._claimed -= len(data)
+            if offset < position:  # the sink has its beginning already
+                data = data[position - offset :]
+            if data:
+                sink.write(data)
+            transfer.position = offset = position = position + len(data)
+            data = early.pop(position, b"") if early else b""
+
+    def _take_early(self, transfer: _Transfer) -> None:
+        """Hand on what came before there was a sink."""
+        early, transfer.early = transfer.early or {}, None
+        for offset, data in sorted(early.items()):
+            self._take(transfer, offset, data)
 
     def _advance(self, transfer: _Transfer) -> None:
         """End the transfer if nothing more is to come."""
         if transfer.pending:
             return
-        if transfer.refusal is None and not transfer.checked:
-            if transfer.end is not None and transfer.asked < transfer.end:
+        if transfer.refusal is None and transfer.digest is None:
+            if transfer.end is None or transfer.asked < transfer.end:
                 return
+            if transfer.sink is None:  # shorter than it was said to be, and here before its turn came
+                transfer.sink = _Memory()
+                self._take_early(transfer)
+            transfer.digest = transfer.sink.digest()
             expected = transfer.wanted.md5
-            if expected is not None and expected != transfer.md5.hexdigest().encode():
-                transfer.checked = True
+            if expected is not None and expected != transfer.digest:
                 self._ask_fstat(transfer)
                 return
-        self._ask_handle(_Type.CLOSE, transfer)
+        self._ask(_Type.CLOSE, transfer.handle, self._on_closed, None)
         self._finish(transfer)
+
+    def _on_closed(self, *_: Any) -> None:
+        """Nothing depends on it."""
 
     def _finish(self, transfer: _Transfer) -> None:
         self._files -= 1
-        self._claimed -= sum(map(len, transfer.early.values()))  # beyond a hole, so never taken
-        md5 = transfer.md5.hexdigest().encode()
-        size, before, after = transfer.position, transfer.before, transfer.after
-        self._results.append(Fetched(transfer.wanted, md5, size, before, after, transfer.refusal))
+        if transfer.early:
+            self._claimed -= sum(map(len, transfer.early.values()))  # beyond a hole, or there was no sink
+        content = None
+        if isinstance(transfer.sink, _Memory):
+            content = transfer.sink.content
+            self._claimed -= len(content)
+        md5, size = transfer.digest or _NOTHING, transfer.position
+        told = transfer.before, transfer.after, transfer.refusal
+        self._results.append(Fetched(transfer.wanted, md5, size, *told, content))
 
     # --- the beginning ------------------------------------------------------------------------------
 
     def _handshake(self) -> None:
-        self._out += struct.pack(">IBI", 5, _Type.INIT, 3)
+        self._out += _HEAD(5, _Type.INIT, 3)
         kind, body = self._one_packet()
         if kind != _Type.VERSION:
             raise ConnectionLost("the server does not speak SFTP: it did not answer with its version")
@@ -411,29 +545,28 @@ class Reader:
             if read_size:
                 self._read_size = min(read_size, _MAX_READ)
             if handles:
-                self._max_files = max(1, min(self._max_files, handles - 1))
+                self._max_files = max(1, min(_MOST_FILES, handles - 1))
 
-    def _one_packet(self) -> tuple[int, bytes]:
+    def _one_packet(self) -> tuple[int, memoryview]:
         """Send what is waiting, and return type and body (behind version or id) of the next packet."""
         self._flush()
-        while (end := self._packet(0)) is None:
+        while True:
             self._receive()
-        kind, body = self._in[4], self._in[9:end]
-        self._in = self._in[end:]
-        return kind, body
+            for kind, _, body in self._packets():
+                return kind, body
 
 
 # --- parts of packets -------------------------------------------------------------------------------
 
 
-def _string(body: bytes, limit: int, position: int = 0) -> bytes:
+def _string(body: memoryview, limit: int, position: int = 0) -> bytes:
     (length,) = struct.unpack_from(">I", body, position)
     if length > limit or position + 4 + length > len(body):
         raise ConnectionLost("the server sent more than was asked for, or a broken packet")
-    return body[position + 4 : position + 4 + length]
+    return bytes(body[position + 4 : position + 4 + length])
 
 
-def _extensions(body: bytes) -> dict[bytes, bytes]:
+def _extensions(body: memoryview) -> dict[bytes, bytes]:
     found = {}
     position = 0
     while position < len(body):
@@ -444,8 +577,11 @@ def _extensions(body: bytes) -> dict[bytes, bytes]:
     return found
 
 
-def _attributes(body: bytes) -> Attributes:
-    (flags,) = struct.unpack_from(">I", body)
+def _attributes(body: memoryview) -> Attributes:
+    (flags,) = _LENGTH(body)
+    if flags & 15 == 15:  # all that we ask of it, as OpenSSH sends it
+        _, size, _, _, mode, _, mtime = _ATTRIBUTES(body)
+        return Attributes(size, mode, mtime)
     position = 4
     size = mode = mtime = None
     if flags & 1:
@@ -461,7 +597,7 @@ def _attributes(body: bytes) -> Attributes:
     return Attributes(size, mode, mtime)
 
 
-def _refusal(kind: int, body: bytes) -> Refusal:
+def _refusal(kind: int, body: memoryview) -> Refusal:
     if kind != _Type.STATUS:
         raise ConnectionLost(
             f"the server answered with a packet of type {kind} that does not fit the request"

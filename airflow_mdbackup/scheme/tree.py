@@ -17,7 +17,8 @@ import os
 import stat
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from typing import Self
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -45,6 +46,8 @@ class Tree:
     def __init__(self, root: os.PathLike[str]) -> None:
         self._root = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._kept: OrderedDict[bytes, int] = OrderedDict()
+        self._last = b"", self._root  # the directory of the last path, and its descriptor
+        self._missing = b"//"  # a directory that was not there when last looked for
 
     def __enter__(self) -> Tree:
         return self
@@ -58,6 +61,8 @@ class Tree:
 
     def forget_directories(self) -> None:
         """Close the kept descriptors, which may be of directories that are no longer where they were."""
+        self._last = b"", self._root
+        self._missing = b"//"
         while self._kept:
             os.close(self._kept.popitem()[1])
 
@@ -68,7 +73,13 @@ class Tree:
         :raises Blocked: something else stands there.
         """
         directory, _, name = path.rpartition(b"/")
-        return self._directory(directory, create), name
+        if directory == self._last[0]:
+            return self._last[1], name
+        if not create and directory.startswith(self._missing) and directory[len(self._missing) :][:1] in b"/":
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), directory)
+        descriptor = self._directory(directory, create)
+        self._last = directory, descriptor
+        return descriptor, name
 
     def _directory(self, path: bytes, create: bool) -> int:
         names = []
@@ -91,7 +102,9 @@ class Tree:
             descriptor = os.open(name, _DIRECTORY, dir_fd=parent)
         except FileNotFoundError:
             if not create:
+                self._missing = path
                 raise
+            self._missing = b"//"
             os.mkdir(name, 0o755, dir_fd=parent)
             descriptor = os.open(name, _DIRECTORY, dir_fd=parent)
         except OSError as error:
@@ -101,7 +114,10 @@ class Tree:
             raise Blocked(path, stat.S_ISLNK(mode)) from None
         self._kept[path] = descriptor
         if len(self._kept) > self.KEPT:
-            os.close(self._kept.popitem(last=False)[1])
+            oldest, unused = self._kept.popitem(last=False)
+            if oldest == self._last[0]:
+                self._last = b"", self._root
+            os.close(unused)
         return descriptor
 
     def lstat(self, path: bytes) -> os.stat_result | None:
@@ -185,10 +201,13 @@ class Tree:
         parent, name = self._parent(path, create=True)
         return os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=parent)
 
-    def put(self, source: os.PathLike[str], path: bytes) -> None:
-        """Move the file ``source`` to ``path`` in one step, over a file that stands there."""
+    def put(self, source: Folder, file: bytes, path: bytes) -> None:
+        """Move a file of ``source`` to ``path`` in one step, over a file that stands there.
+
+        :raises FileNotFoundError: ``source`` does not have it.
+        """
         parent, name = self._parent(path, create=True)
-        os.replace(source, name, dst_dir_fd=parent)
+        os.rename(file, name, src_dir_fd=source.descriptor, dst_dir_fd=parent)
 
     def put_new(self, source: os.PathLike[str], path: bytes) -> None:
         """Move the file ``source`` to ``path`` in one step; never overwrites.
@@ -212,6 +231,42 @@ class Tree:
         """Take the name ``path`` away. The caller has made sure that its bytes live on under another."""
         parent, name = self._parent(path)
         os.unlink(name, dir_fd=parent)
+
+
+class Folder:
+    """The files of one directory, by name. A context manager."""
+
+    def __init__(self, path: os.PathLike[str]) -> None:
+        self.descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        os.close(self.descriptor)
+
+    def has(self, name: bytes) -> bool:
+        """Whether there is a file of that name."""
+        try:
+            os.stat(name, dir_fd=self.descriptor, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def open(self, name: bytes) -> int:
+        """Return a descriptor for reading.
+
+        :raises FileNotFoundError: there is no such file.
+        """
+        return os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.descriptor)
+
+    def remove(self, name: bytes) -> None:
+        """Take a file away, if it is there."""
+        with suppress(FileNotFoundError):
+            os.unlink(name, dir_fd=self.descriptor)
 
 
 def is_file(status: os.stat_result | None) -> bool:

@@ -139,6 +139,14 @@ class Pair:
 
     # --- what to see there --------------------------------------------------------------------------
 
+    def staged(self, md5: bytes) -> Path:
+        """Return where verified content waits for a commit."""
+        return self.mirror.staging / md5.decode()
+
+    def part(self, md5: bytes) -> Path:
+        """Return where a large file lies while it is pulled."""
+        return self.mirror.staging / f"{md5.decode()}.part"
+
     def live(self, name: bytes | str) -> Path:
         """Return where a file lies in the mirror."""
         return Path(os.fsdecode(os.fsencode(self.mirror.files) + self.path(name)))

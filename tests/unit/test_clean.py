@@ -95,7 +95,7 @@ def test_old_run_directories_go_by_age(pair: Pair) -> None:
 def test_staged_files_go_by_age_alone(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     """Any run may need them."""
     pair.mirror.claim()
-    leftover = pair.mirror.staged(b"0" * 32)
+    leftover = pair.staged(b"0" * 32)
     leftover.write_bytes(b"x")
     pair.put("alpha", b"1")
     pair.backup()
@@ -112,7 +112,7 @@ def test_a_staged_file_that_vanishes_meanwhile_stops_no_clearing(
     """Tasks that pull rename their files without the lock."""
     pair.mirror.claim()
     for number in range(3):
-        pair.mirror.part(b"%032d" % number).write_bytes(b"x")
+        pair.part(b"%032d" % number).write_bytes(b"x")
     original = Path.iterdir
 
     def listed(path: Path) -> object:

@@ -20,7 +20,7 @@ from airflow_mdbackup.scheme.index import read_entries
 from airflow_mdbackup.scheme.mirror import Mirror, Run
 from airflow_mdbackup.scheme.records import read_header
 from airflow_mdbackup.scheme.settle import settle
-from airflow_mdbackup.scheme.tree import Tree
+from airflow_mdbackup.scheme.tree import Folder, Tree
 
 from .conftest import Pair
 from .crash import crash_at
@@ -656,7 +656,7 @@ def test_a_run_whose_content_was_gone_archives_anew_when_it_is_cleared(pair: Pai
     pair.build_index()
     run = pair.prepare()
     pair.archive(run)
-    staged = pair.mirror.staged(b"c81e728d9d4c2f636f067f89cc14862c")
+    staged = pair.staged(b"c81e728d9d4c2f636f067f89cc14862c")
     staged.unlink()
     summary = pair.commit(run)
     assert summary.failed == 1 and "no longer in staging" in summary.failures[0]
@@ -674,10 +674,10 @@ def test_a_name_that_the_disk_refuses_fails_alone_and_the_next_run_is_free(
     pair.put("bad:name", b"2")
     put = Tree.put
 
-    def picky(tree: Tree, source: Path, path: bytes) -> None:
+    def picky(tree: Tree, source: Folder, file: bytes, path: bytes) -> None:
         if b":" in path:
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), path)
-        put(tree, source, path)
+        put(tree, source, file, path)
 
     monkeypatch.setattr(Tree, "put", picky)
     summary = pair.backup()

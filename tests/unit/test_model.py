@@ -209,7 +209,7 @@ class Model:
 
     def lose(self, content: bytes) -> None:
         self.told.append(f"lose {content!r} in staging")
-        self.pair.mirror.staged(digest(content)).unlink(missing_ok=True)
+        self.pair.staged(digest(content)).unlink(missing_ok=True)
 
     def clean(self) -> None:
         self.told.append("clean")

@@ -6,14 +6,14 @@ import hashlib
 import os
 import random
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from airflow_mdbackup.scheme.errors import ConnectionLost
-from airflow_mdbackup.scheme.sftp import Code, Fetched, Reader, Stated, Wanted
+from airflow_mdbackup.scheme.sftp import Attributes, Code, Fetched, Reader, Stated, Stream, Wanted
 
 from .channels import (
     ATTRS,
@@ -45,6 +45,11 @@ def md5(content: bytes) -> bytes:
     return hashlib.md5(content).hexdigest().encode()
 
 
+def sink_of(content: list[bytes]) -> Callable[[Attributes], Stream]:
+    """Return what gives a larger file a sink that collects it."""
+    return lambda _: Stream(lambda data: content.append(bytes(data)))
+
+
 def fetch_all(reader: Reader, paths: dict[bytes, bytes | None]) -> dict[bytes, tuple[bytes, Fetched]]:
     """Read files with the given expected md5s, as many at a time as there is room for."""
     waiting = list(paths.items())
@@ -53,11 +58,12 @@ def fetch_all(reader: Reader, paths: dict[bytes, bytes | None]) -> dict[bytes, t
     while waiting or reader.busy:
         while waiting and reader.room:
             path, expected = waiting.pop()
-            reader.submit(Wanted(path, expected, contents[path].append, path))
+            reader.submit(Wanted(path, expected, sink_of(contents[path]), path))
         assert reader.busy, "there is no room, and nothing is on its way"
         for answer in reader.wait():
             assert isinstance(answer, Fetched)
-            found[answer.wanted.path] = b"".join(contents[answer.wanted.key]), answer
+            content = b"".join(contents[answer.wanted.key])
+            found[answer.wanted.path] = content or answer.content or b"", answer
     return found
 
 
@@ -156,9 +162,9 @@ def test_an_error_of_the_writer_reaches_the_caller(server: ServerProcess, tmp_pa
     def full(data: bytes) -> None:
         raise OSError(28, "No space left on device")
 
-    (tmp_path / "f").write_bytes(b"12345")
+    (tmp_path / "f").write_bytes(PATTERN)
     reader = Reader(server.channel)
-    reader.submit(Wanted(bytes(tmp_path / "f"), None, full))
+    reader.submit(Wanted(bytes(tmp_path / "f"), None, lambda _: Stream(full)))
     with pytest.raises(OSError, match="No space left"):
         reader.wait()
 
