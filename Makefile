@@ -13,6 +13,7 @@ PYTHON = $(shell for python in python3.11 python3.12 python3.13 python3; do \
     $$python -c $(IS_NEW_ENOUGH) 2>/dev/null && echo $$python && break; done)
 
 SSH_PROGRAMS := sshd:openssh-server ssh:openssh-client sftp:openssh-client
+PEERS := rsync:rsync rclone:rclone lftp:lftp
 TEST_PROGRAMS := $(SSH_PROGRAMS) busybox:busybox dash:dash bash:bash csh:csh fish:fish
 
 .PHONY: help
@@ -60,6 +61,18 @@ screenshots: venv ## Take the picture of docs/images again, in a real Airflow UI
 	@sh demo/system-packages.sh $(SSH_PROGRAMS) chromium:chromium chromium:fonts-inter
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt playwright
 	$(BIN)/python -m demo.screenshot
+
+.PHONY: bench
+bench: venv ## Measure speed, also of sftp, rsync, rclone, lftp: WORK="small large" ROUNDS=3 RTT=ms SCALE=1 DEST=dir
+	@sh demo/system-packages.sh $(SSH_PROGRAMS)
+	@sh demo/system-packages.sh $(PEERS) || echo "Going on without those"
+	$(BIN)/python -m benchmarks.run $(WORK) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(RTT),--rtt $(RTT)) \
+	    $(if $(SCALE),--scale $(SCALE)) $(if $(DEST),--dest $(DEST))
+
+.PHONY: bench-plots
+bench-plots: venv ## Draw the pictures of what `make bench` measured into docs/images
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt matplotlib
+	$(BIN)/python -m benchmarks.plot
 
 .PHONY: wheel
 wheel: venv ## Build the source archive and the wheel into dist/

@@ -1,0 +1,87 @@
+"""All works, by name."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from benchmarks.copying import copying, percent
+from benchmarks.data import Data
+from benchmarks.growth import diff, growth, memory
+from benchmarks.work import Against, Work
+
+_COPYING = (
+    "Counted of ours: PullChanged, ArchiveOld, CommitBackup, with connecting and syncing; not imports, index "
+    "and comparison. Of the others: the whole program, which verifies and syncs nothing."
+)
+_TENTH, _HUNDRED_FILES = "/part00000", "/part00000/dir00"
+_SMALL = Data(20_000, 512, 8192)
+_MANY = Data(1_000_000, 16, 64)
+
+_copying = partial(Work, note=_COPYING, measure=copying, rtt=(0,))
+
+WORKS = {
+    "small": _copying(
+        "20,000 files of 0.5 to 8 KB",
+        data=_SMALL,
+        against=(
+            Against("sftp", "12 x"),
+            Against("rclone", "7 x"),
+            Against("lftp", "5 x"),
+            Against("SFTPHook", "25 x", _TENTH),
+            Against("rsync -a", "0.7 x, aim 1.0 x"),
+        ),
+    ),
+    "large": _copying(
+        "4 files of 256 MiB",
+        data=Data(4, 256 << 20, 256 << 20),
+        against=tuple(Against(peer, "1.0 x, aim 1.3 x") for peer in ("sftp", "rclone", "rsync -a")),
+    ),
+    "one": _copying("1 file of 1 GiB", data=Data(1, 1 << 30, 1 << 30), against=(Against("sftp", "1.0 x"),)),
+    "small-rtt": _copying(
+        "20,000 files of 0.5 to 8 KB, 20 ms away",
+        data=_SMALL,
+        against=(Against("rsync -a", "1.0 x"), Against("sftp", "40 x", _TENTH)),
+        rtt=(20,),
+    ),
+    "long": _copying(
+        "1 file of 256 MiB, 100 ms away",
+        data=Data(1, 256 << 20, 256 << 20),
+        against=(Against("sftp", "3 x"),),
+        rtt=(100,),
+    ),
+    "rtt": _copying(
+        "20,000 files of 0.5 to 8 KB, nearer and farther",
+        data=_SMALL,
+        against=(Against("rsync -a"), Against("sftp", part=_HUNDRED_FILES)),
+        rtt=(0, 5, 10, 20, 50, 100),
+    ),
+    "shards": _copying("20,000 files of 0.5 to 8 KB, in 1 to 4 shards", data=_SMALL, shards=(1, 2, 3, 4)),
+    "percent": Work(
+        "1 percent of 100,000 files changed",
+        "Counted of ours: all six steps. Files and MB are those that changed.",
+        percent,
+        Data(100_000, 512, 8192),
+        (Against("rsync -ac", "1.0 x"),),
+    ),
+    "diff": Work(
+        "two indexes of 10,000,000 lines, of which 1 percent differs",
+        "Counted of ours: make_plan, from the digests of both indexes to the plan on disk. Files are lines.",
+        diff,
+        Data(10_000_000, 0, 0),
+        wanted=(("ours", "< 64 MiB"), ("comm", "0.33 x")),
+        room_each=600,
+    ),
+    "memory": Work(
+        "the memory of each step, with 10,000 and 1,000,000 tiny files and with 4 large ones",
+        "Each step is a process of its own; an idle one has the same imports.",
+        memory,
+        _MANY,
+        wanted=(("pull", "idle + 100 MiB"),),
+    ),
+    "growth": Work(
+        "a first run with 1,000 to 1,000,000 tiny files",
+        "All six steps in one process, and reading the index once more, by itself.",
+        growth,
+        _MANY,
+    ),
+}
