@@ -12,10 +12,10 @@ Sources: ssh(1), ssh_config(5), memfd_create(2).
 
 from __future__ import annotations
 
+import fcntl
 import os
 import select
 import shutil
-import socket
 import subprocess
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -25,7 +25,7 @@ from airflow_mdbackup.scheme.names import to_text
 if TYPE_CHECKING:
     from airflow_mdbackup.hooks.provider import ProviderHook
 
-_RECEIVE = 1 << 20
+_PIPE = 1 << 20  # the largest that an unprivileged user may have
 _ENDING = 5.0  # seconds that the program gets to end by itself
 _HOST = "provider"  # under which ssh looks up the host key that a connection pins
 
@@ -96,39 +96,48 @@ class SshChannel:
 
     def __init__(self, program: Program, timeout: float) -> None:
         self._program = program
+        self._timeout = timeout * 1000
         self._early: list[bytes] = []  # what came while we were sending
-        self._timeout = timeout
         self._said = os.memfd_create("mdbackup", os.MFD_CLOEXEC)
-        self._socket, theirs = socket.socketpair()
-        self._socket.settimeout(timeout)
-        with theirs:
-            self._process = subprocess.Popen(
-                ["ssh", *program.arguments], stdin=theirs.fileno(), stdout=theirs.fileno(), stderr=self._said
-            )
+        self._process = subprocess.Popen(
+            ["ssh", *program.arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._said,
+            bufsize=0,
+        )
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._in, self._out = self._process.stdin.fileno(), self._process.stdout.fileno()
+        os.set_blocking(self._in, False)
+        with suppress(OSError):  # an unprivileged user may have used up what he may have of it
+            fcntl.fcntl(self._out, fcntl.F_SETPIPE_SZ, _PIPE)
+        self._waiting = select.poll()
+        self._waiting.register(self._out, select.POLLIN)
+        self._sending = select.poll()
+        self._sending.register(self._out, select.POLLIN)
+        self._sending.register(self._in, select.POLLOUT)
 
     def sendall(self, data: bytes) -> None:
         """Send ``data``; what arrives meanwhile is taken in, so that neither side waits for the other."""
         view = memoryview(data)
-        poll = select.poll()
-        poll.register(self._socket, select.POLLIN | select.POLLOUT)
         while view:
-            ready = poll.poll(self._timeout * 1000)
+            try:
+                view = view[os.write(self._in, view) :]
+                continue
+            except BlockingIOError:
+                ready = [descriptor for descriptor, _ in self._sending.poll(self._timeout)]
             if not ready:
                 raise TimeoutError("timed out")
-            if ready[0][1] & select.POLLOUT:
-                with suppress(BlockingIOError):
-                    view = view[self._socket.send(view, socket.MSG_DONTWAIT) :]
-                    continue
-            received = self._socket.recv(_RECEIVE)
-            if not received:
-                raise BrokenPipeError(32, self.said() or "ssh ended")
-            self._early.append(received)
+            if self._out in ready and (received := os.read(self._out, _PIPE)):
+                self._early.append(received)
 
     def recv(self, size: int) -> bytes:
         """Return what has arrived, at most ``size`` bytes; nothing once ``ssh`` has ended."""
         if self._early:
             return self._early.pop(0)
-        return self._socket.recv(size)
+        if not self._waiting.poll(self._timeout):
+            raise TimeoutError("timed out")
+        return os.read(self._out, size)
 
     def said(self) -> str:
         """Return what ``ssh`` wrote for people, such as why it gave up, as printable text."""
@@ -137,8 +146,6 @@ class SshChannel:
 
     def close(self) -> None:
         """End ``ssh`` and the connection. May be called again."""
-        with suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RDWR)
         self._process.terminate()
         try:
             self._process.wait(_ENDING)

@@ -3,7 +3,7 @@
 ::
 
     taken up   what an earlier try left is hashed; its length is where the transfer goes on
-    written    as the bytes come, while another thread hashes them
+    written    as the bytes come, hashing
     ended      the md5 of all of it proves it, also what was there before
 
 What this does not give: what was left may be spoilt by a power cut. Then the md5 is wrong, and
@@ -15,8 +15,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections import deque
-from concurrent.futures import Executor, Future
 
 from airflow_mdbackup.scheme.progress import Pace
 from airflow_mdbackup.scheme.tree import write_all
@@ -24,7 +22,6 @@ from airflow_mdbackup.scheme.tree import write_all
 log = logging.getLogger(__name__)
 
 _BLOCK = 1 << 20
-_BEHIND = 16  # blocks that hashing may be behind writing
 
 
 class Part:
@@ -32,16 +29,13 @@ class Part:
 
     :param descriptor: of the locked file; it is the part's from now on.
     :param size: bytes that the whole has. What is longer is no beginning of it.
-    :param hasher: runs one task at a time, in order.
     :ivar position: bytes that are there.
     :ivar resumed: whether some of them are of an earlier try.
     """
 
-    def __init__(self, descriptor: int, size: int, hasher: Executor) -> None:
+    def __init__(self, descriptor: int, size: int) -> None:
         self._descriptor = descriptor
-        self._hasher = hasher
         self._md5 = hashlib.md5(usedforsecurity=False)
-        self._behind: deque[Future[None]] = deque()
         self.position = 0
         if os.fstat(descriptor).st_size <= size:
             self._hash_what_is_there()
@@ -62,21 +56,16 @@ class Part:
 
         :raises OSError: the disk is full or broken.
         """
-        if len(self._behind) == _BEHIND:
-            self._behind.popleft().result()
-        self._behind.append(self._hasher.submit(self._md5.update, data))
+        self._md5.update(data)
         write_all(self._descriptor, data)
         self.position += len(data)
 
     def digest(self) -> bytes:
         """Return the md5 of all bytes, in hexadecimal digits."""
-        while self._behind:
-            self._behind.popleft().result()
         return self._md5.hexdigest().encode()
 
     def restart(self) -> None:
         """Forget all bytes."""
-        self.digest()
         self._md5 = hashlib.md5(usedforsecurity=False)
         os.ftruncate(self._descriptor, 0)
         os.lseek(self._descriptor, 0, os.SEEK_SET)

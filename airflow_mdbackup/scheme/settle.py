@@ -128,7 +128,7 @@ def finish(
         moves, takes = foreseen or _foresee(current, path)
         # Step 5: the index must not claim what is about to be replaced.
         if current is None or takes:
-            _write_index(mirror, current, path, moves, keep_replaced=False)
+            _write_index(mirror, current, path if current else None, moves, keep_replaced=False)
             current = mirror.index
         changed = 0
         with mirror.tree() as tree, RecordWriter[Change](confirmed) as writer:
@@ -157,15 +157,17 @@ def _foresee(current: Path | None, changes: Path) -> Foreseen:
 
 
 def _write_index(
-    mirror: Mirror, current: Path | None, changes: Path, moves: bool, *, keep_replaced: bool
+    mirror: Mirror, current: Path | None, changes: Path | None, moves: bool, *, keep_replaced: bool
 ) -> int:
     """Write the consumer index anew, durably and in one step, and return its number of entries."""
     temporary = mirror.index.with_name("index.md5.tmp")
     with IndexWriter(temporary) as writer:
         # What went as a whole is no longer where the entries below it say.
-        all_changes = read_records(changes, Change) if moves else iter(())
+        all_changes = read_records(changes, Change) if changes and moves else iter(())
         moved = Covered(iter(sorted(c.path for c in all_changes if c.what == What.MOVED)))
-        for path, left, right in merge(read_entries(current) if current else (), _claims(changes)):
+        for path, left, right in merge(
+            read_entries(current) if current else (), _claims(changes) if changes else ()
+        ):
             if right is not None:
                 md5 = right if keep_replaced else None
             else:

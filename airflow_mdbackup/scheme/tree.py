@@ -75,11 +75,16 @@ class Tree:
         directory, _, name = path.rpartition(b"/")
         if directory == self._last[0]:
             return self._last[1], name
-        if not create and directory.startswith(self._missing) and directory[len(self._missing) :][:1] in b"/":
+        if not create and self._is_missing(directory):
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), directory)
         descriptor = self._directory(directory, create)
         self._last = directory, descriptor
         return descriptor, name
+
+    def _is_missing(self, directory: bytes) -> bool:
+        """Whether it is known not to be there, from a path shortly before."""
+        missing = self._missing
+        return directory.startswith(missing) and directory[len(missing) : len(missing) + 1] in b"/"
 
     def _directory(self, path: bytes, create: bool) -> int:
         names = []
@@ -122,6 +127,8 @@ class Tree:
 
     def lstat(self, path: bytes) -> os.stat_result | None:
         """Return what stands at ``path`` itself, or None. A path below a file or symlink is not there."""
+        if self._is_missing(path):
+            return None
         try:
             parent, name = self._parent(path)
             return os.lstat(name, dir_fd=parent)
@@ -143,6 +150,8 @@ class Tree:
 
     def blocker(self, path: bytes) -> Blocked | None:
         """Return what keeps ``path`` from having its directory, or None."""
+        if self._is_missing(path):
+            return None
         try:
             self._parent(path)
         except Blocked as blocked:
@@ -250,11 +259,7 @@ class Folder:
 
     def has(self, name: bytes) -> bool:
         """Whether there is a file of that name."""
-        try:
-            os.stat(name, dir_fd=self.descriptor, follow_symlinks=False)
-        except FileNotFoundError:
-            return False
-        return True
+        return os.access(name, os.F_OK, dir_fd=self.descriptor)
 
     def open(self, name: bytes) -> int:
         """Return a descriptor for reading.
