@@ -33,8 +33,11 @@ import pathspec
 
 from airflow_mdbackup.scheme.errors import GuardTripped, IndexRefused
 from airflow_mdbackup.scheme.index import (
-    Entry,
+    Difference,
+    Same,
+    compare,
     digest,
+    holders,
     merge,
     read_entries,
     read_unreadable,
@@ -146,9 +149,9 @@ def make_plan(
         to_pull = stack.enter_context(RecordWriter[Item](items))
         to_forget = stack.enter_context(RecordWriter[Forget](run.forget))
         tree = stack.enter_context(mirror.tree())
-        comparison = _Comparison(mirror.provider, plan, excluded, source)
         hidden = Covered(read_unreadable(run.index) if plan.unreadable else iter(()))
-        for item in comparison.run(read_entries(run.index), read_entries(ours) if ours else (), hidden):
+        comparison = _Comparison(mirror.provider, plan, source, hidden)
+        for item in comparison.run(_differences(run.index, ours, excluded if exclude else None)):
             if isinstance(item, Forget):
                 to_forget.add(item)
             elif ours and item.replaces is None and tree.has_file(item.path):
@@ -193,25 +196,27 @@ class _Excluded:
 class _Comparison:
     """The merge of both indexes, and the counts that the guard judges."""
 
-    def __init__(self, provider: str, plan: Plan, excluded: _Excluded, source: Sequence[bytes]) -> None:
+    def __init__(self, provider: str, plan: Plan, source: Sequence[bytes], hidden: Covered) -> None:
         self._provider = provider
         self._plan = plan
-        self._excluded = excluded
+        self._hidden = hidden  # what the provider could not look at
         self._files = 0  # of the provider
         self._lost: list[bytes] = []  # the first entries that are gone or changed
         # By source, which is a directory or a file: how many entries each side has of it.
         self._sources = {path.rstrip(b"/"): [0, 0] for path in source}
 
-    def run(self, theirs: Iterable[Entry], ours: Iterable[Entry], hidden: Covered) -> Iterator[Item | Forget]:
+    def run(self, differences: Iterable[Same | Difference]) -> Iterator[Item | Forget]:
         """Yield the items to pull and the entries to forget, in path order."""
         plan = self._plan
         pace = Pace()
-        for path, left, right in merge(theirs, ours):
+        for difference in differences:
             if pace.due():
                 log.info("%s entries of the provider compared so far", self._files)
-            if self._excluded(path):
+            if isinstance(difference, Same):
+                self._count_same(difference)
                 continue
-            kept = left is None and hidden.covers(path)
+            path, left, right = difference
+            kept = left is None and self._hidden.covers(path)
             self._count(path, left, right, kept)
             if left is None:
                 assert right is not None
@@ -226,8 +231,6 @@ class _Comparison:
                     f"{self._provider}: {to_text(path)} is in the provider's index, but the name "
                     f"{OLD.decode()} is reserved for versions. Rename it there, or exclude it on purpose."
                 )
-            elif left == right:
-                plan.same += 1
             else:
                 plan.new += right is None
                 if right is not None:
@@ -235,11 +238,23 @@ class _Comparison:
                     self._lose(path)
                 yield Item(path, left, right)
 
+    def _count_same(self, same: Same) -> None:
+        self._files += same.count
+        self._plan.consumer += same.count
+        self._plan.same += same.count
+        for source, counts in self._sources.items():
+            if all(path.startswith(source + b"/") for path in same.span):
+                below = same.count  # what begins alike follows one another
+            else:
+                below = sum(_is_in(path, source) for path in same.paths())
+            counts[0] += below
+            counts[1] += below
+
     def _count(self, path: bytes, left: bytes | None, right: bytes | None, kept: bool) -> None:
         self._files += left is not None
         self._plan.consumer += right is not None
         for source, counts in self._sources.items():
-            if path.startswith(source) and path[len(source) : len(source) + 1] in (b"", b"/"):
+            if _is_in(path, source):
                 counts[0] += left is not None
                 counts[1] += right is not None and not kept
 
@@ -275,6 +290,21 @@ class _Comparison:
         return reasons
 
 
+def _is_in(path: bytes, source: bytes) -> bool:
+    return path.startswith(source) and path[len(source) : len(source) + 1] in (b"", b"/")
+
+
+def _differences(theirs: Path, ours: Path | None, excluded: _Excluded | None) -> Iterator[Same | Difference]:
+    """Yield how the indexes differ, once what is excluded is out of both."""
+    if excluded is None:
+        yield from compare(theirs, ours)
+        return
+    for difference in merge(read_entries(theirs), read_entries(ours) if ours else ()):
+        path, left, right = difference
+        if not excluded(path):
+            yield Same.one(path) if left == right else difference
+
+
 def _count_unreadable(plan: Plan, index: Path, excluded: _Excluded) -> None:
     for path in read_unreadable(index):
         if not excluded(path) and not excluded(path + b"/"):
@@ -306,8 +336,8 @@ def _cut(run: Run, plan: Plan, items: Path, ours: Path | None, mirror: Mirror, s
 def _sources(tree: Tree, ours: Path, wanted: set[bytes]) -> dict[bytes, bytes]:
     """Return by md5 a live file that the consumer index says to have it. Its bytes are still to be proven."""
     found: dict[bytes, bytes] = {}
-    for path, md5 in read_entries(ours):
-        if md5 in wanted and md5 not in found and tree.has_file(path):
+    for path, md5 in holders(ours, wanted):
+        if md5 not in found and tree.has_file(path):
             found[md5] = path
     return found
 

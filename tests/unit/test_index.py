@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from airflow_mdbackup.scheme import index as index_module
 from airflow_mdbackup.scheme import names
 from airflow_mdbackup.scheme.index import (
     Difference,
@@ -21,9 +22,12 @@ from airflow_mdbackup.scheme.index import (
     IndexWriter,
     MalformedIndex,
     Prefixes,
+    Same,
     canonicalise,
     check_path,
+    compare,
     format_line,
+    holders,
     merge,
     parse_line,
     read_entries,
@@ -325,6 +329,55 @@ def test_merging_tells_of_each_path_once_in_order(
     merged = merge(map(Entry._make, sorted(left.items())), map(Entry._make, sorted(right.items())))
     both = sorted(left.keys() | right.keys())
     assert list(merged) == [Difference(path, left.get(path), right.get(path)) for path in both]
+
+
+NAMES = st.text("ab-/\\\n", min_size=1, max_size=3).map(lambda text: b"/" + text.encode())
+INDEXES = st.dictionaries(NAMES, st.sampled_from([EMPTY, OTHER]), max_size=30)
+
+
+def write_index(path: Path, entries: dict[bytes, bytes], unreadable: int = 0) -> Path:
+    """Write a canonical index."""
+    with IndexWriter(path) as writer:
+        for entry in sorted(entries.items()):
+            writer.add(*entry)
+        for number in range(unreadable):
+            writer.add_unreadable(b"/unreadable-%03d" % number)
+    return path
+
+
+@given(left=INDEXES, right=st.none() | INDEXES, both=INDEXES, size=st.sampled_from([1, 100, 300, 1 << 20]))
+def test_comparing_in_blocks_finds_what_a_walk_over_entries_finds(
+    left: dict[bytes, bytes], right: dict[bytes, bytes] | None, both: dict[bytes, bytes], size: int
+) -> None:
+    """Wherever the blocks end, and with comments over several blocks at the end."""
+    left |= both
+    right = None if right is None else right | both
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(index_module, "_BLOCK", size)
+        first = write_index(Path(folder) / "left", left, unreadable=5)
+        second = None if right is None else write_index(Path(folder) / "right", right)
+        found = list(compare(first, second))
+    right = right or {}
+    differing = [entry for entry in found if isinstance(entry, Difference)]
+    expected = [
+        Difference(path, left.get(path), right.get(path))
+        for path in sorted(left.keys() | right.keys())
+        if left.get(path) != right.get(path)
+    ]
+    assert differing == expected
+    same = [entry for entry in found if isinstance(entry, Same)]
+    paths = [path for entry in same for path in entry.paths()]
+    assert paths == sorted(path for path in left if left[path] == right.get(path))
+    assert sum(entry.count for entry in same) == len(paths)
+    assert all(entry.span[0] <= path <= entry.span[1] for entry in same for path in entry.paths())
+
+
+@given(INDEXES)
+def test_holders_of_an_md5_are_found(entries: dict[bytes, bytes]) -> None:
+    """Also those whose names are escaped."""
+    with tempfile.TemporaryDirectory() as folder:
+        found = list(holders(write_index(Path(folder) / "index", entries), {OTHER}))
+    assert found == [entry for entry in sorted(entries.items()) if entry[1] == OTHER]
 
 
 @given(st.lists(st.text("ab-/", min_size=1, max_size=6).map(lambda t: b"/" + t.encode())))
