@@ -26,7 +26,7 @@ import heapq
 import os
 import re
 import tempfile
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Container, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -221,6 +221,11 @@ class IndexWriter:
         self._file.write(format_line(path, md5))
         self.files += 1
 
+    def add_lines(self, lines: list[bytes]) -> None:
+        """Append entries that are lines of a canonical index. Their paths must sort after those before."""
+        self._file.writelines(lines)
+        self.files += len(lines)
+
     def add_unreadable(self, path: bytes) -> None:
         """Append a path that the provider could not read. After all entries."""
         self._file.write(b"%s%s\n" % (_UNREADABLE, escape(path)))
@@ -316,6 +321,32 @@ def holders(index: Path, md5s: Container[bytes]) -> Iterator[Entry]:
                 entry = _entry(line)
                 if entry.md5 in md5s:
                     yield entry
+
+
+def revise(writer: IndexWriter, index: Path | None, changes: Iterable[Entry]) -> None:
+    """Write the entries of a canonical index anew, with changes.
+
+    :param index: None is an index without entries.
+    :param changes: in path order; one with an empty md5 takes the entry out. Lines between them are copied.
+    """
+    pending = iter(changes)
+    change = next(pending, None)
+    with ExitStack() as stack:
+        for lines in _line_blocks(stack.enter_context(index.open("rb"))) if index else ():
+            end = _path(lines[-1])
+            done = 0
+            while change is not None and change.path <= end:
+                here = bisect_left(lines, change.path, done, key=_path)
+                writer.add_lines(lines[done:here])
+                done = here + (_path(lines[here]) == change.path)
+                if change.md5:
+                    writer.add(*change)
+                change = next(pending, None)
+            writer.add_lines(lines[done:] if done else lines)
+    while change is not None:
+        if change.md5:
+            writer.add(*change)
+        change = next(pending, None)
 
 
 def _line_blocks(file: BinaryIO) -> Iterator[list[bytes]]:

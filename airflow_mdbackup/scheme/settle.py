@@ -32,6 +32,7 @@ from airflow_mdbackup.scheme.index import (
     digest,
     merge,
     read_entries,
+    revise,
 )
 from airflow_mdbackup.scheme.mirror import Mirror
 from airflow_mdbackup.scheme.names import to_text
@@ -162,21 +163,21 @@ def _write_index(
     """Write the consumer index anew, durably and in one step, and return its number of entries."""
     temporary = mirror.index.with_name("index.md5.tmp")
     with IndexWriter(temporary) as writer:
-        # What went as a whole is no longer where the entries below it say.
-        all_changes = read_records(changes, Change) if changes and moves else iter(())
-        moved = Covered(iter(sorted(c.path for c in all_changes if c.what == What.MOVED)))
-        for path, left, right in merge(
-            read_entries(current) if current else (), _claims(changes) if changes else ()
-        ):
-            if right is not None:
-                md5 = right if keep_replaced else None
-            else:
-                md5 = None if moved.covers(path) else left
-            if md5:
-                writer.add(path, md5)
+        revise(writer, current, _revisions(current, changes, moves, keep_replaced) if changes else ())
     temporary.replace(mirror.index)
     fsync_directory(mirror.dest)
     return writer.files
+
+
+def _revisions(current: Path | None, changes: Path, moves: bool, keep_replaced: bool) -> Iterator[Entry]:
+    """Return what becomes of index entries, in path order; an empty md5 for those that leave."""
+    claims = _claims(changes) if keep_replaced else (Entry(path, b"") for path, _ in _claims(changes))
+    if current is None or not moves:
+        return claims
+    # What went as a whole is no longer where the entries below it say.
+    moved = Covered(iter(sorted(c.path for c in read_records(changes, Change) if c.what == What.MOVED)))
+    leaving = (Entry(path, b"") for path, _ in read_entries(current) if moved.covers(path))
+    return (Entry(path, right or b"") for path, _, right in merge(leaving, claims))
 
 
 def _claims(path: Path) -> Iterator[Entry]:

@@ -32,6 +32,7 @@ from airflow_mdbackup.scheme.index import (
     parse_line,
     read_entries,
     read_unreadable,
+    revise,
 )
 
 EMPTY = b"d41d8cd98f00b204e9800998ecf8427e"
@@ -370,6 +371,21 @@ def test_comparing_in_blocks_finds_what_a_walk_over_entries_finds(
     assert paths == sorted(path for path in left if left[path] == right.get(path))
     assert sum(entry.count for entry in same) == len(paths)
     assert all(entry.span[0] <= path <= entry.span[1] for entry in same for path in entry.paths())
+
+
+@given(st.none() | INDEXES, st.dictionaries(NAMES, st.sampled_from([EMPTY, OTHER, b""])), st.integers(1, 300))
+def test_revising_changes_what_is_named_and_nothing_else(
+    entries: dict[bytes, bytes] | None, changes: dict[bytes, bytes], size: int
+) -> None:
+    """Wherever the blocks end; an empty md5 takes an entry out, if it is there."""
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(index_module, "_BLOCK", size)
+        source = None if entries is None else write_index(Path(folder) / "index", entries, unreadable=2)
+        with IndexWriter(Path(folder) / "revised") as writer:
+            revise(writer, source, map(Entry._make, sorted(changes.items())))
+        found = list(read_entries(Path(folder) / "revised"))
+    expected = {path: md5 for path, md5 in ((entries or {}) | changes).items() if md5}
+    assert found == sorted(expected.items()) and writer.files == len(expected)
 
 
 @given(INDEXES)
