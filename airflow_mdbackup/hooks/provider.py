@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -51,7 +51,7 @@ logging.getLogger("paramiko.transport").addFilter(_Printable())
 _FAST = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com")
 _CONNECT = 30  # seconds for each of: TCP connection, banner, authentication
 # Seconds of a round trip from which on paramiko, whose window we choose, outruns ssh, whose window is 2 MiB.
-_LONG = 0.012
+_LONG = 0.03
 _LISTEN = 10.0  # seconds between two looks whether a silent connection is still alive
 _SHOWN = 20  # lines of each kind of a provider's output that are shown
 _LINE = 8192  # bytes that one line of output may have
@@ -105,8 +105,9 @@ class ProviderHook(SSHHook):
 
     def close(self) -> None:
         """End the connection, and with it whatever waits on it. May be called from another thread."""
-        while self._channels:
-            self._channels.pop().close()
+        channels, self._channels = self._channels, []
+        for channel in channels:
+            channel.close()
         if self.client is not None:
             self.client.close()
 
@@ -172,33 +173,44 @@ class ProviderHook(SSHHook):
 
     # --- the backup account -------------------------------------------------------------------------
 
-    def reader(self) -> Reader:
+    def reader(self, throttle: Callable[[int], int | None] | None = None) -> Reader:
         """Return an SFTP reader on a new channel: of the ``ssh`` program if that will do, or of paramiko.
 
+        :param throttle: as for a reader.
         :raises AccessRefused: the host key is not the expected one, or the account is refused.
         :raises NotOnProvider: the server has no such subsystem.
         :raises ConnectionLost: the connection broke, or what answers is no SFTP server.
         """
-        return self._fast_reader() or self._paramiko_reader()
+        reader = self._fast_reader() or self._paramiko_reader()
+        reader.throttle = throttle  # not before, since what waits does not tell how long the line is
+        return reader
 
     def _fast_reader(self) -> Reader | None:
         """Return a reader over ``ssh``, or None where paramiko must do, or has to tell what is wrong."""
-        program = program_for(self, self._key_text)
-        if program is None:
-            return None
-        channel = SshChannel(program, self.stall_timeout)
-        self._channels.append(channel)
+        channel = None
         try:
-            reader = Reader(channel)
-            asked = time.monotonic()
-            reader.submit_stat(b"/", None)
-            reader.wait()
-            if time.monotonic() - asked < _LONG:
-                return reader
+            program = program_for(self, self._key_text)
+            if program is None:
+                return None
+            with program:  # it has read its files before the server answers
+                channel = SshChannel(program.command, self.stall_timeout)
+                self._channels.append(channel)
+                reader = Reader(channel)
+                asked = time.monotonic()
+                reader.submit_stat(b"/", None)
+                reader.wait()
+                if time.monotonic() - asked < _LONG:
+                    return reader
             why = "the line is long"
+        except (OSError, ValueError) as error:  # it does not start
+            why = _said(error)
         except ConnectionLost as error:
+            assert channel is not None
+            if channel not in self._channels:  # it was closed meanwhile, and is not wanted any more
+                raise
             why = channel.said() or str(error)
-        channel.close()
+        if channel is not None:
+            channel.close()
         if "connect to host" in why or "resolve hostname" in why:
             raise ConnectionLost(f"{self._where}: {why}")
         self.log.info("Connecting again, without the program ssh: %s", why)
