@@ -119,6 +119,7 @@ def provider_dag(provider: Provider) -> DAG:
             **common,
             sftp_conn_id=provider.sftp_conn_id,
             stall_timeout=provider.stall_timeout,
+            bandwidth_limit=provider.bandwidth_limit,
             max_active_tis_per_dag=provider.shards,
             map_index_template="shard {{ task.shard.shard }}: {{ task.shard.files }} files",
         ).expand(shard=diff.output)
@@ -175,6 +176,7 @@ def _doc(provider: Provider) -> str:
         "index": f"`{provider.index}`"
         + (", built by each run" if provider.ssh_conn_id else ", built by the provider itself"),
         "guard": _guard_text(provider),
+        "bandwidth": str(provider.bandwidth_limit or "not limited"),
     }
     table = "\n".join(f"| {name} | {value.replace('|', '&#124;')} |" for name, value in rows.items())
     return (

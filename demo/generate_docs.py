@@ -63,6 +63,10 @@ provider's DAG is called `mdbackup_<name>`.
 
 - **duration**: numbers with units, the greater unit first: `90s`, `15m`, `1h30m`, `1.5h`, `26h`, `2d`. It is
   more than nothing and at most ten years.
+- **rate**: bytes per second: `500KB`, `20MB`, `1.5GB`, `10MiB`; `/s` may follow. A `KB` is 1,000 bytes, a
+  `KiB` 1,024. It is at least `1KB` and at most `1000GB`.
+- **time of day**: `"08:00"`, in quotes (YAML reads an unquoted 18:00 as the number 1080), from `"00:00"` to
+  `"23:59"`.
 - **percentage**: `50%` or `12.5%`; a number from 0 to 1 (`0.5`) means the same.
 - **absolute path**: begins with `/`; without `.`, `..`, doubled or trailing slashes; `~` is not expanded.
 - **text** that YAML would read as something else needs quotes: `"on"`, `"no"`, `"0123"`, and whatever begins
@@ -151,11 +155,12 @@ def reference() -> str:
     """Return the text of the reference page."""
     parts = [f"<!-- {_MADE_BY} -->", _INTRODUCTION, "## The keys of a provider"]
     for name, schema, required in keys():
-        example = as_yaml(name.rpartition(".")[2], schema["examples"][0])
+        examples = [f"`{as_yaml(name.rpartition('.')[2], example)}`" for example in schema["examples"]]
         told = " ".join(filter(None, [schema["description"], default_text(schema, required)]))
         parts.append(f"### `{name}`")
         parts.append(f"{textwrap.fill(told, _WIDTH, break_long_words=False, break_on_hyphens=False)}")
-        parts.append(f"- value: {kind(schema)}\n- example: `{example}`")
+        label = "examples" if examples[1:] else "example"
+        parts.append(f"- value: {kind(schema)}\n- {label}: {', '.join(examples)}")
     return "\n\n".join(part.strip("\n") for part in parts) + "\n"
 
 
@@ -170,6 +175,7 @@ def sample() -> str:
             textwrap.fill(told, _WIDTH, initial_indent=mark, subsequent_indent=mark, break_on_hyphens=False)
         )
         key = name.rpartition(".")[2]
+        lines += [f"{mark}Or: {as_yaml(key, example)}" for example in schema["examples"][1:]]
         shown = f"{key}:" if "$ref" in schema else as_yaml(key, schema["examples"][0])
         lines += [f"{indent}{'' if required else '#'}{shown}", ""]
     return "\n".join(lines).rstrip("\n") + "\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,13 @@ import yaml
 from pydantic.fields import FieldInfo
 
 from airflow_mdbackup.config.values import seen
+
+
+class _Dumper(yaml.SafeDumper):
+    """Puts each time of day in quotes, also `08:00`, which YAML reads as text without them."""
+
+
+_Dumper.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"\d\d:\d\d\Z"), list("0123456789"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +58,7 @@ def unknown_key(key: object, known: Collection[str]) -> str:
 
 def as_yaml(key: str, value: object) -> str:
     """Return ``key: value`` as it may stand in the file, on one line."""
-    text = yaml.safe_dump(value, default_flow_style=True, width=10_000, allow_unicode=True)
+    text = yaml.dump(value, Dumper=_Dumper, default_flow_style=True, width=10_000, allow_unicode=True)
     return f"{key}: {text.removesuffix('...' + chr(10)).strip()}"
 
 

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
+from airflow_mdbackup.config.bandwidth import Bandwidth
 from airflow_mdbackup.config.values import (
     AbsolutePath,
     Duration,
@@ -177,6 +178,22 @@ class Provider(BaseModel):
         le=64,
         description="How many tasks pull at the same time, each over a connection of its own; 1 to 64.",
         examples=[4],
+    )
+    bandwidth_limit: Bandwidth | None = Field(
+        default=None,
+        description=(
+            "How many bytes per second the provider's tasks receive together at most while they pull files,"
+            " in overlapping runs and on several workers too. A mapping limits some hours of the day only, in"
+            " Airflow's default time zone; an end before the beginning is on the next day. Of a list, the"
+            " first entry holds that fits the time of day; the last one may be without hours, for all others."
+            " Where no entry fits, there is no limit. When a limit begins or ends, transfers that are on"
+            " their way follow. Fetching the index is not limited, nor what the provider does to build it."
+        ),
+        examples=[
+            "20MB",
+            {"rate": "5MB", "from": "08:00", "to": "18:00"},
+            [{"rate": "5MB", "from": "08:00", "to": "18:00"}, "50MB"],
+        ],
     )
     retries: int = Field(
         default=2,

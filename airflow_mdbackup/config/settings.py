@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import time
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -18,6 +19,13 @@ def providers_file() -> Path:
 
     option = conf.get("mdbackup", "providers_file", fallback=None) or "mdbackup/providers.yaml"
     return Path(AIRFLOW_HOME) / option
+
+
+def local_time() -> time:
+    """Return what time of day it is in Airflow's default time zone, ``[core] default_timezone``."""
+    from airflow.sdk import timezone
+
+    return timezone.make_naive(timezone.utcnow()).time()
 
 
 def web_path() -> str:

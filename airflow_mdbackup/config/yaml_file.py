@@ -24,7 +24,8 @@ except ImportError:  # PyYAML was built without libyaml; ten times slower, and t
     from yaml import SafeLoader  # type: ignore[assignment]
 
 _TOP_LEVEL = ("defaults", "providers")
-# providers, their names, their keys, the keys of `guard`: below is nothing that a provider may have.
+# providers, their names, their keys, the keys of a mapping there or of those in a list there: below is
+# nothing that a provider may have.
 _DEEPEST_KEY = 4
 _DEEPEST_TREE = 50
 
@@ -155,7 +156,8 @@ def _keys_given_twice(node: yaml.Node, path: tuple[str, ...] = ()) -> Iterator[t
             where = f"lines {first} and {line}" if first != line else f"line {line}"
             yield here, f"is given twice, on {where}: remove or rename one of them"
         lines[key.tag, key.value] = line
-        yield from _keys_given_twice(value, here)
+        for inner in value.value if isinstance(value, yaml.SequenceNode) else [value]:
+            yield from _keys_given_twice(inner, here)
 
 
 def _unreadable(error: Exception) -> str:

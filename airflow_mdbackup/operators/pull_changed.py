@@ -7,7 +7,10 @@ from contextlib import ExitStack
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+from airflow_mdbackup.config.bandwidth import BandwidthLimit, parse_bandwidth_limit
+from airflow_mdbackup.config.settings import local_time
 from airflow_mdbackup.operators.base import BackupOperator, megabytes, provider_hook
+from airflow_mdbackup.scheme.limit import Limiter
 from airflow_mdbackup.scheme.pull import pull
 from airflow_mdbackup.scheme.sftp import Reader
 
@@ -28,6 +31,8 @@ class PullChanged(BackupOperator):
     :param sftp_conn_id: connection of the backup account. Not used if there is nothing to pull.
     :param shard: one of the shards that DiffIndexes returned.
     :param stall_timeout: how long the connection may be silent.
+    :param bandwidth_limit: what all tasks that pull into ``dest`` may receive together: a rate such as
+        ``20MB``, or hours and rates as in the configuration; None for no limit.
     """
 
     template_fields: Sequence[str] = (*BackupOperator.template_fields, "sftp_conn_id", "shard")
@@ -39,21 +44,27 @@ class PullChanged(BackupOperator):
         sftp_conn_id: str,
         shard: Mapping[str, int],
         stall_timeout: timedelta = timedelta(seconds=60),
+        bandwidth_limit: BandwidthLimit | str | Mapping[str, Any] | Sequence[Any] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.sftp_conn_id = sftp_conn_id
         self.shard = shard
         self.stall_timeout = stall_timeout
+        self.bandwidth_limit = None if bandwidth_limit is None else parse_bandwidth_limit(bandwidth_limit)
         self._hook: ProviderHook | None = None
 
     def execute(self, context: Context) -> dict[str, Any]:
         mirror, run = self.run_of(context)
+        throttle = None
+        if (limit := self.bandwidth_limit) is not None:
+            throttle = Limiter(mirror.bandwidth, lambda: limit.at(local_time()))
+            self.log.info("%s: all tasks together receive at most %s", self.provider, limit)
         with ExitStack() as stack:
 
             def connect() -> Reader:
                 self._hook = stack.enter_context(provider_hook(self.sftp_conn_id, self.stall_timeout))
-                return self._hook.reader()
+                return self._hook.reader(throttle)
 
             summary = pull(mirror, run, self.shard["shard"], connect)
         told = ", ".join(f"{count} {outcome}" for outcome, count in sorted(summary.outcomes.items()))

@@ -7,6 +7,7 @@ module                  what becomes of the data
 :mod:`.fetch`           the provider's index comes here, and is checked before anything believes it
 :mod:`.diff`            two sorted streams of entries become a plan: what to pull, to adopt, to forget
 :mod:`.sftp`            bytes come from the provider, many files in flight on one channel
+:mod:`.space`           before the first byte, what the plan needs is held against what the disk has free
 :mod:`.pull`            an entry to pull becomes a verified file in staging, with an outcome
 :mod:`.archive`         the predecessor of a file becomes a version in ``.old``
 :mod:`.commit`          what was pulled is judged once more, and written ahead as history
@@ -17,8 +18,8 @@ module                  what becomes of the data
 
 Beneath them: :mod:`.mirror` is the only module that knows how all this lies on the disk, :mod:`.tree` reaches
 files without following symlinks, :mod:`.records` are files of one JSON line per record, :mod:`.ordered` walks
-in path order, :mod:`.patience` counts files that never hold still, :mod:`.errors` sorts what can go wrong by
-what to do about it.
+in path order, :mod:`.patience` counts files that never hold still, :mod:`.limit` shares a bandwidth among
+tasks, :mod:`.errors` sorts what can go wrong by what to do about it.
 
 Paths are bytes here, absolute, as the provider's backup account sees them. :mod:`.names` makes text of
 them at the edges.

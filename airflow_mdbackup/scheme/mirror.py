@@ -8,6 +8,7 @@
     <dest>/.mdbackup/provider-id                 marker: whose backup this is
     <dest>/.mdbackup/lock                        flock, held by whatever changes the mirror
     <dest>/.mdbackup/stamp                       the last stamp given out
+    <dest>/.mdbackup/bandwidth                   when what was received is within the bandwidth limit
     <dest>/.mdbackup/staging/<md5>               verified files that are not in the mirror yet
     <dest>/.mdbackup/staging/<md5>.part          a large file on its way here; its writer holds a flock on it
     <dest>/.mdbackup/runs/<run>/                 index, plan, results and archive records of one run
@@ -61,6 +62,7 @@ class Mirror:
         self.status = self._state / "status.json"
         self.committed = self._state / "committed.md5"
         self.changing = self._state / "changing.jsonl"
+        self.bandwidth = self._state / "bandwidth"
         self._runs = self._state / "runs"
         self._marker = self._state / "provider-id"
 
@@ -246,6 +248,13 @@ class Staging(Folder):
             os.close(descriptor)
         os.rename(name, md5, src_dir_fd=folder.descriptor, dst_dir_fd=self.descriptor)
 
+    def lacks(self, md5: bytes, size: int) -> int:
+        """Return how many of the ``size`` bytes of content that is not staged have not come yet."""
+        try:
+            return max(0, size - os.lstat(md5 + b".part", dir_fd=self.descriptor).st_size)
+        except FileNotFoundError:
+            return size
+
     def lock_part(self, md5: bytes) -> int | None:
         """Return a descriptor of what has come of content, locked; None if another task is at it.
 
@@ -290,6 +299,7 @@ class Run:
         self.received = folder / "received.md5"
         self.index = folder / "provider.md5"
         self.plan = folder / "plan.json"
+        self.space = folder / "space.json"
         self.forget = folder / "forget.jsonl"
         self.stamp = folder / "stamp.json"
         self.archived = folder / "archived.jsonl"
@@ -317,6 +327,16 @@ class Run:
         """
         path = self.folder / f"pull-{shard:03}.lock"
         with _locked(path, f"{provider}: shard {shard} of {self.run_id}", f"shard {shard}", wait):
+            yield
+
+    @contextmanager
+    def space_lock(self, provider: str) -> Iterator[None]:
+        """Hold the lock on judging for all shards whether the disk has room for the run.
+
+        :raises DestinationBusy: it was not free in time.
+        """
+        what = f"{provider}: the judgement of free space for {self.run_id}"
+        with _locked(self.folder / "space.lock", what, "a shard", LOCK_WAIT):
             yield
 
     def require(self, path: Path, step: str) -> dict[str, Any]:

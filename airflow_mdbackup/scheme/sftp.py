@@ -211,10 +211,19 @@ class Reader:
 
     :param channel: a channel on which the SFTP subsystem has just been started.
     :param window: bytes asked for and not yet processed, at least 1 MiB. A channel's own should be larger.
+    :param throttle: called with the number of bytes received, each time; waits as long as a limit says, and
+        returns the bytes per second that hold now, or None for no limit.
     :raises ConnectionLost: no SFTP server answers.
     """
 
-    def __init__(self, channel: Channel, *, window: int = WINDOW) -> None:
+    def __init__(
+        self,
+        channel: Channel,
+        *,
+        window: int = WINDOW,
+        throttle: Callable[[int], int | None] | None = None,
+    ) -> None:
+        self.throttle = throttle
         self._channel = channel
         self._out = bytearray()
         self._in: list[bytes] = []  # what has arrived and is not parsed
@@ -228,7 +237,10 @@ class Reader:
         self._files = 0
         self._claimed = 0  # bytes asked for and not yet processed
         self._results: list[Fetched | Stated] = []
+        self._coming = 0  # bytes asked for and not yet answered
         self._window = max(window, 4 * SMALL)
+        self._ahead = self._window  # bytes that may be coming; fewer under a limit
+        self._portion = _RECEIVE  # bytes to receive at once, likewise
         self._max_files = _MAX_FILES
         self._read_size = _DEFAULT_READ
         self.received = 0  # bytes of file contents
@@ -262,16 +274,29 @@ class Reader:
         """Return the next results, at least one if any are to come.
 
         :raises ConnectionLost: the connection broke, stalled, or the server broke the protocol.
-        :raises OSError: from a file's sink.
+        :raises OSError: from a file's sink, or the throttle.
         """
         while self._files and not self._results:
-            self._send_reads()
-            self._flush()
-            if not self._results:
-                self._receive()
-                self._parse()
+            self._turn()
         results, self._results = self._results, []
         return results
+
+    def take_turn(self) -> list[Fetched | Stated]:
+        """Send and receive once, and return what results that gives; see :meth:`wait`.
+
+        With large files it may take hours to the next result.
+        """
+        if self._files and not self._results:
+            self._turn()
+        results, self._results = self._results, []
+        return results
+
+    def _turn(self) -> None:
+        self._send_reads()
+        self._flush()
+        if not self._results:
+            self._receive()
+            self._parse()
 
     # --- requests -----------------------------------------------------------------------------------
 
@@ -296,6 +321,7 @@ class Reader:
     def _ask_read(self, transfer: _Transfer, offset: int, length: int) -> None:
         transfer.pending += 1
         self._claimed += length
+        self._coming += length
         body = transfer.handle + _READ(offset, length)
         self._ask(_Type.READ, body, self._on_read, transfer, offset, length)
 
@@ -305,18 +331,18 @@ class Reader:
         First READs take no more than half of it, so that what they bring, and wait with for the rest of its
         file, never keeps that rest from being asked for.
         """
-        while self._hungry and self._claimed + self._read_size <= self._window:
+        while self._hungry and self._coming < self._ahead and self._claimed + self._read_size <= self._window:
             transfer = self._hungry[0]
             if transfer.is_large and transfer.sink is None and transfer.refusal is None:
                 self._open_sink(transfer)
             assert transfer.end is not None
-            length = min(self._read_size, transfer.end - transfer.asked)
+            length = min(self._read_size, self._ahead, transfer.end - transfer.asked)
             if length <= 0 or transfer.refusal:
                 self._hungry.popleft()
                 continue
             self._ask_read(transfer, transfer.asked, length)
             transfer.asked += length
-        while self._fresh and self._claimed + _FIRST <= self._window // 2:
+        while self._fresh and self._coming < self._ahead and self._claimed + _FIRST <= self._window // 2:
             transfer = self._fresh.popleft()
             if transfer.before is not None or transfer.refusal:
                 continue  # its size came first, and it went on with that
@@ -351,7 +377,7 @@ class Reader:
         """Take in what has arrived, until it is at least one whole packet."""
         while True:
             try:
-                data = self._channel.recv(_RECEIVE)
+                data = self._channel.recv(self._portion)
             except TimeoutError:
                 raise ConnectionLost("the connection stalled: no reply from the server in time") from None
             except (OSError, EOFError) as error:
@@ -360,8 +386,17 @@ class Reader:
                 raise ConnectionLost("the server closed the connection")
             self._in.append(data)
             self._arrived += len(data)
+            if self.throttle is not None:
+                self._keep_to(self.throttle(len(data)))
             if self._arrived >= self._needed:
                 return
+
+    def _keep_to(self, rate: int | None) -> None:
+        """Under a limit, ask for half a second's worth ahead, and receive it little by little."""
+        if rate is None:
+            self._ahead, self._portion = self._window, _RECEIVE
+        else:
+            self._ahead, self._portion = max(rate // 2, _FIRST), min(max(rate // 32, 4096), _RECEIVE)
 
     def _packets(self) -> Iterator[tuple[int, int, memoryview]]:
         """Yield type, id and body of each whole packet that has arrived."""
@@ -412,7 +447,8 @@ class Reader:
             return
         transfer.handle = bytes(body[: 4 + len(_string(body, _MAX_HANDLE))])
         self._ask_fstat(transfer)
-        if not self._fresh and self._claimed + _FIRST <= self._window // 2:
+        free = self._coming < self._ahead and self._claimed + _FIRST <= self._window // 2
+        if free and not self._fresh:
             transfer.asked = _FIRST
             self._ask_read(transfer, 0, _FIRST)
         else:
@@ -444,6 +480,7 @@ class Reader:
 
     def _on_read(self, kind: int, body: memoryview, transfer: _Transfer, offset: int, length: int) -> None:
         transfer.pending -= 1
+        self._coming -= length
         if kind == _Type.DATA:
             (size,) = _LENGTH(body)
             if size > length or size + 4 > len(body):

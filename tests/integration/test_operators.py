@@ -76,8 +76,10 @@ class Backup:
     def diff(self, **options: Any) -> list[dict[str, int]]:
         return self._execute(DiffIndexes(task_id="diff", **self.common, source=self.source, **options))
 
-    def pull(self, shard: dict[str, int]) -> dict[str, Any]:
-        return self._execute(PullChanged(task_id="pull", **self.common, sftp_conn_id="backupop", shard=shard))
+    def pull(self, shard: dict[str, int], **options: Any) -> dict[str, Any]:
+        return self._execute(
+            PullChanged(task_id="pull", **self.common, sftp_conn_id="backupop", shard=shard, **options)
+        )
 
     def archive(self) -> dict[str, Any]:
         return self._execute(ArchiveOld(task_id="archive", **self.common))
@@ -432,3 +434,22 @@ def test_big_files_and_many_shards_arrive_whole(backup: Backup) -> None:
     assert backup.commit()["files"] == 302
     assert backup.live(b"big").read_bytes() == backup.live(b"same").read_bytes() == block * 40
     assert backup.live(b"big").stat().st_ino != backup.live(b"same").stat().st_ino
+
+
+@pytest.mark.parametrize("by_paramiko", [False, True])
+def test_pull_keeps_to_its_bandwidth_limit(
+    backup: Backup, by_paramiko: bool, set_connection: SetConnection
+) -> None:
+    """Written as in the configuration; over ssh, and over paramiko, which disabled ciphers take."""
+    backup.put(b"big", os.urandom(3_000_000))
+    if by_paramiko:
+        disabled = {"ciphers": ["3des-cbc"]}
+        set_connection("backupop", backup.server.sftp_connection(disabled_algorithms=disabled))
+    backup.build()
+    backup.fetch()
+    (shard,) = backup.diff()
+    summary = backup.pull(shard, bandwidth_limit=[{"rate": "2MB", "from": "00:00", "to": "23:59"}, "2MB"])
+    assert summary["outcomes"] == {"pulled": 1}
+    assert 1 < summary["seconds"] < 10
+    backup.archive()
+    assert backup.commit()["files"] == 1

@@ -7,7 +7,8 @@ import re
 import subprocess
 import sys
 import time
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
+from datetime import time as time_of_day
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from airflow_mdbackup.config import (
     load,
     raise_for_problems,
 )
+from airflow_mdbackup.config.bandwidth import BandwidthLimit, parse_bandwidth_limit, parse_rate, write_rate
 from airflow_mdbackup.config.values import parse_duration, write_duration
 from demo import generate_docs
 
@@ -73,7 +75,7 @@ def test_a_provider_with_the_required_keys_only_has_the_documented_defaults(read
     assert provider.source == ("/backups",)
     assert provider.index == "/.mdbackup/index.md5"
     assert (provider.ssh_conn_id, provider.chroot, provider.mount) == (None, None, None)
-    assert (provider.queue, provider.pool) == (None, None)
+    assert (provider.queue, provider.pool, provider.bandwidth_limit) == (None, None, None)
     assert (provider.exclude, provider.tags) == ((), ())
     assert (provider.schedule, provider.shards, provider.retries) == ("@daily", 1, 2)
     assert provider.retry_delay == timedelta(minutes=5)
@@ -187,6 +189,81 @@ def test_chroot_is_allowed_and_unused_without_an_index_account(read):
     assert one(read(f"providers: {{web: {{{MINIMAL}, chroot: /home/backupop}}}}")).chroot == "/home/backupop"
 
 
+@pytest.mark.parametrize(
+    ("text", "rate"),
+    [
+        ("1KB", 1000),
+        ("500KB", 500_000),
+        ("500kB", 500_000),
+        ("20MB", 20_000_000),
+        ("20MB/s", 20_000_000),
+        ("1.5GB", 1_500_000_000),
+        ("10KiB", 10_240),
+        ("10MiB/s", 10 * 2**20),
+        ("1GiB", 2**30),
+        ("0.0015MB", 1500),
+        ("1000GB", 10**12),
+    ],
+)
+def test_a_rate_is_a_size_for_each_second(read, text, rate):
+    """Decimal or binary units, with or without `/s`; alone it holds at all hours."""
+    limit = one(read(f"providers: {{web: {{{MINIMAL}, bandwidth_limit: {text}}}}}")).bandwidth_limit
+    assert {limit.at(time_of_day(hour)) for hour in range(24)} == {rate}
+
+
+@given(st.integers(1000, 10**12))
+def test_a_rate_that_is_written_out_reads_as_the_same_again(rate):
+    """The log and the page of a DAG show it as it may stand in the file."""
+    assert parse_rate(write_rate(rate)) == rate
+    assert parse_rate(f"{write_rate(rate)}/s") == rate
+
+
+DAY = '{rate: 5MB, from: "08:00", to: "18:30"}'
+NIGHT = '{rate: 80MB, from: "22:00", to: "06:00"}'
+
+
+@pytest.mark.parametrize(
+    ("text", "expected", "said"),
+    [
+        (DAY, {"07:59": None, "08:00": 5, "12:00": 5, "18:29": 5, "18:30": None, "00:00": None}, ""),
+        (NIGHT, {"21:59": None, "22:00": 80, "00:00": 80, "05:59": 80, "06:00": None, "12:00": None}, ""),
+        ('{rate: 5MB, from: "22:00", to: "00:00"}', {"21:59": None, "23:59": 5, "00:00": None}, ""),
+        ("{rate: 5MB}", {"00:00": 5, "12:00": 5}, "5MB/s"),
+        (
+            f"[{DAY}, {NIGHT}, 40MB]",
+            {"08:00": 5, "18:30": 40, "22:00": 80, "05:00": 80, "06:00": 40},
+            "5MB/s from 08:00 to 18:30, else 80MB/s from 22:00 to 06:00, else 40MB/s",
+        ),
+        (
+            f'[{{rate: 1MB, from: "12:00", to: "13:00"}}, {DAY}]',
+            {"11:59": 5, "12:00": 1, "13:00": 5, "19:00": None},
+            "1MB/s from 12:00 to 13:00, else 5MB/s from 08:00 to 18:30",
+        ),
+        (f"[{DAY}, {{rate: 40MB}}]", {"12:00": 5, "19:00": 40}, ""),
+    ],
+)
+def test_a_bandwidth_limit_may_depend_on_the_time_of_day(read, text, expected, said):
+    """The first entry that fits holds, up to before its end; where none fits, there is no limit."""
+    limit = one(read(f"providers: {{web: {{{MINIMAL}, bandwidth_limit: {text}}}}}")).bandwidth_limit
+    found = {time: limit.at(time_of_day.fromisoformat(time)) for time in expected}
+    assert found == {time: rate and rate * 1_000_000 for time, rate in expected.items()}
+    assert said in str(limit)
+
+
+def test_a_bandwidth_limit_can_be_taken_back_and_cannot_be_changed(read):
+    """`null` is no limit, whatever the defaults say."""
+    configuration = read(
+        "defaults: {sftp_conn_id: c, source: /, bandwidth_limit: 20MB}\n"
+        "providers: {a: {dest: /srv/a}, b: {dest: /srv/b, bandwidth_limit: null}}"
+    )
+    a, b = (provider.bandwidth_limit for provider in configuration.providers)
+    assert a == parse_bandwidth_limit("20MB") == parse_bandwidth_limit(a)
+    assert b is None
+    with pytest.raises(AttributeError):
+        a.rates = ()
+    assert isinstance(a, BandwidthLimit) and hash(a)
+
+
 # What is refused, and what the message says
 
 
@@ -208,7 +285,7 @@ def test_an_unknown_key_is_refused_and_the_similar_one_named(refusals):
     assert "`name`" not in wrong["colour"]
 
 
-@pytest.mark.parametrize("key", ["bandwidth_limit: 50MB", "max_age: 2d", "alerts: []", "name: web"])
+@pytest.mark.parametrize("key", ["max_age: 2d", "alerts: []", "name: web"])
 def test_keys_that_a_provider_does_not_have_are_refused(refusals, key):
     """Also those which one might expect."""
     assert "is not a key" in refusals(key)[key.partition(":")[0]]
@@ -319,6 +396,84 @@ def test_a_mistake_made_in_many_elements_of_a_list_is_told_once(read):
 def test_what_is_no_duration_is_refused_with_examples(refusals, text, said):
     """Without unit, with words, in another order, nothing, or absurdly much."""
     assert said in refusals(f"retry_delay: {text}")["retry_delay"]
+
+
+HOW = "write bytes (not bits) per second, such as `500KB`, `20MB`, `1.5GB` or `10MiB`"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("50", f"must be a rate, but YAML reads the number 50: {HOW}"),
+        ("true", f"must be a rate, but YAML reads the boolean true: {HOW}"),
+        ('""', f"the text '' is not a rate: {HOW}"),
+        ("50M", f"the text '50M' is not a rate: {HOW}"),
+        ("50Mb", "is not a rate"),
+        ("50Mbit/s", "is not a rate"),
+        ("50mb", "is not a rate"),
+        ("50 MB", "is not a rate"),
+        ("50MB/h", "is not a rate"),
+        ("-5MB", "is not a rate"),
+        ("1e3MB", "is not a rate"),
+        ("0MB", "the text '0MB' must be at least `1KB` and at most `1000GB`"),
+        ("0.9KB", "must be at least `1KB`"),
+        ("1001GB", "at most `1000GB`"),
+        (f"{'9' * 400}GB", "at most `1000GB`"),
+        ("[]", "must not be an empty list: write a rate such as `20MB`, or `null` for no limit"),
+        ("[[20MB]]", "entry 1: must be a rate, but YAML reads a list"),
+        ("{}", '`rate` is missing: write for example `{rate: 5MB, from: "08:00", to: "18:00"}`'),
+        ('{from: "08:00", to: "18:00"}', "`rate` is missing"),
+        ("{rate: null}", "`rate`: must be a rate, but YAML reads nothing (null)"),
+        ("{rate: 5}", "`rate`: must be a rate, but YAML reads the number 5"),
+        ("{rate: 5MB, form: 1}", "`form` is not a key; did you mean `from`?"),
+        ("{rate: 5MB, hours: 1}", "`hours` is not a key; the keys are `rate`, `from`, `to`"),
+        ("{rate: 5MB, on: 1}", "a key must be text, but YAML reads the boolean true"),
+        ('{rate: 5MB, from: "08:00"}', "`from` is there and `to` is missing: write both, such as `{rate: "),
+        ('{rate: 5MB, to: "08:00"}', "`to` is there and `from` is missing"),
+        (
+            '{rate: 5MB, from: "08:00", to: "08:00"}',
+            "`from` and `to` are both `08:00`: for a whole day write none of them",
+        ),
+        (
+            "{rate: 5MB, from: 08:00, to: 18:00}",
+            "`to`: must be a time of day, but YAML reads the number 1080 (as it does for an unquoted `18:00`)"
+            ': write it in quotes, as `"18:00"`',
+        ),
+        (
+            '{rate: 5MB, from: 8:05, to: "18:00"}',
+            "`from`: must be a time of day, but YAML reads the number 485 (as it does for an unquoted `8:05`)"
+            ': write it in quotes, as `"08:05"`',
+        ),
+        (
+            '{rate: 5MB, from: 18:00:00, to: "20:00"}',
+            'YAML reads the number 64800: write it in quotes, as `"08:00"`',
+        ),
+        (
+            '{rate: 5MB, from: null, to: "20:00"}',
+            "`from`: must be a time of day, but YAML reads nothing (null)",
+        ),
+        (
+            '{rate: 5MB, from: "20:00", to: "24:00"}',
+            '`to`: the text \'24:00\' is not a time of day: write `"00:00"` to `"23:59"`',
+        ),
+        ('{rate: 5MB, from: "8:00", to: "20:00"}', "`from`: the text '8:00' is not a time of day"),
+        ('{rate: 5MB, from: "08:60", to: "20:00"}', "is not a time of day"),
+        ('{rate: 5MB, from: "8am", to: "20:00"}', "is not a time of day"),
+        ('{rate: 5MB, from: "08:00\\n", to: "20:00"}', "is not a time of day"),
+        (f"[{DAY}, 50]", "entry 2: must be a rate, but YAML reads the number 50"),
+        (f"[40MB, {DAY}]", "entry 1 has no hours, so that those behind it would never hold: put it last, or"),
+        (f"[{DAY}, {{rate: 40MB}}, 80MB]", "entry 2 has no hours"),
+    ],
+)
+def test_what_is_no_bandwidth_limit_is_refused(refusals, text, said):
+    """With the entry and the key that are wrong, what YAML made of it, and what to write."""
+    assert said in refusals(f"bandwidth_limit: {text}")["bandwidth_limit"]
+
+
+@pytest.mark.parametrize("text", ["{rate: 5MB, rate: 6MB}", "[{rate: 5MB, rate: 6MB}, 50MB]"])
+def test_a_key_given_twice_in_a_bandwidth_limit_is_refused(refusals, text):
+    """Also in an entry of a list."""
+    assert "is given twice, on line 2" in refusals(f"bandwidth_limit: {text}")["bandwidth_limit.rate"]
 
 
 @pytest.mark.parametrize(
@@ -798,6 +953,18 @@ def test_the_providers_file_is_named_by_an_airflow_option(tmp_path, option, expe
     program = "from airflow_mdbackup.config import providers_file; print(providers_file())"
     printed = subprocess.check_output([sys.executable, "-c", program], text=True, env=environment)
     assert printed.splitlines()[-1] == expected.format(home=tmp_path)
+
+
+@pytest.mark.parametrize(("zone", "hours"), [("Asia/Tokyo", 9), ("utc", 0), ("system", -7)])
+def test_the_local_time_is_that_of_the_default_time_zone_of_airflow(tmp_path, zone, hours):
+    """In which schedules are read too; `system` is the time zone of the machine."""
+    environment = {**os.environ, "AIRFLOW_HOME": str(tmp_path), "TZ": "America/Phoenix"}
+    environment["AIRFLOW__CORE__DEFAULT_TIMEZONE"] = zone
+    program = "from airflow_mdbackup.config.settings import local_time; print(local_time())"
+    expected = datetime.now(UTC).replace(tzinfo=None) + timedelta(hours=hours)
+    printed = subprocess.check_output([sys.executable, "-c", program], text=True, env=environment)
+    found = datetime.combine(expected, time_of_day.fromisoformat(printed.splitlines()[-1]))
+    assert (found - expected) % timedelta(days=1) < timedelta(minutes=1)
 
 
 def test_the_reference_and_the_sample_are_what_the_schema_says():

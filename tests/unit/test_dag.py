@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from airflow.dag_processing.dagbag import DagBag
 from airflow.sdk import DAG, TriggerRule
+from airflow.serialization.serialized_objects import DagSerialization
 
 from airflow_mdbackup.dag import provider_dags
 
@@ -90,6 +93,18 @@ def test_invalid_provider_becomes_a_dag_that_fails_with_the_reason_and_others_st
     (task,) = found["mdbackup_bad"].tasks
     with pytest.raises(Exception, match="sftp_conn_id"):
         task.execute({})
+
+
+def test_bandwidth_limit_reaches_the_pulling_tasks_and_airflows_own_copy_of_the_dag(tmp_path: Path) -> None:
+    """There as a text, and the same each time, so that the DAG gets no new version whenever it is parsed."""
+    limit = '    bandwidth_limit: [{{rate: 5MB, from: "08:00", to: "18:00"}}, 50MB]\n'
+    said = "5MB/s from 08:00 to 18:00, else 50MB/s"
+    dag = dags(tmp_path, GOOD + limit)["mdbackup_web"]
+    pull: Any = dag.task_dict["pull_changed"]
+    assert str(pull.unmap({"shard": {"shard": 0, "files": 1}}).bandwidth_limit) == said
+    stored = json.dumps(DagSerialization.to_dict(dag))
+    assert f'"bandwidth_limit": "{said}"' in stored and said in str(dag.doc_md)
+    assert json.dumps(DagSerialization.to_dict(dags(tmp_path, GOOD + limit)["mdbackup_web"])) == stored
 
 
 @pytest.fixture

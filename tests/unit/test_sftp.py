@@ -6,6 +6,7 @@ import hashlib
 import os
 import random
 import struct
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -177,6 +178,77 @@ def test_a_connection_that_breaks_at_any_byte_is_lost(
     (tmp_path / "f").write_bytes(PATTERN)
     with pytest.raises(ConnectionLost):
         fetch_all(Reader(CutChannel(server.channel, limit)), {bytes(tmp_path / "f"): None})
+
+
+# --- a limit ----------------------------------------------------------------------------------------
+
+
+class Counting(ScriptedServer):
+    """Counts what it was asked for and what was received of it."""
+
+    extensions = LIMITS
+    asked = sent = most_coming = 0
+
+    def read(self, number: int, content: bytes, offset: int, length: int) -> bytes:
+        self.asked += min(length, len(content) - offset)
+        self.most_coming = max(self.most_coming, self.asked - self.sent)
+        return super().read(number, content, offset, length)
+
+    def recv(self, size: int) -> bytes:
+        data = super().recv(size)
+        self.sent += len(data)
+        return data
+
+
+@pytest.mark.parametrize("rate", [1000, 200_000, 10_000_000])
+def test_under_a_limit_no_more_than_a_second_of_it_is_asked_for_ahead(rate: int) -> None:
+    """But at least what a read or two bring; and all that was received is charged."""
+    charged: list[int] = []
+
+    def throttle(received: int) -> int:
+        charged.append(received)
+        return rate
+
+    files = {b"/large": PATTERN * 4, **{b"/%d" % n: PATTERN[:50_000] for n in range(40)}}
+    server = Counting(files)
+    found = fetch_all(Reader(server, throttle=throttle), {path: md5(c) for path, c in files.items()})
+    assert {path: content for path, (content, _) in found.items()} == files
+    assert server.most_coming <= max(rate, 64 << 10)
+    assert sum(charged) == server.sent and max(charged) <= max(rate // 32, 4096)
+
+
+def test_a_limit_that_begins_when_the_window_is_full_of_beginnings_stalls_nothing() -> None:
+    """What is held in memory already does not count as coming. Limits that come and go change nothing."""
+    files = {b"/%d" % n: PATTERN[:200_000] for n in range(300)}
+    changes = random.Random(1)
+    calls = 0
+
+    def throttle(received: int) -> int | None:
+        nonlocal calls
+        calls += 1
+        return None if calls < 60 else changes.choice([None, 1000, 1_000_000_000])
+
+    server = Counting(files)
+    found = fetch_all(Reader(server, throttle=throttle), {path: md5(c) for path, c in files.items()})
+    assert all(content == PATTERN[:200_000] for content, _ in found.values())
+    assert calls > 200
+
+
+def test_a_reader_that_waits_longer_than_the_connection_may_be_silent_does_not_stall(
+    server: ServerProcess, tmp_path: Path
+) -> None:
+    """Only silence while it listens counts."""
+    (tmp_path / "f").write_bytes(PATTERN)
+    server.channel.settimeout(0.5)
+    waits = [0.7, 0.7]
+
+    def throttle(received: int) -> int:
+        time.sleep(waits.pop() if waits and received > 1000 else 0)
+        return 1_000_000
+
+    path = bytes(tmp_path / "f")
+    assert fetch_all(Reader(server.channel, throttle=throttle), {path: None})[path][0] == PATTERN
+    assert not waits
 
 
 # --- servers with ways of their own -----------------------------------------------------------------

@@ -1,0 +1,161 @@
+"""How a bandwidth limit is written in YAML: a rate, a rate at some hours of the day, or a list of such."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import time
+from typing import Annotated
+
+from pydantic import BeforeValidator, WithJsonSchema
+
+from airflow_mdbackup.config.problem import quoted, unknown_key
+from airflow_mdbackup.config.values import seen
+
+_RATE = re.compile(r"(?P<number>[0-9]+(?:\.[0-9]+)?)(?P<unit>[kKMG]B|[KMG]iB)(?:/s)?", re.ASCII)
+_UNITS = {"GB": 10**9, "GiB": 2**30, "MB": 10**6, "MiB": 2**20, "KB": 10**3, "KiB": 2**10}
+_LEAST = 10**3
+_MOST = 10**12
+_TIME = re.compile(r"(?:[01][0-9]|2[0-3]):[0-5][0-9]", re.ASCII)
+_KEYS = ("rate", "from", "to")
+_HOW_TO_WRITE_A_RATE = "write bytes (not bits) per second, such as `500KB`, `20MB`, `1.5GB` or `10MiB`"
+_EXAMPLE = '`{rate: 5MB, from: "08:00", to: "18:00"}`'
+
+
+@dataclass(frozen=True, slots=True)
+class TimedRate:
+    """A rate in bytes per second, from ``start`` until before ``end``, or at all hours if those are None.
+
+    An ``end`` before the ``start`` is on the next day.
+    """
+
+    rate: int
+    start: time | None = None
+    end: time | None = None
+
+    def __str__(self) -> str:
+        hours = f" from {self.start:%H:%M} to {self.end:%H:%M}" if self.start and self.end else ""
+        return f"{write_rate(self.rate)}/s{hours}"
+
+    def holds_at(self, now: time) -> bool:
+        """Return whether ``now`` is within the hours."""
+        if self.start is None or self.end is None:
+            return True
+        if self.start < self.end:
+            return self.start <= now < self.end
+        return now >= self.start or now < self.end
+
+
+@dataclass(frozen=True, slots=True)
+class BandwidthLimit:
+    """The rates of a day: the first that holds is the limit, and there is none where none holds."""
+
+    rates: tuple[TimedRate, ...]
+
+    def __str__(self) -> str:
+        return ", else ".join(map(str, self.rates))
+
+    def at(self, now: time) -> int | None:
+        """Return the limit at a time of the day, in bytes per second, or None if there is none then."""
+        return next((timed.rate for timed in self.rates if timed.holds_at(now)), None)
+
+
+def parse_rate(value: object) -> int:
+    """Return the bytes per second that ``500KB``, ``20MB/s``, ``1.5GB`` or ``10MiB`` stands for.
+
+    :raises ValueError: anything else, less than 1 KB or more than 1,000 GB.
+    """
+    if not isinstance(value, str):
+        raise ValueError(f"must be a rate, but YAML reads {seen(value)}: {_HOW_TO_WRITE_A_RATE}")
+    match = _RATE.fullmatch(value)
+    if match is None:
+        raise ValueError(f"{seen(value)} is not a rate: {_HOW_TO_WRITE_A_RATE}")
+    rate = float(match["number"]) * _UNITS[match["unit"].replace("k", "K")]
+    if not _LEAST <= rate <= _MOST:
+        raise ValueError(f"{seen(value)} must be at least `1KB` and at most `1000GB`")
+    return round(rate)
+
+
+def write_rate(rate: int) -> str:
+    """Return the text that :func:`parse_rate` reads as ``rate``."""
+    for unit, size in _UNITS.items():
+        if rate % size == 0:
+            return f"{rate // size}{unit}"
+    return f"{rate / 1000:.3f}".rstrip("0") + "KB"
+
+
+def parse_bandwidth_limit(value: object) -> BandwidthLimit:
+    """Return the limit that a rate, a mapping of ``rate``, ``from`` and ``to``, or a list of those means.
+
+    :raises ValueError: anything else, or a list whose later entries could never hold.
+    """
+    if isinstance(value, BandwidthLimit):
+        return value
+    if not isinstance(value, list | tuple):
+        return BandwidthLimit((_timed_rate(value),))
+    if not value:
+        raise ValueError("must not be an empty list: write a rate such as `20MB`, or `null` for no limit")
+    rates = []
+    for number, entry in enumerate(value, 1):
+        try:
+            rates.append(_timed_rate(entry))
+        except ValueError as error:
+            raise ValueError(f"entry {number}: {error}") from error
+        if rates[-1].start is None and number < len(value):
+            raise ValueError(
+                f"entry {number} has no hours, so that those behind it would never hold: put it last, or"
+                f" write its hours, as in {_EXAMPLE}"
+            )
+    return BandwidthLimit(tuple(rates))
+
+
+def _timed_rate(value: object) -> TimedRate:
+    if not isinstance(value, Mapping):
+        return TimedRate(parse_rate(value))
+    for key in value:
+        if not isinstance(key, str):
+            raise ValueError(unknown_key(key, ()))
+        if key not in _KEYS:
+            raise ValueError(f"{quoted(key)} {unknown_key(key, _KEYS)}")
+    if "rate" not in value:
+        raise ValueError(f"`rate` is missing: write for example {_EXAMPLE}")
+    try:
+        rate = parse_rate(value["rate"])
+    except ValueError as error:
+        raise ValueError(f"`rate`: {error}") from error
+    hours = [_time_of_day(key, value[key]) for key in ("from", "to") if key in value]
+    if not hours:
+        return TimedRate(rate)
+    if len(hours) == 1:
+        there, missing = ("from", "to") if "from" in value else ("to", "from")
+        raise ValueError(
+            f"`{there}` is there and `{missing}` is missing: write both, such as {_EXAMPLE}, or none of them"
+        )
+    start, end = hours
+    if start == end:
+        raise ValueError(f"`from` and `to` are both `{start:%H:%M}`: for a whole day write none of them")
+    return TimedRate(rate, start, end)
+
+
+def _time_of_day(key: str, value: object) -> time:
+    if isinstance(value, str):
+        if _TIME.fullmatch(value):
+            return time.fromisoformat(value)
+        raise ValueError(f'`{key}`: {seen(value)} is not a time of day: write `"00:00"` to `"23:59"`')
+    trap, example = "", "08:00"
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 24 * 60:
+        hours, minutes = divmod(value, 60)
+        example = f"{hours:02}:{minutes:02}"
+        trap = f" (as it does for an unquoted `{hours}:{minutes:02}`)"
+    raise ValueError(
+        f"`{key}`: must be a time of day, but YAML reads {seen(value)}{trap}: write it in quotes, as"
+        f' `"{example}"`'
+    )
+
+
+Bandwidth = Annotated[
+    BandwidthLimit,
+    BeforeValidator(parse_bandwidth_limit),
+    WithJsonSchema({"type": "string", "title": "rate, mapping of `rate`, `from` and `to`, or list of those"}),
+]
