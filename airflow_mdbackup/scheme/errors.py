@@ -39,6 +39,10 @@ class DestinationRefused(BackupError):
     """``dest`` is not what it should be: another provider's, not mounted, of a newer format."""
 
 
+class DestinationFull(BackupError):
+    """The disk of ``dest`` has too little room. Free some or enlarge it; what is here is kept."""
+
+
 class DestinationBusy(BackupError):
     """Another run has held the lock on ``dest`` for longer than this one was willing to wait."""
 

@@ -29,12 +29,13 @@ class Part:
 
     :param descriptor: of the locked file; it is the part's from now on.
     :param size: bytes that the whole has. What is longer is no beginning of it.
-    :ivar position: bytes that are there.
+    :ivar position: bytes that are there, of ``size``.
     :ivar resumed: whether some of them are of an earlier try.
     """
 
     def __init__(self, descriptor: int, size: int) -> None:
         self._descriptor = descriptor
+        self.size = size
         self._md5 = hashlib.md5(usedforsecurity=False)
         self.position = 0
         if os.fstat(descriptor).st_size <= size:

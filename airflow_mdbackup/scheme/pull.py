@@ -2,6 +2,7 @@
 
 ::
 
+    what the run needs must be free on the disk (see space)
     for each item of the shard, in path order, many at a time:
         its content is staged already     verify it where no durable result vouches for it
         a live file may already be it     hash it: adopted
@@ -28,17 +29,19 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 from enum import StrEnum
 from functools import partial
 
 from airflow_mdbackup.scheme.diff import Item, Plan, read_plan
-from airflow_mdbackup.scheme.errors import BackupError
+from airflow_mdbackup.scheme.errors import BackupError, DestinationFull
 from airflow_mdbackup.scheme.mirror import Mirror, Run
 from airflow_mdbackup.scheme.names import to_text
 from airflow_mdbackup.scheme.part import Part
 from airflow_mdbackup.scheme.progress import Pace
 from airflow_mdbackup.scheme.records import Record, read_header, read_records, write_records
 from airflow_mdbackup.scheme.sftp import Attributes, Code, Fetched, Reader, Refusal, Stated, Wanted
+from airflow_mdbackup.scheme.space import make_sure_of_room, told_if_full
 from airflow_mdbackup.scheme.tree import Folder, concerns_one_file, copy_of, md5_of, syncfs
 
 log = logging.getLogger(__name__)
@@ -117,12 +120,14 @@ def pull(mirror: Mirror, run: Run, shard: int, connect: Callable[[], Reader]) ->
 
     :param connect: gives a reader; only called if something has to come from the provider.
     :raises ConnectionLost: the connection broke; results of what was done are written.
-    :raises OSError: the disk is full or broken, likewise.
+    :raises DestinationFull: the disk has too little room for the run, and nothing was changed; or it became
+        full on the way, and what is staged stays.
+    :raises OSError: the disk is broken.
     :raises RunIncomplete: the run has no plan.
     :raises DestinationBusy: an earlier try of the same shard does not end.
     """
     plan = read_plan(run)
-    with run.shard_lock(shard, mirror.provider), _others_left_alone():
+    with told_if_full(mirror), run.shard_lock(shard, mirror.provider), _others_left_alone():
         return _pull(mirror, run, shard, plan, connect)
 
 
@@ -193,6 +198,7 @@ class _Puller:
         self._arriving = run.arriving(shard)
         self._provider_time = plan.provider_time
         self._connect = connect
+        self._make_sure_of_room = partial(make_sure_of_room, mirror, run, plan, self._connected)
         self._total = sum(plan.shards[shard : shard + 1])
         self._reader: Reader | None = None
         self._slots: deque[_Slot] = deque()
@@ -211,7 +217,10 @@ class _Puller:
         """Yield the result of each item in order; at the end all that they tell of is durable."""
         pairs = zip(items, earlier, strict=False)
         try:
+            self._make_sure_of_room()
             yield from self._run(pairs)
+        except DestinationFull:
+            raise  # nothing was begun, and what an earlier try told still holds
         except (BackupError, OSError) as error:
             self.error = error
             for slot in self._slots:
@@ -249,7 +258,7 @@ class _Puller:
     def _turn(self) -> None:
         """Take in what has arrived."""
         if self._reader is not None and self._reader.busy:
-            for answer in self._reader.wait():
+            for answer in self._reader.take_turn():
                 if isinstance(answer, Fetched):
                     self._on_fetched(answer)
                 else:
@@ -463,8 +472,20 @@ class _Puller:
         megabytes = self.summary.transferred / 1e6
         return (
             f"{done:,} of {self._total:,} files, {megabytes:,.1f} MB in {seconds:,.0f} s "
-            f"({done / seconds:,.0f} files/s, {megabytes / seconds:,.1f} MB/s)"
+            f"({done / seconds:,.0f} files/s, {megabytes / seconds:,.1f} MB/s){self._left(done, seconds)}"
         )
+
+    def _left(self, done: int, seconds: float) -> str:
+        """Say how long the rest may take: by the files, or by the bytes, whichever takes longer."""
+        parts = [slot.part for slot in self._slots if slot.part is not None]
+        known = sum(part.size - part.position for part in parts)
+        came = self.summary.transferred
+        waiting = self._total - done - len(parts)
+        unknown = waiting * (came - sum(part.position for part in parts)) / max(done, 1)
+        by_files = waiting / done * seconds if done else 0.0
+        by_bytes = (known + max(unknown, 0)) / came * seconds if came else 0.0
+        left = max(by_files, by_bytes)
+        return f", about {timedelta(seconds=round(left))} left" if left else ""
 
     def _tell(self) -> None:
         if self._pace.due():

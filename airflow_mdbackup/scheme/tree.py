@@ -18,6 +18,7 @@ import stat
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from tempfile import TemporaryFile
 from typing import Self
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -316,6 +317,17 @@ def copy_of(source: int, target: int) -> bytes:
     except OSError:
         return md5_of(source, into=target)
     return md5_of(source)
+
+
+def shares_blocks(directory: os.PathLike[str]) -> bool:
+    """Whether :func:`copy_of` takes no room for content within the filesystem of ``directory``."""
+    with TemporaryFile(dir=directory, buffering=0) as source, TemporaryFile(dir=directory) as target:
+        source.write(bytes(4096))
+        try:
+            fcntl.ioctl(target, _FICLONE, source.fileno())
+        except OSError:
+            return False
+    return True
 
 
 def write_all(descriptor: int, data: bytes | memoryview) -> None:

@@ -88,6 +88,7 @@ class Pair:
                 writer.add(path, found[path])
             for path in sorted(unreadable):
                 writer.add_unreadable(path)
+            writer.size = sum(map(os.path.getsize, found))
 
     # --- server B -----------------------------------------------------------------------------------
 

@@ -5,17 +5,22 @@ from __future__ import annotations
 import errno
 import fcntl
 import hashlib
+import logging
 import os
+import re
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from airflow_mdbackup.scheme import part as part_module
-from airflow_mdbackup.scheme.errors import ConnectionLost, DestinationBusy, RunIncomplete
+from airflow_mdbackup.scheme import pull as pull_module
+from airflow_mdbackup.scheme.errors import ConnectionLost, DestinationBusy, DestinationFull, RunIncomplete
 from airflow_mdbackup.scheme.mirror import Mirror, Run
+from airflow_mdbackup.scheme.progress import Pace
 from airflow_mdbackup.scheme.pull import Outcome, Result, pull
 from airflow_mdbackup.scheme.records import read_records
 from airflow_mdbackup.scheme.sftp import Reader
@@ -207,7 +212,7 @@ def test_a_full_disk_is_raised_and_a_retry_takes_up_the_rest(
         os.write(descriptor, data)
 
     monkeypatch.setattr(part_module, "write_all", write)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(DestinationFull, match="No space left"):
         pair.pull(run, pair.plan)
     here = len(staged(pair))
     assert 0 < here <= 5
@@ -332,6 +337,36 @@ def test_content_that_another_task_gave_up_is_gone_on_with(pair: Pair) -> None:
     assert summary.outcomes == {"pulled": 1} and summary.transferred < SIZE
     pair.finish(run)
     check_whole(pair)
+
+
+# --- telling ----------------------------------------------------------------------------------------
+
+
+def test_progress_tells_files_bytes_rate_and_time_left_also_within_one_file(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A file of hours is not silent until its end; the time left is that of the bytes."""
+    monkeypatch.setattr(Pace, "due", lambda pace: True)
+    caplog.set_level(logging.INFO)
+    pair.put("large", os.urandom(40 * SIZE))
+    pair.backup()
+    within = r"0 of 1 files, (\d+\.\d) MB in \d+ s \(0 files/s, [\d,.]+ MB/s\), about 0:00:0\d left"
+    told = [float(found[1]) for found in map(re.compile(within).search, caplog.messages) if found]
+    assert len(set(told)) > 3 and told == sorted(told) and told[-1] > 1
+
+
+@pytest.mark.parametrize(
+    ("done", "seconds", "left"), [(1, 10.0, "0:16:30"), (50, 10.0, "0:00:10"), (100, 10.0, ""), (0, 10.0, "")]
+)
+def test_time_left_follows_the_files_when_there_are_many(
+    pair: Pair, done: int, seconds: float, left: str
+) -> None:
+    """By the rate so far; nothing is said before there is any, or when nothing is left."""
+    run = planned(pair, files=1)
+    puller = pull_module._Puller(pair.mirror, run, 0, replace(pair.plan, shards=[100]), pair.connect)
+    puller.summary.transferred = 1000 if done else 0
+    assert puller._left(done, seconds) == (f", about {left} left" if left else "")
+    puller.close()
 
 
 # --- going on where a try was cut off ---------------------------------------------------------------

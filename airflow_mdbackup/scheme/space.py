@@ -1,0 +1,195 @@
+"""Whether a run fits on the disk is judged before its first byte comes, once for all its shards.
+
+::
+
+    by the index    its end line tells the bytes of all files: where even those would fit, nothing is asked
+    by the plan     else the sizes of what is planned are asked for, many at a time, and summed up
+    it fits         no shard judges again, nor a retry, which would count against itself what it has staged
+    it does not     each shard and retry compares what was needed with what is free by then, and asks nothing
+
+Counted are content to pull and to copy, in whole blocks, and what is written beside it: records, indexes,
+history. Not so what is staged, the beginnings that earlier tries left, what is to be adopted, and copies that
+share the blocks of their original.
+
+What this does not give: the room is not kept free. Other runs and other programs may take it, a user's quota
+may end before the disk does, and files that grow on the provider need more; then :func:`told_if_full` tells.
+Versions are hard links and need no room; where links do not work, their copies are not counted. Neither are
+new directories. On a filesystem that compresses, a run may be refused that would have fitted.
+
+Source: statvfs(3).
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+from airflow_mdbackup.scheme.diff import Item, Plan
+from airflow_mdbackup.scheme.errors import DestinationFull
+from airflow_mdbackup.scheme.mirror import Mirror, Run
+from airflow_mdbackup.scheme.progress import Pace
+from airflow_mdbackup.scheme.records import read_header, read_records, write_state
+from airflow_mdbackup.scheme.sftp import Fetched, Reader, Stated
+from airflow_mdbackup.scheme.tree import shares_blocks
+
+log = logging.getLogger(__name__)
+
+_RESERVE = 64 << 20
+_RESERVED_FILES = 100
+_NO_LIMIT = sys.maxsize
+_BLOCK = 4096  # not what statvfs tells, which on NFS is the size of a transfer
+_BESIDE = 1024  # of each file: its inode, and its lines in results, archive records and history
+
+
+class _Room(NamedTuple):
+    """Room on a disk, needed or free."""
+
+    size: int
+    files: int
+
+    def holds(self, need: _Room) -> bool:
+        """Whether ``need`` fits in here."""
+        return need.size <= self.size and need.files <= self.files
+
+
+def make_sure_of_room(mirror: Mirror, run: Run, plan: Plan, connect: Callable[[], Reader]) -> None:
+    """Make sure that what the plan brings fits on the disk, before anything is transferred.
+
+    :param connect: gives a reader, the same one each time; only called if sizes must be asked for.
+    :raises DestinationFull: it does not fit.
+    :raises ConnectionLost: the connection broke while sizes were asked for.
+    :raises DestinationBusy: another shard takes too long to judge.
+    """
+    if sum(plan.shards) == plan.adopt:
+        return
+    with run.space_lock(mirror.provider):
+        judged = read_header(run.space) if run.space.exists() else {}
+        free = _free(mirror)
+        if judged.get("plan") != plan.digest:
+            need = _needed(mirror, run, plan, free, connect)
+        elif judged["fits"]:
+            return
+        else:
+            need = _Room(judged["size"], judged["files"])
+        fits = free.holds(need)
+        write_state(run.space, {"plan": plan.digest, "fits": fits, **need._asdict()})
+    if not fits:
+        raise DestinationFull(
+            f"{mirror.provider}: {mirror.dest} on {socket.gethostname()} has too little room for this run, "
+            f"which {_lack(need, free)}. Nothing was changed. Free some room or enlarge the disk, and clear "
+            "pull_changed; or exclude some of its files, if only for a while, and clear diff_indexes."
+        )
+
+
+@contextmanager
+def told_if_full(mirror: Mirror) -> Iterator[None]:
+    """Turn the error of a disk that became full into one that says what to do.
+
+    :raises DestinationFull: caused by the :class:`OSError`.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        free = _free(mirror)
+        raise DestinationFull(
+            f"{mirror.provider}: the disk of {mirror.dest} on {socket.gethostname()} is full: {error} "
+            f"({_told(free)} are free). What has been pulled stays staged. Free "
+            "some room or enlarge the disk; a retry, or else the next run, goes on from there."
+        ) from error
+
+
+def _needed(mirror: Mirror, run: Run, plan: Plan, free: _Room, connect: Callable[[], Reader]) -> _Room:
+    """Return how much room the run needs, or the most that it can need if that is free."""
+    beside = _RESERVE + 2 * run.index.stat().st_size  # consumer index and its copy, each beside the old one
+    files = sum(plan.shards) - plan.adopt
+    told = read_header(run.state)["index"]["size"]
+    if told is not None:
+        most = _Room(told + files * (_BLOCK + _BESIDE) + beside, files + _RESERVED_FILES)
+        if free.holds(most):
+            return most
+    size, files = _asked(mirror, run, plan, connect)
+    need = _Room(min(size + files * _BESIDE + beside, _NO_LIMIT), files + _RESERVED_FILES)
+    log.info("%s: this run needs %s, and %s are free", mirror.provider, _told(need), _told(free))
+    return need
+
+
+def _asked(mirror: Mirror, run: Run, plan: Plan, connect: Callable[[], Reader]) -> _Room:
+    """Return what the content takes that the plan brings, by the sizes that the provider tells.
+
+    What it refuses to tell counts as empty: pulling it will be refused too.
+    """
+    copies_are_free = plan.copy > 0 and shares_blocks(mirror.staging)
+    size = files = asked = 0
+    reader: Reader | None = None
+    pace = Pace()
+    with mirror.open_staging() as staging:
+
+        def take(answers: list[Fetched | Stated]) -> None:
+            nonlocal size
+            for answer in answers:
+                assert isinstance(answer, Stated)
+                if answer.attributes is not None:
+                    lacking = staging.lacks(answer.key, answer.attributes.size or 0)
+                    size += -(-lacking // _BLOCK) * _BLOCK
+
+        for item in _items(run, plan):
+            if item.adopt or staging.has(item.md5):
+                continue
+            files += 1
+            if item.source and copies_are_free:
+                continue
+            reader = reader or connect()
+            while not reader.room:
+                take(reader.wait())
+            reader.submit_stat(item.path, item.md5)
+            asked += 1
+            if pace.due():
+                log.info("%s sizes asked for so far", f"{asked:,}")
+        while reader is not None and reader.busy:
+            take(reader.wait())
+    return _Room(size, files)
+
+
+def _items(run: Run, plan: Plan) -> Iterator[Item]:
+    """Yield the items of all shards."""
+    for shard in range(len(plan.shards)):
+        yield from read_records(run.pulls(shard), Item)
+
+
+def _free(mirror: Mirror) -> _Room:
+    """Return what is free for us where the files go; a filesystem need not count its bytes, or files."""
+    disk = os.statvfs(mirror.staging)
+    size = disk.f_bavail * disk.f_frsize if disk.f_blocks else _NO_LIMIT
+    return _Room(size, disk.f_favail if disk.f_files else _NO_LIMIT)
+
+
+def _told(room: _Room) -> str:
+    """Return an amount of room for people."""
+    return _amount(room.size) + (f" and {room.files:,} inodes" if room.files < _NO_LIMIT else "")
+
+
+def _lack(need: _Room, free: _Room) -> str:
+    """Return what is needed, and what of it is free, of whatever does not suffice."""
+    told = []
+    if need.size > free.size:
+        told.append(f"needs {_amount(need.size)} where {_amount(free.size)} are free")
+    if need.files > free.files:
+        told.append(f"needs {need.files:,} inodes where {free.files:,} are free")
+    return " and ".join(told)
+
+
+def _amount(size: float) -> str:
+    """Return a number of bytes for people."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:,.1f} TB"
