@@ -121,7 +121,7 @@ class ProviderHook(SSHHook):
         """
         where = self._where
         try:
-            return self._connected_fast()
+            client = self._connected_fast()
         except paramiko.BadHostKeyException as error:
             raise AccessRefused(
                 f"{where}: the server's host key is not the expected one: it has {error.key.fingerprint}, "
@@ -132,8 +132,28 @@ class ProviderHook(SSHHook):
             raise _classified(where, error) from error
         except (FileNotFoundError, PermissionError) as error:
             raise AccessRefused(f"{where}: the key cannot be read on this worker: {_said(error)}") from error
+        except (paramiko.hostkeys.InvalidHostKey, UnicodeError) as error:
+            raise AccessRefused(
+                f"{where}: known_hosts on this worker, or the host's name, is malformed: {_said(error)}"
+            ) from error
         except (OSError, EOFError) as error:
             raise ConnectionLost(f"{where}: {_said(error)}") from error
+        self._check_pinned(client)
+        return client
+
+    def _check_pinned(self, client: paramiko.SSHClient) -> None:
+        """Refuse a server that only known_hosts knows, where the connection pins another key."""
+        transport: Any = client.get_transport()
+        if self.host_key is None or transport is None or not transport.is_active():
+            return
+        shown = transport.get_remote_server_key()
+        if shown != self.host_key:
+            self.close()
+            raise AccessRefused(
+                f"{self._where}: the server's host key is not the expected one: it has {shown.fingerprint}, as "
+                f"has known_hosts on this worker, but the connection's extra host_key is "
+                f"{self.host_key.fingerprint}. Correct whichever of the two is wrong."
+            )
 
     @property
     def _where(self) -> str:

@@ -1,13 +1,14 @@
 """A channel over the installed ``ssh`` program, which decrypts outside of Python and on another core.
 
 It takes the same Airflow connection as the rest of the hook, and has the same calls as a paramiko channel as
-far as an SFTP reader needs them. The host key is verified as there. Keys and known hosts reach ``ssh`` by
-``/proc/<pid>/fd``, from memory, so that no secret is on a command line or on the disk.
+far as an SFTP reader needs them. It accepts no host key that paramiko would not accept. An inline key and
+the host keys reach ``ssh`` from memory: no secret is on a command line, in an environment or on the disk.
 
-What this does not give: its window is 2 MiB, so that a long line is not filled. And not every connection
-can be told to ``ssh``; see :func:`program_for`.
+What this does not give: its window is 2 MiB, so that a long line is not filled. Not every connection can be
+told to ``ssh``; see :func:`program_for`. And if this process is killed outright, ``ssh`` ends as soon as it
+is logged in; before that, with a server that has become silent, only when that hangs up.
 
-Sources: ssh(1), ssh_config(5), memfd_create(2).
+Sources: ssh(1), ssh_config(5), memfd_create(2), ptrace(2) on who may look into ``/proc/<pid>/fd``.
 """
 
 from __future__ import annotations
@@ -17,98 +18,139 @@ import os
 import select
 import shutil
 import subprocess
-from contextlib import suppress
+from collections import deque
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
 
+import paramiko
+from paramiko.config import SSH_PORT
+
 from airflow_mdbackup.scheme.names import to_text
+from airflow_mdbackup.scheme.sftp import WINDOW
 
 if TYPE_CHECKING:
     from airflow_mdbackup.hooks.provider import ProviderHook
 
 _PIPE = 1 << 20  # the largest that an unprivileged user may have
+_AHEAD = 2 * WINDOW  # bytes that may arrive while we send: more than a reader ever asks for
 _ENDING = 5.0  # seconds that the program gets to end by itself
-_HOST = "provider"  # under which ssh looks up the host key that a connection pins
+_HOST = "provider"  # under which ssh looks up the host keys that we give it
 
 
-class Program:
-    """How to call ``ssh``: its arguments, and the files in memory that they name."""
+class Program(ExitStack):
+    """How to call ``ssh``, and the files that this names. They are there until it is closed."""
 
-    def __init__(self) -> None:
-        self.arguments = ["-F", "none"]
-        self._files: list[int] = []
+    def __init__(self, path: str) -> None:
+        super().__init__()
+        self.command = [path, "-F", "none"]
 
     def option(self, name: str, value: str) -> None:
         """Set an option of ssh_config(5)."""
-        self.arguments += ["-o", f"{name}={value}"]
+        self.command += ["-o", f"{name}={value}"]
 
     def file(self, content: str) -> str:
-        """Return a path at which ``ssh`` reads ``content``, as long as this process has the program."""
-        descriptor = os.memfd_create("mdbackup", os.MFD_CLOEXEC)
-        self._files.append(descriptor)
-        os.fchmod(descriptor, 0o600)
-        os.write(descriptor, content.encode())
-        return f"/proc/{os.getpid()}/fd/{descriptor}"
+        """Return a path at which ``ssh`` reads ``content``, which is nowhere but in memory.
 
-    def close(self) -> None:
-        while self._files:
-            os.close(self._files.pop())
+        ``ssh`` closes whatever it inherits, and Airflow's tasks show no other process what they have open
+        (PR_SET_DUMPABLE). So a ``cat`` has it, which waits for input; without us it would end by itself.
+        """
+        with open(os.memfd_create("mdbackup"), "wb", buffering=0) as memory:
+            os.fchmod(memory.fileno(), 0o600)
+            memory.write(content.encode())
+            holder = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=memory, env=_environment())
+        self.enter_context(holder)
+        self.callback(holder.kill)
+        return f"/proc/{holder.pid}/fd/1"
 
 
 def program_for(hook: ProviderHook, private_key: str | None) -> Program | None:
     """Return how to call ``ssh`` for a connection, or None where paramiko must do.
 
     That is where there is no ``ssh``, for passwords, passphrases and proxy commands, for algorithms that are
-    disabled, and where the host key is not to be verified.
+    disabled, and where no host key is known.
 
     :param private_key: the text of the key in the connection's extra, if it is there.
+    :raises OSError: no file can be made for it.
     """
-    keyless = not (hook.key_file or private_key)
-    if shutil.which("ssh") is None or keyless or hook.password or hook.host_proxy_cmd:
+    ssh = shutil.which("ssh")
+    if ssh is None or not hasattr(os, "memfd_create") or hook.password or hook.host_proxy_cmd:
         return None
-    if hook.no_host_key_check or hook.disabled_algorithms:
+    # As in paramiko, a key in the extra comes before a file, which ~/.ssh/config may have told.
+    has_key = private_key if hook.pkey is not None else hook.key_file
+    host_keys = _host_keys(hook)
+    if not has_key or not host_keys or hook.disabled_algorithms:
         return None
-    program = Program()
+    program = Program(ssh)
     program.option("BatchMode", "yes")
     program.option("IdentitiesOnly", "yes")
     program.option("IdentityAgent", "none")
+    program.option("IdentityFile", "none")  # or else the keys in ~/.ssh, if ours cannot be read
     program.option("StrictHostKeyChecking", "yes")
+    program.option("CheckHostIP", "no")
     program.option("GlobalKnownHostsFile", "none")
     program.option("UpdateHostKeys", "no")
     program.option("Compression", "yes" if hook.compress else "no")
     program.option("Ciphers", ",".join(hook.ciphers or ("^aes128-gcm@openssh.com", "aes256-gcm@openssh.com")))
     program.option("ConnectTimeout", str(hook.conn_timeout))
     program.option("ServerAliveInterval", str(hook.keepalive_interval))
-    if hook.host_key is not None:
-        line = f"{_HOST} {hook.host_key.get_name()} {hook.host_key.get_base64()}\n"
-        program.option("HostKeyAlias", _HOST)
-        program.option("UserKnownHostsFile", program.file(line))
-    program.arguments += ["-i", str(hook.key_file) if hook.key_file else program.file(f"{private_key}\n")]
-    program.arguments += ["-p", str(hook.port), "-l", str(hook.username)]
-    program.arguments += ["-s", "--", hook.remote_host, hook.subsystem]
+    program.option("HostKeyAlias", _HOST)
+    lines = (f"{_HOST} {key.get_name()} {key.get_base64()}\n" for key in host_keys)
+    program.option("UserKnownHostsFile", program.file("".join(lines)))
+    program.command += ["-i", program.file(f"{private_key}\n") if private_key else str(hook.key_file)]
+    program.command += ["-p", str(hook.port), "-l", str(hook.username)]
+    program.command += ["-s", "--", hook.remote_host, hook.subsystem]
     return program
+
+
+def _host_keys(hook: ProviderHook) -> list[paramiko.PKey]:
+    """Return the keys that the server may have.
+
+    They are read as paramiko reads them: from the known_hosts of $HOME, while ``ssh`` would look in the
+    home of the passwd entry, and only if there are none from the connection. Where the two contradict each
+    other there is none: paramiko has to tell.
+    """
+    known = paramiko.HostKeys()
+    try:
+        known.load(os.path.expanduser("~/.ssh/known_hosts"))
+    except OSError:
+        pass
+    except paramiko.hostkeys.InvalidHostKey:
+        return []
+    host = hook.remote_host if hook.port == SSH_PORT else f"[{hook.remote_host}]:{hook.port}"
+    keys = list(dict(known.lookup(host) or {}).values())
+    if hook.host_key is None:
+        return keys
+    return [hook.host_key] if not keys or hook.host_key in keys else []
+
+
+def _environment() -> dict[str, str]:
+    """Return what a program needs. A worker's environment has secrets, which are not to be handed on."""
+    return {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C"}
 
 
 class SshChannel:
     """A running ``ssh``, as a channel. One thread at a time, but :meth:`close` may come from another.
 
+    :param command: its path and arguments.
     :param timeout: seconds that a call may wait.
+    :raises OSError: it cannot be started.
     """
 
-    def __init__(self, program: Program, timeout: float) -> None:
-        self._program = program
+    def __init__(self, command: list[str], timeout: float) -> None:
         self._timeout = timeout * 1000
-        self._early: list[bytes] = []  # what came while we were sending
-        self._said = os.memfd_create("mdbackup", os.MFD_CLOEXEC)
+        self._early: deque[bytes] = deque()  # what came while we were sending
+        self._ahead = 0  # bytes of it
+        self._said = b""
+        pipe = subprocess.PIPE
+        # The pipe for what it says is read at the end: a server can fill that, but no more than that.
         self._process = subprocess.Popen(
-            ["ssh", *program.arguments],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._said,
-            bufsize=0,
+            command, stdin=pipe, stdout=pipe, stderr=pipe, bufsize=0, env=_environment()
         )
-        assert self._process.stdin is not None and self._process.stdout is not None
+        assert self._process.stdin and self._process.stdout and self._process.stderr
         self._in, self._out = self._process.stdin.fileno(), self._process.stdout.fileno()
+        self._err = self._process.stderr.fileno()
         os.set_blocking(self._in, False)
+        os.set_blocking(self._err, False)
         with suppress(OSError):  # an unprivileged user may have used up what he may have of it
             fcntl.fcntl(self._out, fcntl.F_SETPIPE_SZ, _PIPE)
         self._waiting = select.poll()
@@ -123,33 +165,54 @@ class SshChannel:
         while view:
             try:
                 view = view[os.write(self._in, view) :]
-                continue
             except BlockingIOError:
-                ready = [descriptor for descriptor, _ in self._sending.poll(self._timeout)]
-            if not ready:
-                raise TimeoutError("timed out")
-            if self._out in ready and (received := os.read(self._out, _PIPE)):
-                self._early.append(received)
+                self._wait_to_send()
+            except BrokenPipeError:
+                raise EOFError(self.said() or "ssh has ended") from None
+
+    def _wait_to_send(self) -> None:
+        ready = [descriptor for descriptor, _ in self._sending.poll(self._timeout)]
+        if not ready:
+            raise TimeoutError("timed out")
+        if self._out in ready:
+            received = os.read(self._out, _PIPE)
+            if not received:
+                raise EOFError(self.said() or "ssh has ended")
+            self._early.append(received)
+            self._ahead += len(received)
+            if self._ahead > _AHEAD:
+                raise EOFError("the server sends more than it was asked for")
 
     def recv(self, size: int) -> bytes:
-        """Return what has arrived, at most ``size`` bytes; nothing once ``ssh`` has ended."""
+        """Return what has arrived, at most ``size`` bytes; nothing once ``ssh`` has ended without a word."""
         if self._early:
-            return self._early.pop(0)
+            data = self._early.popleft()
+            if len(data) > size:
+                self._early.appendleft(data[size:])
+            self._ahead -= len(data[:size])
+            return data[:size]
         if not self._waiting.poll(self._timeout):
             raise TimeoutError("timed out")
-        return os.read(self._out, size)
+        data = os.read(self._out, size)
+        if not data and (said := self.said()):
+            raise EOFError(said)
+        return data
 
     def said(self) -> str:
-        """Return what ``ssh`` wrote for people, such as why it gave up, as printable text."""
-        text = os.pread(self._said, 2000, 0).strip()
-        return " / ".join(to_text(line.strip()) for line in text.splitlines())
+        """Return the last that ``ssh`` wrote for people, such as why it gave up, as printable text."""
+        with suppress(BlockingIOError):
+            self._said = (self._said + os.read(self._err, 1 << 16))[-2000:]
+        lines = [to_text(words) for line in self._said.splitlines() if (words := line.strip(b" @"))]
+        return " / ".join(lines[-2:])
 
     def close(self) -> None:
-        """End ``ssh`` and the connection. May be called again."""
+        """End ``ssh`` and the connection. May be called again.
+
+        The pipes are closed with the last reference to them, since another thread may wait for them.
+        """
         self._process.terminate()
         try:
             self._process.wait(_ENDING)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        self._program.close()

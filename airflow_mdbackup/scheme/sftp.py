@@ -369,7 +369,7 @@ class Reader:
             except TimeoutError:
                 raise ConnectionLost("the connection stalled: the server takes no more requests") from None
             except (OSError, EOFError) as error:
-                raise ConnectionLost(f"the connection broke: {error or type(error).__name__}") from error
+                raise ConnectionLost(f"the connection broke: {str(error) or type(error).__name__}") from error
 
     # --- replies ------------------------------------------------------------------------------------
 
@@ -381,7 +381,7 @@ class Reader:
             except TimeoutError:
                 raise ConnectionLost("the connection stalled: no reply from the server in time") from None
             except (OSError, EOFError) as error:
-                raise ConnectionLost(f"the connection broke: {error or type(error).__name__}") from error
+                raise ConnectionLost(f"the connection broke: {str(error) or type(error).__name__}") from error
             if not data:
                 raise ConnectionLost("the server closed the connection")
             self._in.append(data)
