@@ -6,6 +6,7 @@ from functools import partial
 
 from benchmarks.copying import copying, percent
 from benchmarks.data import Data
+from benchmarks.floor import floor
 from benchmarks.growth import diff, growth, memory
 from benchmarks.work import Against, Work
 
@@ -13,8 +14,12 @@ _COPYING = (
     "Counted of ours: PullChanged, ArchiveOld, CommitBackup, with connecting and syncing; not imports, index "
     "and comparison. Of the others: the whole program, which verifies and syncs nothing."
 )
+_FLOOR = (
+    "One connection, one process: PullChanged without staging, results and sync. md5 alone: as many bytes."
+)
 _TENTH, _HUNDRED_FILES = "/part00000", "/part00000/dir00"
 _SMALL = Data(20_000, 512, 8192)
+_LARGE = Data(4, 256 << 20, 256 << 20)
 _MANY = Data(1_000_000, 16, 64)
 
 _copying = partial(Work, note=_COPYING, measure=copying, rtt=(0,))
@@ -33,7 +38,7 @@ WORKS = {
     ),
     "large": _copying(
         "4 files of 256 MiB",
-        data=Data(4, 256 << 20, 256 << 20),
+        data=_LARGE,
         against=tuple(Against(peer, "1.0 x, aim 1.3 x") for peer in ("sftp", "rclone", "rsync -a")),
     ),
     "one": _copying("1 file of 1 GiB", data=Data(1, 1 << 30, 1 << 30), against=(Against("sftp", "1.0 x"),)),
@@ -56,6 +61,8 @@ WORKS = {
         rtt=(0, 5, 10, 20, 50, 100),
     ),
     "shards": _copying("20,000 files of 0.5 to 8 KB, in 1 to 4 shards", data=_SMALL, shards=(1, 2, 3, 4)),
+    "floor": Work("20,000 files of 0.5 to 8 KB, read and hashed, kept nowhere", _FLOOR, floor, _SMALL),
+    "floor-large": Work("4 files of 256 MiB, read and hashed, kept nowhere", _FLOOR, floor, _LARGE),
     "percent": Work(
         "1 percent of 100,000 files changed",
         "Counted of ours: all six steps. Files and MB are those that changed.",

@@ -150,8 +150,8 @@ class ProviderHook(SSHHook):
         if shown != self.host_key:
             self.close()
             raise AccessRefused(
-                f"{self._where}: the server's host key is not the expected one: it has {shown.fingerprint}, as "
-                f"has known_hosts on this worker, but the connection's extra host_key is "
+                f"{self._where}: the server's host key is not the expected one: it has {shown.fingerprint}, "
+                f"as has known_hosts on this worker, but the connection's extra host_key is "
                 f"{self.host_key.fingerprint}. Correct whichever of the two is wrong."
             )
 
