@@ -40,6 +40,7 @@ WORKS = {
         "4 files of 256 MiB",
         data=_LARGE,
         against=tuple(Against(peer, "1.0 x, aim 1.3 x") for peer in ("sftp", "rclone", "rsync -a")),
+        shards=(1, 2),
     ),
     "one": _copying("1 file of 1 GiB", data=Data(1, 1 << 30, 1 << 30), against=(Against("sftp", "1.0 x"),)),
     "small-rtt": _copying(

@@ -193,15 +193,19 @@ class ProviderHook(SSHHook):
 
     # --- the backup account -------------------------------------------------------------------------
 
-    def reader(self, throttle: Callable[[int], int | None] | None = None) -> Reader:
+    def reader(
+        self, throttle: Callable[[int], int | None] | None = None, round_trip: float | None = None
+    ) -> Reader:
         """Return an SFTP reader on a new channel: of the ``ssh`` program if that will do, or of paramiko.
 
         :param throttle: as for a reader.
+        :param round_trip: seconds, as an earlier reader found, so that a long line is known as such.
         :raises AccessRefused: the host key is not the expected one, or the account is refused.
         :raises NotOnProvider: the server has no such subsystem.
         :raises ConnectionLost: the connection broke, or what answers is no SFTP server.
         """
-        reader = self._fast_reader() or self._paramiko_reader()
+        is_long = round_trip is not None and round_trip > _LONG
+        reader = (None if is_long else self._fast_reader()) or self._paramiko_reader()
         reader.throttle = throttle  # not before, since what waits does not tell how long the line is
         return reader
 
@@ -216,10 +220,7 @@ class ProviderHook(SSHHook):
                 channel = SshChannel(program.command, self.stall_timeout)
                 self._channels.append(channel)
                 reader = Reader(channel)
-                asked = time.monotonic()
-                reader.submit_stat(b"/", None)
-                reader.wait()
-                if time.monotonic() - asked < _LONG:
+                if reader.round_trip < _LONG:
                     return reader
             why = "the line is long"
         except (OSError, ValueError) as error:  # it does not start

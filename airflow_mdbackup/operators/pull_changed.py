@@ -64,7 +64,7 @@ class PullChanged(BackupOperator):
 
             def connect() -> Reader:
                 self._hook = stack.enter_context(provider_hook(self.sftp_conn_id, self.stall_timeout))
-                return self._hook.reader(throttle)
+                return self._hook.reader(throttle, run.round_trip)
 
             summary = pull(mirror, run, self.shard["shard"], connect)
         told = ", ".join(f"{count} {outcome}" for outcome, count in sorted(summary.outcomes.items()))

@@ -111,7 +111,8 @@ def fetch_index(
     )
     state = {"run_id": run.run_id, "provider": mirror.provider, "order": order}
     at = datetime.now(UTC).isoformat(timespec="seconds")
-    write_state(run.state, {**state, "fetched": at, "index": asdict(fetched)})
+    told = {"fetched": at, "round_trip": reader.round_trip, "index": asdict(fetched)}
+    write_state(run.state, {**state, **told})
     return fetched
 
 

@@ -339,6 +339,11 @@ class Run:
         with _locked(self.folder / "space.lock", what, "a shard", LOCK_WAIT):
             yield
 
+    @property
+    def round_trip(self) -> float | None:
+        """Seconds of a round trip to the provider, as FetchIndex found; None if it is not known."""
+        return read_header(self.state).get("round_trip") if self.state.exists() else None
+
     def require(self, path: Path, step: str) -> dict[str, Any]:
         """Return the header of a file that an earlier step of this run has made.
 

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from enum import IntEnum
@@ -36,6 +37,8 @@ SMALL = 256 << 10  # up to this size a file is collected in memory
 _MAX_FILES = 128  # in flight, unless the server tells how many it can have open
 _MOST_FILES = 1000  # in flight, whatever it tells: what fills a line of 20 ms with small files
 _RECEIVE = 1 << 20
+_LITTLE = 64 << 10  # bytes that are little to receive at once
+_MOMENT = 0.001  # seconds
 # OpenSSH sends at most 256 KiB. A server may answer with less than asked for, never with more.
 _MAX_PACKET = (256 << 10) + 1024
 _DEFAULT_READ = 32 << 10  # what every server must be able to send
@@ -244,6 +247,8 @@ class Reader:
         self._max_files = _MAX_FILES
         self._read_size = _DEFAULT_READ
         self.received = 0  # bytes of file contents
+        self._little = False  # whether there was little to receive the last time
+        self.round_trip = 0.0  # seconds from a request to its answer; with old servers, to start theirs
         self._handshake()
 
     # --- the caller's side --------------------------------------------------------------------------
@@ -375,6 +380,9 @@ class Reader:
 
     def _receive(self) -> None:
         """Take in what has arrived, until it is at least one whole packet."""
+        if self._little and self._files > self._max_files // 2:
+            # Many are on their way, so that a moment's wait costs nothing and brings more of them at once.
+            time.sleep(_MOMENT)
         while True:
             try:
                 data = self._channel.recv(self._portion)
@@ -386,6 +394,7 @@ class Reader:
                 raise ConnectionLost("the server closed the connection")
             self._in.append(data)
             self._arrived += len(data)
+            self._little = len(data) < _LITTLE
             if self.throttle is not None:
                 self._keep_to(self.throttle(len(data)))
             if self._arrived >= self._needed:
@@ -606,10 +615,12 @@ class Reader:
 
     def _one_packet(self) -> tuple[int, memoryview]:
         """Send what is waiting, and return type and body (behind version or id) of the next packet."""
+        asked = time.monotonic()
         self._flush()
         while True:
             self._receive()
             for kind, _, body in self._packets():
+                self.round_trip = time.monotonic() - asked
                 return kind, body
 
 

@@ -293,6 +293,18 @@ def test_machine_without_a_fit_ssh_goes_over_paramiko(
 # --- whom it trusts -----------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(("round_trip", "expected"), [(None, "ssh"), (0.001, "ssh"), (0.1, "paramiko")])
+def test_line_that_is_known_to_be_long_is_left_to_paramiko(
+    provider: ProviderServer, set_connection: SetConnection, round_trip: float | None, expected: str
+) -> None:
+    """At once: with one login, not two."""
+    set_connection("backupop", provider.sftp_connection())
+    before = provider.log_text().count("Accepted publickey")
+    with ProviderHook("backupop") as hook:
+        assert way(hook.reader(round_trip=round_trip)) == expected
+    assert provider.log_text().count("Accepted publickey") == before + 1
+
+
 def test_other_host_key_than_the_pinned_is_refused(
     provider: ProviderServer,
     set_connection: SetConnection,

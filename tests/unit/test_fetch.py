@@ -225,3 +225,13 @@ def test_a_server_that_keeps_no_times_is_no_reason_to_fail(pair: Pair) -> None:
     server = Timeless({b"/i": b"%s  /a\n" % EMPTY + END})
     fetched = fetch_index(pair.mirror, pair.new_run(), lambda: Reader(server), b"/i")
     assert fetched.time == 0
+
+
+def test_the_round_trip_is_kept_for_the_pull(pair: Pair) -> None:
+    """So that it need not be found out again, with another login."""
+    pair.put("alpha", b"1")
+    pair.build_index()
+    run = pair.new_run()
+    assert run.round_trip is None
+    pair.fetch(run)
+    assert run.round_trip is not None and 0 < run.round_trip < 1
