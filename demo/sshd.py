@@ -41,10 +41,14 @@ STRICT_SFTP_OPTIONS = "-R -p open,close,read,fstat,stat,lstat,realpath,limits"
 NAMESPACE = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--propagation", "private", "--"]
 
 # $1: folder of the server, $2: directory to mount the tree on, $3: sshd. sshd becomes the first process of
-# its process namespace, so that the kernel ends every login with it.
+# its process namespace, so that the kernel ends every login with it. /etc is replaced as a whole, by a copy
+# in memory: a mount on /etc/passwd itself would be gone as soon as somebody adds a user to the machine.
 ENTER_NAMESPACE = """
 set -eu
-for name in passwd group shadow; do mount --bind "$1/etc/$name" "/etc/$name"; done
+mkdir -p "$1/memory"
+mount -t tmpfs -o mode=0755 tmpfs "$1/memory"
+cp -a /etc/. "$1/etc/." "$1/memory/"
+mount --bind "$1/memory" /etc
 mount --bind "$1/ssh" /etc/ssh
 mount --bind "$1/chroot" "$2"
 test -d /run/sshd || { mount -t tmpfs -o mode=0755 tmpfs /run; mkdir -m 0755 /run/sshd; }

@@ -187,6 +187,15 @@ def test_named_subsystem_of_the_original_scheme_is_the_only_one(tmp_path: Path) 
         assert server.sftp_connection()["extra"]["subsystem"] == "sftpi"
 
 
+@pytest.mark.skipif(WAYS == ["own"], reason="only root has accounts to make")
+def test_accounts_made_on_the_machine_do_not_disturb_a_running_server(tmp_path: Path) -> None:
+    """They replace /etc/passwd, and with it whatever was mounted on that very file."""
+    with ProviderServer(tmp_path / "server", way=WAYS[0]) as server:
+        with ProviderServer(tmp_path / "other", way="users"):
+            pass
+        assert ssh(server, "true").returncode == 0
+
+
 def test_empty_tree_leaves_just_the_index_directory(tmp_path: Path) -> None:
     """Also odd names and links go, with nothing behind them, and the index account can write again."""
     with ProviderServer(tmp_path / "server") as server:
