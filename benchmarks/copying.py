@@ -45,7 +45,8 @@ def copying(scene: Scene, work: Work, rounds: int) -> Iterator[Measurement]:
 
 def _ours(scene: Scene, port: int, shards: int, measurement: partial[Measurement]) -> Measurement:
     with scene.new_dest("ours") as dest:
-        ours.run(scene, ("fetch", "diff"), dest, shards=shards)
+        # Over the same line, since it is here that a run learns how long it is.
+        ours.run(scene, ("fetch", "diff"), dest, port=port, shards=shards)
         answer = ours.run(scene, ("pull", "archive", "commit"), dest, port=port, shards=shards)
         files, size = _same(scene.data, dest / "files", OURS)
     return measurement(OURS, files=files, size=size, shards=shards, **answer.figures)

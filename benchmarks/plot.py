@@ -45,9 +45,11 @@ def _rtt(axes: Axes, results: Results) -> None:
     """Files per second against the round trip, of each contestant."""
     found = rows(results)
     for who in dict.fromkeys(row.one.who for row in found):
+        his = [row.one for row in found if row.one.who == who]
         points = [(row.one.rtt, row.one.files / row.seconds) for row in found if row.one.who == who]
         color, marker = STYLE[who]
-        axes.plot(*zip(*points, strict=True), color=color, marker=marker, label=who)
+        label = who if his[0].portion == 1 else f"{who}, with {his[0].files:,} of them"
+        axes.plot(*zip(*points, strict=True), color=color, marker=marker, label=label)
     most = max(row.one.files for row in found)
     axes.set(xlabel="round trip, ms", ylabel="files per second", yscale="log")
     axes.set_title(f"{most:,} files of 0.5 to 8 KB")
@@ -82,7 +84,7 @@ def _shards(axes: Axes, results: Results) -> None:
 def _plain(axes: Axes, which: str) -> None:
     """Write numbers out, with commas, instead of powers of ten."""
     for name in which:
-        getattr(axes, f"{name}axis").set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+        getattr(axes, f"{name}axis").set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.12g}"))
 
 
 if __name__ == "__main__":

@@ -347,12 +347,15 @@ class Reader:
                 continue
             self._ask_read(transfer, transfer.asked, length)
             transfer.asked += length
-        while self._fresh and self._coming < self._ahead and self._claimed + _FIRST <= self._window // 2:
-            transfer = self._fresh.popleft()
-            if transfer.before is not None or transfer.refusal:
-                continue  # its size came first, and it went on with that
-            transfer.asked = _FIRST
-            self._ask_read(transfer, 0, _FIRST)
+        while self._fresh:
+            transfer = self._fresh[0]
+            if transfer.before is None and transfer.refusal is None:
+                if self._coming >= self._ahead or self._claimed + _FIRST > self._window // 2:
+                    break
+                transfer.asked = _FIRST
+                self._ask_read(transfer, 0, _FIRST)
+            # Else its size came first, and it went on with that.
+            self._fresh.popleft()
 
     def _open_sink(self, transfer: _Transfer) -> None:
         """Give a large file its sink, and that what has come of it."""

@@ -383,6 +383,22 @@ def test_a_window_is_free_again_after_files_that_went_wrong() -> None:
     assert reader._claimed == 0 and reader.room
 
 
+def test_files_that_are_done_are_let_go_of_while_others_fill_the_window() -> None:
+    """They did not get their first READ before their size was known, and are not kept for it."""
+    files = {b"/%d" % n: PATTERN[: 300_000 if n % 4 == 0 else 100] for n in range(600)}
+    reader = Reader(ScriptedServer(files), window=1 << 20)
+    waiting = [b"/%d" % n for n in range(600)]
+    most = done = 0
+    while waiting or reader.busy:
+        while waiting and reader.room:
+            path = waiting.pop()
+            reader.submit(Wanted(path, md5(files[path]), lambda _: Stream(len)))
+        done += len(reader.take_turn())
+        most = max(most, len(reader._fresh))
+        assert len(reader._fresh) <= reader._files
+    assert done == 600 and most > 0 and reader._claimed == reader._coming == 0
+
+
 def test_a_read_that_fails_is_a_refusal_of_that_file() -> None:
     """With the server's word; nothing else suffers."""
 
