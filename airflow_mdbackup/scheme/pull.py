@@ -379,10 +379,14 @@ class _Puller:
         self._connected().submit(Wanted(slot.item.path, slot.item.md5, partial(self._part, slot), slot))
 
     def _part(self, slot: _Slot, attributes: Attributes) -> Part | None:
-        """Return where a large file goes; None if another task writes it."""
+        """Return where a large file goes; None if another task writes it, or has just written it."""
         if slot.part is None:
             descriptor = self._staging.lock_part(slot.item.md5)
-            if descriptor is not None:
+            if descriptor is not None and self._staging.has(slot.item.md5):
+                # Another task has finished it since this one looked.
+                self._staging.drop_part(slot.item.md5)
+                os.close(descriptor)
+            elif descriptor is not None:
                 slot.part = Part(descriptor, attributes.size or 0)
                 if slot.part.resumed:
                     log.info(

@@ -74,6 +74,8 @@ class Tree:
         :raises Blocked: something else stands there.
         """
         directory, _, name = path.rpartition(b"/")
+        if create:
+            self._missing = b"//"  # what is about to be made may stand there
         if directory == self._last[0]:
             return self._last[1], name
         if not create and self._is_missing(directory):
@@ -110,7 +112,6 @@ class Tree:
             if not create:
                 self._missing = path
                 raise
-            self._missing = b"//"
             os.mkdir(name, 0o755, dir_fd=parent)
             descriptor = os.open(name, _DIRECTORY, dir_fd=parent)
         except OSError as error:
@@ -128,7 +129,7 @@ class Tree:
 
     def lstat(self, path: bytes) -> os.stat_result | None:
         """Return what stands at ``path`` itself, or None. A path below a file or symlink is not there."""
-        if self._is_missing(path):
+        if path != self._missing and self._is_missing(path):
             return None
         try:
             parent, name = self._parent(path)
@@ -151,7 +152,7 @@ class Tree:
 
     def blocker(self, path: bytes) -> Blocked | None:
         """Return what keeps ``path`` from having its directory, or None."""
-        if self._is_missing(path):
+        if path != self._missing and self._is_missing(path):
             return None
         try:
             self._parent(path)

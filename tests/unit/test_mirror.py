@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from airflow_mdbackup.scheme import mirror as mirror_module
 from airflow_mdbackup.scheme.errors import DestinationBusy, DestinationRefused
 from airflow_mdbackup.scheme.mirror import Mirror, version_path
 from airflow_mdbackup.scheme.records import read_header
+from airflow_mdbackup.scheme.tree import Folder, Tree, is_file
 
 from .conftest import Pair
 
@@ -244,3 +246,24 @@ def test_the_real_run_id_is_in_the_run_directory(pair: Pair) -> None:
     run = pair.mirror.run("manual__ä/../\n")
     pair.fetch(run)
     assert read_header(run.state)["run_id"] == "manual__ä/../\n"
+
+
+def test_a_tree_sees_what_it_has_made_where_it_found_nothing(tmp_path: Path) -> None:
+    """That a directory was missing is remembered, but not longer than it is true."""
+    with Folder(tmp_path) as folder, Tree(tmp_path) as tree:
+        for make in ("create", "put", "link"):
+            path = b"/" + make.encode()
+            assert tree.lstat(path + b"/below/it") is None and tree.blocker(path + b"/below/it") is None
+            (tmp_path / "source").write_bytes(b"1")
+            if make == "create":
+                os.close(tree.create(path))
+            elif make == "put":
+                tree.put(folder, b"source", path)
+            else:
+                tree.link(b"/source", path)
+            blocked = tree.blocker(path + b"/below/it")
+            assert blocked is not None and blocked.at == path
+            assert is_file(tree.lstat(path))
+        assert tree.lstat(b"/late/file") is None
+        (tmp_path / "late").write_bytes(b"made by somebody else")
+        assert is_file(tree.lstat(b"/late"))

@@ -427,7 +427,8 @@ def test_two_runs_side_by_side_pull_each_content_once(pair: Pair) -> None:
         thread.start()
     for thread in threads:
         thread.join(60)
-    assert plan.pull == 30 and sum(sums) <= 30 * SIZE + 60 * (32 << 10)
+    # Whoever waits for the other asks for the first block, and again now and then.
+    assert plan.pull == 30 and sum(sums) < 45 * SIZE
     assert pair.finish(run).outcomes == {"pulled": 30}
     # The first one was given an older index, and took the staged files along.
     assert pair.finish(other).outcomes == {"superseded": 30}
