@@ -71,6 +71,9 @@ class DiffIndexes(BackupOperator):
         if plan.unreadable:
             paths = ", ".join(plan.unreadable_paths)
             self.log.warning("%s paths are unreadable on the provider: %s", plan.unreadable, paths)
+        if plan.rotten:
+            paths = ", ".join(plan.rotten_paths)
+            self.log.warning("%s files are rotten on the provider: %s", plan.rotten, paths)
         for reason in plan.guard:
             self.log.warning("Guard: %s", reason)
         if not plan.pull and not plan.gone:
@@ -83,5 +86,5 @@ class DiffIndexes(BackupOperator):
 
 
 def _counts(plan: Plan) -> dict[str, int]:
-    names = ("same", "new", "changed", "adopt", "copy", "gone", "kept", "unreadable")
+    names = ("same", "new", "changed", "adopt", "copy", "gone", "kept", "unreadable", "rotten")
     return {name: getattr(plan, name) for name in names}

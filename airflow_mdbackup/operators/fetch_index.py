@@ -57,13 +57,14 @@ class FetchIndex(BackupOperator):
         with provider_hook(self.sftp_conn_id, self.stall_timeout) as hook:
             fetched = fetch_index(mirror, run, hook.reader, self.index.encode(), max_age=max_age)
         self.log.info(
-            "%s: the index has %s files, %s unreadable, and is %s s old",
-            *(self.provider, fetched.files, fetched.unreadable, fetched.age),
+            "%s: the index has %s files, %s unreadable, %s rotten, and is %s s old",
+            *(self.provider, fetched.files, fetched.unreadable, fetched.rotten, fetched.age),
         )
         return {
             "path": str(run.index),
             "files": fetched.files,
             "unreadable": fetched.unreadable,
+            "rotten": fetched.rotten,
             "digest": fetched.digest,
             "age": fetched.age,
         }

@@ -25,7 +25,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -61,6 +61,11 @@ from airflow_mdbackup.scheme.tree import Tree, concerns_one_file, copy_of, is_fi
 log = logging.getLogger(__name__)
 
 _SHOWN = 20  # paths that a message names
+_UNREADABLE = "on the provider; build_provider_index says why"
+_ROTTEN = (
+    "damaged on the provider: its content changed, its times did not. The good copy here is kept; copy it "
+    "back, or `touch` it there to accept what it has now"
+)
 _TRIED = 3  # live files that are tried as a source of missing content
 
 
@@ -143,10 +148,8 @@ def commit(mirror: Mirror, run: Run) -> CommitSummary:
             withdraw_unused(mirror, run, tree)
         else:
             _Commit(mirror, run, plan, tree, staging, summary).carry_out(order)
-            summary.count(Outcome.UNREADABLE, plan.unreadable)
-            for path in plan.unreadable_paths:
-                summary.fail(Outcome.UNREADABLE, f"{path} (on the provider; build_provider_index says why)")
-            summary.fail(Outcome.UNREADABLE, "(others)", plan.unreadable - len(plan.unreadable_paths))
+            _count_remarks(summary, Outcome.UNREADABLE, plan.unreadable, plan.unreadable_paths, _UNREADABLE)
+            _count_remarks(summary, Outcome.ROTTEN, plan.rotten, plan.rotten_paths, _ROTTEN)
             summary.seconds = round(time.monotonic() - started, 3)
             _write_status(mirror, run, summary, status, order)
         write_state(run.done, {"outcomes": summary.outcomes})
@@ -437,6 +440,16 @@ def _brought(
     attributes = result.size, result.mtime, result.mode
     content_known = version, content, result.replaces
     return Change(result.path, what, result.outcome, old_md5, result.md5, *attributes, *content_known)
+
+
+def _count_remarks(
+    summary: CommitSummary, outcome: Outcome, number: int, paths: Sequence[str], detail: str
+) -> None:
+    """Fail for what the provider's index says of ``number`` paths, the first of which are ``paths``."""
+    summary.count(outcome, number)
+    for path in paths:
+        summary.fail(outcome, f"{path} ({detail})")
+    summary.fail(outcome, "(others)", number - len(paths))
 
 
 def _write_status(

@@ -34,19 +34,20 @@ import pathspec
 from airflow_mdbackup.scheme.errors import GuardTripped, IndexRefused
 from airflow_mdbackup.scheme.index import (
     Difference,
+    Remark,
     Same,
     compare,
     digest,
     holders,
     merge,
     read_entries,
-    read_unreadable,
+    read_remarks,
 )
 from airflow_mdbackup.scheme.mirror import OLD, Mirror, Run
 from airflow_mdbackup.scheme.names import to_text
 from airflow_mdbackup.scheme.ordered import Covered, batches
 from airflow_mdbackup.scheme.progress import Pace
-from airflow_mdbackup.scheme.records import Record, RecordWriter, read_records, write_state
+from airflow_mdbackup.scheme.records import Record, RecordWriter, read_header, read_records, write_state
 from airflow_mdbackup.scheme.settle import consumer_index, settle
 from airflow_mdbackup.scheme.tree import Tree
 
@@ -101,6 +102,8 @@ class Plan:
     copy: int = 0  # of new and changed: to be copied from content that is on B
     unreadable: int = 0
     unreadable_paths: list[str] = field(default_factory=list)  # the first few
+    rotten: int = 0
+    rotten_paths: list[str] = field(default_factory=list)  # the first few
     consumer: int = 0
     shards: list[int] = field(default_factory=list)  # items in each
     guard: list[str] = field(default_factory=list)  # why the guard tripped
@@ -142,14 +145,14 @@ def make_plan(
         ours = consumer_index(mirror, run.folder / "consumer.md5")
     plan = Plan(provider_time=state["index"]["time"])
     excluded = _Excluded(exclude)
-    if state["index"]["unreadable"]:
-        _count_unreadable(plan, run.index, excluded)
+    plan.unreadable, plan.unreadable_paths = _remarks(run, Remark.UNREADABLE, excluded)
+    plan.rotten, plan.rotten_paths = _remarks(run, Remark.ROTTEN, excluded)
     items = run.folder / "items.jsonl"
     with ExitStack() as stack:
         to_pull = stack.enter_context(RecordWriter[Item](items))
         to_forget = stack.enter_context(RecordWriter[Forget](run.forget))
         tree = stack.enter_context(mirror.tree())
-        hidden = Covered(read_unreadable(run.index) if plan.unreadable else iter(()))
+        hidden = Covered(read_remarks(run.index, Remark.UNREADABLE) if plan.unreadable else iter(()))
         comparison = _Comparison(mirror.provider, plan, source, hidden)
         for item in comparison.run(_differences(run.index, ours, excluded if exclude else None)):
             if isinstance(item, Forget):
@@ -305,12 +308,18 @@ def _differences(theirs: Path, ours: Path | None, excluded: _Excluded | None) ->
             yield Same.one(path) if left == right else difference
 
 
-def _count_unreadable(plan: Plan, index: Path, excluded: _Excluded) -> None:
-    for path in read_unreadable(index):
-        if not excluded(path) and not excluded(path + b"/"):
-            plan.unreadable += 1
-            if plan.unreadable <= _SHOWN:
-                plan.unreadable_paths.append(to_text(path))
+def _remarks(run: Run, remark: Remark, excluded: _Excluded) -> tuple[int, list[str]]:
+    """Return of how many paths the provider index has a remark, and the first few of them."""
+    number = 0
+    paths: list[str] = []
+    # A run that an older version fetched knows of no rotten ones.
+    if read_header(run.state)["index"].get(remark):
+        for path in read_remarks(run.index, remark):
+            if not excluded(path) and not excluded(path + b"/"):
+                number += 1
+                if number <= _SHOWN:
+                    paths.append(to_text(path))
+    return number, paths
 
 
 def _cut(run: Run, plan: Plan, items: Path, ours: Path | None, mirror: Mirror, shards: int) -> None:

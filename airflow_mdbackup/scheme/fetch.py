@@ -43,6 +43,7 @@ class FetchedIndex:
 
     files: int
     unreadable: int
+    rotten: int
     size: int | None
     digest: str
     time: int
@@ -104,7 +105,7 @@ def fetch_index(
             "the job that builds it on the provider still run? Nothing was changed."
         )
     fetched = FetchedIndex(
-        *(summary.files, summary.unreadable, summary.size, digest(run.index)),
+        *(summary.files, summary.unreadable, summary.rotten, summary.size, digest(run.index)),
         time=written if summary.started is None else summary.started,
         age=age,
         complete=summary.complete,

@@ -7,12 +7,13 @@ backslash before the digits). Comment lines, which ``md5sum -c`` passes over, ca
     # mdbackup started 1795402800
     d41d8cd98f00b204e9800998ecf8427e  /backups/alpha
     # mdbackup unreadable /backups/private
+    # mdbackup rotten /backups/alpha
     # mdbackup end format=1 files=1 unreadable=1 bytes=0
 
 Two forms are told apart. A *received* index is hostile input: :func:`canonicalise` reads it strictly, sorts
-it, and writes the *canonical* form (sorted by raw path bytes, each path once, unreadable paths after the
-entries, an end line), which the other functions trust and read fast. All of it in bounded memory, whatever
-the number of lines.
+it, and writes the *canonical* form (sorted by raw path bytes, each path once, remarks after the entries, an
+end line), which the other functions trust and read fast. All of it in bounded memory, whatever the number of
+lines.
 
 What this does not give: md5 tells accidents, not forgeries. Who can write the index can name any md5.
 
@@ -27,9 +28,11 @@ import os
 import re
 import tempfile
 from bisect import bisect_left, bisect_right
+from collections import Counter
 from collections.abc import Container, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from enum import StrEnum
 from itertools import groupby, islice
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -51,8 +54,19 @@ _PLAIN = {b"\\": b"\\", b"n": b"\n", b"r": b"\r"}
 _ODD_COMPONENT = re.compile(rb"/(?:\.{0,2}(?:/|\Z)|[^/]{256})")
 
 _STARTED = b"# mdbackup started "
-_UNREADABLE = b"# mdbackup unreadable "
 _END = b"# mdbackup end "
+
+
+class Remark(StrEnum):
+    """What the provider has to say of a path, beside or instead of an entry."""
+
+    UNREADABLE = "unreadable"  # a file or directory that it could not read; no entries at or below it
+    ROTTEN = "rotten"  # its content changed, its times did not; the entry has the md5 of when it was sound
+
+    @property
+    def mark(self) -> bytes:
+        """What such a line begins with."""
+        return b"# mdbackup %s " % self.value.encode()
 
 
 class Entry(NamedTuple):
@@ -108,6 +122,7 @@ class IndexSummary:
 
     files: int
     unreadable: int
+    rotten: int
     size: int | None
     started: int | None  # Unix seconds by the provider's clock, when its walk began
     complete: bool  # it had an end line
@@ -208,7 +223,7 @@ class IndexWriter:
 
     def __init__(self, path: Path) -> None:
         self.files = 0
-        self.unreadable = 0
+        self.remarks: Counter[Remark] = Counter()
         self.size: int | None = None
         self.started: int | None = None
         self._file = path.open("wb", buffering=1 << 20)
@@ -226,10 +241,10 @@ class IndexWriter:
         self._file.writelines(lines)
         self.files += len(lines)
 
-    def add_unreadable(self, path: bytes) -> None:
-        """Append a path that the provider could not read. After all entries."""
-        self._file.write(b"%s%s\n" % (_UNREADABLE, escape(path)))
-        self.unreadable += 1
+    def add_remark(self, remark: Remark, path: bytes) -> None:
+        """Append what the provider says of a path. After all entries."""
+        self._file.write(b"%s%s\n" % (remark.mark, escape(path)))
+        self.remarks[remark] += 1
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         with self._file as file:
@@ -237,7 +252,7 @@ class IndexWriter:
                 if self.started is not None:
                     file.write(b"%s%d\n" % (_STARTED, self.started))
                 size = b"" if self.size is None else b" bytes=%d" % self.size
-                counts = FORMAT, self.files, self.unreadable
+                counts = FORMAT, self.files, self.remarks[Remark.UNREADABLE]
                 file.write(b"%sformat=%d files=%d unreadable=%d%s\n" % (_END, *counts, size))
                 file.flush()
                 os.fsync(file.fileno())
@@ -259,12 +274,13 @@ def _entry(line: bytes) -> Entry:
     return Entry(line[34:-1], line[:32])
 
 
-def read_unreadable(path: Path) -> Iterator[bytes]:
-    """Yield, in path order, the paths that a canonical index tells to be unreadable."""
+def read_remarks(path: Path, remark: Remark) -> Iterator[bytes]:
+    """Yield, in path order, the paths of which a canonical index has this remark."""
+    mark = remark.mark
     with path.open("rb", buffering=1 << 20) as file:
         for line in file:
-            if line.startswith(_UNREADABLE):
-                yield unescape(line[len(_UNREADABLE) : -1])
+            if line.startswith(mark):
+                yield unescape(line[len(mark) : -1])
 
 
 def merge(left: Iterable[Entry], right: Iterable[Entry]) -> Iterator[Difference]:
@@ -428,7 +444,7 @@ class _Unsorted(Exception):
 def _write_canonical(
     received: _Received, entries: Iterator[Entry], target: Path, stack: ExitStack
 ) -> IndexSummary:
-    received.unreadable = stack.enter_context(_temporary(target.parent))
+    received.remarks = {remark: stack.enter_context(_temporary(target.parent)) for remark in Remark}
     seen = Prefixes()
     last = Entry(b"", b"")
     with IndexWriter(target) as writer:
@@ -445,12 +461,15 @@ def _write_canonical(
             seen.push(entry.path)
             writer.add(*entry)
             last = entry
-        received.unreadable.seek(0)
-        for path, _ in groupby(_sorted(_trusted(received.unreadable), 100_000, stack, target.parent)):
-            writer.add_unreadable(path.path)
+        for remark, lines in received.remarks.items():
+            lines.seek(0)
+            for entry, _ in groupby(_sorted(_trusted(lines), 100_000, stack, target.parent)):
+                writer.add_remark(remark, entry.path)
         writer.size, writer.started = received.size, received.started
     return IndexSummary(
-        writer.files, writer.unreadable, received.size, received.started, complete=received.complete
+        *(writer.files, writer.remarks[Remark.UNREADABLE], writer.remarks[Remark.ROTTEN]),
+        *(received.size, received.started),
+        complete=received.complete,
     )
 
 
@@ -460,7 +479,7 @@ class _Received:
     def __init__(self, path: Path, name: str) -> None:
         self.path = path
         self.name = name
-        self.unreadable: BinaryIO | None = None  # where unreadable paths are collected, as index lines
+        self.remarks: dict[Remark, BinaryIO] = {}  # where the paths of each are collected, as index lines
         self.size: int | None = None
         self.started: int | None = None
         self.complete = False
@@ -480,9 +499,11 @@ class _Received:
                     if not line.startswith(b"#"):
                         files += 1
                         yield parse_line(line)
-                    elif line.startswith(_UNREADABLE):
+                    elif line.startswith(Remark.UNREADABLE.mark):
                         unreadable += 1
-                        self._add_unreadable(line)
+                        self._add_remark(Remark.UNREADABLE, line)
+                    elif line.startswith(Remark.ROTTEN.mark):
+                        self._add_remark(Remark.ROTTEN, line)
                     elif line.startswith(_END):
                         self._end(line, files, unreadable)
                     elif line.startswith(_STARTED):
@@ -492,12 +513,12 @@ class _Received:
         if not line.endswith(b"\n"):
             raise self.refuse("the last line has no line end: truncated")
 
-    def _add_unreadable(self, line: bytes) -> None:
-        path = unescape(line[len(_UNREADABLE) :].removesuffix(b"\n"))
+    def _add_remark(self, remark: Remark, line: bytes) -> None:
+        path = unescape(line[len(remark.mark) :].removesuffix(b"\n"))
         if path != b"/":
             check_path(path)
-        if self.unreadable is not None:
-            self.unreadable.write(format_line(path, b"-" * 32))
+        if remark in self.remarks:
+            self.remarks[remark].write(format_line(path, b"-" * 32))
 
     def _end(self, line: bytes, files: int, unreadable: int) -> None:
         told: dict[bytes, int] = {}

@@ -64,6 +64,7 @@ class Outcome(StrEnum):
     CORRUPT = "corrupt"
     FAILED = "failed"
     UNREADABLE = "unreadable"
+    ROTTEN = "rotten"
 
     @property
     def good(self) -> bool:

@@ -7,8 +7,9 @@ import os
 import socket
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 
@@ -17,7 +18,7 @@ from airflow_mdbackup.scheme.commit import CommitSummary, commit
 from airflow_mdbackup.scheme.diff import Plan, make_plan
 from airflow_mdbackup.scheme.fetch import FetchedIndex, fetch_index
 from airflow_mdbackup.scheme.history import Change, commits
-from airflow_mdbackup.scheme.index import IndexWriter, read_entries
+from airflow_mdbackup.scheme.index import IndexWriter, Remark, read_entries
 from airflow_mdbackup.scheme.mirror import Mirror, Run
 from airflow_mdbackup.scheme.pull import PullSummary, pull
 from airflow_mdbackup.scheme.records import read_records
@@ -75,8 +76,13 @@ class Pair:
             file.write(content)
         return path
 
-    def build_index(self, unreadable: Sequence[bytes] = ()) -> None:
-        """Write A's index as it is now."""
+    def build_index(
+        self, unreadable: Sequence[bytes] = (), rotten: Mapping[bytes, bytes] = MappingProxyType({})
+    ) -> None:
+        """Write A's index as it is now.
+
+        :param rotten: files that rotted, with the md5 that each had before.
+        """
         found = {}
         for folder, _, names in os.walk(os.fsencode(self.a)):
             for name in names:
@@ -85,9 +91,11 @@ class Pair:
                     found[path] = hashlib.file_digest(file, "md5").hexdigest().encode()
         with IndexWriter(Path(os.fsdecode(self.index))) as writer:
             for path in sorted(found):
-                writer.add(path, found[path])
+                writer.add(path, rotten.get(path, found[path]))
             for path in sorted(unreadable):
-                writer.add_unreadable(path)
+                writer.add_remark(Remark.UNREADABLE, path)
+            for path in sorted(rotten):
+                writer.add_remark(Remark.ROTTEN, path)
             writer.size = sum(map(os.path.getsize, found))
 
     # --- server B -----------------------------------------------------------------------------------
@@ -133,9 +141,15 @@ class Pair:
         self.archive(run)
         return self.commit(run)
 
-    def backup(self, *, unreadable: Sequence[bytes] = (), **options: object) -> CommitSummary:
+    def backup(
+        self,
+        *,
+        unreadable: Sequence[bytes] = (),
+        rotten: Mapping[bytes, bytes] = MappingProxyType({}),
+        **options: object,
+    ) -> CommitSummary:
         """Do a whole run with A as it is now."""
-        self.build_index(unreadable)
+        self.build_index(unreadable, rotten)
         return self.finish(self.prepare(**options))
 
     # --- what to see there --------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from airflow_mdbackup.scheme.index import (
     IndexWriter,
     MalformedIndex,
     Prefixes,
+    Remark,
     Same,
     canonicalise,
     check_path,
@@ -31,7 +32,7 @@ from airflow_mdbackup.scheme.index import (
     merge,
     parse_line,
     read_entries,
-    read_unreadable,
+    read_remarks,
     revise,
 )
 
@@ -69,7 +70,7 @@ def test_the_sample_of_the_seed_is_read(tmp_path: Path) -> None:
         (b"/backups/bravo", EMPTY),
         (b"/backups/forumbackup.sql", OTHER),
     ]
-    assert summary == IndexSummary(files=3, unreadable=0, size=None, started=None, complete=False)
+    assert summary == IndexSummary(files=3, unreadable=0, rotten=0, size=None, started=None, complete=False)
 
 
 @pytest.mark.parametrize(
@@ -126,12 +127,15 @@ def test_an_end_line_makes_the_index_complete_and_its_counts_are_of_lines(tmp_pa
     """Duplicates count in the received end line, and no more in the canonical one."""
     content = (
         b"# mdbackup started 1795402800\n"
-        b"%s  /a\n%s  /a\n# mdbackup unreadable /p\\nq\n# mdbackup unreadable /p\\nq\n"
+        b"%s  /a\n%s  /a\n# mdbackup unreadable /p\\nq\n# mdbackup unreadable /p\\nq\n# mdbackup rotten /a\n"
         b"# mdbackup end format=1 files=2 unreadable=2 bytes=77\n" % (EMPTY, EMPTY)
     )
     summary, _ = read(tmp_path, content)
-    assert summary == IndexSummary(files=1, unreadable=1, size=77, started=1795402800, complete=True)
-    assert list(read_unreadable(tmp_path / "canonical")) == [b"/p\nq"]
+    assert summary == IndexSummary(
+        files=1, unreadable=1, rotten=1, size=77, started=1795402800, complete=True
+    )
+    assert list(read_remarks(tmp_path / "canonical", Remark.UNREADABLE)) == [b"/p\nq"]
+    assert list(read_remarks(tmp_path / "canonical", Remark.ROTTEN)) == [b"/a"]
     again = canonicalise(tmp_path / "canonical", tmp_path / "again", name="again")
     assert again == summary
     assert (tmp_path / "again").read_bytes() == (tmp_path / "canonical").read_bytes()
@@ -140,7 +144,7 @@ def test_an_end_line_makes_the_index_complete_and_its_counts_are_of_lines(tmp_pa
 def test_the_root_itself_may_be_unreadable(tmp_path: Path) -> None:
     """A provider that can read nothing at all says so with the path /."""
     read(tmp_path, b"# mdbackup unreadable /\n# mdbackup end format=1 files=0 unreadable=1\n")
-    assert list(read_unreadable(tmp_path / "canonical")) == [b"/"]
+    assert list(read_remarks(tmp_path / "canonical", Remark.UNREADABLE)) == [b"/"]
 
 
 def test_an_empty_file_is_an_index_without_entries_and_without_end(tmp_path: Path) -> None:
@@ -189,6 +193,7 @@ def test_an_empty_file_is_an_index_without_entries_and_without_end(tmp_path: Pat
         (b"\\\\%s  /a", "no two blanks"),
         (b"# mdbackup unreadable a", "not absolute"),
         (b"# mdbackup unreadable /a/../b", "component '..'"),
+        (b"# mdbackup rotten a", "not absolute"),
         (b"# mdbackup unreadable /a\\x", "unknown escape"),
         (b"# mdbackup started soon", "no Unix seconds"),
     ],
@@ -342,7 +347,7 @@ def write_index(path: Path, entries: dict[bytes, bytes], unreadable: int = 0) ->
         for entry in sorted(entries.items()):
             writer.add(*entry)
         for number in range(unreadable):
-            writer.add_unreadable(b"/unreadable-%03d" % number)
+            writer.add_remark(Remark.UNREADABLE, b"/unreadable-%03d" % number)
     return path
 
 

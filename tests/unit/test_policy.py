@@ -15,6 +15,7 @@ from airflow_mdbackup.scheme.diff import Limits
 from airflow_mdbackup.scheme.errors import EntriesFailed, GuardTripped, IndexRefused, RunIncomplete
 from airflow_mdbackup.scheme.history import What
 from airflow_mdbackup.scheme.index import Entry, IndexWriter
+from airflow_mdbackup.scheme.pull import Outcome
 
 from .conftest import Pair
 
@@ -120,6 +121,24 @@ def test_nothing_at_or_below_an_unreadable_path_is_forgotten(pair: Pair) -> None
     assert summary.failed == 2 and summary.forgotten == 1
     with pytest.raises(EntriesFailed, match="closed/file"):
         summary.raise_for_failures("srv1")
+
+
+def test_rotten_file_of_the_provider_never_replaces_the_good_copy_and_fails_the_run(pair: Pair) -> None:
+    """What rotted there is told each time, until somebody touches it there; what is excluded is not told."""
+    rotten, other = pair.put("photo", b"good"), pair.put("other", b"good too")
+    pair.backup()
+    was = {path: pair.index_b()[path] for path in (rotten, other)}
+    pair.put("photo", b"goof")
+    pair.put("other", b"goof too")
+    pair.put("new", b"1")
+    summary = pair.backup(rotten=was, exclude=[other.decode()])
+    assert pair.live("photo").read_bytes() == b"good" and not pair.versions("photo")
+    assert pair.live("new").read_bytes() == b"1"
+    assert (pair.plan.rotten, summary.failed, summary.outcomes[Outcome.ROTTEN]) == (1, 1, 1)
+    with pytest.raises(EntriesFailed, match=r"rotten .*photo .*`touch` it there"):
+        summary.raise_for_failures("srv1")
+    summary = pair.backup()  # touched: it is a changed file like any other
+    assert not summary.failed and pair.live("photo").read_bytes() == b"goof"
 
 
 # --- rows 6 and 7 -----------------------------------------------------------------------------------

@@ -36,7 +36,7 @@ from airflow_mdbackup.provider_side import (
     shell_command,
     shell_input,
 )
-from airflow_mdbackup.scheme.index import canonicalise, read_entries, read_unreadable
+from airflow_mdbackup.scheme.index import Remark, canonicalise, read_entries, read_remarks
 
 AWKWARD = [
     b"plain",
@@ -172,7 +172,9 @@ def read_index(chroot: bytes) -> tuple[dict[bytes, bytes], list[bytes]]:
     summary = canonicalise(Path(os.fsdecode(chroot + INDEX)), canonical, name="index")
     assert summary.complete
     assert abs(summary.started - time.time()) < 60
-    return {entry.path: entry.md5 for entry in read_entries(canonical)}, list(read_unreadable(canonical))
+    return {entry.path: entry.md5 for entry in read_entries(canonical)}, list(
+        read_remarks(canonical, Remark.UNREADABLE)
+    )
 
 
 def md5(content: bytes) -> bytes:
