@@ -18,6 +18,7 @@ import os
 import select
 import shutil
 import subprocess
+import time
 from collections import deque
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
@@ -95,8 +96,12 @@ def program_for(hook: ProviderHook, private_key: str | None) -> Program | None:
     program.option("ServerAliveInterval", str(hook.keepalive_interval))
     program.option("HostKeyAlias", _HOST)
     lines = (f"{_HOST} {key.get_name()} {key.get_base64()}\n" for key in host_keys)
-    program.option("UserKnownHostsFile", program.file("".join(lines)))
-    program.command += ["-i", program.file(f"{private_key}\n") if private_key else str(hook.key_file)]
+    try:
+        program.option("UserKnownHostsFile", program.file("".join(lines)))
+        program.command += ["-i", program.file(f"{private_key}\n") if private_key else str(hook.key_file)]
+    except BaseException:
+        program.close()
+        raise
     program.command += ["-p", str(hook.port), "-l", str(hook.username)]
     program.command += ["-s", "--", hook.remote_host, hook.subsystem]
     return program
@@ -137,12 +142,11 @@ class SshChannel:
     """
 
     def __init__(self, command: list[str], timeout: float) -> None:
-        self._timeout = timeout * 1000
+        self._timeout = timeout
         self._early: deque[bytes] = deque()  # what came while we were sending
         self._ahead = 0  # bytes of it
         self._said = b""
         pipe = subprocess.PIPE
-        # The pipe for what it says is read at the end: a server can fill that, but no more than that.
         self._process = subprocess.Popen(
             command, stdin=pipe, stdout=pipe, stderr=pipe, bufsize=0, env=_environment()
         )
@@ -154,9 +158,10 @@ class SshChannel:
         with suppress(OSError):  # an unprivileged user may have used up what he may have of it
             fcntl.fcntl(self._out, fcntl.F_SETPIPE_SZ, _PIPE)
         self._waiting = select.poll()
-        self._waiting.register(self._out, select.POLLIN)
         self._sending = select.poll()
-        self._sending.register(self._out, select.POLLIN)
+        for waiting in (self._waiting, self._sending):
+            waiting.register(self._out, select.POLLIN)
+            waiting.register(self._err, select.POLLIN)
         self._sending.register(self._in, select.POLLOUT)
 
     def sendall(self, data: bytes) -> None:
@@ -170,11 +175,23 @@ class SshChannel:
             except BrokenPipeError:
                 raise EOFError(self.said() or "ssh has ended") from None
 
+    def _wait(self, waiting: select.poll) -> set[int]:
+        """Return what is ready; the words of ``ssh`` are taken in, since a full pipe would stop it."""
+        deadline = time.monotonic() + self._timeout
+        while True:
+            ready = {descriptor for descriptor, _ in waiting.poll(max(0, deadline - time.monotonic()) * 1000)}
+            if not ready:
+                raise TimeoutError("timed out")
+            if self._err not in ready:
+                return ready
+            if self._listen():
+                for each in (self._waiting, self._sending):
+                    each.unregister(self._err)
+            if ready := ready - {self._err}:
+                return ready
+
     def _wait_to_send(self) -> None:
-        ready = [descriptor for descriptor, _ in self._sending.poll(self._timeout)]
-        if not ready:
-            raise TimeoutError("timed out")
-        if self._out in ready:
+        if self._out in self._wait(self._sending):
             received = os.read(self._out, _PIPE)
             if not received:
                 raise EOFError(self.said() or "ssh has ended")
@@ -191,8 +208,7 @@ class SshChannel:
                 self._early.appendleft(data[size:])
             self._ahead -= len(data[:size])
             return data[:size]
-        if not self._waiting.poll(self._timeout):
-            raise TimeoutError("timed out")
+        self._wait(self._waiting)
         data = os.read(self._out, size)
         if not data and (said := self.said()):
             raise EOFError(said)
@@ -200,10 +216,18 @@ class SshChannel:
 
     def said(self) -> str:
         """Return the last that ``ssh`` wrote for people, such as why it gave up, as printable text."""
-        with suppress(BlockingIOError):
-            self._said = (self._said + os.read(self._err, 1 << 16))[-2000:]
+        self._listen()
         lines = [to_text(words) for line in self._said.splitlines() if (words := line.strip(b" @"))]
         return " / ".join(lines[-2:])
+
+    def _listen(self) -> bool:
+        """Take in the last that ``ssh`` wrote for people, and return whether there will be no more."""
+        try:
+            data = os.read(self._err, 1 << 16)
+        except BlockingIOError:
+            return False
+        self._said = (self._said + data)[-2000:]
+        return not data
 
     def close(self) -> None:
         """End ``ssh`` and the connection. May be called again.

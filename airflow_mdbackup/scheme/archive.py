@@ -38,6 +38,7 @@ from airflow_mdbackup.scheme.progress import Pace
 from airflow_mdbackup.scheme.pull import Outcome, Result
 from airflow_mdbackup.scheme.records import Record, read_header, read_records, write_records, write_state
 from airflow_mdbackup.scheme.settle import settle
+from airflow_mdbackup.scheme.space import told_if_full
 from airflow_mdbackup.scheme.tree import Tree, concerns_one_file, copy_of, is_file, md5_of
 
 log = logging.getLogger(__name__)
@@ -81,10 +82,11 @@ def archive(mirror: Mirror, run: Run) -> ArchiveSummary:
     :raises RunIncomplete: the run has no plan.
     :raises DestinationBusy: another run holds the lock for too long.
     :raises ConsumerIndexDamaged: a commit was cut off, and the consumer index was damaged since.
+    :raises DestinationFull: there is no room for versions, where they have to be copies.
     """
     plan = read_plan(run)
     summary = ArchiveSummary()
-    with mirror.lock(f"archive_old of {run.run_id}"), mirror.tree() as tree:
+    with told_if_full(mirror), mirror.lock(f"archive_old of {run.run_id}"), mirror.tree() as tree:
         # A history written ahead names versions that must not be taken back before it is carried out.
         settle(mirror, run.folder / "consumer.md5")
         archiver = Archiver(run, tree, stamp_of(mirror, run))

@@ -55,7 +55,9 @@ from airflow_mdbackup.scheme.patience import Patience
 from airflow_mdbackup.scheme.progress import Pace
 from airflow_mdbackup.scheme.pull import Outcome, Result
 from airflow_mdbackup.scheme.records import RecordWriter, read_header, read_records, write_state
+from airflow_mdbackup.scheme.seen import Seen
 from airflow_mdbackup.scheme.settle import STAGING, Foreseen, consumer_index, finish, reason, settle
+from airflow_mdbackup.scheme.space import told_if_full
 from airflow_mdbackup.scheme.tree import Tree, concerns_one_file, copy_of, is_file
 
 log = logging.getLogger(__name__)
@@ -127,11 +129,13 @@ def commit(mirror: Mirror, run: Run) -> CommitSummary:
     :raises RunIncomplete: the run has no accepted plan.
     :raises ConsumerIndexDamaged: somebody damaged the consumer index.
     :raises DestinationBusy: another run holds the lock for too long.
+    :raises DestinationFull: there is no room for copies, or for the index; a retry goes on from there.
     """
     started = time.monotonic()
     plan = read_plan(run)
     order = str(read_header(run.state)["order"])
     with (
+        told_if_full(mirror),
         mirror.lock(f"commit_backup of {run.run_id}"),
         mirror.tree() as tree,
         mirror.open_staging() as staging,
@@ -181,6 +185,7 @@ class _Commit:
         self._moved: set[bytes] = set()  # what goes out of the way as a whole
         self._takes = False  # whether entries of the index are untrue for a while
         self._copies = 0
+        self._taken = Seen(plan.pull)  # md5s whose staged file goes to one entry; the others get copies
         self._elsewhere: dict[bytes, list[bytes]] | None = None
 
     def _entries(self) -> Iterator[Entry]:
@@ -358,7 +363,7 @@ class _Commit:
             raise _Impossible("the live file was removed on this side just now")
         if record.md5 == result.md5:
             # The staged file is not needed, and its attributes go to the live one.
-            return _brought(result, What.ADOPTED, content=STAGING if result.owner else None)
+            return _brought(result, What.ADOPTED, content=STAGING if self._takes_staged(result) else None)
         try:
             content = self._content(result)
         except (_Impossible, OSError):
@@ -371,7 +376,7 @@ class _Commit:
 
         :raises _Impossible: they are nowhere.
         """
-        if result.owner and self._staging.has(result.md5):
+        if self._takes_staged(result):
             return STAGING
         self._run.copies.mkdir(exist_ok=True)
         name = str(self._copies)
@@ -389,6 +394,10 @@ class _Commit:
         finally:
             os.close(target)
         raise _Impossible("its content is no longer in staging; the next run pulls it again")
+
+    def _takes_staged(self, result: Result) -> bool:
+        """Whether the staged file itself goes to this entry, the first one with its md5."""
+        return not self._taken.comes_again(result.md5) and self._staging.has(result.md5)
 
     def _sources(self, md5: bytes) -> Iterator[int]:
         """Yield descriptors of files that should have these bytes: the staged one, then live ones."""

@@ -248,6 +248,25 @@ class Staging(Folder):
             os.close(descriptor)
         os.rename(name, md5, src_dir_fd=folder.descriptor, dst_dir_fd=self.descriptor)
 
+    def parts(self) -> set[bytes]:
+        """Return the md5s of which a part is there."""
+        names = map(os.fsencode, os.listdir(self.descriptor))
+        return {name.removesuffix(b".part") for name in names if name.endswith(b".part")}
+
+    def is_being_written(self, md5: bytes) -> bool:
+        """Whether some task is at a part now."""
+        try:
+            part = os.open(md5 + b".part", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.descriptor)
+        except FileNotFoundError:
+            return False
+        try:
+            fcntl.flock(part, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(part)
+        return False
+
     def lacks(self, md5: bytes, size: int) -> int:
         """Return how many of the ``size`` bytes of content that is not staged have not come yet."""
         try:

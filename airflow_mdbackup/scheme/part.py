@@ -31,6 +31,7 @@ class Part:
     :param size: bytes that the whole has. What is longer is no beginning of it.
     :ivar position: bytes that are there, of ``size``.
     :ivar resumed: whether some of them are of an earlier try.
+    :raises OSError: the disk is broken; the file is closed then.
     """
 
     def __init__(self, descriptor: int, size: int) -> None:
@@ -38,10 +39,14 @@ class Part:
         self.size = size
         self._md5 = hashlib.md5(usedforsecurity=False)
         self.position = 0
-        if os.fstat(descriptor).st_size <= size:
-            self._hash_what_is_there()
-        else:
-            os.ftruncate(descriptor, 0)
+        try:
+            if os.fstat(descriptor).st_size <= size:
+                self._hash_what_is_there()
+            else:
+                os.ftruncate(descriptor, 0)
+        except BaseException:
+            self.close()
+            raise
         self.resumed = self.position > 0
 
     def _hash_what_is_there(self) -> None:

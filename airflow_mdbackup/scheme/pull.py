@@ -48,6 +48,7 @@ log = logging.getLogger(__name__)
 
 _SHOWN = 50  # paths that the log names
 _REMEMBERED = 50_000  # md5s of staged content
+_LONGEST = 1e9  # seconds that are told to be left
 _WAITING = 20_000  # results that may wait for one before them, so that memory stays bounded
 
 
@@ -86,7 +87,6 @@ _REFUSALS: dict[int, Outcome] = {
 class Result(Record, frozen=True):
     """What became of one item.
 
-    :ivar owner: the staged file is this entry's; others with the same md5 are copies of it.
     :ivar inode: of the live file that was adopted; ``modified`` its time in nanoseconds.
     """
 
@@ -94,7 +94,6 @@ class Result(Record, frozen=True):
     md5: bytes
     replaces: bytes | None
     outcome: str
-    owner: bool | None = None
     size: int | None = None
     mtime: int | None = None
     mode: int | None = None
@@ -182,7 +181,6 @@ class _Slot:
     result: Result | None = None
     part: Part | None = None  # where a large file goes
     first: Fetched | None = None  # a first transfer with the wrong md5
-    owner: bool = True
     outcome: Outcome = Outcome.PULLED  # if the attributes that were asked for arrive
 
 
@@ -195,6 +193,7 @@ class _Puller:
         self._mirror = mirror
         self._tree = mirror.tree()
         self._staging = mirror.open_staging()
+        self._parts = self._staging.parts()
         self._folder = Folder(run.folder)
         self._arriving = run.arriving(shard)
         self._provider_time = plan.provider_time
@@ -210,6 +209,7 @@ class _Puller:
             bytes, None
         ] = {}  # md5s of what this task knows to be staged, as far as remembered
         self._done = 0
+        self._spared = 0  # items that an earlier try, or the mirror, had already
         self._troubles = 0
         self._started = time.monotonic()
         self._pace = Pace()
@@ -267,8 +267,10 @@ class _Puller:
             self.summary.transferred = self._reader.received
         elif self._postponed:
             time.sleep(0.2)
-            self._ready.extend(self._postponed)
-            self._postponed.clear()
+            for _ in range(len(self._postponed)):
+                slot = self._postponed.popleft()
+                waits = self._staging.is_being_written(slot.item.md5)
+                (self._postponed if waits else self._ready).append(slot)
 
     # --- one item -----------------------------------------------------------------------------------
 
@@ -278,23 +280,24 @@ class _Puller:
             self._fetching[item.md5].append(slot)
         elif earlier is not None and self._still_staged(earlier):
             self._remember(item.md5)
+            self._spared += 1
             slot.result = earlier
         elif item.md5 in self._staged:
-            self._have(slot, Outcome.COPIED, owner=False)
+            self._have(slot, Outcome.COPIED)
         elif self._verified(item.md5):
-            # In a retry another entry may be its owner.
-            self._have(slot, Outcome.PULLED, owner=earlier is None)
+            self._have(slot, Outcome.PULLED)
         elif (item.adopt or earlier) and (live := self._adoptable(item)):
+            self._spared += 1
             slot.result = live
         elif item.source and self._copied(item):
             self._have(slot, Outcome.COPIED)
         else:
             self._fetch(slot)
 
-    def _have(self, slot: _Slot, outcome: Outcome, *, owner: bool = True) -> None:
+    def _have(self, slot: _Slot, outcome: Outcome) -> None:
         """The content is staged; only the attributes of this path are missing."""
         self._remember(slot.item.md5)
-        slot.outcome, slot.owner = outcome, owner
+        slot.outcome = outcome
         self._connected().submit_stat(slot.item.path, slot)
 
     def _remember(self, md5: bytes) -> None:
@@ -350,14 +353,18 @@ class _Puller:
         )
 
     def _copied(self, item: Item) -> bool:
-        """Copy the content from a live file that should have it; false if it does not."""
+        """Copy the content from a live file that should have it; false if it does not.
+
+        What has come from the provider already is not given up for that.
+        """
         assert item.source is not None
         part = self._staging.lock_part(item.md5)
         if part is None:
             return False
         try:
+            if os.fstat(part).st_size:
+                return False
             with self._tree.opened(item.source) as source:
-                os.ftruncate(part, 0)
                 if copy_of(source, part) == item.md5:
                     self._staging.keep_part(item.md5)
                     return True
@@ -366,6 +373,7 @@ class _Puller:
                 raise
         finally:
             os.close(part)
+        self._staging.drop_part(item.md5)
         return False
 
     # --- from the provider --------------------------------------------------------------------------
@@ -413,7 +421,8 @@ class _Puller:
         else:
             slot.result = _refused(slot.item, fetched.refusal)
         if part is not None:
-            if fetched.md5 != md5 or fetched.content is not None:
+            is_wrong = fetched.refusal is None and fetched.md5 != md5
+            if is_wrong or fetched.content is not None:
                 self._staging.drop_part(md5)
             part.close()
             slot.part = None
@@ -425,6 +434,9 @@ class _Puller:
             self._staging.keep_part(md5)
         else:
             self._staging.store(md5, fetched.content, self._folder, self._arriving)
+            if md5 in self._parts:  # of an earlier try, as a file that was larger
+                self._staging.drop_part(md5)
+                self._parts.discard(md5)
         self._remember(md5)
         slot.result = _arrived(slot, fetched.before)
 
@@ -477,7 +489,8 @@ class _Puller:
         megabytes = self.summary.transferred / 1e6
         return (
             f"{done:,} of {self._total:,} files, {megabytes:,.1f} MB in {seconds:,.0f} s "
-            f"({done / seconds:,.0f} files/s, {megabytes / seconds:,.1f} MB/s){self._left(done, seconds)}"
+            f"({(done - self._spared) / seconds:,.0f} files/s, {megabytes / seconds:,.1f} MB/s)"
+            f"{self._left(done, seconds)}"
         )
 
     def _left(self, done: int, seconds: float) -> str:
@@ -486,10 +499,11 @@ class _Puller:
         known = sum(part.size - part.position for part in parts)
         came = self.summary.transferred
         waiting = self._total - done - len(parts)
-        unknown = waiting * (came - sum(part.position for part in parts)) / max(done, 1)
-        by_files = waiting / done * seconds if done else 0.0
+        brought = done - self._spared
+        unknown = waiting * (came - sum(part.position for part in parts)) / max(brought, 1)
+        by_files = waiting / brought * seconds if brought else 0.0
         by_bytes = (known + max(unknown, 0)) / came * seconds if came else 0.0
-        left = max(by_files, by_bytes)
+        left = min(max(by_files, by_bytes), _LONGEST)  # a size is what the provider says it is
         return f", about {timedelta(seconds=round(left))} left" if left else ""
 
     def _tell(self) -> None:
@@ -510,7 +524,7 @@ def _arrived(slot: _Slot, attributes: Attributes | None) -> Result:
     assert attributes is not None
     item = slot.item
     size, mtime, mode = attributes.size, attributes.mtime, attributes.mode
-    return Result(item.path, item.md5, item.replaces, slot.outcome, slot.owner, size, mtime, mode)
+    return Result(item.path, item.md5, item.replaces, slot.outcome, size, mtime, mode)
 
 
 def _refused(item: Item, refusal: Refusal) -> Result:

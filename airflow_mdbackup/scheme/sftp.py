@@ -36,6 +36,7 @@ WINDOW = 32 << 20  # bytes asked for at a time, and at most so many held in memo
 SMALL = 256 << 10  # up to this size a file is collected in memory
 _MAX_FILES = 128  # in flight, unless the server tells how many it can have open
 _MOST_FILES = 1000  # in flight, whatever it tells: what fills a line of 20 ms with small files
+_MOST_CLOSING = 100_000  # CLOSE requests without an answer, which nothing else bounds
 _RECEIVE = 1 << 20
 _LITTLE = 64 << 10  # bytes that are little to receive at once
 _MOMENT = 0.001  # seconds
@@ -62,6 +63,7 @@ class _Type:
     CLOSE = 4
     READ = 5
     FSTAT = 8
+    REALPATH = 16
     STAT = 17
     STATUS = 101
     HANDLE = 102
@@ -238,6 +240,7 @@ class Reader:
         self._fresh: deque[_Transfer] = deque()  # transfers whose first READ is to be sent
         self._hungry: deque[_Transfer] = deque()  # transfers whose size is known, with READs to send
         self._files = 0
+        self._closing = 0  # CLOSE requests that are not answered yet
         self._claimed = 0  # bytes asked for and not yet processed
         self._results: list[Fetched | Stated] = []
         self._coming = 0  # bytes asked for and not yet answered
@@ -248,7 +251,7 @@ class Reader:
         self._read_size = _DEFAULT_READ
         self.received = 0  # bytes of file contents
         self._little = False  # whether there was little to receive the last time
-        self.round_trip = 0.0  # seconds from a request to its answer; with old servers, to start theirs
+        self.round_trip = 0.0  # seconds from a request to its answer
         self._handshake()
 
     # --- the caller's side --------------------------------------------------------------------------
@@ -297,6 +300,8 @@ class Reader:
         return results
 
     def _turn(self) -> None:
+        if self._closing > _MOST_CLOSING:
+            raise ConnectionLost("the server does not answer that it closes files")
         self._send_reads()
         self._flush()
         if not self._results:
@@ -528,7 +533,7 @@ class Reader:
             self._advance(transfer)
             return
         self._files -= 1
-        self._ask(_Type.CLOSE, transfer.handle, self._on_closed, None)
+        self._close(transfer)
         self._results.append(
             Fetched(transfer.wanted, md5, len(content), transfer.before, None, transfer.refusal, content)
         )
@@ -575,11 +580,15 @@ class Reader:
             if expected is not None and expected != transfer.digest:
                 self._ask_fstat(transfer)
                 return
-        self._ask(_Type.CLOSE, transfer.handle, self._on_closed, None)
+        self._close(transfer)
         self._finish(transfer)
 
+    def _close(self, transfer: _Transfer) -> None:
+        self._closing += 1
+        self._ask(_Type.CLOSE, transfer.handle, self._on_closed, None)
+
     def _on_closed(self, *_: Any) -> None:
-        """Nothing depends on it."""
+        self._closing -= 1
 
     def _finish(self, transfer: _Transfer) -> None:
         self._files -= 1
@@ -604,10 +613,11 @@ class Reader:
             extensions = _extensions(body)
         except struct.error:
             raise ConnectionLost("the server sent a malformed version packet") from None
-        if extensions.get(b"limits@openssh.com") != b"1":
-            return
-        name = b"limits@openssh.com"
-        self._out += struct.pack(">IBII", 9 + len(name), _Type.EXTENDED, 0, len(name)) + name
+        name, request = b"limits@openssh.com", _Type.EXTENDED
+        if extensions.get(name) != b"1":
+            # For the time that its answer takes, whatever that is: VERSION may have waited for a login.
+            name, request = b".", _Type.REALPATH
+        self._out += struct.pack(">IBII", 9 + len(name), request, 0, len(name)) + name
         kind, body = self._one_packet()
         if kind == _Type.EXTENDED_REPLY and len(body) >= 32:
             _, read_size, _, handles = struct.unpack_from(">QQQQ", body)

@@ -35,6 +35,7 @@ from airflow_mdbackup.scheme.errors import DestinationFull
 from airflow_mdbackup.scheme.mirror import Mirror, Run
 from airflow_mdbackup.scheme.progress import Pace
 from airflow_mdbackup.scheme.records import read_header, read_records, write_state
+from airflow_mdbackup.scheme.seen import Seen
 from airflow_mdbackup.scheme.sftp import Fetched, Reader, Stated
 from airflow_mdbackup.scheme.tree import shares_blocks
 
@@ -126,7 +127,8 @@ def _asked(mirror: Mirror, run: Run, plan: Plan, connect: Callable[[], Reader]) 
 
     What it refuses to tell counts as empty: pulling it will be refused too.
     """
-    copies_are_free = plan.copy > 0 and shares_blocks(mirror.staging)
+    copies_are_free = shares_blocks(mirror.staging)
+    seen = Seen(sum(plan.shards))
     size = files = asked = 0
     reader: Reader | None = None
     pace = Pace()
@@ -137,19 +139,25 @@ def _asked(mirror: Mirror, run: Run, plan: Plan, connect: Callable[[], Reader]) 
             for answer in answers:
                 assert isinstance(answer, Stated)
                 if answer.attributes is not None:
-                    lacking = staging.lacks(answer.key, answer.attributes.size or 0)
+                    lacking = answer.attributes.size or 0
+                    if answer.key is not None:
+                        lacking = staging.lacks(answer.key, lacking)
                     size += -(-lacking // _BLOCK) * _BLOCK
 
         for item in _items(run, plan):
-            if item.adopt or staging.has(item.md5):
+            if item.adopt:
+                continue
+            # What is staged, or has partly come, goes to the first of equal files; the others are copies.
+            is_copy = seen.comes_again(item.md5)
+            if not is_copy and staging.has(item.md5):
                 continue
             files += 1
-            if item.source and copies_are_free:
+            if (is_copy or item.source) and copies_are_free:
                 continue
             reader = reader or connect()
             while not reader.room:
                 take(reader.wait())
-            reader.submit_stat(item.path, item.md5)
+            reader.submit_stat(item.path, None if is_copy else item.md5)
             asked += 1
             if pace.due():
                 log.info("%s sizes asked for so far", f"{asked:,}")

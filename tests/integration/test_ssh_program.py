@@ -982,3 +982,34 @@ def test_new_keys_are_agreed_on_in_mid_transfer(
         assert way(reader) == "ssh" and not children("cat")
         assert read(reader, path).size == 20 * MEGABYTE
     assert (tmp_path / "log").read_text().count("SSH2_MSG_NEWKEYS received") > 5
+
+
+def test_server_that_tells_no_limits_is_reached_by_ssh_too(
+    tmp_path: Path, set_connection: SetConnection
+) -> None:
+    """As OpenSSH before 8.5; how long the line is must not be taken from how long the login took."""
+    options = "-R -p open,close,read,fstat,stat,lstat,realpath"
+    with ProviderServer(tmp_path / "server", sftp_options=options) as server:
+        set_connection("backupop", server.sftp_connection())
+        with ProviderHook("backupop") as hook:
+            assert way(hook.reader()) == "ssh"
+
+
+def test_words_of_ssh_never_stop_it() -> None:
+    """A server's log may come that way; what was said last is kept."""
+    script = """
+import os
+for number in range(300):
+    os.read(0, 5)
+    os.write(2, b"%d" % number + b"x" * 400 + b"\\n")
+    os.write(1, b"hello")
+"""
+    channel = SshChannel([sys.executable, "-c", script], 5)
+    try:
+        for _ in range(300):
+            channel.sendall(b"12345")
+            assert channel.recv(10) == b"hello"
+        with pytest.raises(EOFError, match="299x"):
+            channel.recv(10)
+    finally:
+        channel.close()

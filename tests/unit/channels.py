@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import ClassVar
 
-INIT, VERSION, OPEN, CLOSE, READ, FSTAT, STAT = 1, 2, 3, 4, 5, 8, 17
+INIT, VERSION, OPEN, CLOSE, READ, FSTAT, REALPATH, STAT = 1, 2, 3, 4, 5, 8, 16, 17
 STATUS, HANDLE, DATA, ATTRS, EXTENDED, EXTENDED_REPLY = 101, 102, 103, 105, 200, 201
 EOF, NO_SUCH_FILE, PERMISSION_DENIED, FAILURE = 1, 2, 3, 4
 
@@ -137,6 +137,7 @@ class ScriptedServer:
         CLOSE: lambda self, number, body: self.on_close(number, body),
         READ: lambda self, number, body: self.on_read(number, body),
         FSTAT: lambda self, number, body: self.on_fstat(number, body),
+        REALPATH: lambda self, number, body: status(number, PERMISSION_DENIED),
         STAT: lambda self, number, body: self.on_stat(number, body),
         EXTENDED: lambda self, number, body: self.on_extended(number, body),
     }

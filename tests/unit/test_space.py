@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 
+from airflow_mdbackup.scheme import commit as commit_module
 from airflow_mdbackup.scheme import mirror as mirror_module
 from airflow_mdbackup.scheme import part as part_module
 from airflow_mdbackup.scheme import space
@@ -309,6 +310,36 @@ def test_equal_files_need_room_each(pair: Pair, disk: Disk) -> None:
     assert content_needed(run) == 6 * MB
 
 
+@pytest.mark.parametrize("there", [2 * MB, MB], ids=["staged", "begun"])
+def test_what_is_there_counts_for_one_of_equal_files_only(pair: Pair, disk: Disk, there: int) -> None:
+    """The others are copies of it, and need room each."""
+    content = os.urandom(2 * MB)
+    for name in ("alpha", "bravo", "charlie"):
+        pair.put(name, content)
+    disk.leave(RESERVE + 6 * MB)
+    run = planned(pair)
+    md5 = hashlib.md5(content).hexdigest().encode()
+    (pair.staged(md5) if there == 2 * MB else pair.part(md5)).write_bytes(content[:there])
+    disk.leave(RESERVE + 3 * MB)
+    with pytest.raises(DestinationFull):
+        pair.pull(run, pair.plan)
+    assert content_needed(run) == 6 * MB - there
+
+
+def test_equal_files_need_room_once_where_copies_share_blocks(
+    pair: Pair, disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(space, "shares_blocks", lambda directory: True)
+    content = os.urandom(2 * MB)
+    for name in ("alpha", "bravo", "charlie"):
+        pair.put(name, content)
+    disk.leave(RESERVE + MB)
+    run = planned(pair)
+    with pytest.raises(DestinationFull):
+        pair.pull(run, pair.plan)
+    assert content_needed(run) == 2 * MB
+
+
 @pytest.mark.parametrize("shared", [True, False])
 def test_what_moved_on_the_provider_needs_room_unless_copies_share_blocks(
     pair: Pair, disk: Disk, asked: Counter[int], monkeypatch: pytest.MonkeyPatch, shared: bool
@@ -562,6 +593,24 @@ def test_a_disk_that_becomes_full_is_told_and_a_retry_goes_on(pair: Pair, disk: 
     for path, digest in pair.index_a().items():
         live = Path(os.fsdecode(os.fsencode(pair.mirror.files) + path))
         assert hashlib.md5(live.read_bytes()).hexdigest().encode() == digest
+
+
+def test_a_disk_that_is_full_when_copies_are_made_is_told_too(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The commit makes copies of equal files; a retry goes on from there."""
+    for name in ("alpha", "bravo"):
+        pair.put(name, b"the same")
+    run = planned(pair)
+    pair.pull(run, pair.plan)
+
+    def full(*_: object) -> bytes:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched, pytest.raises(DestinationFull, match="Free some room"):
+        patched.setattr(commit_module, "copy_of", full)
+        pair.finish(run)
+    assert not pair.finish(run).failed and len(pair.index_b()) == 2
 
 
 @pytest.mark.parametrize(("number", "kind"), [(errno.EDQUOT, DestinationFull), (errno.EIO, OSError)])

@@ -1,0 +1,324 @@
+"""Pulling what is here already, in part, elsewhere, or twice; and what is told of it."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import logging
+import os
+import re
+import struct
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from airflow_mdbackup.scheme import pull as pull_module
+from airflow_mdbackup.scheme import settle as settle_module
+from airflow_mdbackup.scheme import sftp as sftp_module
+from airflow_mdbackup.scheme.errors import ConnectionLost
+from airflow_mdbackup.scheme.index import read_entries
+from airflow_mdbackup.scheme.mirror import Run
+from airflow_mdbackup.scheme.progress import Pace
+from airflow_mdbackup.scheme.pull import pull
+from airflow_mdbackup.scheme.seen import Seen
+from airflow_mdbackup.scheme.sftp import Reader, Wanted
+from airflow_mdbackup.scheme.tree import Folder, Tree
+
+from .channels import ATTRS, FAILURE, CutChannel, ScriptedServer, packet, status
+from .conftest import Pair, ServerProcess
+
+
+def md5(content: bytes) -> bytes:
+    return hashlib.md5(content).hexdigest().encode()
+
+
+def planned(pair: Pair) -> Run:
+    pair.build_index()
+    run = pair.new_run()
+    pair.fetch(run)
+    pair.plan = pair.diff(run)
+    return run
+
+
+def pull_over(pair: Pair, run: Run, channel: Callable[[Any], Any]) -> int:
+    """Pull with a channel around the real one, and return the bytes that were transferred."""
+
+    def connect() -> Reader:
+        server = ServerProcess()
+        pair.servers.append(server)
+        return Reader(channel(server.channel))
+
+    return pull(pair.mirror, run, 0, connect).transferred
+
+
+def left_in_staging(pair: Pair) -> list[str]:
+    return [path.name for path in pair.mirror.staging.iterdir()]
+
+
+# --- the same content several times -----------------------------------------------------------------
+
+
+def test_equal_files_far_apart_all_arrive(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So far that the content of the first is out of mind when the second comes."""
+    monkeypatch.setattr(pull_module, "_REMEMBERED", 3)
+    pair.put("00", b"old")
+    pair.put("99", b"old too")
+    pair.backup()
+    for number in range(30):
+        pair.put(f"{number:02}", b"%d" % number)
+    for name in ("00", "50", "99"):
+        pair.put(name, b"the same")
+    summary = pair.backup()
+    assert not summary.failed and summary.files == 32
+    for name in ("00", "50", "99"):
+        assert pair.live(name).read_bytes() == b"the same"
+    assert pair.versions("99") == [b"old too"] and left_in_staging(pair) == []
+
+
+def test_content_whose_try_was_killed_is_moved_into_place_and_not_copied(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One try could not connect, the next staged everything and was killed before its results were there."""
+    for number in range(3):
+        pair.put(f"{number}", b"%d" % number * 300_000)
+    run = planned(pair)
+
+    def refused() -> Reader:
+        raise ConnectionLost("no")
+
+    with pytest.raises(ConnectionLost):
+        pull(pair.mirror, run, 0, refused)
+
+    def killed(_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(pull_module, "syncfs", killed)
+        pair.pull(run, pair.plan)
+    assert len(left_in_staging(pair)) == 3
+    pair.pull(run, pair.plan)
+    assert not pair.finish(run).failed
+    assert left_in_staging(pair) == []
+
+
+def test_seen_never_takes_for_new_what_came_before_and_hardly_ever_the_reverse() -> None:
+    seen = Seen(20_000)
+    md5s = [md5(b"%d" % number) for number in range(20_000)]
+    assert sum(map(seen.comes_again, md5s)) < 20
+    assert all(map(seen.comes_again, md5s))
+
+
+# --- beginnings, and what looks like content --------------------------------------------------------
+
+
+def test_live_file_that_is_not_what_the_index_says_costs_no_beginning(pair: Pair) -> None:
+    """A moved file whose live original was damaged here: each try goes on with what the last one brought."""
+    content = os.urandom(4_000_000)
+    pair.put("old", content)
+    pair.backup()
+    pair.live("old").write_bytes(b"x" * 2_500_000)
+    os.rename(pair.path("old"), pair.path("new"))
+    run = planned(pair)
+    assert pair.plan.copy == 1
+    with pytest.raises(ConnectionLost):
+        pull_over(pair, run, lambda channel: CutChannel(channel, 3_000_000))
+    assert pair.part(md5(content)).stat().st_size > 2_500_000
+    assert pull_over(pair, run, lambda channel: channel) < 1_500_000
+    assert not pair.finish(run).failed
+    assert pair.live("new").read_bytes() == content
+
+
+def test_nothing_stays_of_a_copy_that_was_wrong_or_of_a_beginning_that_is_no_more_needed(pair: Pair) -> None:
+    pair.put("old", b"moved")
+    pair.backup()
+    pair.live("old").write_bytes(b"x" * 5_000_000)
+    os.rename(pair.path("old"), pair.path("new"))
+    pair.put("small", b"small")
+    pair.part(md5(b"small")).write_bytes(b"the beginning of a file that was large")
+    assert not pair.backup().failed
+    assert pair.live("new").read_bytes() == b"moved"
+    assert left_in_staging(pair) == []
+
+
+def test_read_that_fails_costs_no_beginning(pair: Pair) -> None:
+    """A bad sector on A may be mended, and then the rest is all that comes."""
+    content = os.urandom(1_000_000)
+    path = pair.put("large", content)
+    run = planned(pair)
+    pair.part(md5(content)).write_bytes(content[:800_000])
+
+    class Failing(ScriptedServer):
+        def read(self, number: int, content: bytes, offset: int, length: int) -> bytes:
+            if offset >= 900_000:
+                return status(number, FAILURE)
+            return super().read(number, content, offset, length)
+
+    assert pull(pair.mirror, run, 0, lambda: Reader(Failing({path: content}))).outcomes == {"failed": 1}
+    assert pair.part(md5(content)).stat().st_size >= 800_000
+
+
+def test_waiting_for_another_task_transfers_nothing(pair: Pair) -> None:
+    content = os.urandom(300_000)
+    pair.put("large", content)
+    run = planned(pair)
+    with pair.part(md5(content)).open("wb") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        timer = threading.Timer(2, other.close)
+        timer.start()
+        transferred = pull_over(pair, run, lambda channel: channel)
+        timer.join()
+    assert transferred < 400_000  # in two seconds it looks ten times, at 32 KiB each
+
+
+def test_results_that_wait_for_one_before_them_are_bounded(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first file is another task's, for a while; memory must not depend on how many follow."""
+    monkeypatch.setattr(pull_module, "_WAITING", 10)
+    content = os.urandom(300_000)
+    pair.put("00", content)
+    for number in range(1, 100):
+        pair.put(f"{number:02}", b"%d" % number)
+    run = planned(pair)
+    with pair.part(md5(content)).open("wb") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        pulling = threading.Thread(target=pair.pull, args=(run, pair.plan))
+        pulling.start()
+        time.sleep(1)
+        assert len(left_in_staging(pair)) <= 10
+        other.close()
+        pulling.join(30)
+    assert not pair.finish(run).failed
+
+
+# --- what is told -----------------------------------------------------------------------------------
+
+
+def test_size_that_no_file_can_have_is_survived(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Time left for 2**64 bytes is more than a duration can tell."""
+    content = os.urandom(1_000_000)
+    path = pair.put("large", content)
+    run = planned(pair)
+
+    class Lying(ScriptedServer):
+        def on_fstat(self, number: int, body: bytes) -> bytes:
+            return packet(ATTRS, number, struct.pack(">IQIII", 13, (1 << 64) - 1, 0o100644, 5, 5))
+
+        def read(self, number: int, content: bytes, offset: int, length: int) -> bytes:
+            time.sleep(0.3)
+            return super().read(number, content, offset, length)
+
+    monkeypatch.setattr(Pace, "due", lambda _: True)
+    assert pull(pair.mirror, run, 0, lambda: Reader(Lying({path: content}))).outcomes == {"pulled": 1}
+
+
+def test_rate_and_time_left_are_of_what_this_try_brings(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Not of the files that an earlier try has brought."""
+    for number in range(200):
+        pair.put(f"{number:03}", b"%03d" % number)
+    run = planned(pair)
+
+    class Counting(CutChannel):
+        def recv(self, size: int) -> bytes:
+            return super().recv(min(size, 200))
+
+    with pytest.raises(ConnectionLost):
+        pull_over(pair, run, lambda channel: Counting(channel, 11_000))
+    here = len(left_in_staging(pair))
+    assert 100 < here < 200
+    monkeypatch.setattr(Pace, "due", lambda _: True)
+    caplog.set_level(logging.INFO)
+    caplog.clear()
+    pair.pull(run, pair.plan)
+    told = [re.search(r"(\d+) of 200 files, .*\(([\d,]+) files/s", text) for text in caplog.messages]
+    rates = {int(match[1]): match[2] for match in told if match}
+    assert here in rates and {rate for done, rate in rates.items() if done <= here} == {"0"}
+    assert rates[200] != "0"
+
+
+# --- what makes it durable --------------------------------------------------------------------------
+
+
+def test_everything_is_on_the_disk_before_it_is_told(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Staged before the results, written ahead before files are replaced, in place before the index."""
+    steps: list[str] = []
+
+    def noting(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def noted(*arguments: Any, **keywords: Any) -> Any:
+            steps.append(name)
+            return function(*arguments, **keywords)
+
+        return noted
+
+    pair.put("one", b"1")
+    pair.backup()
+    pair.put("one", b"2")
+    pair.put("two", b"2")
+    run = planned(pair)
+    monkeypatch.setattr(pull_module, "syncfs", noting("sync", pull_module.syncfs))
+    monkeypatch.setattr(settle_module, "syncfs", noting("sync", settle_module.syncfs))
+    monkeypatch.setattr(settle_module, "_write_index", noting("index", settle_module._write_index))
+    monkeypatch.setattr(pull_module, "write_records", noting("results", pull_module.write_records))
+    monkeypatch.setattr(Path, "replace", noting("named", Path.replace))
+    monkeypatch.setattr(Tree, "put", noting("put", Tree.put))
+    pair.pull(run, pair.plan)
+    assert steps[-3:] == ["named", "sync", "named"]  # small files staged, synced, results
+    steps.clear()
+    pair.finish(run)
+    ahead, *after = " ".join(steps).split(" put put ")
+    assert ahead.endswith("named sync index named")  # history, synced, index without what is replaced
+    assert after == ["named sync index named named named named named"]  # synced, index, history, status
+
+
+def test_index_claims_nothing_that_is_about_to_be_replaced(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A crash while files are put in place must find an index that is true."""
+    same, other = pair.put("same", b"1"), pair.put("other", b"1")
+    pair.backup()
+    pair.put("other", b"2")
+    indexes = []
+
+    def put(tree: Tree, source: Folder, file: bytes, path: bytes) -> None:
+        indexes.append({entry.path for entry in read_entries(pair.mirror.index)})
+        real(tree, source, file, path)
+
+    real = Tree.put
+    monkeypatch.setattr(Tree, "put", put)
+    pair.backup()
+    assert indexes == [{same}] and set(pair.index_b()) == {same, other}
+
+
+# --- servers ----------------------------------------------------------------------------------------
+
+
+def test_round_trip_is_that_of_a_request_also_where_the_server_tells_no_limits() -> None:
+    """Its first answer may have waited for a login."""
+
+    class Slow(ScriptedServer):
+        def on_init(self, number: int, body: bytes) -> bytes:
+            time.sleep(0.2)
+            return super().on_init(number, body)
+
+    assert Reader(Slow({})).round_trip < 0.1
+
+
+def test_server_that_never_says_that_it_closes_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else what is asked would grow without end."""
+    monkeypatch.setattr(sftp_module, "_MOST_CLOSING", 50)
+
+    class Silent(ScriptedServer):
+        def on_close(self, number: int, body: bytes) -> bytes:
+            return b""
+
+    reader = Reader(Silent({b"/f": b"x"}))
+    with pytest.raises(ConnectionLost, match="does not answer that it closes"):
+        for _ in range(100):
+            reader.submit(Wanted(b"/f", None, lambda _: None))
+            reader.wait()
