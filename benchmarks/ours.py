@@ -19,6 +19,7 @@ import traceback
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from benchmarks.scene import DATA, REPOSITORY, Scene
@@ -43,10 +44,14 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The seconds of each step, and the most memory that the process ever had, in bytes."""
+    """The seconds of each step, and the most memory that the process ever had, in bytes.
+
+    :ivar busy: what share of the machine's cores was busy during each step, with client, server and all.
+    """
 
     seconds: dict[str, float]
     peak: int
+    busy: dict[str, float]
 
     @property
     def total(self) -> float:
@@ -55,7 +60,7 @@ class Answer:
     @property
     def figures(self) -> dict[str, Any]:
         """What a `Measurement` has of it."""
-        return {"seconds": self.total, "parts": self.seconds, "peak": self.peak}
+        return {"seconds": self.total, "parts": self.seconds, "peak": self.peak, "busy": self.busy}
 
 
 def run_name(run_id: str) -> str:
@@ -107,12 +112,20 @@ def main() -> None:
     """Do what standard input asks for."""
     request = Request(**json.load(sys.stdin))
     operators = _operators(request)
-    seconds = {}
+    seconds, busy = {}, {}
     for step in request.steps:
-        started = time.monotonic()
+        started, (idle, ticks) = time.monotonic(), _ticks()
         _execute(operators[step], request.run_id)
         seconds[step] = time.monotonic() - started
-    Path(request.answer).write_text(json.dumps(asdict(Answer(seconds, peak()))))
+        idle_then, ticks_then = _ticks()
+        busy[step] = 1 - (idle_then - idle) / max(ticks_then - ticks, 1)
+    Path(request.answer).write_text(json.dumps(asdict(Answer(seconds, peak(), busy))))
+
+
+def _ticks() -> tuple[int, int]:
+    """Return the ticks that all cores together were idle since the machine started, and all ticks."""
+    ticks = [int(number) for number in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+    return ticks[3] + ticks[4], sum(ticks)
 
 
 class TaskInstance:
@@ -147,7 +160,8 @@ def _operators(request: Request) -> dict[str, list[Any]]:
 
 
 def _execute(operators: Sequence[Any], run_id: str) -> None:
-    context = {"run_id": run_id, "ti": TaskInstance()}
+    dag_run = SimpleNamespace(dag_id="bench", run_id=run_id, start_date=None)
+    context = {"run_id": run_id, "ti": TaskInstance(), "dag_run": dag_run}
     if len(operators) == 1:
         operators[0].execute(context)
         return

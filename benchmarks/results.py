@@ -24,7 +24,8 @@ class Measurement:
     :ivar portion: these files were one of so many parts of the work.
     :ivar rtt: milliseconds of a round trip.
     :ivar peak: the most memory that the process had, in bytes, where that was measured.
-    :ivar parts: the seconds of each step.
+    :ivar parts: the seconds of each step; ``busy`` the share of all cores that was busy meanwhile.
+    :ivar base: who it is compared with; nobody if it is empty.
     """
 
     who: str
@@ -37,12 +38,14 @@ class Measurement:
     shards: int = 1
     peak: int = 0
     parts: dict[str, float] = field(default_factory=dict)
+    busy: dict[str, float] = field(default_factory=dict)
+    base: str = OURS
 
     def told(self) -> str:
         """Return it for people."""
         told = [f"{self.seconds:.2f} s", f"{self.files:,} files", f"{self.size / 1e6:,.1f} MB"]
         told += [f"{self.rtt:g} ms away"] * bool(self.rtt) + [f"{self.shards} shards"] * (self.shards > 1)
-        return f"{self.who}: {', '.join(told)}; {_steps(self.parts)}".rstrip("; ")
+        return f"{self.who}: {', '.join(told)}; {_steps(self.parts, self.busy)}".rstrip("; ")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +85,7 @@ class Row:
     times: Sequence[float]
     seconds: float
     parts: dict[str, float]
+    busy: dict[str, float]
     peak: int
     ratio: float | None  # None for ours
 
@@ -91,19 +95,21 @@ def rows(results: Results) -> list[Row]:
     contests: dict[tuple[Any, ...], list[Measurement]] = {}
     for one in results.measurements:
         contests.setdefault((one.who, one.rtt, one.shards, one.files), []).append(one)
-    ours = {
-        (same[0].rtt, round(same[0].files * same[0].portion)): median(one.seconds for one in same)
+    bases = {
+        (who, same[0].rtt, round(same[0].files * same[0].portion)): median(one.seconds for one in same)
         for (who, _, shards, _), same in contests.items()
-        if who == OURS and shards == 1
+        if shards == 1
     }
     found = []
     for same in contests.values():
         one, times = same[0], sorted(each.seconds for each in same)
-        base = None if one.who == OURS else ours.get((one.rtt, round(one.files * one.portion)))
+        named = (one.base, one.rtt, round(one.files * one.portion))
+        base = bases.get(named) if one.base != one.who else None
         seconds = median(times)
         ratio = seconds * one.portion / base if base else None
         parts = {step: median(each.parts[step] for each in same) for step in one.parts}
-        found.append(Row(one, times, seconds, parts, max(each.peak for each in same), ratio))
+        busy = {step: median(each.busy[step] for each in same) for step in one.busy}
+        found.append(Row(one, times, seconds, parts, busy, max(each.peak for each in same), ratio))
     return found
 
 
@@ -128,12 +134,16 @@ def _cells(row: Row, targets: dict[str, str]) -> dict[str, str]:
         "peak MiB": f"{row.peak / (1 << 20):,.0f}" if row.peak else "",
         "ours is": f"{row.ratio:.2f} x" if row.ratio else "",
         "wanted": targets.get(one.who, ""),
-        "steps": _steps(row.parts),
+        "steps": _steps(row.parts, row.busy),
     }
 
 
-def _steps(parts: dict[str, float]) -> str:
-    return ", ".join(f"{step} {seconds:.2f}" for step, seconds in parts.items())
+def _steps(parts: dict[str, float], busy: dict[str, float]) -> str:
+    """Return the seconds of each step, and how busy all cores were in those that took a while."""
+    return ", ".join(
+        f"{step} {seconds:.2f}" + (f" ({busy[step]:.0%} busy)" if step in busy and seconds > 0.2 else "")
+        for step, seconds in parts.items()
+    )
 
 
 def _rate(amount: float, seconds: float) -> str:
