@@ -6,6 +6,7 @@
     ours       the operators, as tasks run them, in a process of their own
     peers      sftp, rsync, rclone, lftp and Airflow's SFTPHook (sftp_hook), as people call them
     copying    ours and the others copy the same
+    indexer    the provider index, against md5sum and find
     growth     what a million files and ten million lines cost
     works      all that is measured, with what is wanted; each is a work.Work
     results    medians and ratios

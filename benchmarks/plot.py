@@ -1,6 +1,7 @@
 """The figures as pictures, in docs/images: ``python -m benchmarks.plot [DIRECTORY]``, ``make bench-plots``.
 
-Draws what there is in the directory, build/bench by default: rtt.json, growth.json, shards.json.
+Draws what there is in the directory, build/bench by default: rtt.json, growth.json, shards.json,
+index-million.json.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter
 
+from benchmarks.indexer import FIND, MD5SUM, WARM
 from benchmarks.results import OURS, Results, read, rows
 from benchmarks.scene import REPOSITORY
 
@@ -28,17 +30,29 @@ STEPS = {
     "reading": ("reading the index", "#f28f3b", "v"),
 }
 
+INDEXERS = {
+    OURS: ("ours, everything hashed", "#0b6e4f", "o"),
+    MD5SUM: ("find and md5sum", "#c8553d", "s"),
+    WARM: ("ours, nothing changed", "#588b8b", "^"),
+    FIND: ("find", "#f28f3b", "v"),
+}
+
 
 def main() -> None:
     """Draw what has been measured."""
     directory = Path(sys.argv[1]) if sys.argv[1:] else REPOSITORY / "build" / "bench"
     pyplot.rcParams.update({"font.size": 11, "axes.grid": True, "grid.alpha": 0.3, "axes.axisbelow": True})
-    for name, draw in (("rtt", _rtt), ("growth", _growth), ("shards", _shards)):
+    for name, draw, image in (
+        ("rtt", _rtt, "rtt"),
+        ("growth", _growth, "growth"),
+        ("shards", _shards, "shards"),
+        ("index-million", _index, "index"),
+    ):
         if (path := directory / f"{name}.json").exists():
             figure, axes = pyplot.subplots(figsize=(7.5, 4.5), layout="constrained")
             draw(axes, read(path))
-            figure.savefig(IMAGES / f"benchmark-{name}.png", dpi=120)
-            print(IMAGES / f"benchmark-{name}.png")
+            figure.savefig(IMAGES / f"benchmark-{image}.png", dpi=120)
+            print(IMAGES / f"benchmark-{image}.png")
 
 
 def _rtt(axes: Axes, results: Results) -> None:
@@ -65,6 +79,18 @@ def _growth(axes: Axes, results: Results) -> None:
         axes.plot(*zip(*points, strict=True), color=color, marker=marker, label=label)
     axes.set(xlabel="files", ylabel="seconds", xscale="log", yscale="log")
     axes.set_title("A first run: seconds of each step")
+    _plain(axes, "xy")
+    axes.legend()
+
+
+def _index(axes: Axes, results: Results) -> None:
+    """Seconds against files, of an index that is built and of what does half of it."""
+    found = rows(results)
+    for who, (label, color, marker) in INDEXERS.items():
+        points = [(row.one.files, row.seconds) for row in found if row.one.who == who]
+        axes.plot(*zip(*points, strict=True), color=color, marker=marker, label=label)
+    axes.set(xlabel="files", ylabel="seconds", xscale="log", yscale="log")
+    axes.set_title(f"Building the provider index. Cores: {results.machine['cores'].split(',')[0]}")
     _plain(axes, "xy")
     axes.legend()
 

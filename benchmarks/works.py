@@ -8,6 +8,7 @@ from benchmarks.copying import copying, percent
 from benchmarks.data import Data
 from benchmarks.floor import floor
 from benchmarks.growth import diff, growth, memory
+from benchmarks.indexer import FIND, MD5SUM, indexing
 from benchmarks.work import Against, Work
 
 _COPYING = (
@@ -17,11 +18,21 @@ _COPYING = (
 _FLOOR = (
     "One connection, one process: PullChanged without staging, results and sync. md5 alone: as many bytes."
 )
+_INDEX = (
+    "The whole program in each case, with hot page cache. md5sum: find, and xargs with as many processes as "
+    "there are cores. Memory is that of all processes of a build, what they share counted once."
+)
 _TENTH, _HUNDRED_FILES = "/part00000", "/part00000/dir00"
 _SMALL = Data(20_000, 512, 8192)
 _LARGE = Data(4, 256 << 20, 256 << 20)
 _MANY = Data(1_000_000, 16, 64)
 
+_index = partial(
+    Work,
+    note=_INDEX,
+    measure=indexing,
+    wanted=((MD5SUM, "1.0 x"), (FIND, "0.25 x"), ("memory of ours", "256 MiB")),
+)
 _copying = partial(Work, note=_COPYING, measure=copying, rtt=(0,))
 
 WORKS = {
@@ -70,6 +81,14 @@ WORKS = {
         percent,
         Data(100_000, 512, 8192),
         (Against("rsync -ac", "1.0 x"),),
+    ),
+    "index-small": _index("the index of 20,000 files of 0.5 to 8 KB", data=_SMALL),
+    "index-large": _index("the index of 4 files of 256 MiB", data=_LARGE),
+    "index-million": _index(
+        "the index of 10,000 to 1,000,000 files of 0.5 to 8 KB",
+        data=Data(1_000_000, 512, 8192),
+        measure=partial(indexing, parts=(100, 10, 1)),
+        room_each=9000,
     ),
     "diff": Work(
         "two indexes of 10,000,000 lines, of which 1 percent differs",

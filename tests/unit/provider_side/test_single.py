@@ -1,0 +1,286 @@
+"""One build at a time: joining, waiting, stopping, and what is left by builds that were killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+
+import pytest
+
+from airflow_mdbackup.provider_side import (
+    STOP,
+    Done,
+    Failed,
+    Joined,
+    Progress,
+    Unreadable,
+    Waiting,
+)
+from tests.unit.provider_side.indexing import (
+    FOLDER,
+    INDEX,
+    beside_index,
+    finish,
+    make_large,
+    md5,
+    read_index,
+    read_until,
+    wait_for_temporary,
+    wanted,
+    without_root_power,
+    write,
+)
+
+
+def slow(chroot: bytes, python_program, size: int = 1 << 40, **options) -> subprocess.Popen:
+    """Start a build that takes long, and wait until it is on its way."""
+    make_large(chroot + b"/backups/large", size)
+    process = python_program.start(wanted(chroot, **options), without_root_power())
+    wait_for_temporary(chroot)
+    return process
+
+
+def kill(process: subprocess.Popen) -> None:
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+
+
+def test_same_request_again_joins_the_running_build_and_reports_its_result(chroot, python_program):
+    """Also what it could not read, which the first one has told already; and with the same exit status."""
+    write(chroot + b"/backups/closed")
+    os.chmod(chroot + b"/backups/closed", 0)
+    first = slow(chroot, python_program, id="run 1", limit=20 << 20, size=60 << 20)
+    second = python_program.run(wanted(chroot, id="run 1"), without_root_power())
+    one = finish(first)
+    assert one.status == second.status == 3
+    assert isinstance(second.report[0], Joined)
+    assert second.report[1] == Unreadable(b"/backups/closed", "Permission denied")
+    assert second.report[-1] == one.report[-1]
+    assert isinstance(second.report[-1], Done)
+    assert not any(isinstance(report, Waiting) for report in second.report)
+
+
+@pytest.mark.parametrize("ids", [("run 1", "run 2"), ("run 1", None), (None, None), (None, "run 1")], ids=str)
+def test_another_request_waits_and_then_builds_anew(chroot, python_program, ids):
+    """Its files may be newer than the first one's walk."""
+    first = slow(chroot, python_program, id=ids[0], limit=10 << 20, size=30 << 20)
+    second = python_program.start(wanted(chroot, id=ids[1]))
+    read_until(second, Waiting)
+    write(chroot + b"/backups/0 new")
+    assert finish(first).status == 0
+    assert b"/backups/0 new" not in read_index(chroot)[0]
+    assert finish(second).status == 0
+    assert b"/backups/0 new" in read_index(chroot)[0]
+
+
+def test_finished_build_is_not_joined(chroot, python_program):
+    """A task that is cleared wants an index of now."""
+    write(chroot + b"/backups/file", b"1")
+    assert python_program.run(wanted(chroot, id="run 1")).status == 0
+    write(chroot + b"/backups/file", b"22")
+    run = python_program.run(wanted(chroot, id="run 1"))
+    assert [type(report) for report in run.report] == [Done]
+    assert read_index(chroot)[0] == {b"/backups/file": md5(b"22")}
+
+
+def test_joined_build_that_is_killed_is_built_anew(chroot, python_program):
+    """The one that followed it takes over."""
+    first = slow(chroot, python_program, id="run 1")
+    second = python_program.start(wanted(chroot, id="run 1"))
+    read_until(second, Joined)
+    os.unlink(chroot + b"/backups/large")
+    write(chroot + b"/backups/file")
+    kill(first)
+    run = finish(second)
+    assert (run.status, type(run.report[-1])) == (0, Done)
+    assert list(read_index(chroot)[0]) == [b"/backups/file"]
+
+
+@pytest.mark.parametrize("joined", [False, True], ids=["builder", "joined"])
+def test_stop_ends_the_build_and_the_old_index_stays(chroot, python_program, joined):
+    """Whether it is said to the one that builds or to one that follows, both end and tell so, soon."""
+    write(chroot + b"/backups/file")
+    assert python_program.run(wanted(chroot)).status == 0
+    before = read_index(chroot)
+    processes = [slow(chroot, python_program, id="run 1")]
+    if joined:
+        processes.append(python_program.start(wanted(chroot, id="run 1")))
+        read_until(processes[1], Joined)
+    begun = time.monotonic()
+    processes[-1].stdin.write(STOP)
+    processes[-1].stdin.flush()
+    for process in reversed(processes):
+        run = finish(process)
+        assert (run.status, run.report[-1]) == (1, Failed("stopped on request"))
+    assert time.monotonic() - begun < 5
+    assert read_index(chroot) == before
+    assert beside_index(chroot) == [b"index.md5"]
+    os.unlink(chroot + b"/backups/large")
+    assert python_program.run(wanted(chroot, id="run 1")).status == 0
+
+
+def test_stop_while_waiting_ends_the_waiting_one_only(chroot, python_program):
+    """The build that is running is somebody else's."""
+    first = slow(chroot, python_program, id="run 1", limit=10 << 20, size=30 << 20)
+    second = python_program.start(wanted(chroot, id="run 2"))
+    read_until(second, Waiting)
+    second.stdin.write(STOP)
+    second.stdin.flush()
+    assert finish(second).report[-1] == Failed("stopped on request")
+    assert finish(first).status == 0
+
+
+def test_wish_to_stop_another_request_is_not_heard(chroot, python_program):
+    """A file that is left from a stopped build, or of another request, stops nothing."""
+    os.makedirs(chroot + FOLDER)
+    write(chroot + FOLDER + b"/.index.md5.stop", b"run 1")
+    first = slow(chroot, python_program, id="run 1", limit=10 << 20, size=30 << 20)
+    time.sleep(1)
+    write(chroot + FOLDER + b"/.index.md5.stop", b"run 2")
+    assert finish(first).status == 0
+
+
+def test_other_input_and_its_end_stop_nothing(chroot, python_program):
+    """Only a whole line does; a lost connection does not."""
+    first = slow(chroot, python_program, id="run 1", limit=20 << 20, size=40 << 20)
+    first.stdin.write(b"stop it\nplease stop\n" + b"x" * 100_000 + b"\nstop")
+    first.stdin.close()
+    assert first.wait() == 0
+    first.stdout.close()
+
+
+def test_builder_that_is_killed_takes_its_workers_along(chroot, python_program):
+    """Even if only itself is killed; they would keep reading for hours."""
+    process = slow(chroot, python_program)
+    children = process_tree(process.pid)
+    assert len(children) >= 2
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    deadline = time.monotonic() + 10
+    while any(os.path.exists(f"/proc/{pid}") and not is_zombie(pid) for pid in children):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.communicate()
+
+
+def process_tree(pid: int) -> list[int]:
+    found = []
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            try:
+                with open(f"/proc/{name}/stat") as file:
+                    parent = int(file.read().rpartition(")")[2].split()[1])
+            except OSError:
+                continue
+            if parent == pid:
+                found += [int(name), *process_tree(int(name))]
+    return found
+
+
+def is_zombie(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+def test_workers_hold_neither_output_nor_lock(chroot, python_program):
+    """Else a session would stay open, and the next build wait, for one that is stuck in a read."""
+    process = slow(chroot, python_program)
+    ours = {os.readlink(f"/proc/{process.pid}/fd/{number}") for number in (0, 1)}
+    ours.add(os.fsdecode(chroot + FOLDER + b"/.index.md5.lock"))
+    children = process_tree(process.pid)
+    held = {
+        os.readlink(f"/proc/{pid}/fd/{number}")
+        for pid in children
+        for number in os.listdir(f"/proc/{pid}/fd")
+    }
+    kill(process)
+    assert children
+    assert not held & ours
+
+
+def test_worker_that_is_killed_fails_the_build(chroot, python_program):
+    """Out of memory, perhaps. No file is missing from an index because of that."""
+    write(chroot + b"/backups/file")
+    assert python_program.run(wanted(chroot)).status == 0
+    before = read_index(chroot)
+    process = slow(chroot, python_program)
+    for pid in process_tree(process.pid):
+        os.kill(pid, signal.SIGKILL)
+    run = finish(process)
+    assert (run.status, type(run.report[-1])) == (1, Failed)
+    assert read_index(chroot) == before
+
+
+def test_next_build_removes_what_killed_ones_left(chroot, python_program):
+    """Temporary files and directories of any earlier build, and nothing else."""
+    os.makedirs(chroot + FOLDER + b"/.index.md5.1.2.tmp/x")
+    for name in (b".index.md5.3.4.tmp", b".index.md5.cache.3.4.tmp", b".other.3.4.tmp", b"index.md5.3.4.tmp"):
+        write(chroot + FOLDER + b"/" + name)
+    assert python_program.run(wanted(chroot)).status == 0
+    assert beside_index(chroot) == [b".other.3.4.tmp", b"index.md5", b"index.md5.3.4.tmp"]
+
+
+@pytest.mark.parametrize("moment", range(12))
+def test_build_that_is_killed_at_any_moment_leaves_a_whole_index(chroot, python_program, moment):
+    """Old or new, and the next build works, with a cache that is as good."""
+    for number in range(500):
+        write(chroot + b"/backups/%d" % number)
+    assert python_program.run(wanted(chroot)).status == 0
+    os.unlink(chroot + b"/backups/7")
+    process = python_program.start(wanted(chroot))
+    time.sleep(0.02 + moment * 0.012)
+    kill(process)
+    assert len(read_index(chroot)[0]) in (499, 500)
+    run = python_program.run(wanted(chroot))
+    assert (run.status, run.report[-1].files) == (0, 499)
+    assert len(read_index(chroot)[0]) == 499
+    assert beside_index(chroot) == [b"index.md5"]
+
+
+def test_limit_holds_for_all_workers_together_and_for_one_big_file(chroot, python_program):
+    """40 MB at 20 MB/s take two seconds, however many workers there are."""
+    for size in (40_000_000, 1_000_000):
+        for name in os.listdir(chroot + b"/backups"):
+            os.unlink(chroot + b"/backups/" + name)
+        for number in range(40_000_000 // size):
+            make_large(chroot + b"/backups/%d" % number, size)
+        run = python_program.run(wanted(chroot, limit=20_000_000, jobs=4, rehash="all"))
+        assert 0.8 < run.report[-1].seconds < 4
+
+
+def test_nice_and_jobs_are_kept(chroot, python_program):
+    """So many workers, all of lower priority."""
+    process = slow(chroot, python_program, nice=7, jobs=3)
+    children = process_tree(process.pid)
+    priorities = {os.getpriority(os.PRIO_PROCESS, pid) for pid in children}
+    kill(process)
+    assert len(children) == 3
+    assert priorities == {7}
+
+
+def test_big_file_does_not_hold_up_the_others(chroot, python_program):
+    """With two workers, thousands of small files are done while one is at a file that takes for ever."""
+    make_large(chroot + b"/backups/0 first")
+    for number in range(25_000 // 5):
+        write(chroot + b"/backups/%d" % number)
+    process = python_program.start(wanted(chroot, jobs=2))
+    progress = read_until(process, Progress)[-1]
+    kill(process)
+    assert progress.files == progress.hashed == 5000
+    assert progress.bytes > 5000 * 7
+
+
+def test_index_can_be_read_while_it_is_built(chroot, python_program):
+    """The old one, whole, the whole time."""
+    write(chroot + b"/backups/file")
+    assert python_program.run(wanted(chroot)).status == 0
+    inode = os.stat(chroot + INDEX).st_ino
+    process = slow(chroot, python_program)
+    assert os.stat(chroot + INDEX).st_ino == inode
+    assert list(read_index(chroot)[0]) == [b"/backups/file"]
+    kill(process)
