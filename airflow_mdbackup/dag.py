@@ -92,6 +92,9 @@ def provider_dag(provider: Provider) -> DAG:
                 chroot=provider.chroot or "/",
                 source=list(provider.source),
                 index=provider.index,
+                exclude=list(provider.exclude),
+                indexer=provider.indexer.options(),
+                **({} if provider.deferrable is None else {"deferrable": provider.deferrable}),
             )
             build >> fetch
         diff = DiffIndexes(

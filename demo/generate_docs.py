@@ -127,7 +127,7 @@ def kind(schema: dict[str, Any]) -> str:
 
 
 def keys() -> list[tuple[str, dict[str, Any], bool]]:
-    """Return name, schema and whether it is required of every key; those of ``guard`` follow it, dotted."""
+    """Return name, schema and whether it is required of every key; those of a mapping follow it, dotted."""
     # As it is written out, so that defaults look as they do in a file.
     schema = Provider.model_json_schema(mode="serialization")
     found = []

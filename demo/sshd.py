@@ -160,6 +160,14 @@ class ProviderServer:
         """Return an Airflow connection for the index account, to be dumped as JSON into AIRFLOW_CONN_<ID>."""
         return self._connection("ssh", self.index_user, self.index_key, extra)
 
+    def force_index_command(self, command: str | None) -> None:
+        """Have the index account's key run `command`, whatever is asked for, from the next login on."""
+        forced = "" if command is None else f',command="{command}"'
+        file = self._ssh / "authorized_keys" / self.index_user
+        key = Path(f"{self.index_key}.pub").read_text().strip()
+        others = [line for line in file.read_text().splitlines() if not line.endswith(key)]
+        file.write_text("\n".join([*others, f"restrict{forced} {key}"]) + "\n")
+
     def log_text(self) -> str:
         """Return what sshd has logged so far."""
         log = self.folder / "sshd.log"

@@ -81,12 +81,8 @@ class AirflowStack(AirflowClient):
         if migration.returncode:
             raise AirflowStackError(f"`airflow db migrate` failed:\n{migration.stdout[-3000:]}")
         try:
-            for name, arguments in self._components.items():
-                self._running[name] = processes.start(
-                    [_airflow_program(), *arguments],
-                    log=self.home / f"logs-{name}.log",
-                    environment=self.environment,
-                )
+            for name in self._components:
+                self._start(name)
             self._wait_until_healthy()
         except BaseException:
             self.stop()
@@ -97,6 +93,22 @@ class AirflowStack(AirflowClient):
         processes.stop(list(self._running.values()), patience=15)
         self._running.clear()
         self.close()
+
+    def restart(self, name: str) -> None:
+        """End a component, with all that it was doing, and start it anew.
+
+        :raises AirflowStackError: it ended, or is not healthy within three minutes.
+        """
+        processes.stop([self._running.pop(name)], patience=15)
+        self._start(name)
+        self._wait_until_healthy()
+
+    def _start(self, name: str) -> None:
+        self._running[name] = processes.start(
+            [_airflow_program(), *self._components[name]],
+            log=self.home / f"logs-{name}.log",
+            environment=self.environment,
+        )
 
     def airflow(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run an `airflow` command in this Airflow; stdout of the result has its stderr too."""

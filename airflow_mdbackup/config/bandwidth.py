@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import time
 from typing import Annotated
 
-from pydantic import BeforeValidator, WithJsonSchema
+from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema
 
 from airflow_mdbackup.config.problem import quoted, unknown_key
 from airflow_mdbackup.config.values import seen
@@ -154,6 +154,12 @@ def _time_of_day(key: str, value: object) -> time:
     )
 
 
+Rate = Annotated[
+    int,
+    BeforeValidator(parse_rate),
+    PlainSerializer(write_rate, when_used="json"),
+    WithJsonSchema({"type": "string", "title": "rate"}),
+]
 Bandwidth = Annotated[
     BandwidthLimit,
     BeforeValidator(parse_bandwidth_limit),

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from airflow_mdbackup.config.bandwidth import Bandwidth
+from airflow_mdbackup.config.bandwidth import Bandwidth, Rate
 from airflow_mdbackup.config.values import (
     AbsolutePath,
     Duration,
@@ -86,6 +86,51 @@ class Guard(BaseModel):
     )
 
 
+class Indexer(BaseModel):
+    """How the provider is asked to build its index. Immutable."""
+
+    model_config = _STRICT
+
+    jobs: int | None = Field(
+        default=None,
+        ge=1,
+        le=256,
+        description="How many processes hash on the provider. Default: one for each of its cores.",
+        examples=[2],
+    )
+    nice: int = Field(
+        default=10,
+        ge=0,
+        le=19,
+        description="How much the build steps back behind whatever else runs on the provider, as in nice(1).",
+        examples=[19],
+    )
+    limit: Rate | None = Field(
+        default=None,
+        description="How many bytes per second the provider reads at most to hash them.",
+        examples=["50MB"],
+    )
+    rehash: Share = Field(
+        default=0.0,
+        description=(
+            "The share of files that each build hashes although their size and times did not change, to find"
+            " what rotted on the provider's disk; each file has its turn. `1%` of a daily build is every file"
+            " in a hundred days, `100%` is all of them each time."
+        ),
+        examples=["1%"],
+    )
+    one_file_system: bool = Field(
+        default=False,
+        description="Leave out what is mounted below the sources.",
+        examples=[True],
+    )
+
+    def options(self) -> dict[str, Any]:
+        """Return the fields of an :class:`airflow_mdbackup.provider_side.IndexRequest` that say the same."""
+        words: dict[float, Any] = {0: "changed", 1: "all"}
+        return {**self.model_dump(), "rehash": words.get(self.rehash, self.rehash * 100)}
+
+
 class Provider(BaseModel):
     """One provider: a server A whose files are backed up, and how. Immutable."""
 
@@ -131,6 +176,22 @@ class Provider(BaseModel):
         default="/.mdbackup/index.md5",
         description="The provider index, as `backupop` sees it. It is never part of itself.",
         examples=["/var/index/index.md5"],
+    )
+    indexer: Indexer = Field(
+        default_factory=Indexer,
+        description=(
+            "How each run has the provider build its index. Unused without `ssh_conn_id`; and where the index"
+            " account has a forced command, the provider's own settings hold."
+        ),
+        examples=[{"rehash": "1%", "limit": "50MB"}],
+    )
+    deferrable: bool | None = Field(
+        default=None,
+        description=(
+            "Wait in a triggerer while the provider builds its index, so that no worker's slot is taken."
+            " Default: Airflow's option `[operators] default_deferrable`. Unused without `ssh_conn_id`."
+        ),
+        examples=[True],
     )
     max_index_age: Duration | None = Field(
         default=None,

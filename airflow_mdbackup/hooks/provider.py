@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import paramiko
@@ -19,22 +19,10 @@ from airflow.sdk.exceptions import AirflowException, AirflowNotFoundException
 from paramiko.ssh_exception import IncompatiblePeer
 
 from airflow_mdbackup.hooks.ssh_program import SshChannel, program_for
-from airflow_mdbackup.provider_side import (
-    NO_PYTHON,
-    Done,
-    Failed,
-    IndexRequest,
-    Progress,
-    Unreadable,
-    parse_report,
-    python_command,
-    python_input,
-    shell_command,
-    shell_input,
-)
+from airflow_mdbackup.provider_side import STOP, Done, IndexRequest
+from airflow_mdbackup.provider_side.conversation import READY_WITHIN, Conversation
 from airflow_mdbackup.scheme.errors import AccessRefused, ConnectionLost, NotOnProvider
 from airflow_mdbackup.scheme.names import to_text
-from airflow_mdbackup.scheme.progress import Pace
 from airflow_mdbackup.scheme.sftp import WINDOW, Reader
 
 
@@ -53,8 +41,7 @@ _CONNECT = 30  # seconds for each of: TCP connection, banner, authentication
 # Seconds of a round trip from which on paramiko, whose window we choose, outruns ssh, whose window is 2 MiB.
 _LONG = 0.03
 _LISTEN = 10.0  # seconds between two looks whether a silent connection is still alive
-_SHOWN = 20  # lines of each kind of a provider's output that are shown
-_LINE = 8192  # bytes that one line of output may have
+_STOPPING = 3.0  # seconds that a build gets to stop; Airflow kills a task after five
 
 
 class ProviderHook(SSHHook):
@@ -91,6 +78,7 @@ class ProviderHook(SSHHook):
         self.subsystem = str(extra.get("subsystem", "sftp"))
         self._key_text = None if extra.get("private_key_passphrase") else extra.get("private_key")
         self._channels: list[SshChannel] = []
+        self._building: tuple[paramiko.Channel, Conversation] | None = None
         if self.allow_host_key_change:
             raise AccessRefused(
                 f"the connection {conn_id} sets allow_host_key_change, which trusts any server. Remove that, "
@@ -261,96 +249,77 @@ class ProviderHook(SSHHook):
 
         :raises NotOnProvider: the index could not be built; the old one is still there.
         :raises AccessRefused: the account runs no indexer.
-        :raises ConnectionLost: the connection broke. The build goes on without us.
+        :raises ConnectionLost: the connection broke. The build goes on without us, and the same request
+            joins it.
         """
-        status, last, stray = self._run(python_command(), python_input(request), end_input=False)
-        if status == NO_PYTHON and last is None:
-            self.log.info("The provider has no Python 3.6 or newer; using sh, find and md5sum")
-            status, last, stray = self._run(shell_command(), shell_input(request), end_input=True)
-        if isinstance(last, Done):
-            return last
-        where = f"connection {self.ssh_conn_id}: the provider index was not built"
-        if last is None:
-            raise AccessRefused(
-                f"{where}: the account did not run the indexer (exit status {status}): "
-                f"{stray or 'no output'}. Is it the index account, and may it use a shell?"
-            )
-        raise NotOnProvider(
-            f"{where}: {last.message.rstrip('.')}. The old index, if any, is unchanged. Check `chroot`, "
-            "`source` and `index`, and what the account may read and write."
-        )
+        conversation = Conversation(request, f"connection {self.ssh_conn_id}", self.log)
+        while not conversation.ends(self._converse(conversation)):
+            pass
+        return conversation.result()
 
-    def _run(self, command: str, data: bytes, *, end_input: bool) -> tuple[int, Done | Failed | None, str]:
-        """Run an indexer and return its exit status, its last report, and the first of its other output."""
+    def _converse(self, conversation: Conversation) -> int | None:
+        """Run the command of a conversation to its end, and return its exit status, if the server tells."""
         channel = self._session()
-        last: Done | Failed | None = None
-        stray: list[str] = []
-        unreadable = 0
         try:
             channel.set_combine_stderr(True)
             with _at_most(_CONNECT, channel):
-                channel.exec_command(command)
-                channel.sendall(data)
-            if end_input:
-                channel.shutdown_write()
-            for line in self._lines(channel):
-                report = parse_report(line)
-                if isinstance(report, Done | Failed):
-                    last = report
-                elif isinstance(report, Unreadable):
-                    unreadable += 1
-                    if unreadable <= _SHOWN:
-                        path = to_text(report.path)
-                        self.log.warning("Unreadable on the provider: %s (%s)", path, report.reason)
-                elif report is None and line and len(stray) < _SHOWN:
-                    stray.append(line)
-                    self.log.info("The provider says: %s", line)
+                channel.exec_command(conversation.command)
+                channel.sendall(conversation.opening)
+            self._building = channel, conversation
+            for data in self._output(channel, conversation):
+                if answer := conversation.hear(data):
+                    with _at_most(_CONNECT, channel):
+                        channel.sendall(answer)
             # Its output has ended; a server that then tells no status has none to tell.
-            status = channel.recv_exit_status() if channel.status_event.wait(_CONNECT) else -1
-            return status, last, " / ".join(stray)[:500]
+            return channel.recv_exit_status() if channel.status_event.wait(_CONNECT) else None
         except (paramiko.SSHException, OSError, EOFError) as error:
             raise ConnectionLost(f"the connection broke: {_said(error)}") from error
         finally:
+            self._building = None
             channel.close()
 
-    @staticmethod
-    def _alive(channel: paramiko.Channel) -> bool:
-        transport: Any = channel.get_transport()
-        return bool(transport.is_active())
-
-    def _lines(self, channel: paramiko.Channel) -> Iterator[str]:
-        """Yield the lines of output as printable text, and log progress now and then."""
+    def _output(self, channel: paramiko.Channel, conversation: Conversation) -> Iterator[bytes]:
+        """Yield what the other side writes, to its end."""
         channel.settimeout(_LISTEN)
-        waiting = b""
-        pace = Pace()
+        began = time.monotonic()
         while True:
             try:
                 data = channel.recv(65536)
             except TimeoutError:
+                if not conversation.begun and time.monotonic() - began > READY_WITHIN:
+                    raise ConnectionLost(
+                        f"connection {self.ssh_conn_id}: nothing answers there as an indexer does"
+                    ) from None
                 if self._alive(channel):
                     continue
                 data = b""
             if not data:
                 if not self._alive(channel) and channel.exit_status == -1:
                     raise ConnectionLost("the connection broke while the provider was building its index")
-                if waiting:
-                    yield to_text(waiting)
                 return
-            *lines, waiting = (waiting + data).split(b"\n")
-            waiting = waiting[-_LINE:]
-            for line in lines:
-                text = line.rstrip(b"\r").decode("ascii", "backslashreplace")
-                report = parse_report(text)
-                if isinstance(report, Progress):
-                    if pace.due():
-                        self.log.info(
-                            "Hashed %s files, %.1f MB in %.0f s",
-                            report.files,
-                            report.bytes / 1e6,
-                            report.seconds,
-                        )
-                else:
-                    yield text if report is not None else to_text(line)
+            yield data
+
+    def stop_build(self) -> None:
+        """Have a running build stop, and end the connection. May be called from a signal's handler."""
+
+        def stop() -> None:
+            with suppress(paramiko.SSHException, OSError, EOFError):
+                # What has not been given its request yet ends with the connection.
+                if building is not None and building[1].begun:
+                    building[0].sendall(STOP)
+                    building[0].status_event.wait(_STOPPING)
+
+        building = self._building
+        # A thread of its own, because the interrupted one may be holding a lock of paramiko's.
+        stopping = threading.Thread(target=stop, daemon=True)
+        stopping.start()
+        stopping.join(_STOPPING)
+        self.close()
+
+    @staticmethod
+    def _alive(channel: paramiko.Channel) -> bool:
+        transport: Any = channel.get_transport()
+        return bool(transport.is_active())
 
 
 def _known_ciphers() -> tuple[str, ...]:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
 
+from airflow.providers.common.compat.sdk import conf
 from airflow.sdk import BaseOperator
 
 from airflow_mdbackup.operators.base import megabytes, provider_hook
-from airflow_mdbackup.provider_side import IndexRequest
+from airflow_mdbackup.provider_side import Done, IndexRequest, request_line
+from airflow_mdbackup.scheme import errors
+from airflow_mdbackup.scheme.names import to_text
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -17,18 +21,27 @@ if TYPE_CHECKING:
 
 
 class BuildProviderIndex(BaseOperator):
-    """Have the provider rebuild its index, atomically, over SSH with the index account.
+    """Have the provider renew its index, atomically, over SSH with the index account.
 
-    What cannot be read there is told in the index, and fails the run at its end; this task stays green.
+    Only what changed there since the last time is hashed. What cannot be read, or has rotted, is told in the
+    index, and fails the run at its end; this task stays green. A lost connection does not stop the build, and
+    a retry joins it; a task that is killed stops it.
+
+    With an account whose key has the indexer as forced command, what is indexed and how is fixed on the
+    provider, and the parameters below say nothing but what is expected.
 
     :param provider: the provider's name.
     :param ssh_conn_id: connection of the index account.
     :param chroot: where the index account sees what the backup account sees as ``/``.
     :param source: absolute paths to index, as the backup account sees them.
     :param index: absolute path of the index, likewise.
+    :param exclude: gitignore patterns of what need not be hashed, because DiffIndexes leaves it out as well.
+    :param indexer: how to go about it: any of the fields ``jobs``, ``nice``, ``limit``, ``rehash`` and
+        ``one_file_system`` of :class:`airflow_mdbackup.provider_side.IndexRequest`.
+    :param deferrable: wait in a triggerer, without a worker's slot.
     """
 
-    template_fields: Sequence[str] = ("provider", "ssh_conn_id", "chroot", "source", "index")
+    template_fields: Sequence[str] = ("provider", "ssh_conn_id", "chroot", "source", "index", "exclude")
     ui_color = "#f5e6cc"
 
     def __init__(
@@ -39,6 +52,9 @@ class BuildProviderIndex(BaseOperator):
         chroot: str,
         source: Sequence[str],
         index: str = "/.mdbackup/index.md5",
+        exclude: Sequence[str] = (),
+        indexer: Mapping[str, Any] | None = None,
+        deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -47,25 +63,68 @@ class BuildProviderIndex(BaseOperator):
         self.chroot = chroot
         self.source = source
         self.index = index
+        self.exclude = exclude
+        self.indexer = dict(indexer or {})
+        self.deferrable = deferrable
         self._hook: ProviderHook | None = None
 
     def execute(self, context: Context) -> dict[str, Any]:
-        source = tuple(path.encode() for path in self.source)
-        request = IndexRequest(self.chroot.encode(), source, self.index.encode())
+        request = IndexRequest(
+            self.chroot.encode(),
+            tuple(path.encode() for path in self.source),
+            self.index.encode(),
+            id=_request_id(context),
+            exclude=tuple(self.exclude),
+            **self.indexer,
+        )
+        if self.deferrable:
+            self._defer(request)
         with provider_hook(self.ssh_conn_id) as self._hook:
             done = self._hook.build_index(request)
+        return self._told(done)
+
+    def _defer(self, request: IndexRequest) -> NoReturn:
+        # Here, because asyncssh is slow to import, and every parse of a DAG file would pay for it.
+        from airflow_mdbackup.triggers.build_provider_index import BuildProviderIndexTrigger
+
+        self.defer(
+            trigger=BuildProviderIndexTrigger(self.ssh_conn_id, request_line(request).decode()),
+            method_name="execute_complete",
+        )
+
+    def execute_complete(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
+        """Return what the trigger found.
+
+        :raises BackupError: as ``execute`` does.
+        """
+        if "error" in event:
+            kind: type[errors.BackupError] = getattr(errors, event["error"])
+            raise kind(event["message"])
+        return self._told(Done(**event["done"]))
+
+    def _told(self, done: Done) -> dict[str, Any]:
         self.log.info(
-            "%s: %s files, %s; %s hashed in %.1f s; %s unreadable",
-            *(self.provider, done.files, megabytes(done.bytes), done.hashed, done.seconds, done.unreadable),
+            "%s: %s files, %s; %s hashed in %.1f s; %s unreadable, %s rotten",
+            *(self.provider, done.files, megabytes(done.bytes), done.hashed, done.seconds),
+            *(done.unreadable, done.rotten),
         )
         return {
             "files": done.files,
             "bytes": done.bytes,
             "hashed": done.hashed,
             "unreadable": done.unreadable,
+            "rotten": done.rotten,
             "seconds": done.seconds,
         }
 
     def on_kill(self) -> None:
         if self._hook is not None:
-            self._hook.close()
+            self._hook.stop_build()
+
+
+def _request_id(context: Context) -> str:
+    """Return what a retry of this task shares with it, and no other task of any Airflow."""
+    run = context["dag_run"]
+    whole = f"{run.dag_id}/{run.run_id}/{run.start_date}"
+    name = to_text(run.run_id.encode("utf-8", "surrogateescape")).encode("ascii", "replace").decode()
+    return f"{name[:100]} {hashlib.sha256(whole.encode('utf-8', 'surrogateescape')).hexdigest()[:16]}"

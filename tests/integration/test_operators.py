@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -54,7 +55,8 @@ class Backup:
 
     def _execute(self, operator: Any) -> Any:
         self.task = TaskInstance()
-        return operator.execute({"run_id": self.run_id, "ti": self.task})
+        dag_run = SimpleNamespace(dag_id="mdbackup_srv1", run_id=self.run_id, start_date=None)
+        return operator.execute({"run_id": self.run_id, "ti": self.task, "dag_run": dag_run})
 
     def build(self) -> dict[str, Any]:
         return self._execute(
@@ -394,7 +396,7 @@ def test_provider_without_python_builds_its_index_with_the_shell(
     python = backup.build()
     entries = list(_provider_entries(backup))
     monkeypatch.setattr(
-        "airflow_mdbackup.hooks.provider.python_command", lambda: "exec /bin/sh -c 'exit 127'"
+        "airflow_mdbackup.provider_side.conversation.python_command", lambda: "exec /bin/sh -c 'exit 127'"
     )
     assert backup.build() == python | {"seconds": pytest.approx(python["seconds"], abs=30)}
     assert list(_provider_entries(backup)) == entries

@@ -19,8 +19,11 @@ def airflow_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable
     """
     with ExitStack() as running:
 
-        def start(dags_folder: Path, env: Mapping[str, str] | None = None) -> AirflowStack:
+        def start(
+            dags_folder: Path, env: Mapping[str, str] | None = None, *, triggerer: bool = False
+        ) -> AirflowStack:
             home = tmp_path_factory.mktemp("airflow")
-            return running.enter_context(AirflowStack(home, dags_folder=dags_folder, env=env))
+            stack = AirflowStack(home, dags_folder=dags_folder, env=env, triggerer=triggerer)
+            return running.enter_context(stack)
 
         yield start

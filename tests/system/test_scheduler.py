@@ -81,6 +81,9 @@ def site(
             "killed": provider_yaml(server, folder, "killed"),
             "asking": provider_yaml(server, folder, "asking", on_guard="approve", retries=1),
             "guarded": provider_yaml(server, folder, "guarded"),
+            "deferred": provider_yaml(
+                server, folder, "deferred", deferrable=True, indexer={"limit": "500KB"}, retries=1
+            ),
             "invalid": {"nonsense": 1},
         }
         (folder / "providers.yaml").write_text(json.dumps({"providers": providers}))
@@ -89,7 +92,7 @@ def site(
             "AIRFLOW_CONN_INDEX": json.dumps(server.ssh_connection()),
             "AIRFLOW__MDBACKUP__PROVIDERS_FILE": str(folder / "providers.yaml"),
         }
-        stack = airflow_stack(PROJECT / "dags", env)
+        stack = airflow_stack(PROJECT / "dags", env, triggerer=True)
         yield Site(stack, server, folder)
 
 
@@ -191,6 +194,48 @@ def pulling(staging: Path) -> set[int]:
     parts = {path.stat().st_ino for path in staging.glob("*.part")}
     locks = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
     return {int(lock[4]) for lock in locks if lock[1] == "FLOCK" and int(lock[5].rpartition(":")[2]) in parts}
+
+
+def test_deferred_build_outlives_its_triggerer_and_ends_with_its_task(site: Site) -> None:
+    """No worker waits for it; a new triggerer joins the build on A; a person who fails the task stops it."""
+    site.put("deferred", "big", os.urandom(10_000_000))
+    run_id = site.start("deferred")
+    report = site.server.tree / ".mdbackup" / ".deferred.md5.report"
+    until(lambda: report.exists() and state_of(site, "deferred", run_id) == "deferred")
+    site.stack.restart("triggerer")
+    assert site.finish("deferred", run_id) == "success"
+    log = site.stack.task_log("mdbackup_deferred", run_id, "build_provider_index")
+    assert "Joined on the provider" in log, log
+    told = site.stack.xcom("mdbackup_deferred", run_id, "build_provider_index")
+    assert (told["files"], told["hashed"], told["unreadable"]) == (1, 1, 0)
+
+    site.put("deferred", "big2", os.urandom(20_000_000))
+    before = (site.server.tree / ".mdbackup" / "deferred.md5").read_bytes()
+    run_id = site.start("deferred")
+    until(lambda: state_of(site, "deferred", run_id) == "deferred" and builders(site))
+    where = f"/dags/mdbackup_deferred/dagRuns/{run_id}/taskInstances/build_provider_index"
+    site.stack.patch(where, {"new_state": "failed"})
+    assert site.finish("deferred", run_id) == "failed"
+    until(lambda: not builders(site), 30)
+    assert (site.server.tree / ".mdbackup" / "deferred.md5").read_bytes() == before
+
+
+def until(condition: Callable[[], object], seconds: float = 90) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+def state_of(site: Site, provider: str, run_id: str) -> str | None:
+    return site.stack.task_states(f"mdbackup_{provider}", run_id).get("build_provider_index")
+
+
+def builders(site: Site) -> list[str]:
+    """Return the processes of the index account that run Python."""
+    owner = (site.server.tree / ".mdbackup").stat().st_uid
+    mine = [p for p in Path("/proc").glob("[0-9]*") if p.exists() and p.stat().st_uid == owner]
+    return [p.name for p in mine if "python3" in (p / "cmdline").read_text(errors="replace")]
 
 
 def test_guard_stops_the_run_before_anything_changes(site: Site) -> None:

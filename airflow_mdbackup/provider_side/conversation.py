@@ -1,0 +1,157 @@
+"""What the consumer says and hears while a provider builds its index. Input and output are the caller's.
+
+::
+
+    conversation = Conversation(request, "connection web_index", log)
+    while True:
+        run conversation.command over SSH, send conversation.opening, leave standard input open
+        send what conversation.hear(piece) returns for each piece of output
+        if conversation.ends(status): break
+    done = conversation.result()
+
+A shell account is sent the whole program, an account with a forced command only the request: the other side
+says which it wants. :data:`.STOP`, sent once there is output, stops the build; an input that merely ends does
+not.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from airflow_mdbackup.provider_side import (
+    NO_PYTHON,
+    Done,
+    Failed,
+    IndexRequest,
+    Joined,
+    Note,
+    Progress,
+    Ready,
+    Rotten,
+    Unreadable,
+    Waiting,
+    parse_report,
+    python_command,
+    python_input,
+    request_line,
+    shell_command,
+    shell_input,
+)
+from airflow_mdbackup.scheme.errors import AccessRefused, NotOnProvider
+from airflow_mdbackup.scheme.names import to_text
+from airflow_mdbackup.scheme.progress import Pace
+
+READY_WITHIN = 60.0  # seconds in which the other side should have said what it wants
+
+_SHOWN = 20  # lines of each kind of a provider's output that are shown
+_LINE = 8192  # bytes that one line of output may have
+
+
+class Log(Protocol):
+    """What is used of a logger, Airflow's or another."""
+
+    def info(self, message: str, /, *values: Any) -> Any: ...
+
+    def warning(self, message: str, /, *values: Any) -> Any: ...
+
+
+class Conversation:
+    """One build of an index, from the first word to the last.
+
+    :param request: what to index.
+    :param where: what messages call the other side.
+    :param log: gets progress, and what is of interest.
+    :ivar command: what is to be run over SSH now.
+    :ivar opening: what is to be sent to it at once.
+    :ivar begun: the other side has been given the request.
+    """
+
+    def __init__(self, request: IndexRequest, where: str, log: Log) -> None:
+        self.command = python_command()
+        self.opening = b""
+        self.begun = False
+        self._request = request
+        self._where = where
+        self._log = log
+        self._rest = b""  # the beginning of a line
+        self._last: Done | Failed | None = None
+        self._status: int | None = None
+        self._stray: list[str] = []
+        self._told = 0
+        self._pace = Pace()
+
+    def hear(self, data: bytes) -> bytes:
+        """Take in output of the other side, and return what to send to it."""
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        self._rest = self._rest[-_LINE:]
+        return b"".join(map(self._answer, lines))
+
+    def _answer(self, line: bytes) -> bytes:
+        line = line.rstrip(b"\r")
+        report = parse_report(line.decode("ascii", "backslashreplace"))
+        if isinstance(report, Ready):
+            if self.begun:
+                return b""
+            self.begun = True
+            return python_input(self._request) if report.program else request_line(self._request)
+        if isinstance(report, Done | Failed):
+            self._last = report
+        elif isinstance(report, Progress):
+            if self._pace.due():
+                self._log.info(
+                    "%s files so far, %s of them hashed; %.1f MB in %.0f s",
+                    *(report.files, report.hashed, report.bytes / 1e6, report.seconds),
+                )
+        elif isinstance(report, Unreadable):
+            self._warn("Unreadable on the provider: %s (%s)", to_text(report.path), report.reason)
+        elif isinstance(report, Rotten):
+            self._warn("Rotten on the provider, content changed but times did not: %s", to_text(report.path))
+        elif isinstance(report, Waiting):
+            self._log.info("Waiting on the provider: %s", report.text)
+        elif isinstance(report, Joined):
+            self._log.info("Joined on the provider: %s", report.text)
+        elif isinstance(report, Note):
+            self._log.info("The provider: %s", report.text)
+        elif (stray := to_text(line)) and len(self._stray) < _SHOWN:
+            self._stray.append(stray)
+            self._log.info("The provider says: %s", stray)
+        return b""
+
+    def _warn(self, message: str, *values: str) -> None:
+        self._told += 1
+        if self._told <= 2 * _SHOWN:
+            self._log.warning(message, *values)
+
+    def ends(self, status: int | None) -> bool:
+        """Take in that the command has ended, and return whether that is the end of it all.
+
+        :param status: its exit status; None if the server told none.
+        """
+        if self._rest:
+            self.hear(b"\n")
+        if status == NO_PYTHON and not self.begun:
+            self._log.info("The provider has no Python 3.6 or newer; using sh, find and md5sum")
+            self.command, self.opening, self.begun = shell_command(), shell_input(self._request), True
+            return False
+        self._status = status
+        return True
+
+    def result(self) -> Done:
+        """Return what the build came to.
+
+        :raises NotOnProvider: the index could not be built; the old one is still there.
+        :raises AccessRefused: the account runs no indexer.
+        """
+        if isinstance(self._last, Done):
+            return self._last
+        what = f"{self._where}: the provider index was not built"
+        if self._last is None:
+            said = " / ".join(self._stray)[:500] or "no output"
+            raise AccessRefused(
+                f"{what}: the account did not run the indexer (exit status {self._status}): {said}. Is it "
+                "the index account, and may it use a shell or has its key the forced command?"
+            )
+        raise NotOnProvider(
+            f"{what}: {self._last.message.rstrip('.')}. The old index, if any, is unchanged. Check `chroot`, "
+            "`source` and `index`, and what the account may read and write."
+        )

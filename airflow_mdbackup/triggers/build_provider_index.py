@@ -1,0 +1,163 @@
+"""Waits, without a worker's slot, until a provider has built its index."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from dataclasses import asdict
+from typing import Any
+
+import asyncssh
+from airflow.providers.ssh.hooks.ssh import SSHHookAsync
+from airflow.sdk.exceptions import AirflowException, AirflowNotFoundException
+from airflow.triggers.base import BaseTrigger, TriggerEvent
+
+from airflow_mdbackup.provider_side import STOP, Done, read_request
+from airflow_mdbackup.provider_side.conversation import READY_WITHIN, Conversation
+from airflow_mdbackup.scheme.errors import AccessRefused, BackupError, ConnectionLost
+from airflow_mdbackup.scheme.names import to_text
+
+_CONNECT = 60.0  # seconds for connection and login
+_LOST = (ConnectionLost, asyncssh.Error, OSError, EOFError)
+_TRIES = 6  # connections in a row that come to nothing
+_STOPPING = 10.0  # seconds that a build gets to stop
+_BLOCK = 65536
+
+
+class BuildProviderIndexTrigger(BaseTrigger):
+    """Have the provider build its index, and fire once with what became of it.
+
+    The event's payload has ``done``, the fields of a :class:`.Done`, or ``error`` and ``message``, the class
+    and the text of a :class:`.BackupError`. A lost connection does not stop the build: the trigger connects
+    again and joins it, as does the same trigger in a triggerer that was started anew. When a person ends the
+    task, the build is stopped.
+
+    Host keys are verified: by the connection's extra ``host_key``, else by ``known_hosts`` of the triggerer.
+
+    :param ssh_conn_id: connection of the index account.
+    :param request: what to index, as :func:`.request_line` gives it.
+    """
+
+    def __init__(self, ssh_conn_id: str, request: str) -> None:
+        super().__init__()
+        self.ssh_conn_id = ssh_conn_id
+        self.request = request
+        self._where = f"connection {ssh_conn_id}"
+        self._connection: asyncssh.SSHClientConnection | None = None
+        self._running: tuple[asyncssh.SSHClientProcess[bytes], Conversation] | None = None
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        """Return what is needed to make this trigger again, in another process."""
+        kind = type(self)
+        values = {"ssh_conn_id": self.ssh_conn_id, "request": self.request}
+        return f"{kind.__module__}.{kind.__qualname__}", values
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        """Yield the one event."""
+        try:
+            done = await self._build()
+        except BackupError as error:
+            yield TriggerEvent({"error": type(error).__name__, "message": str(error)})
+        else:
+            yield TriggerEvent({"done": asdict(done)})
+
+    async def on_kill(self) -> None:
+        """Stop the build, because a person has ended the task."""
+        async with asyncio.timeout(_STOPPING):
+            if self._running is None:
+                # It may be between two connections; the same request joins its build, and can so stop it.
+                await self._connect()
+                await self._converse(self._conversation(), stop=True)
+                return
+            process, conversation = self._running
+            if conversation.begun:  # else it ends with the connection
+                process.stdin.write(STOP)
+                await process.wait_closed()
+
+    async def cleanup(self) -> None:
+        """End the connection. Not before, because :meth:`on_kill` has a use for it."""
+        self._running = None
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    # --- building -----------------------------------------------------------------------------------
+
+    async def _build(self) -> Done:
+        tries = 0
+        while True:
+            conversation = self._conversation()
+            try:
+                await self._connect()
+                while not conversation.ends(await self._converse(conversation)):
+                    pass
+                return conversation.result()
+            except _LOST as error:
+                await self.cleanup()
+                tries = 1 if conversation.begun else tries + 1
+                why = to_text(str(error).encode("utf-8", "backslashreplace")) or type(error).__name__
+                if tries >= _TRIES:
+                    raise ConnectionLost(f"{self._where}: {why}") from error
+                pause = random.uniform(1, 2) * 2**tries  # noqa: S311 - so that not all come back at once
+                self.log.warning("The connection broke (%s); again in %.0f s, to join the build", why, pause)
+                await asyncio.sleep(pause)
+
+    def _conversation(self) -> Conversation:
+        return Conversation(read_request(self.request), self._where, self.log)
+
+    async def _connect(self) -> None:
+        """Connect with the index account.
+
+        :raises AccessRefused: the host key is not the expected one, or the account is refused.
+        """
+        try:
+            connecting = SSHHookAsync(ssh_conn_id=self.ssh_conn_id).get_conn()
+            self._connection = await asyncio.wait_for(connecting, _CONNECT)
+        except asyncssh.HostKeyNotVerifiable as error:
+            raise AccessRefused(
+                f"{self._where}: the server's host key is not the expected one, or unknown. Pin it in the "
+                "connection's extra host_key (ssh-keyscan shows it; compare it with the server's own)."
+            ) from error
+        except asyncssh.PermissionDenied as error:
+            raise AccessRefused(
+                f"{self._where}: the server refuses the account's key or password. Check login and key_file "
+                "of the connection, and the AuthorizedKeysFile on the server."
+            ) from error
+        except (asyncssh.KeyImportError, FileNotFoundError, PermissionError, ValueError) as error:
+            raise AccessRefused(f"{self._where}: its key is of no use on the triggerer: {error}") from error
+        except AirflowNotFoundException as error:
+            raise AccessRefused(f"{self._where} does not exist") from error
+        except AirflowException as error:
+            raise AccessRefused(f"{self._where}: {error}") from error
+
+    async def _converse(self, conversation: Conversation, *, stop: bool = False) -> int | None:
+        """Run the command of a conversation to its end, and return its exit status, if the server tells.
+
+        :param stop: have the build stop as soon as it knows which it is.
+        :raises ConnectionLost: nothing there answers as an indexer does.
+        """
+        assert self._connection is not None
+        process = await self._connection.create_process(
+            conversation.command, stderr=asyncssh.STDOUT, encoding=None
+        )
+        self._running = process, conversation
+        process.stdin.write(conversation.opening)
+        loop = asyncio.get_running_loop()
+        ready_by = loop.time() + READY_WITHIN
+        while True:
+            try:
+                # Only what has not begun yet is waited for with impatience.
+                async with asyncio.timeout_at(None if conversation.begun else ready_by):
+                    data = await process.stdout.read(_BLOCK)
+            except TimeoutError:
+                raise ConnectionLost("nothing answers there as an indexer does") from None
+            if not data:
+                break
+            process.stdin.write(conversation.hear(data))
+            if stop and conversation.begun:
+                process.stdin.write(STOP)
+        await process.wait_closed()
+        if process.exit_status is None and process.exit_signal is None and self._connection.is_closed():
+            raise ConnectionLost("it ended while the provider was building its index")
+        return process.exit_status

@@ -1,0 +1,314 @@
+"""BuildProviderIndex against a real SSH server: by shell and forced command, from worker and triggerer.
+
+What is slow here is so because the provider was told to read slowly (``limit``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from airflow.sdk.exceptions import TaskDeferred
+
+from airflow_mdbackup.hooks.provider import ProviderHook
+from airflow_mdbackup.operators import BuildProviderIndex
+from airflow_mdbackup.provider_side import Done, IndexRequest, indexer, request_line
+from airflow_mdbackup.scheme.errors import AccessRefused, ConnectionLost, NotOnProvider
+from airflow_mdbackup.triggers.build_provider_index import BuildProviderIndexTrigger
+from demo.sshd import ProviderServer
+
+SetConnection = Callable[[str, dict[str, Any]], None]
+SLOW = 1 << 20  # bytes per second
+
+
+@pytest.fixture
+def server(provider: ProviderServer, set_connection: SetConnection) -> Iterator[ProviderServer]:
+    """A provider with two small files, reached by the connection ``index``."""
+    set_connection("index", provider.ssh_connection())
+    (provider.tree / "backups").mkdir()
+    for name in ("one", "two"):
+        (provider.tree / "backups" / name).write_text(name)
+    yield provider
+    provider.force_index_command(None)
+
+
+def request(server: ProviderServer, **options: Any) -> IndexRequest:
+    prefix = os.fsencode(server.prefix)
+    return IndexRequest(
+        os.fsencode(server.chroot), (prefix + b"/backups",), prefix + b"/.mdbackup/index.md5", **options
+    )
+
+
+def index(server: ProviderServer) -> Path:
+    return server.tree / ".mdbackup" / "index.md5"
+
+
+def make_slow(server: ProviderServer) -> None:
+    """Give the provider a file that takes six seconds to hash at the rate of `SLOW`."""
+    (server.tree / "backups" / "big").write_bytes(os.urandom(6 * SLOW))
+
+
+def build(request: IndexRequest) -> Done:
+    with ProviderHook("index") as hook:
+        return hook.build_index(request)
+
+
+def until(condition: Callable[[], object], seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@contextmanager
+def building(server: ProviderServer, request: IndexRequest) -> Iterator[tuple[ProviderHook, Any]]:
+    """A build that has begun, in a thread: its hook, and the future result."""
+    with ThreadPoolExecutor(1) as pool, ProviderHook("index") as hook:
+        future = pool.submit(hook.build_index, request)
+        until(lambda: (hook._building and hook._building[1].begun and running(server)) or future.done())
+        yield hook, future
+
+
+def running(server: ProviderServer) -> list[int]:
+    """Return the processes of the index account that are indexers."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (process / "cmdline").read_bytes()
+            if process.stat().st_uid == index(server).parent.stat().st_uid and b"python3" in command:
+                found.append(int(process.name))
+        except OSError:
+            pass
+    return found
+
+
+def install(server: ProviderServer, **options: Any) -> None:
+    """Install the indexer on the provider as provision does, and force it on the index account's key."""
+    folder = server.tree / "installed"
+    folder.mkdir()
+    shutil.copy(indexer.__file__, folder / "indexer.py")
+    configuration = json.loads(request_line(request(server, **options)))
+    del configuration["id"]
+    (folder / "web.json").write_text(json.dumps(configuration))
+    (folder / "web.json").chmod(0o644)
+    where = f"{server.chroot.rstrip('/')}{server.prefix}/installed"
+    server.force_index_command(f"/usr/bin/python3 -I {where}/indexer.py --serve --config {where}/web.json")
+
+
+# --- two accounts -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("forced", [False, True], ids=["shell", "forced command"])
+def test_second_build_hashes_only_what_changed(server: ProviderServer, forced: bool) -> None:
+    """With a forced command nothing of the program is sent, and the account needs no shell of its own."""
+    for name in ("one", "two"):
+        os.utime(server.tree / "backups" / name, (1e9, 1e9))
+    if forced:
+        install(server)
+    time.sleep(2.1)  # what was changed just now is not trusted
+    assert build(request(server, id="1")).hashed == 2
+    (server.tree / "backups" / "two").write_text("2")
+    done = build(request(server, id="2"))
+    assert (done.files, done.hashed, done.bytes, done.unreadable, done.rotten) == (2, 1, 4, 0, 0)
+
+
+def test_forced_command_runs_whatever_is_asked_for(server: ProviderServer, tmp_path: Path) -> None:
+    """What the request says of paths is not what is indexed."""
+    (server.tree / "private").mkdir()
+    (server.tree / "private" / "secret").write_text("s")
+    install(server)
+    asked = request(server, id="1")
+    prefix = os.fsencode(server.prefix)
+    done = build(IndexRequest(asked.chroot, (prefix + b"/private",), prefix + b"/elsewhere.md5", id="1"))
+    assert done.files == 2 and b"/backups/one" in index(server).read_bytes()
+    assert not (server.tree / "elsewhere.md5").exists()
+
+
+# --- what happens meanwhile -------------------------------------------------------------------------
+
+
+def test_retry_joins_the_build_that_a_lost_connection_left_behind(
+    server: ProviderServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A lost connection does not stop a build, and its retry does not begin another one."""
+    make_slow(server)
+    same = request(server, id="run 1", limit=SLOW)
+    with building(server, same) as (hook, first):
+        transport = hook.get_conn().get_transport()
+        assert transport is not None
+        transport.sock.close()
+        with pytest.raises(ConnectionLost, match="broke"):
+            first.result(20)
+    assert running(server)
+    done = build(same)
+    assert (done.files, done.hashed) == (3, 3)
+    assert "Joined on the provider: the build of this request" in capsys.readouterr().out
+
+
+def test_build_that_is_stopped_leaves_the_old_index_and_nothing_running(server: ProviderServer) -> None:
+    """As when Airflow kills the task."""
+    build(request(server, id="run 1"))
+    before = index(server).read_bytes()
+    make_slow(server)
+    with building(server, request(server, id="run 2", limit=SLOW)) as (hook, future):
+        hook.stop_build()
+        with pytest.raises((NotOnProvider, ConnectionLost), match=r"stopped on request|broke"):
+            future.result(10)
+    until(lambda: not running(server), 5)
+    assert index(server).read_bytes() == before
+
+
+def test_killed_task_stops_its_build_by_a_forced_command_too(server: ProviderServer) -> None:
+    make_slow(server)
+    install(server, limit=SLOW)
+    with building(server, request(server, id="run 1")) as (hook, future):
+        hook.stop_build()
+        with pytest.raises((NotOnProvider, ConnectionLost), match=r"stopped on request|broke"):
+            future.result(10)
+    until(lambda: not running(server), 5)
+    assert not index(server).exists()
+
+
+def test_account_that_answers_nothing_is_given_up(
+    server: ProviderServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A forced command that is something else, and waits for input."""
+    monkeypatch.setattr("airflow_mdbackup.hooks.provider.READY_WITHIN", 1)
+    monkeypatch.setattr("airflow_mdbackup.hooks.provider._LISTEN", 0.2)
+    server.force_index_command("cat")
+    with pytest.raises(ConnectionLost, match="nothing answers there as an indexer does"):
+        build(request(server, id="1"))
+
+
+def test_account_whose_forced_command_is_no_indexer_is_told(server: ProviderServer) -> None:
+    server.force_index_command("echo hello")
+    with pytest.raises(AccessRefused, match=r"did not run the indexer \(exit status 0\): hello"):
+        build(request(server, id="1"))
+
+
+# --- in a triggerer ---------------------------------------------------------------------------------
+
+
+async def fire(trigger: BuildProviderIndexTrigger) -> dict[str, Any]:
+    """Run a trigger as a triggerer does, and return what its one event carries."""
+    try:
+        events = [event async for event in trigger.run()]
+    finally:
+        await trigger.cleanup()
+    (event,) = events
+    assert isinstance(event.payload, dict)
+    return event.payload
+
+
+def trigger(request: IndexRequest) -> BuildProviderIndexTrigger:
+    """Return a trigger as it is after a journey through the database."""
+    _, values = BuildProviderIndexTrigger("index", request_line(request).decode()).serialize()
+    return BuildProviderIndexTrigger(**values)
+
+
+def test_deferred_task_takes_up_what_the_trigger_found(server: ProviderServer) -> None:
+    prefix = server.prefix
+    operator = BuildProviderIndex(
+        task_id="build",
+        provider="srv1",
+        ssh_conn_id="index",
+        chroot=server.chroot,
+        source=[f"{prefix}/backups"],
+        index=f"{prefix}/.mdbackup/index.md5",
+        deferrable=True,
+    )
+    dag_run = SimpleNamespace(dag_id="mdbackup_srv1", run_id="manual__1", start_date=None)
+    with pytest.raises(TaskDeferred) as deferred:
+        operator.execute({"dag_run": dag_run})  # type: ignore[typeddict-item]
+    event = asyncio.run(fire(deferred.value.trigger))  # type: ignore[arg-type]
+    told = getattr(operator, deferred.value.method_name)({}, event)
+    assert (told["files"], told["unreadable"], told["rotten"]) == (2, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        (
+            {"host_key": "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJHv6ZrIrX0XxfVb0tD7bIsVWmI8o4yvfVZqfT4mFtKk"},
+            AccessRefused,
+            "host key is not the expected one",
+        ),
+        ({"key_file": "backupop"}, AccessRefused, "refuses the account's key"),
+        ({"key_file": "/nowhere"}, AccessRefused, "of no use on the triggerer"),
+    ],
+    ids=["host key", "key", "no key"],
+)
+def test_trigger_refuses_what_the_hook_refuses(
+    server: ProviderServer,
+    set_connection: SetConnection,
+    change: dict[str, str],
+    error: type[Exception],
+    words: str,
+) -> None:
+    """And the task then fails at once, by its retry policy."""
+    if change.get("key_file") == "backupop":
+        change = {"key_file": str(server.backupop_key)}
+    set_connection("index", server.ssh_connection(**change))
+    event = asyncio.run(fire(trigger(request(server, id="1"))))
+    assert (event["error"], words in event["message"]) == (error.__name__, True), event
+    operator = BuildProviderIndex(
+        task_id="build", provider="srv1", ssh_conn_id="index", chroot="/", source=["/b"]
+    )
+    with pytest.raises(error, match=re.escape(words)):
+        operator.execute_complete({}, event)
+
+
+def test_trigger_joins_its_build_again_when_the_connection_breaks(server: ProviderServer) -> None:
+    """As in a triggerer that is started anew: in both cases a new connection makes the same request."""
+    make_slow(server)
+
+    async def go() -> dict[str, Any]:
+        waiting = trigger(request(server, id="run 1", limit=SLOW))
+        result = asyncio.create_task(fire(waiting))
+        await asyncio.to_thread(until, lambda: running(server))
+        builders = running(server)
+        assert waiting._connection is not None
+        waiting._connection.abort()
+        event = await result
+        assert builders
+        return event
+
+    event = asyncio.run(go())
+    assert event["done"]["files"] == 3 and event["done"]["hashed"] == 3
+
+
+def test_triggerer_that_is_shut_down_leaves_the_build_and_a_person_stops_it(server: ProviderServer) -> None:
+    """Airflow cancels the trigger in both cases, and calls on_kill in the second only."""
+    make_slow(server)
+    same = request(server, id="run 1", limit=SLOW)
+
+    async def cancelled(*, by_a_person: bool) -> None:
+        waiting = trigger(same)
+        result = asyncio.create_task(anext(waiting.run()))
+        await asyncio.to_thread(
+            until, lambda: running(server) and waiting._running and waiting._running[1].begun
+        )
+        await asyncio.sleep(0.5)
+        result.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await result
+        if by_a_person:
+            await waiting.on_kill()
+        await waiting.cleanup()
+
+    asyncio.run(cancelled(by_a_person=False))
+    assert running(server)
+    asyncio.run(cancelled(by_a_person=True))
+    until(lambda: not running(server), 5)
+    assert not index(server).exists()
