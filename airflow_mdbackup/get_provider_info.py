@@ -23,13 +23,21 @@ def get_provider_info() -> dict[str, Any]:
                     "airflow_mdbackup.operators.pull_changed",
                     "airflow_mdbackup.operators.archive_old",
                     "airflow_mdbackup.operators.commit_backup",
+                    "airflow_mdbackup.operators.audit_provider",
                 ],
             }
         ],
         "hooks": [
             {"integration-name": "mdbackup", "python-modules": ["airflow_mdbackup.hooks.provider"]},
         ],
+        "triggers": [
+            {
+                "integration-name": "mdbackup",
+                "python-modules": ["airflow_mdbackup.triggers.build_provider_index"],
+            },
+        ],
         "asset-uris": [{"schemes": ["mdbackup"], "handler": "airflow_mdbackup.assets.check_uri"}],
+        "cli": ["airflow_mdbackup.cli.commands.get_airflow_commands"],
         "extra-links": ["airflow_mdbackup.links.LastGoodRunLink"],
         "config": {
             "mdbackup": {

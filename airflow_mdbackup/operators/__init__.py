@@ -1,12 +1,13 @@
-"""The steps of a backup as Airflow operators, in the order in which they run.
+"""The steps of a backup as Airflow operators, in the order in which they run, and beside them the audit.
 
 They only orchestrate: connections and context in, one call of :mod:`airflow_mdbackup.scheme`, a summary
-out. All of them find the run's state on the consumer's disk, below ``dest``, so that a retried or cleared
+out. All steps find the run's state on the consumer's disk, below ``dest``, so that a retried or cleared
 task goes on from there.
 """
 
 from airflow_mdbackup.operators.approve_changes import ApproveChanges
 from airflow_mdbackup.operators.archive_old import ArchiveOld
+from airflow_mdbackup.operators.audit_provider import AuditProvider
 from airflow_mdbackup.operators.base import RETRY_POLICY
 from airflow_mdbackup.operators.build_provider_index import BuildProviderIndex
 from airflow_mdbackup.operators.commit_backup import CommitBackup
@@ -18,6 +19,7 @@ __all__ = [
     "RETRY_POLICY",
     "ApproveChanges",
     "ArchiveOld",
+    "AuditProvider",
     "BuildProviderIndex",
     "CommitBackup",
     "DiffIndexes",

@@ -1,0 +1,8 @@
+"""`python -m airflow_mdbackup ...`"""
+
+import sys
+
+from airflow_mdbackup.cli.commands import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,299 @@
+"""A connection to an account whose every refusal counts, over which all questions to it are asked.
+
+One TCP connection per account: it asks in which ways the account could log in before it does so, and then
+opens one channel after the other. All that paramiko would wait for without end is bounded here.
+
+Sources: RFC 4252 (section 5.2, the ``none`` method), RFC 4254 (channels and forwarding), OpenSSH ``PROTOCOL``
+sections 2.3 (``tun@openssh.com``) and 2.4 (sockets).
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import paramiko
+from paramiko.common import MSG_CHANNEL_OPEN, MSG_CHANNEL_REQUEST
+
+from airflow_mdbackup.hooks.provider import ProviderHook
+from airflow_mdbackup.scheme.names import to_text
+
+PATIENCE = 5.0
+"""Seconds to wait for any one answer."""
+_ALL = 28.0  # seconds for all questions to one account together
+_MOST = 65536  # bytes of output that are looked at
+
+
+class Unanswered(Exception):
+    """The server gave no answer from which anything can be told; the printable message says what happened."""
+
+
+class _Transport(paramiko.Transport):
+    """A transport that asks for the ways to log in before the first is tried.
+
+    On the very connection that logs in a moment later, because servers may punish one that never does
+    (``PerSourcePenalties``, fail2ban).
+    """
+
+    offered: tuple[str, ...] | None = None
+    _payload = b""
+
+    def auth_publickey(self, username: str, key: paramiko.PKey, event: threading.Event | None = None) -> Any:
+        return [] if self._is_open(username) else super().auth_publickey(username, key, event)
+
+    def auth_password(self, username: str, password: str, *args: Any, **kwargs: Any) -> Any:
+        return [] if self._is_open(username) else super().auth_password(username, password, *args, **kwargs)
+
+    def _is_open(self, username: str) -> bool:
+        """Ask, once; the account is open if it needs no proof at all."""
+        if self.offered is None:
+            try:
+                self.auth_none(username)
+                self.offered = ("none",)
+            except paramiko.BadAuthenticationType as error:
+                self.offered = tuple(error.allowed_types)
+        return self.offered == ("none",)
+
+    def open_with(self, kind: str, payload: paramiko.Message) -> paramiko.Channel:
+        """Open a channel of a kind whose further fields paramiko does not know."""
+        self._payload = payload.asbytes()
+        try:
+            return self.open_channel(kind, timeout=PATIENCE)
+        finally:
+            self._payload = b""
+
+    def _send_user_message(self, data: paramiko.Message) -> None:
+        if self._payload and data.asbytes()[0] == MSG_CHANNEL_OPEN:
+            data.add_bytes(self._payload)
+        super()._send_user_message(data)  # type: ignore[misc]
+
+
+# Refusals are what is hoped for here; paramiko would log each of them as an error.
+_LOG = "airflow_mdbackup.account.transport"
+logging.getLogger(_LOG).setLevel(logging.CRITICAL)
+
+
+class _Client(paramiko.SSHClient):
+    def connect(self, *args: Any, **kwargs: Any) -> None:
+        self.set_log_channel(_LOG)
+        kwargs["transport_factory"] = _Transport
+        super().connect(*args, **kwargs)
+
+
+_making_clients = threading.Lock()
+
+
+@contextmanager
+def _clients_that_ask() -> Iterator[None]:
+    """Make SSHHook use our client, which it offers no other way for.
+
+    Somebody else's client, made in this moment by another thread, merely asks one question more.
+    """
+    with _making_clients:
+        usual = paramiko.SSHClient
+        paramiko.SSHClient = _Client  # type: ignore[misc]
+        try:
+            yield
+        finally:
+            paramiko.SSHClient = usual  # type: ignore[misc]
+
+
+class Account:
+    """An account of a provider, connected to. A context manager.
+
+    :param conn_id: the Airflow connection.
+    :raises AccessRefused: the host key is not the expected one, or the account is refused.
+    :raises ConnectionLost: the server cannot be reached.
+    """
+
+    def __init__(self, conn_id: str) -> None:
+        self.hook = ProviderHook(conn_id)
+        with _clients_that_ask():
+            transport = self.hook.get_conn().get_transport()
+        assert isinstance(transport, _Transport)
+        self.transport = transport
+        # Whatever paramiko waits for then, ends.
+        self._bound = threading.Timer(_ALL, self.hook.close)
+        self._bound.daemon = True
+        self._bound.start()
+
+    def __enter__(self) -> Account:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bound.cancel()
+        self.hook.close()
+
+    @property
+    def login(self) -> str:
+        """The name under which the account logs in."""
+        return str(self.hook.username)
+
+    @property
+    def offered(self) -> tuple[str, ...]:
+        """The ways to log in that the server offers to who has proven nothing; ``none``: no proof needed."""
+        return self.transport.offered or ()
+
+    # --- channels -----------------------------------------------------------------------------------
+
+    @contextmanager
+    def session(self) -> Iterator[paramiko.Channel]:
+        """Open a session channel, close it at the end, and see that the connection is still there.
+
+        :raises Unanswered: the server opens none, or the connection has ended. To paramiko that looks like a
+            refusal, or like the end of what ran, which would be evidence.
+        """
+        until = time.monotonic() + PATIENCE
+        while True:
+            try:
+                channel = self.transport.open_session(timeout=PATIENCE)
+                break
+            except (paramiko.SSHException, OSError, EOFError) as error:
+                # Where MaxSessions is small, the server may not be rid of the one before yet.
+                if not self.transport.is_active() or time.monotonic() > until:
+                    raise Unanswered("the server opens no session") from error
+                time.sleep(0.2)
+        channel.settimeout(PATIENCE)
+        try:
+            yield channel
+        finally:
+            channel.close()
+        # Any answer will do; this one is a refusal.
+        self.transport.global_request("keepalive@openssh.com")
+        self._check_alive()
+
+    def _check_alive(self) -> None:
+        if not self.transport.is_active():
+            raise Unanswered("the connection ended")
+
+    def grants(self, channel: paramiko.Channel, ask: Callable[[], object]) -> bool:
+        """Tell whether the server grants what ``ask`` asks for on the channel; a refusal closes it.
+
+        :raises Unanswered: no answer came.
+        """
+        timer = threading.Timer(PATIENCE, channel.close)
+        timer.daemon = True
+        timer.start()
+        asked = time.monotonic()
+        try:
+            ask()
+            return True
+        except (paramiko.SSHException, OSError, EOFError) as error:
+            if time.monotonic() - asked >= PATIENCE:
+                raise Unanswered(f"no answer within {PATIENCE:.0f} s") from error
+            return False
+        finally:
+            timer.cancel()
+
+    def grants_agent(self, channel: paramiko.Channel) -> bool:
+        """Tell whether the server would forward an agent. paramiko's own request wants no answer."""
+
+        def ask() -> None:
+            raw: Any = channel
+            request = paramiko.Message()
+            request.add_byte(bytes([MSG_CHANNEL_REQUEST]))
+            request.add_int(raw.remote_chanid)
+            request.add_string("auth-agent-req@openssh.com")
+            request.add_boolean(True)
+            raw._event_pending()
+            self.transport._send_user_message(request)
+            raw._wait_for_event()
+
+        return self.grants(channel, ask)
+
+    def open_code(self, kind: str, open_channel: Callable[[], paramiko.Channel]) -> int:
+        """Return 0 if the server opens a channel (which is closed at once), else its reason code.
+
+        :raises Unanswered: no answer came.
+        """
+        try:
+            open_channel().close()
+            return 0
+        except paramiko.ChannelException as error:
+            return int(error.code)
+        except (paramiko.SSHException, OSError, EOFError) as error:
+            raise Unanswered(f"no answer to {kind} within {PATIENCE:.0f} s") from error
+
+    def open_tcp(self, host: str, port: int) -> int:
+        """Ask for a connection from the server to there; see :meth:`open_code`."""
+        here = ("127.0.0.1", 0)
+        return self.open_code(
+            "direct-tcpip",
+            lambda: self.transport.open_channel("direct-tcpip", (host, port), here, timeout=PATIENCE),
+        )
+
+    def open_socket(self, path: bytes) -> int:
+        """Ask for a connection to a socket in the server's file system; see :meth:`open_code`."""
+        payload = paramiko.Message()
+        payload.add_string(path)
+        payload.add_string("")
+        payload.add_int(0)
+        kind = "direct-streamlocal@openssh.com"
+        return self.open_code(kind, lambda: self.transport.open_with(kind, payload))
+
+    def open_tunnel(self) -> int:
+        """Ask for a network device of the server; see :meth:`open_code`."""
+        payload = paramiko.Message()
+        payload.add_int(1)  # point to point
+        payload.add_int(0x7FFFFFFF)  # any device
+        return self.open_code("tun@openssh.com", lambda: self.transport.open_with("tun@openssh.com", payload))
+
+    def listens(self) -> bool:
+        """Tell whether the server would listen on a port for us; it stops at once.
+
+        :raises Unanswered: the connection ended.
+        """
+        try:
+            port = self.transport.request_port_forward("localhost", 0)
+        except paramiko.SSHException:
+            self._check_alive()
+            return False
+        self.transport.cancel_port_forward("localhost", port)
+        return True
+
+    def listens_on_socket(self, path: bytes) -> bool:
+        """Tell whether the server would make a socket for us. It stops at once, but the socket stays.
+
+        :raises Unanswered: the connection ended.
+        """
+        granted = self.transport.global_request("streamlocal-forward@openssh.com", (path,)) is not None
+        if granted:
+            self.transport.global_request("cancel-streamlocal-forward@openssh.com", (path,))
+        self._check_alive()
+        return granted
+
+
+def output_of(channel: paramiko.Channel, until: Sequence[bytes]) -> bytes:
+    """Return what comes on a channel to its end, or until one of ``until`` is in it.
+
+    :raises Unanswered: neither happened within :data:`PATIENCE`.
+    """
+    said, ended = listen(channel, until, PATIENCE)
+    if not ended:
+        raise Unanswered(f'what ran has not ended within {PATIENCE:.0f} s; it said "{to_text(said[:100])}"')
+    return said
+
+
+def listen(channel: paramiko.Channel, until: Sequence[bytes], patience: float) -> tuple[bytes, bool]:
+    """Return what comes on a channel within ``patience`` seconds, and whether that is the end of it.
+
+    It ends, too, when one of ``until`` is in it, and when it is too much.
+    """
+    end = time.monotonic() + patience
+    said = b""
+    while len(said) < _MOST and not any(word in said for word in until):
+        channel.settimeout(max(0.01, end - time.monotonic()))
+        try:
+            data = channel.recv(4096)
+        except TimeoutError:
+            return said, False
+        except (OSError, EOFError):
+            break
+        if not data:
+            break
+        said += data
+    return said, True

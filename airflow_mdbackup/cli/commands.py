@@ -1,0 +1,245 @@
+"""The table of commands, from which both command lines are made.
+
+Every `airflow` command imports this module, so it imports nothing that takes time, and what a command does is
+imported when the command runs. That is a function which takes the parsed arguments and returns the exit
+status:
+
+    0  done          1  done, and something is wrong (each command says what)
+    2  usage: what was asked for cannot be done like this          3  the provider cannot be reached
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from airflow_mdbackup.cli import UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class Argument:
+    """One argument: its flags, or the name of a positional one, and what `add_argument` of argparse takes."""
+
+    flags: tuple[str, ...]
+    options: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """One command.
+
+    :param help: one line, for the list of commands.
+    :param description: what it does, for its own page of help.
+    :param examples: command lines without the name of the program, each after a line that says what for.
+    :param function: dotted name of what runs it.
+    """
+
+    name: str
+    help: str
+    description: str
+    examples: tuple[tuple[str, str], ...]
+    arguments: tuple[Argument, ...]
+    function: str
+
+    def usage(self, program: str) -> str:
+        """Return the first line of its help."""
+        positional = [a.options["metavar"] for a in self.arguments if not a.flags[0].startswith("-")]
+        return " ".join([program, self.name, "[options]", *positional])
+
+    def epilog(self, program: str) -> str:
+        """Return the examples as they are shown below the help."""
+        return "examples:\n" + "\n".join(f"  # {why}\n  {program} {line}" for why, line in self.examples)
+
+
+def _argument(*flags: str, **options: Any) -> Argument:
+    return Argument(flags, options)
+
+
+_PROVIDER = _argument("provider", metavar="PROVIDER", help="name of the provider in providers_file")
+
+COMMANDS = (
+    Command(
+        "provision",
+        "Print the script that sets up a provider's accounts",
+        "Print a script for the administrator of server A, who reads it and runs it there as root. It makes"
+        " the two accounts, their restrictions and the indexer. Nothing is contacted. B's key pairs are made"
+        " here if they are missing.",
+        (
+            (
+                "/srv/www of A is backed up as /backups; the script is read, and run on A as root",
+                "provision web --bind /srv/www:/backups > web.sh",
+            ),
+            (
+                "A builds its index itself, whenever files are added; B is one machine",
+                "provision web --bind /srv/www:/backups --path-unit --from 192.0.2.7 > web.sh",
+            ),
+            ("the script that undoes it", "provision web --undo > undo.sh"),
+        ),
+        (
+            _PROVIDER,
+            _argument(
+                "--bind",
+                metavar="DIR[:PATH]",
+                action="append",
+                default=[],
+                help="mount DIR of A where backupop sees PATH (or DIR)",
+            ),
+            _argument(
+                "--from",
+                metavar="ADDRESS",
+                action="append",
+                default=[],
+                dest="addresses",
+                help="address or network of B (default: any)",
+            ),
+            _argument("--host", metavar="NAME", help="A, as B calls it (default: as in connection, or on A)"),
+            _argument(
+                "--port", metavar="N", type=int, help="of A's sshd (default: as in connection, or on A)"
+            ),
+            _argument(
+                "--backupop",
+                metavar="LOGIN",
+                help="account that reads (default: backupop)",
+            ),
+            _argument(
+                "--index-account",
+                metavar="LOGIN",
+                help="account that builds the index (mdbackup-index)",
+            ),
+            _argument(
+                "--chroot",
+                metavar="DIR",
+                help="what backupop sees as / (default: /home/LOGIN)",
+            ),
+            _argument("--sftpi", action="store_true", help="make a subsystem sftpi, leave other users' sftp"),
+            _argument(
+                "--timer",
+                metavar="WHEN",
+                help="build the index daily, or as '*:0/15', by systemd",
+            ),
+            _argument(
+                "--path-unit",
+                action="store_true",
+                help="build the index when files are added, and hourly",
+            ),
+            _argument("--cron", metavar="WHEN", help="build the index by cron: '30 2 * * *'"),
+            _argument(
+                "--indexer",
+                metavar="KEY=VALUE",
+                action="append",
+                default=[],
+                help="as jobs=2, nice=19, limit=BYTES, rehash=1 (percent)",
+            ),
+            _argument(
+                "--keys",
+                metavar="DIR",
+                help="B's key pairs (default: keys beside providers_file)",
+            ),
+            _argument(
+                "--as",
+                metavar="NAME",
+                dest="name",
+                help="name on A, if two consumers call it PROVIDER",
+            ),
+            _argument("--undo", action="store_true", help="print the script that undoes it"),
+        ),
+        "airflow_mdbackup.cli.provision.run",
+    ),
+    Command(
+        "audit",
+        "Prove from here that a provider's accounts can do no more than they should",
+        "Log in to server A with both accounts, try what they must not be able to do, and print a verdict for"
+        " each. Nothing is left behind there. Exit status 1: something is looser than it should be.",
+        (("after `provision`, and now and then", "audit web"),),
+        (
+            _PROVIDER,
+            _argument(
+                "--format",
+                choices=("text", "json"),
+                default="text",
+                help="how the result is printed (default: text)",
+            ),
+        ),
+        "airflow_mdbackup.cli.audit.run",
+    ),
+)
+
+
+def get_airflow_commands() -> list[Any]:
+    """Return the commands for the command line of Airflow, which finds this by `get_provider_info`."""
+    from airflow.cli.cli_config import ActionCommand, Arg, GroupCommand
+
+    commands = [
+        ActionCommand(
+            name=command.name,
+            help=command.help,
+            func=_ending(command),
+            args=[Arg(argument.flags, **argument.options) for argument in command.arguments],
+            description=command.description,
+            epilog=command.epilog("airflow mdbackup"),
+        )
+        for command in COMMANDS
+    ]
+    return [GroupCommand(name="mdbackup", help="Pull backups over read-only SFTP", subcommands=commands)]
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run the command line `mdbackup`, and return its exit status."""
+    parser = argparse.ArgumentParser(prog="mdbackup", description="Pull backups over read-only SFTP.")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for command in COMMANDS:
+        subparser = commands.add_parser(
+            command.name,
+            help=command.help,
+            usage=command.usage("mdbackup"),
+            description=command.description,
+            epilog=command.epilog("mdbackup"),
+            formatter_class=_Formatter,
+        )
+        for argument in command.arguments:
+            subparser.add_argument(*argument.flags, **argument.options)
+        subparser.set_defaults(command=command)
+    arguments = parser.parse_args(words)
+    return run(arguments.command, arguments)
+
+
+def run(command: Command, arguments: argparse.Namespace) -> int:
+    """Run one command, tell a user's errors on stderr, and return the exit status."""
+    module, _, name = command.function.rpartition(".")
+    try:
+        status: int = getattr(importlib.import_module(module), name)(arguments)
+        sys.stdout.flush()
+    except UsageError as error:
+        print(f"mdbackup {command.name}: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        # Who reads has seen enough; without this, Python complains when it closes standard output.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return status
+
+
+def _ending(command: Command) -> Callable[[argparse.Namespace], NoReturn]:
+    """Return a function that runs the command and ends the process: Airflow ignores what it returns."""
+
+    def end(arguments: argparse.Namespace) -> NoReturn:
+        raise SystemExit(run(command, arguments))
+
+    return end
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """Fills the description, keeps the examples as they are, and takes more of the line for the flags."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=26)
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        if text.startswith("examples:"):
+            return super()._fill_text(text, width, indent)
+        return argparse.HelpFormatter._fill_text(self, text, width, indent)

@@ -1,0 +1,209 @@
+"""`mdbackup provision`: from configuration and arguments to the script for server A, and the keys on B."""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from airflow_mdbackup.account.provision import Account, Bind, CannotProvision, Setup, script, undo_script
+from airflow_mdbackup.cli import UsageError
+from airflow_mdbackup.cli.providers import Connection, find_connection, find_provider
+from airflow_mdbackup.config import Provider, providers_file
+
+_NUMBERS = {"jobs": (1, 1024), "nice": (0, 19), "limit": (1000, 10**12)}
+_NO_CONNECTION = Connection(host="", port=None, login="", key_file="")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the script on standard output, and what to do with it on standard error.
+
+    :raises UsageError: see its message.
+    """
+    try:
+        if arguments.undo:
+            print(undo_script(arguments.name or arguments.provider), end="")
+            _tell("Review this script, and run it on A as root: sh FILE. It removes no data.")
+            return 0
+        provider = find_provider(arguments.provider)
+        setup = with_keys(plan(provider, arguments))
+        print(script(setup), end="")
+    except CannotProvision as error:
+        raise UsageError(str(error)) from error
+    _tell_what_to_do(provider, setup)
+    return 0
+
+
+def plan(provider: Provider, arguments: argparse.Namespace) -> Setup:
+    """Return what is to be on A: as the arguments say, else the connections, else what suits most.
+
+    The accounts have no keys yet.
+
+    :raises CannotProvision: that cannot be written into a script.
+    :raises UsageError: arguments contradict each other or the configuration.
+    """
+    backupop_connection = find_connection(provider.sftp_conn_id) or _NO_CONNECTION
+    backupop = arguments.backupop or backupop_connection.login or "backupop"
+    chroot = provider.chroot or arguments.chroot or f"/home/{backupop}"
+    if arguments.chroot and arguments.chroot != chroot:
+        raise UsageError(f"the configuration has `chroot: {chroot}`: change it there, and leave out --chroot")
+    timer = arguments.timer or ("hourly" if arguments.path_unit else None)
+    asked_by_b = bool(provider.ssh_conn_id or arguments.index_account)
+    if not (timer or arguments.cron or asked_by_b):
+        timer = "daily"
+    return Setup(
+        provider=provider.name,
+        name=arguments.name or provider.name,
+        backupop=_account(provider, arguments, provider.sftp_conn_id, backupop_connection, backupop),
+        indexer=_index_account(provider, arguments) if asked_by_b else None,
+        chroot=chroot,
+        source=provider.source,
+        index=provider.index,
+        exclude=provider.exclude,
+        binds=tuple(_bind(text, chroot) for text in arguments.bind),
+        subsystem="sftpi" if arguments.sftpi else "sftp",
+        addresses=tuple(arguments.addresses),
+        timer=timer,
+        path_unit=arguments.path_unit,
+        cron=arguments.cron,
+        indexer_options=dict(_setting(text) for text in arguments.indexer),
+        host=arguments.host or backupop_connection.host or None,
+        port=arguments.port or backupop_connection.port,
+    )
+
+
+def with_keys(setup: Setup) -> Setup:
+    """Return the set-up with the public keys of B's key pairs, which are made if they are missing."""
+    backupop = _with_key(setup.backupop, setup.name)
+    indexer = setup.indexer and _with_key(setup.indexer, setup.name)
+    return replace(setup, backupop=backupop, indexer=indexer)
+
+
+def _index_account(provider: Provider, arguments: argparse.Namespace) -> Account:
+    connection_id = provider.ssh_conn_id or f"{provider.name}_index"
+    connection = find_connection(connection_id) or _NO_CONNECTION
+    login = arguments.index_account or connection.login or "mdbackup-index"
+    return _account(provider, arguments, connection_id, connection, login)
+
+
+def _account(
+    provider: Provider, arguments: argparse.Namespace, connection_id: str, connection: Connection, login: str
+) -> Account:
+    if arguments.keys or not connection.key_file:
+        folder = Path(arguments.keys) if arguments.keys else providers_file().parent / "keys"
+        key_file = str(folder.absolute() / connection_id)
+    else:
+        key_file = connection.key_file
+        if not Path(key_file).exists():
+            raise UsageError(
+                f"the connection {connection_id} names the key {key_file}, which is not on this machine: run"
+                " this where the Airflow workers run, or have another pair made by --keys DIR"
+            )
+    return Account(login, connection_id, key_file)
+
+
+def _with_key(account: Account, name: str) -> Account:
+    """Return the account with its public key; make the pair if there is none, never touch one that is there.
+
+    :raises UsageError: it cannot be made or read.
+    """
+    private = Path(account.key_file)
+    public = Path(f"{private}.pub")
+    try:
+        if not private.exists():
+            if public.exists():
+                raise UsageError(f"{public} is there without its private key {private}: move it away")
+            private.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            comment = f"mdbackup-{name}"
+            _ssh_keygen("-q", "-t", "ed25519", "-N", "", "-C", comment, "-f", str(private))
+            _tell(
+                f"Made the key pair {private}; it must be readable for the Airflow workers, and nobody else."
+            )
+        text = public.read_text() if public.exists() else _ssh_keygen("-y", "-P", "", "-f", str(private))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"the key pair {private} can be neither read nor made: {error}") from error
+    # The comment may be anything, and says nothing on A.
+    return replace(account, public_key=" ".join(text.split()[:2]))
+
+
+def _ssh_keygen(*arguments: str) -> str:
+    try:
+        done = subprocess.run(["ssh-keygen", *arguments], capture_output=True, text=True, umask=0o077)
+    except FileNotFoundError:
+        raise UsageError("the program ssh-keygen is missing: install the OpenSSH client") from None
+    if done.returncode:
+        raise UsageError(f"ssh-keygen failed: {done.stderr.strip()}")
+    return done.stdout
+
+
+def _bind(text: str, chroot: str) -> Bind:
+    source, _, seen = text.partition(":")
+    seen = seen or source
+    if not (source.startswith("/") and seen.startswith("/")) or ":" in seen:
+        raise UsageError(f"--bind {text!r} must be two absolute paths, as in --bind /srv/www:/backups/www")
+    return Bind(source.rstrip("/") or "/", chroot + seen.rstrip("/"))
+
+
+def _setting(text: str) -> tuple[str, object]:
+    """Return the key and the value of ``--indexer KEY=VALUE``."""
+    key, _, value = text.partition("=")
+    if key in _NUMBERS and value.isascii() and value.isdigit():
+        least, most = _NUMBERS[key]
+        if least <= int(value) <= most:
+            return key, int(value)
+        raise UsageError(f"--indexer {text}: {key} is {least} to {most}")
+    if key == "one_file_system" and value in ("true", "false"):
+        return key, value == "true"
+    if key == "rehash" and value in ("changed", "all"):
+        return key, value
+    if key == "rehash":
+        try:
+            percent = float(value)
+        except ValueError:
+            percent = 0
+        if 0 < percent <= 100:
+            return key, percent
+    raise UsageError(
+        f"--indexer {text!r} is none of jobs=N, nice=0 to 19, limit=BYTES_PER_SECOND, one_file_system=true,"
+        " rehash=all and rehash=PERCENT"
+    )
+
+
+def _tell_what_to_do(provider: Provider, setup: Setup) -> None:
+    accounts = [setup.backupop, *([setup.indexer] if setup.indexer else [])]
+    steps = [
+        "Review the script, copy it to A, and run it there as root: sh FILE",
+        "Paste here the `airflow connections add` lines that it prints at its end, with A's host key.",
+        f"Prove that it is tight: airflow mdbackup audit {provider.name}",
+    ]
+    if setup.indexer and not provider.ssh_conn_id:
+        keys = f"`ssh_conn_id: {setup.indexer.connection_id}` and `chroot: {setup.chroot}`"
+        steps.insert(2, f"Add to `{provider.name}` in {providers_file()}: {keys}")
+    for number, step in enumerate(steps, 1):
+        _tell(f"{number}. {step}")
+    for account in accounts:
+        if find_connection(account.connection_id):
+            _tell(
+                f"Note: the connection {account.connection_id} exists. Before you paste its line:"
+                f" airflow connections delete {account.connection_id}"
+            )
+    seen = [bind.target.removeprefix(setup.chroot) for bind in setup.binds]
+    for path in seen:
+        if not any(_below(path, source) or _below(source, path) for source in setup.source):
+            _tell(f"Note: {path} is mounted, but not backed up: it is not in `source` of {provider.name}.")
+    for source in setup.source:
+        if not any(_below(path, source) or _below(source, path) for path in seen):
+            _tell(f"Note: nothing is mounted for {source}: put files into {setup.chroot}{source}, or --bind.")
+    if not setup.indexer:
+        when = f"cron ({setup.cron})" if setup.cron else f"a systemd timer ({setup.timer})"
+        _tell(f"Note: A builds its index itself, by {when}; `max_index_age` must be longer than that.")
+
+
+def _below(path: str, directory: str) -> bool:
+    return f"{path}/".startswith(directory.rstrip("/") + "/")
+
+
+def _tell(text: str) -> None:
+    print(text, file=sys.stderr)

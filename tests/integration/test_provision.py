@@ -1,0 +1,757 @@
+"""The printed script, run for real as root on a machine of its own, and what the accounts can do then."""
+
+from __future__ import annotations
+
+import configparser
+import json
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import paramiko
+import pytest
+
+from airflow_mdbackup.cli.commands import main
+from airflow_mdbackup.hooks.provider import ProviderHook
+from airflow_mdbackup.scheme.errors import AccessRefused, ConnectionLost
+from demo.provisioned import DEBIAN, WITHOUT_INCLUDE, ProvisionedServer, connections
+from demo.sshd import _namespaces_allowed
+from demo.sshd_files import new_key
+
+pytestmark = pytest.mark.skipif(
+    os.geteuid() != 0 or not _namespaces_allowed(), reason="only root has a machine to set up"
+)
+
+INDEXER = Path(__file__).parents[2] / "airflow_mdbackup" / "provider_side" / "indexer.py"
+DROP_IN = "/etc/ssh/sshd_config.d/10-mdbackup-web.conf"
+MAIN = "/etc/ssh/sshd_config"
+Provision = Callable[..., str]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def machine_itself_is_unchanged() -> Iterator[None]:
+    """After all of these tests, accounts, SSH server and the rest of /etc are what they were."""
+    before = tree(Path("/etc"))
+    home, mounts = os.listdir("/home"), Path("/proc/mounts").read_text()
+    yield
+    assert tree(Path("/etc")) == before
+    assert (os.listdir("/home"), Path("/proc/mounts").read_text()) == (home, mounts)
+    assert not Path("/usr/local/lib/mdbackup").exists()
+
+
+@pytest.fixture
+def provision(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Provision:
+    """A function that prints a script on B: for `web`, whose index B asks for, or `self`, which builds it."""
+    providers = f"""
+    providers:
+      web: {{sftp_conn_id: web_backupop, ssh_conn_id: web_index, chroot: /home/backupop, source: /backups,
+             dest: {tmp_path}/web}}
+      self: {{sftp_conn_id: self_backupop, source: /backups, dest: {tmp_path}/self, exclude: ["it's *.tmp"]}}
+    """
+    (tmp_path / "providers.yaml").write_text(providers)
+    monkeypatch.setenv("AIRFLOW__MDBACKUP__PROVIDERS_FILE", str(tmp_path / "providers.yaml"))
+
+    def provision(*words: str, host: str = "127.0.0.1") -> str:
+        status = main(["provision", *words, "--host", host])
+        told = capsys.readouterr()
+        assert status == 0, told.err
+        return told.out
+
+    return provision
+
+
+@pytest.fixture(params=[DEBIAN], ids=["debian"])
+def server(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[ProvisionedServer]:
+    """A machine with files to back up in /srv/www, and a running sshd."""
+    with ProvisionedServer(tmp_path / "server", sshd_config=request.param) as server:
+        (server.root / "srv/www").mkdir()
+        (server.root / "srv/www/alpha").write_text("content of alpha\n")
+        server.start_sshd()
+        yield server
+
+
+@pytest.fixture
+def connect(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], dict[str, object]]:
+    """A function that pastes the lines which the script printed."""
+
+    def connect(output: str) -> dict[str, object]:
+        found = connections(output)
+        for connection_id, connection in found.items():
+            monkeypatch.setenv(f"AIRFLOW_CONN_{connection_id.upper()}", json.dumps(connection))
+        return dict(found)
+
+    return connect
+
+
+def tree(folder: Path) -> dict[str, tuple[object, ...]]:
+    """Return what is in a folder, each path's mode, owner and content, without what useradd leaves behind."""
+    found: dict[str, tuple[object, ...]] = {}
+    for path in sorted(folder.rglob("*")):
+        name = str(path.relative_to(folder))
+        # Copies of the account files before the last change, and locks.
+        if re.fullmatch(r"(passwd|shadow|group|gshadow|subuid|subgid)-|\.pwd\.lock|.*\.lock", name):
+            continue
+        about = path.lstat()
+        content: object = os.readlink(path) if path.is_symlink() else None
+        if path.is_file() and not path.is_symlink():
+            content = path.read_bytes()
+        found[name] = (oct(about.st_mode), about.st_uid, about.st_gid, content)
+    return found
+
+
+def machine(server: ProvisionedServer) -> dict[str, dict[str, tuple[object, ...]]]:
+    """Return all that a script may have changed on a machine."""
+    return {name: tree(server.root / name) for name in ("etc", "home", "srv", "usr/local/lib")}
+
+
+def done(server: ProvisionedServer, script: str) -> str:
+    """Run a script that must succeed, and return what it printed."""
+    result = server.run_script(script)
+    assert (result.returncode, result.stderr) == (0, "")
+    return result.stdout
+
+
+def refused(server: ProvisionedServer, script: str, because: str) -> None:
+    """Run a script that must refuse, saying why in one line, without leaving any change."""
+    before = machine(server)
+    result = server.run_script(script)
+    assert result.returncode == 1
+    assert because in result.stderr
+    assert machine(server) == before
+
+
+def read(connection_id: str, path: bytes) -> bytes:
+    """Return a file of the provider, by the way that backups take."""
+    with ProviderHook(connection_id) as hook:
+        client = hook.get_conn().get_transport()
+        assert client is not None
+        channel = client.open_session()
+        channel.invoke_subsystem(hook.subsystem)
+        sftp = paramiko.SFTPClient(channel)
+        with sftp.open(path.decode()) as file:
+            return file.read()
+
+
+def say(connection_id: str, command: str | None) -> str:
+    """Return what an exec, or for None a shell, answers when it gets no input."""
+    with ProviderHook(connection_id) as hook:
+        transport = hook.get_conn().get_transport()
+        assert transport is not None
+        channel = transport.open_session()
+        channel.settimeout(10)
+        channel.set_combine_stderr(True)
+        try:
+            if command is None:
+                channel.invoke_shell()
+                channel.sendall(b"id\n")
+            else:
+                channel.exec_command(command)
+            channel.shutdown_write()
+            return channel.makefile("rb").read().decode(errors="replace")
+        except (paramiko.SSHException, OSError) as error:
+            return f"refused: {error}"
+
+
+# --- what is promised of the whole ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [(), ("--sftpi",)], ids=["plain", "sftpi"])
+@pytest.mark.parametrize("server", [DEBIAN, WITHOUT_INCLUDE], ids=["debian", "rhel8"], indirect=True)
+def test_script_makes_both_accounts_and_can_be_undone(
+    server: ProvisionedServer,
+    provision: Provision,
+    connect: Callable[[str], object],
+    options: tuple[str, ...],
+) -> None:
+    """With the printed lines both accounts log in at once; a second run changes nothing; undo is complete."""
+    untouched = machine(server)
+    script = provision("web", "--bind", "/srv/www:/backups", *options)
+    output = done(server, script)
+    assert "sshd was told to read its configuration again" in output
+
+    connect(output)
+    assert read("web_backupop", b"/backups/alpha") == b"content of alpha\n"
+    for command in ("id", None):
+        for account in ("web_backupop", "web_index"):
+            assert "uid=" not in say(account, command)
+
+    once = machine(server)
+    again = done(server, script)
+    assert "Nothing to change: all is as this script wants it." in again
+    assert "* " not in again
+    assert machine(server) == once
+    assert connections(again) == connections(output)
+
+    assert "Undone." in done(server, provision("web", "--undo"))
+    assert machine(server) == untouched
+    with pytest.raises((AccessRefused, ConnectionLost)):
+        read("web_backupop", b"/backups/alpha")
+    assert "Nothing to undo." in done(server, provision("web", "--undo"))
+
+
+@pytest.mark.parametrize("shell", ["dash", "bash --posix", "busybox sh"])
+def test_any_posix_shell_runs_the_scripts(
+    server: ProvisionedServer, provision: Provision, shell: str
+) -> None:
+    """Debian's sh is dash, that of RHEL bash."""
+    if not shutil.which(shell.split()[0]):
+        pytest.skip(f"there is no {shell}")
+    untouched = machine(server)
+    words = ("web", "--bind", "/srv/www:/backups", "--sftpi", "--path-unit")
+    for script in (provision(*words), provision("web", "--undo")):
+        result = server.run_script(script, shell)
+        assert (result.returncode, result.stderr) == (0, "")
+    assert machine(server) == untouched
+
+
+def test_script_that_was_cut_off_on_its_way_does_nothing(
+    server: ProvisionedServer, provision: Provision
+) -> None:
+    """Wherever it ends, as when it comes through a pipe that broke."""
+    untouched = machine(server)
+    script = provision("web", "--bind", "/srv/www:/backups")
+    lines = script.splitlines(keepends=True)
+    for kept in (10, len(lines) // 3, len(lines) // 2, len(lines) - 1):
+        server.run_script("".join(lines[:kept]))
+        assert machine(server) == untouched
+
+
+def test_other_users_keep_shell_and_sftp(
+    server: ProvisionedServer, provision: Provision, tmp_path: Path
+) -> None:
+    """With the named subsystem they write by sftp as before, and `backupop` has the named one."""
+    key = new_key(tmp_path / "alice")
+    server.run("useradd", "--create-home", "--password", "*", "alice")
+    (server.root / "home/alice/.ssh").mkdir()
+    (server.root / "home/alice/.ssh/authorized_keys").write_text(key + "\n")
+    done(server, provision("web", "--sftpi"))
+    with paramiko.SSHClient() as client:
+        client.set_missing_host_key_policy(paramiko.AutoAddPolicy())
+        client.connect(
+            "127.0.0.1", server.port, "alice", key_filename=str(tmp_path / "alice"), allow_agent=False
+        )
+        assert b"alice" in client.exec_command("id")[1].read()
+        with client.open_sftp() as sftp:
+            sftp.chdir("/tmp")
+            assert "alpha" not in sftp.listdir("/")
+            assert "etc" in sftp.listdir("/")
+
+
+def test_page_can_be_followed_by_hand_with_the_same_result(
+    server: ProvisionedServer, provision: Provision, connect: Callable[[str], object], tmp_path: Path
+) -> None:
+    """Its commands for A, one after the other, make what the script makes."""
+    output = done(server, provision("web", "--bind", "/srv/www:/backups"))
+    connect(output)
+    by_script = {name: (server.root / name).read_text() for name in (DROP_IN[1:], "etc/mdbackup/web.json")}
+    done(server, provision("web", "--undo"))
+
+    page = (Path(__file__).parents[2] / "docs/provider-setup.md").read_text()
+    by_hand = page.partition("\n## By hand\n")[2].partition("\n### Making it hold\n")[0]
+    blocks = re.findall("^```sh\n(.*?)^```$", by_hand, re.MULTILINE | re.DOTALL)
+    assert len(blocks) == 8
+    on_a = "".join(block for block in blocks if "ssh-keygen" not in block and "python3 -c" not in block)
+    for variable, key in (("BACKUPOP", "web_backupop"), ("INDEX", "web_index")):
+        public = " ".join((tmp_path / "keys" / f"{key}.pub").read_text().split()[:2])
+        on_a = on_a.replace(f"KEY_OF_{variable}='ssh-ed25519 AAAA...'", f"KEY_OF_{variable}='{public}'")
+    shutil.copy(INDEXER, server.root / "srv/indexer.py")
+    assert done(server, f"set -e\ncd /srv\n{on_a.replace('192.0.2.7', '127.0.0.1')}") == ""
+    server.stop_sshd()
+    server.start_sshd()
+
+    assert (server.root / DROP_IN[1:]).read_text() == by_script[DROP_IN[1:]]
+    configuration = json.loads((server.root / "etc/mdbackup/web.json").read_text())
+    assert configuration == json.loads(by_script["etc/mdbackup/web.json"])
+    assert read("web_backupop", b"/backups/alpha") == b"content of alpha\n"
+    assert "uid=" not in say("web_index", "id")
+
+
+# --- the accounts ---------------------------------------------------------------------------------
+
+
+def test_backupop_reads_and_nothing_else(
+    server: ProvisionedServer, provision: Provision, connect: Callable[[str], object]
+) -> None:
+    """No listing, no writing even where the file system would allow it, nothing outside of the chroot."""
+    connect(done(server, provision("web", "--bind", "/srv/www:/backups")))
+    (server.root / "home/backupop/open").mkdir()
+    (server.root / "home/backupop/open").chmod(0o777)
+    with ProviderHook("web_backupop") as hook:
+        sftp = hook.get_conn().open_sftp()
+        assert sftp.stat("/backups/alpha").st_size == 17
+        for forbidden in (
+            lambda: sftp.listdir("/"),
+            lambda: sftp.open("/open/new", "w"),
+            lambda: sftp.mkdir("/open/new"),
+            lambda: sftp.symlink("/etc", "/open/new"),
+            lambda: sftp.stat("/etc/passwd"),
+            lambda: sftp.stat("/../../etc/passwd"),
+        ):
+            with pytest.raises(OSError):
+                forbidden()
+    assert os.listdir(server.root / "home/backupop/open") == []
+
+
+def test_index_account_runs_the_indexer_whatever_is_asked(
+    server: ProvisionedServer, provision: Provision, connect: Callable[[str], object]
+) -> None:
+    """Also with arguments, without a command, and when the key's own restriction is gone."""
+    connect(done(server, provision("web")))
+    for command in ("id", "python3 -c 'print(1)'", "--config /dev/null"):
+        assert say("web_index", command).startswith("mdbackup ready request\n")
+    server.edit("/etc/ssh/mdbackup/web/mdbackup-index", "restrict,", "")
+    key = (server.root / "etc/ssh/mdbackup/web/mdbackup-index").read_text()
+    (server.root / "etc/ssh/mdbackup/web/mdbackup-index").write_text(
+        re.sub('command="[^"]*"', "restrict", key)
+    )
+    assert say("web_index", "id").startswith("mdbackup ready request\n")
+
+
+def test_index_account_builds_what_the_configuration_on_a_says(
+    server: ProvisionedServer, provision: Provision, connect: Callable[[str], object]
+) -> None:
+    """Through the forced command, without Python or anything else of the account's own."""
+    connect(done(server, provision("web", "--bind", "/srv/www:/backups")))
+    with ProviderHook("web_index") as hook:
+        standard_input, output, _ = hook.get_conn().exec_command("anything")
+        request = {"id": None, "chroot": "/", "source": ["/etc"], "index": "/.mdbackup/index.md5"}
+        standard_input.write(json.dumps(request) + "\n")
+        standard_input.flush()
+        assert "mdbackup done files=1 " in output.read().decode()
+    assert read("web_backupop", b"/.mdbackup/index.md5").endswith(
+        b"end format=1 files=1 unreadable=0 bytes=17\n"
+    )
+
+
+def test_accounts_can_change_neither_keys_nor_restrictions(
+    server: ProvisionedServer, provision: Provision
+) -> None:
+    """All of it belongs to root; the index account owns the index's directory only."""
+    done(server, provision("web", "--bind", "/srv/www:/backups"))
+    places = "/etc/ssh /etc/mdbackup /usr/local/lib/mdbackup /home/backupop"
+    for account, own in (("backupop", ""), ("mdbackup-index", "/home/backupop/.mdbackup\n")):
+        found = server.run("runuser", "-u", account, "--", *f"find {places} -writable ! -type l".split())
+        assert found.stdout == own
+    shadow = (server.root / "etc/shadow").read_text()
+    assert re.findall("^(backupop|mdbackup-index):([^:]*):", shadow, re.MULTILINE) == [
+        ("backupop", "*"),
+        ("mdbackup-index", "*"),
+    ]
+
+
+def test_key_is_of_use_from_the_given_addresses_only(
+    server: ProvisionedServer, provision: Provision, connect: Callable[[str], object]
+) -> None:
+    """`--from` takes networks too; and a run with other addresses replaces the old ones."""
+    connect(done(server, provision("web", "--from", "192.0.2.0/24", "--from", "2001:db8::7")))
+    with pytest.raises(AccessRefused):
+        say("web_backupop", "id")
+    done(server, provision("web", "--from", "127.0.0.0/8"))
+    say("web_backupop", "id")
+
+
+def test_new_key_replaces_the_old_one(
+    server: ProvisionedServer, provision: Provision, connect: Callable[[str], object], tmp_path: Path
+) -> None:
+    """Whoever has the old one is locked out."""
+    connect(done(server, provision("web")))
+    say("web_backupop", "id")
+    done(server, provision("web", "--keys", str(tmp_path / "new")))
+    with pytest.raises(AccessRefused):
+        say("web_backupop", "id")
+
+
+def test_server_that_lets_in_some_users_only_lets_in_these_two(
+    server: ProvisionedServer, provision: Provision, connect: Callable[[str], object]
+) -> None:
+    """`AllowUsers` and `AllowGroups` of the server stay as they are, for everybody else."""
+    server.edit(MAIN, "UsePAM no", "UsePAM no\nAllowUsers root alice\nAllowGroups root")
+    connect(done(server, provision("web", "--bind", "/srv/www:/backups")))
+    assert read("web_backupop", b"/backups/alpha") == b"content of alpha\n"
+    say("web_index", "id")
+
+
+# --- what it refuses ------------------------------------------------------------------------------
+
+
+def test_match_block_that_decides_otherwise_is_named_and_nothing_stays_changed(
+    server: ProvisionedServer, provision: Provision
+) -> None:
+    """The first Match block wins: `sshd -T` shows what really holds, before sshd is reloaded."""
+    (server.root / "etc/ssh/sshd_config.d/00-ours.conf").write_text("Match Group *\n    PermitTTY yes\n")
+    untouched = tree(server.root / "etc/ssh")
+    result = server.run_script(provision("web"))
+    assert result.returncode == 1
+    assert 'sshd does not apply "PermitTTY no" to backupop, but: permittty yes' in result.stderr
+    assert "again what it was" in result.stderr
+    now = tree(server.root / "etc/ssh")
+    assert {name: now.get(name) for name in untouched} == untouched
+    assert not (server.root / DROP_IN.lstrip("/")).exists()
+    assert server.sshd_answers()
+
+
+def test_configuration_that_sshd_does_not_accept_is_taken_back(
+    server: ProvisionedServer, provision: Provision
+) -> None:
+    """As that of an sshd which does not know one of the lines."""
+    script = provision("web").replace("    PermitTunnel no\n", "    PermitTunnelling no\n", 1)
+    result = server.run_script(script)
+    assert result.returncode == 1
+    assert "PermitTunnelling" in result.stderr
+    assert not (server.root / DROP_IN.lstrip("/")).exists()
+    assert server.run("sshd", "-t").returncode == 0
+
+
+def test_broken_sshd_config_is_refused_before_anything_changes(
+    server: ProvisionedServer, provision: Provision
+) -> None:
+    """Or the administrator could not tell who broke it."""
+    (server.root / "etc/ssh/sshd_config.d/00-ours.conf").write_text("Nonsense yes\n")
+    refused(server, provision("web"), "the configuration of sshd is wrong already")
+
+
+def test_chroot_that_sshd_would_refuse_is_named_before_anything_changes(
+    server: ProvisionedServer, provision: Provision
+) -> None:
+    """Each directory on the way to it, with the command that corrects it."""
+    script = provision("web")
+    home = server.root / "home"
+    home.chmod(0o775)
+    refused(
+        server,
+        script,
+        "others than root may write to /home, and sshd refuses such a chroot: chmod go-w /home",
+    )
+    home.chmod(0o755)
+    (home / "backupop").mkdir()
+    os.chown(home / "backupop", 1234, 1234)
+    refused(server, script, "/home/backupop does not belong to root")
+    os.chown(home / "backupop", 0, 0)
+    (home / "backupop").chmod(0o755)
+    done(server, script)
+
+
+@pytest.mark.parametrize(
+    ("useradd", "because"),
+    [
+        ("--shell /bin/bash backupop", "the account backupop exists and has the shell /bin/bash"),
+        ("--shell /bin/bash mdbackup-index", "the account mdbackup-index exists and is an ordinary user's"),
+        ("--system --shell /bin/false mdbackup-index", "without a shell sshd cannot run the indexer"),
+        ("--non-unique --uid 0 --shell /bin/false backupop", "root by another name"),
+    ],
+)
+def test_account_of_somebody_is_not_taken(
+    server: ProvisionedServer, provision: Provision, useradd: str, because: str
+) -> None:
+    """The restrictions would lock its owner out, or be of no use."""
+    assert server.run("useradd", "--no-create-home", *useradd.split()).returncode == 0
+    refused(server, provision("web"), because)
+
+
+def test_account_that_was_made_by_hand_is_taken_and_left_by_undo(
+    server: ProvisionedServer, provision: Provision
+) -> None:
+    """As the original scheme makes it: with the shell /bin/false."""
+    server.run("useradd", "--no-create-home", "--shell", "/bin/false", "backupop")
+    untouched = machine(server)
+    done(server, provision("web"))
+    done(server, provision("web", "--undo"))
+    assert machine(server) == untouched
+
+
+@pytest.mark.parametrize(
+    ("prepare", "because"),
+    [
+        ("rm -r /srv/www", "/srv/www, which is to be mounted on /home/backupop/backups, is no directory"),
+        ("mkdir -p /home/backupop/backups/x", "is not empty, and what is in it would be hidden"),
+        ("rm -r /etc/ssh/*.pub", "no host key with a readable public half"),
+        ("sed -i /^Subsystem/d /etc/ssh/sshd_config", "has no subsystem sftp"),
+    ],
+)
+def test_what_is_missing_is_named_before_anything_changes(
+    server: ProvisionedServer, provision: Provision, prepare: str, because: str
+) -> None:
+    """With what to do."""
+    server.run("sh", "-c", prepare)
+    refused(server, provision("web", "--bind", "/srv/www:/backups"), because)
+
+
+def test_damaged_program_is_not_installed(server: ProvisionedServer, provision: Provision) -> None:
+    """One changed letter in the indexer, and its checksum is another."""
+    script = provision("web")
+    at = script.index("Build the provider index:")
+    result = server.run_script(script[:at] + "b" + script[at + 1 :])
+    assert result.returncode == 1
+    assert "/usr/local/lib/mdbackup/indexer.py was damaged on its way here" in result.stderr
+    assert not (server.root / "usr/local/lib/mdbackup/indexer.py").exists()
+
+
+def test_another_user_than_root_is_told_so(server: ProvisionedServer, provision: Provision) -> None:
+    """And nothing is tried."""
+    file = server.root / "srv/script.sh"
+    file.write_text(provision("web"))
+    result = server.run("runuser", "-u", "nobody", "--", "sh", "/srv/script.sh")
+    assert (result.returncode, result.stdout) == (1, "")
+    assert "run it as root" in result.stderr
+
+
+# --- several on one server ------------------------------------------------------------------------
+
+
+def test_two_set_ups_on_one_server_do_not_disturb_each_other(
+    server: ProvisionedServer, provision: Provision, connect: Callable[[str], object]
+) -> None:
+    """They want accounts and a chroot of their own; what they share stays until the last one goes."""
+    untouched = machine(server)
+    web = provision("web", "--bind", "/srv/www:/backups", "--sftpi")
+    connect(done(server, web))
+    refused(server, provision("self", "--sftpi"), "the account backupop is that of another set-up")
+    own = ("self", "--backupop", "backupop2", "--bind", "/srv/www:/backups", "--sftpi", "--cron", "@daily")
+    server.run("mkdir", "-p", "/etc/cron.d")
+    connect(done(server, provision(*own)))
+    assert "Nothing to change" in done(server, web)
+    for connection_id in ("web_backupop", "self_backupop"):
+        assert read(connection_id, b"/backups/alpha") == b"content of alpha\n"
+    done(server, provision("web", "--undo"))
+    assert read("self_backupop", b"/backups/alpha") == b"content of alpha\n"
+    done(server, provision("self", "--undo"))
+    assert machine(server) == untouched
+
+
+def test_consumers_that_call_the_provider_the_same_choose_other_names_on_a(
+    server: ProvisionedServer, provision: Provision
+) -> None:
+    """By `--as`."""
+    done(server, provision("web"))
+    own = ("--backupop", "backupop2", "--index-account", "mdbackup-index2")
+    refused(server, provision("web", "--as", "web2", *own), "is the index of another set-up")
+    done(server, provision("self", "--as", "web2", *own))
+    assert {path.name for path in (server.root / "etc/mdbackup").iterdir()} == {
+        "web.json", "web.made", "web2.json", "web2.made",
+    }  # fmt: skip
+
+
+# --- mounts, indexer, schedules -------------------------------------------------------------------
+
+
+def test_mounts_are_read_only_and_follow_the_options(server: ProvisionedServer, provision: Provision) -> None:
+    """Not even root writes through them; one that is not asked for any more goes; data stays where it is."""
+    done(server, provision("web", "--bind", "/srv/www:/backups/www", "--bind", "/etc:/backups/etc"))
+    assert server.run("touch", "/home/backupop/backups/www/new").returncode == 1
+    fstab = (server.root / "etc/fstab").read_text()
+    assert "\n/srv/www /home/backupop/backups/www none bind,ro,nosuid,nodev,noexec,nofail 0 0\n" in fstab
+    done(server, provision("web", "--bind", "/srv/www:/backups/www"))
+    assert os.listdir(server.root / "home/backupop/backups/etc") == []
+    # After a reboot it is fstab that mounts them.
+    assert server.run("umount", "/home/backupop/backups/www").returncode == 0
+    assert server.run("mount", "-a").returncode == 0
+    assert os.listdir(server.root / "home/backupop/backups/www") == ["alpha"]
+    assert server.run("touch", "/home/backupop/backups/www/new").returncode == 1
+
+
+def test_index_directory_is_readable_and_of_who_builds_the_index(
+    server: ProvisionedServer, provision: Provision
+) -> None:
+    """However it was before; the files of the indexer go with it."""
+    directory = server.root / "home/backupop/.mdbackup"
+    directory.mkdir(parents=True, mode=0o700)
+    for name in ("index.md5", ".index.md5.cache", "another"):
+        (directory / name).touch()
+    done(server, provision("web"))
+    owner = directory.stat().st_uid
+    assert (directory.stat().st_mode & 0o777, owner != 0) == (0o755, True)
+    assert (directory / ".index.md5.cache").stat().st_uid == owner
+    assert (directory / "another").stat().st_uid == 0
+
+
+def test_undo_removes_no_data(server: ProvisionedServer, provision: Provision) -> None:
+    """What somebody put into the chroot stays, the index too, and it says so."""
+    done(server, provision("web"))
+    for name in ("backups/kept", ".mdbackup/index.md5"):
+        (server.root / "home/backupop" / name).parent.mkdir(exist_ok=True)
+        (server.root / "home/backupop" / name).write_text("data")
+    output = done(server, provision("web", "--undo"))
+    assert "/home/backupop is not empty, and stays" in output
+    assert (server.root / "home/backupop/backups/kept").read_text() == "data"
+    assert (server.root / "home/backupop/.mdbackup/index.md5").read_text() == "data"
+
+
+def test_server_without_python_gets_the_indexer_of_the_shell(
+    server: ProvisionedServer, provision: Provision
+) -> None:
+    """Python 3.6 is looked for by trying."""
+    python = server.run("readlink", "-f", "/usr/bin/python3").stdout.strip()
+    server.run("mount", "--bind", "/dev/null", python)
+    output = done(server, provision("web", "--bind", "/srv/www:/backups"))
+    assert "no Python 3.6 or newer was found" in output
+    forced = "ForceCommand /bin/sh /usr/local/lib/mdbackup/index-web.sh\n"
+    assert forced in (server.root / DROP_IN.lstrip("/")).read_text()
+    assert os.listdir(server.root / "usr/local/lib/mdbackup") == ["index-web.sh"]
+
+
+def test_indexer_of_the_shell_is_run_by_the_account_and_by_cron(
+    server: ProvisionedServer, provision: Provision, connect: Callable[[str], object]
+) -> None:
+    """As the one in Python: what it is asked for does not matter."""
+    python = server.run("readlink", "-f", "/usr/bin/python3").stdout.strip()
+    server.run("mount", "--bind", "/dev/null", python)
+    server.run("mkdir", "-p", "/etc/cron.d")
+    index = server.root / "home/backupop/.mdbackup/index.md5"
+    connect(done(server, provision("web", "--bind", "/srv/www:/backups", "--cron", "@daily")))
+    with ProviderHook("web_index") as hook:
+        standard_input, output, _ = hook.get_conn().exec_command("id")
+        assert output.readline() == "mdbackup ready request\n"
+        standard_input.write('{"id": null}\n')
+        standard_input.flush()
+        assert "mdbackup done files=1 " in output.read().decode()
+    index.unlink()
+    job = (server.root / "etc/cron.d/mdbackup-web").read_text().splitlines()[-1]
+    command = job.removeprefix("@daily mdbackup-index ")
+    built = server.run("runuser", "-u", "mdbackup-index", "--", "sh", "-c", command)
+    assert (built.stdout, built.stderr, index.exists()) == ("", "", True)
+
+
+def test_configuration_of_the_indexer_is_that_of_the_provider(
+    server: ProvisionedServer, provision: Provision
+) -> None:
+    """Patterns with blanks and quotes come through the shell as they are; only root can change the file."""
+    options = ("--indexer", "jobs=2", "--indexer", "rehash=2.5", "--indexer", "one_file_system=true")
+    done(server, provision("self", *options))
+    file = server.root / "etc/mdbackup/self.json"
+    assert json.loads(file.read_text()) == {
+        "chroot": "/home/backupop",
+        "source": ["/backups"],
+        "index": "/.mdbackup/index.md5",
+        "exclude": ["it's *.tmp"],
+        "nice": 10,
+        "jobs": 2,
+        "rehash": 2.5,
+        "one_file_system": True,
+    }
+    assert (oct(file.stat().st_mode), file.stat().st_uid) == ("0o100644", 0)
+
+
+def test_units_are_sound_and_start_at_boot(server: ProvisionedServer, provision: Provision) -> None:
+    """Timer and path unit start the same service, which may read everything and write the index only."""
+    output = done(server, provision("self", "--bind", "/srv/www:/backups", "--path-unit"))
+    assert "systemd is not running: start it yourself" in output
+    units = server.root / "etc/systemd/system"
+    found = {}
+    for kind in ("service", "timer", "path"):
+        found[kind] = configparser.ConfigParser(interpolation=None, strict=True)
+        found[kind].optionxform = str  # type: ignore[assignment,method-assign]
+        found[kind].read_string((units / f"mdbackup-index-self.{kind}").read_text())
+    assert found["service"]["Service"]["User"] == "root"
+    assert found["service"]["Service"]["CapabilityBoundingSet"] == "CAP_DAC_READ_SEARCH"
+    assert found["service"]["Service"]["ReadWritePaths"] == "/home/backupop/.mdbackup"
+    assert found["timer"]["Timer"]["OnCalendar"] == "hourly"
+    assert found["service"]["Unit"]["RequiresMountsFor"] == "/home/backupop /home/backupop/backups"
+    assert found["path"]["Path"]["PathChanged"] == "/home/backupop/backups"
+    assert (units / "timers.target.wants/mdbackup-index-self.timer").is_symlink()
+    assert (units / "multi-user.target.wants/mdbackup-index-self.path").is_symlink()
+    if shutil.which("systemd-analyze"):
+        for kind in found:
+            unit = f"/etc/systemd/system/mdbackup-index-self.{kind}"
+            judged = server.run("systemd-analyze", "verify", "--man=no", unit)
+            assert "mdbackup" not in judged.stderr, judged.stderr
+            assert judged.returncode == 0
+    # Another choice takes the place of the first.
+    done(server, provision("self", "--bind", "/srv/www:/backups", "--timer", "*:0/15"))
+    assert not (units / "mdbackup-index-self.path").exists()
+    assert "OnCalendar=*:0/15\n" in (units / "mdbackup-index-self.timer").read_text()
+    refused(server, provision("self", "--timer", "someday"), "systemd does not understand the calendar")
+
+
+def test_service_and_cron_job_build_the_index(server: ProvisionedServer, provision: Provision) -> None:
+    """Each by the very command that is written there; cron is silent while all is well."""
+    index = server.root / "home/backupop/.mdbackup/index.md5"
+    done(server, provision("self", "--bind", "/srv/www:/backups"))
+    service = (server.root / "etc/systemd/system/mdbackup-index-self.service").read_text()
+    built = server.run(*re.findall("^ExecStart=(.*)$", service, re.MULTILINE)[0].split())
+    assert (built.returncode, index.exists()) == (0, True)
+    index.unlink()
+    done(server, provision("self", "--bind", "/srv/www:/backups", "--cron", "30 2 * * *"))
+    assert not (server.root / "etc/systemd/system/mdbackup-index-self.service").exists()
+    job = (server.root / "etc/cron.d/mdbackup-self").read_text().splitlines()[-1]
+    assert job.startswith("30 2 * * * root ")
+    command = job.removeprefix("30 2 * * * root ")
+    built = server.run("sh", "-c", command)
+    assert (built.stdout, built.stderr, index.exists()) == ("", "", True)
+    (server.root / "etc/mdbackup/self.json").write_text("damaged")
+    assert "mdbackup error" in server.run("sh", "-c", command).stdout
+
+
+@pytest.mark.parametrize("service", ["ssh", "sshd"])
+def test_running_systemd_reloads_the_server_under_the_name_it_has(
+    server: ProvisionedServer, provision: Provision, service: str
+) -> None:
+    """Debian calls it ssh, RHEL sshd; and a running systemd is told of new units and mounts."""
+    stand_in = server.root / "srv/systemctl"
+    stand_in.write_text(
+        '#!/bin/sh\necho "$*" >>/srv/asked\n'
+        f'case "$*" in "is-active --quiet {service}.service") exit 0 ;; is-*) exit 3 ;; esac\n'
+    )
+    stand_in.chmod(0o755)
+    server.run("mount", "--bind", "/srv/systemctl", shutil.which("systemctl") or "/usr/bin/systemctl")
+    server.run("mkdir", "-p", "/run/systemd/system")
+    output = done(server, provision("self", "--bind", "/srv/www:/backups"))
+    asked = (server.root / "srv/asked").read_text().splitlines()
+    assert f"sshd was reloaded ({service}.service)" in output
+    assert [line for line in asked if not line.startswith("is-")] == [
+        "daemon-reload",
+        f"reload {service}.service",
+        "daemon-reload",
+        "enable --quiet --now mdbackup-index-self.timer",
+    ]
+
+
+def test_reload_that_failed_is_tried_again(server: ProvisionedServer, provision: Provision) -> None:
+    """Although there is nothing left to change."""
+    stand_in = server.root / "srv/systemctl"
+    stand_in.write_text(
+        '#!/bin/sh\ncase "$*" in reload*) exec rm /srv/allowed ;; is-enabled*) exit 1 ;; esac\n'
+    )
+    stand_in.chmod(0o755)
+    server.run("mount", "--bind", "/srv/systemctl", shutil.which("systemctl") or "/usr/bin/systemctl")
+    server.run("mkdir", "-p", "/run/systemd/system")
+    result = server.run_script(provision("web"))
+    assert (result.returncode, "sshd was not reloaded" in result.stderr) == (1, True)
+    (server.root / "srv/allowed").touch()
+    assert "sshd was reloaded" in done(server, provision("web"))
+    assert "sshd was reloaded" not in done(server, provision("web"))
+
+
+def test_account_that_gets_another_name_leaves_no_key_behind(
+    server: ProvisionedServer, provision: Provision, connect: Callable[[str], object]
+) -> None:
+    """The old account is let in no more, and undo removes both."""
+    untouched = machine(server)
+    connect(done(server, provision("web")))
+    done(server, provision("web", "--backupop", "reader"))
+    with pytest.raises(AccessRefused):
+        say("web_backupop", "id")
+    assert sorted(os.listdir(server.root / "etc/ssh/mdbackup/web")) == ["mdbackup-index", "reader"]
+    done(server, provision("web", "--undo"))
+    assert machine(server) == untouched
+
+
+def test_lines_to_paste_pin_the_host_key_and_name_the_server(
+    server: ProvisionedServer, provision: Provision, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The key is the server's own; without `--host` and `--port` the script fills in what A calls itself."""
+    output = done(server, provision("web", "--sftpi", "--host", "a.example.org", host="b.example.org"))
+    key = (server.root / "etc/ssh/ssh_host_ed25519_key.pub").read_text().split()[:2]
+    for connection in connections(output).values():
+        assert connection["extra"]["host_key"] == " ".join(key)
+        assert (connection["host"], connection["port"]) == ("b.example.org", server.port)
+    assert connections(output)["web_backupop"]["extra"]["subsystem"] == "sftpi"
+    assert main(["provision", "web"]) == 0
+    output = done(server, capsys.readouterr().out)
+    name = subprocess.run(["hostname", "-f"], capture_output=True, text=True).stdout.strip()
+    assert connections(output)["web_index"]["host"] == name
+    assert f"B must reach this server as {name}" in output

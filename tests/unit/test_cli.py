@@ -1,0 +1,138 @@
+"""The command line: one table, two front ends, clear words for what a user does wrong."""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from airflow_mdbackup.cli import UsageError, commands
+from airflow_mdbackup.cli.commands import COMMANDS, Command, get_airflow_commands, main
+from airflow_mdbackup.get_provider_info import get_provider_info
+
+A_SCREEN = 50
+
+
+def command_that(function: str) -> Command:
+    """Return a command without arguments that runs a function of this module."""
+    return Command("try", "help", "description", (), (), f"{__name__}.{function}")
+
+
+def fails(arguments: argparse.Namespace) -> int:
+    raise UsageError("write this instead")
+
+
+def finds_something(arguments: argparse.Namespace) -> int:
+    print("something is wrong")
+    return 1
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
+def test_help_of_a_command_fits_a_screen_and_has_examples(
+    command: Command, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also in a narrow terminal; and each example begins with the words that are to be typed."""
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit) as end:
+        main([command.name, "--help"])
+    lines = capsys.readouterr().out.splitlines()
+    assert end.value.code == 0
+    assert len(lines) <= A_SCREEN
+    assert lines[0] == f"usage: mdbackup {command.name} [options] PROVIDER"
+    assert any(line.startswith(f"  mdbackup {command.name} ") for line in lines)
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
+def test_examples_are_understood(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the help shows is what the parser takes."""
+    asked = []
+    monkeypatch.setattr(commands, "run", lambda command, arguments: asked.append(arguments.provider) or 0)
+    for _, line in command.examples:
+        main(line.partition(" > ")[0].split())
+    assert asked == ["web"] * len(command.examples)
+
+
+def test_airflow_shows_the_same_commands_with_the_same_arguments() -> None:
+    """`airflow mdbackup ...` is made from the same table, by the name that the provider info has."""
+    assert get_provider_info()["cli"] == [f"{commands.__name__}.{get_airflow_commands.__name__}"]
+    (group,) = get_airflow_commands()
+    assert group.name == "mdbackup"
+    for command, shown in zip(COMMANDS, group.subcommands, strict=True):
+        assert (shown.name, shown.help) == (command.name, command.help)
+        parser = argparse.ArgumentParser()
+        for argument in shown.args:
+            argument.add_to_parser(parser)
+        assert [action.option_strings or [action.dest] for action in parser._actions[1:]] == [
+            list(argument.flags) for argument in command.arguments
+        ]
+        assert "airflow mdbackup" in shown.epilog
+
+
+def test_help_needs_no_airflow_and_the_table_little_else() -> None:
+    """Every `airflow` command imports the table; and `mdbackup --help` answers at once."""
+    code = (
+        "import sys; before = set(sys.modules)\n"
+        "import airflow_mdbackup.cli.commands as commands\n"
+        "try: commands.main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'airflow', 'airflow.configuration', 'pydantic', 'yaml', 'jinja2', 'paramiko'}\n"
+        "print(sorted(heavy & set(sys.modules)), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == "[]"
+    assert "provision" in done.stdout
+
+
+def test_words_that_are_no_command_end_with_status_2(capsys: pytest.CaptureFixture[str]) -> None:
+    """As argparse does it; standard output stays free for results."""
+    for words in ([], ["nonsense"], ["provision"], ["provision", "web", "--port", "ssh"]):
+        with pytest.raises(SystemExit) as end:
+            main(words)
+        assert end.value.code == 2
+        told = capsys.readouterr()
+        assert (told.out, "usage: mdbackup" in told.err) == ("", True)
+
+
+def test_usage_error_is_one_message_and_status_2(capsys: pytest.CaptureFixture[str]) -> None:
+    """No traceback for what a user did wrong; it says which command says so."""
+    assert commands.run(command_that("fails"), argparse.Namespace()) == 2
+    assert capsys.readouterr() == ("", "mdbackup try: write this instead\n")
+
+
+def test_status_of_a_command_is_that_of_the_process() -> None:
+    """Airflow ignores what a command returns, so there the process is ended with it."""
+    command = command_that("finds_something")
+    assert commands.run(command, argparse.Namespace()) == 1
+    with pytest.raises(SystemExit) as end:
+        commands._ending(command)(argparse.Namespace())
+    assert end.value.code == 1
+
+
+def test_reader_who_has_seen_enough_gets_no_traceback(tmp_path: Path) -> None:
+    """As in `mdbackup provision web | head -1`."""
+    code = (
+        "import sys; from airflow_mdbackup.cli import commands\n"
+        "import types; many = types.ModuleType('many'); sys.modules['many'] = many\n"
+        "many.run = lambda arguments: print('line\\n' * 200_000) or 0\n"
+        "sys.exit(commands.run(commands.Command('many', '', '', (), (), 'many.run'), None))"
+    )
+    command = f"{sys.executable} -c \"$CODE\" 2>'{tmp_path}/said' | head -1"
+    done = subprocess.run(
+        ["sh", "-c", command],
+        capture_output=True,
+        text=True,
+        env={"CODE": code, "PATH": "/usr/bin:/bin", "PYTHONPATH": ":".join(sys.path)},
+    )
+    assert (done.stdout, (tmp_path / "said").read_text()) == ("line\n", "")
+
+
+def test_main_module_is_the_same_command_line() -> None:
+    """`python -m airflow_mdbackup` where the console script is not on the path."""
+    done = subprocess.run(
+        [sys.executable, "-m", "airflow_mdbackup", "provision", "--help"], capture_output=True, text=True
+    )
+    assert done.returncode == 0
+    assert done.stdout.startswith("usage: mdbackup provision")

@@ -1,0 +1,348 @@
+"""What `mdbackup provision` prints and makes on B, and what it refuses to write."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+import stat
+import subprocess
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from airflow_mdbackup.account import provision as provision_module
+from airflow_mdbackup.account.provision import Account, Bind, CannotProvision, Setup, script, undo_script
+from airflow_mdbackup.cli.commands import main
+
+KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIP3a6yokEkRaAhfgIsXab5pd8oK9n1enHdtMO90CUYwu"
+SHELLS = [shell for shell in ("dash", "bash --posix", "busybox sh") if shutil.which(shell.split()[0])]
+
+
+def a_setup(**changes: Any) -> Setup:
+    """Return a set-up with everything in it."""
+    return Setup(
+        **{
+            "provider": "web",
+            "name": "web",
+            "backupop": Account("backupop", "web_backupop", "/keys/web_backupop", KEY),
+            "indexer": Account("mdbackup-index", "web_index", "/keys/web_index", KEY),
+            "chroot": "/home/backupop",
+            "source": ("/backups",),
+            "binds": (Bind("/srv/www", "/home/backupop/backups"),),
+            "addresses": ("192.0.2.7", "2001:db8::/32"),
+            "timer": "daily",
+        }
+        | changes
+    )
+
+
+def here_document(text: str, mark: str) -> str:
+    """Return what a script has between a here-document's beginning and its end."""
+    return text.split(f"<<'{mark}'\n")[1].split(f"\n{mark}\n")[0]
+
+
+# --- the text ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"indexer": None, "path_unit": True, "subsystem": "sftpi"},
+        {"timer": None, "cron": "30 2 * * 1-5", "binds": (), "addresses": ()},
+        {
+            "source": ('/it\'s `here`; $(x) & "there"', "/Bücher", "/END_OF_PROGRAM"),
+            "exclude": ("*.tmp", "'\\''"),
+        },
+        {"host": "a.example.org", "port": 2222},
+    ],
+    ids=["all", "path", "cron", "names", "host"],
+)
+def test_script_is_what_every_posix_shell_understands(changes: dict[str, Any], shell: str) -> None:
+    """Whatever the choices, and whatever is in the names of what is backed up."""
+    for text in (script(a_setup(**changes)), undo_script("web")):
+        done = subprocess.run([*shell.split(), "-n"], input=text, capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert text.startswith("#!/bin/sh\n")
+        assert text.endswith("\nmain\n")
+
+
+def test_configuration_of_the_indexer_keeps_every_name() -> None:
+    """As JSON, in a here-document that the shell takes as it stands."""
+    names = ("/it's `here`; $(x)", "/Bücher", '/"\\')
+    text = script(a_setup(source=names, indexer_options={"rehash": 1.5, "nice": 0}))
+    assert json.loads(here_document(text, "EOF_CONFIG")) == {
+        "chroot": "/home/backupop",
+        "source": list(names),
+        "index": "/.mdbackup/index.md5",
+        "exclude": [],
+        "nice": 0,
+        "rehash": 1.5,
+    }
+
+
+def test_program_cannot_end_its_own_here_document(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another mark is taken if the program has such a line."""
+    program = "echo one\nEND_OF_PROGRAM\nEND_OF_PROGRAM_\nrm -rf /\n"
+    assert provision_module._mark(program) == "END_OF_PROGRAM__"
+    assert provision_module._mark("true\n") == "END_OF_PROGRAM"
+
+
+def test_lines_to_paste_are_one_command_each_whatever_the_names() -> None:
+    """The shell of B gives `airflow` the very JSON."""
+    key_file = '/keys of $HOME/it\'s "one"'
+    setup = a_setup(backupop=Account("backupop", "web backupop", key_file, KEY), subsystem="sftpi")
+    line = here_document(script(setup), "EOF_CONNECTIONS").splitlines()[0]
+    words = shlex.split(line)
+    assert words[:4] == ["airflow", "connections", "add", "web backupop"]
+    assert json.loads(words[words.index("--conn-extra") + 1]) == {
+        "key_file": key_file,
+        "host_key": "@HOST_KEY@",
+        "subsystem": "sftpi",
+    }
+
+
+def test_keys_are_restricted_and_bound_to_addresses_and_command() -> None:
+    """`restrict` also covers what later versions of OpenSSH may add."""
+    text = script(a_setup())
+    options = 'restrict,from="192.0.2.7,2001:db8::/32"'
+    assert f"\n{options} {KEY}\n" in text
+    assert f'\n{options},command="@SERVE@" {KEY}\n' in text
+    assert f"\nrestrict {KEY}\n" in script(a_setup(addresses=()))
+
+
+@pytest.mark.parametrize(
+    ("changes", "because"),
+    [
+        ({"name": "../x"}, "name '../x'"),
+        ({"name": "Web"}, "name 'Web'"),
+        ({"provider": "web\nrm"}, "provider"),
+        ({"backupop": Account("backupop; id", "c", "/k", KEY)}, "account 'backupop; id'"),
+        ({"backupop": Account("back*", "c", "/k", KEY)}, r"account 'back\*'"),
+        ({"backupop": Account("root", "c", "/k", KEY)}, "the account `root`"),
+        ({"backupop": Account("mdbackup-index", "c", "/k", KEY)}, "must have different names"),
+        ({"backupop": Account("backupop", "c", "/k", KEY + "\nssh-ed25519 AAAA")}, "public key"),
+        ({"backupop": Account("backupop", "c", "/k\n", KEY)}, "key file"),
+        ({"backupop": Account("backupop", "a\x1b[2J", "/k", KEY)}, "connection"),
+        ({"chroot": "/"}, "the chroot is `/`"),
+        ({"chroot": "/home/%u"}, "chroot '/home/%u' cannot be written"),
+        ({"chroot": "/home/back up"}, "chroot '/home/back up' cannot be written"),
+        ({"chroot": '/home/"x'}, "cannot be written"),
+        ({"chroot": "/home/x\n"}, "cannot be written"),
+        ({"index": "/.md backup/index"}, "index '/.md backup/index' cannot be written"),
+        ({"index": "/index.md5"}, "would lie in the chroot itself"),
+        ({"index": "/backups/index.md5", "binds": (), "path_unit": True}, "writing it would start the next"),
+        ({"index": "/backups/x/index.md5"}, "which is mounted read-only"),
+        ({"source": ("/a\nb",)}, "source or exclude"),
+        ({"exclude": ("a\x00",)}, "source or exclude"),
+        ({"source": ("/with blank",), "path_unit": True}, "source '/with blank' cannot be written"),
+        ({"binds": (Bind("/srv/a b", "/home/backupop/a"),)}, "bind '/srv/a b' cannot be written"),
+        ({"binds": (Bind("/srv/a", "/home/other/a"),)}, "is not below the chroot"),
+        ({"binds": (Bind("/srv/a", "/home/backupop/../x"),)}, "is not below the chroot"),
+        ({"binds": (Bind("/a", "/home/backupop/a"), Bind("/b", "/home/backupop/a/b"))}, "inside the other"),
+        ({"addresses": ("b.example.org",)}, "is no address or network"),
+        ({"addresses": ('1.2.3.4" command="id',)}, "is no address or network"),
+        ({"addresses": ("10.0.0.1/8",)}, "has host bits set"),
+        ({"timer": "daily\nExecStart=id"}, "calendar"),
+        ({"timer": "%h"}, "calendar"),
+        ({"timer": None, "cron": "* * * * * root id"}, "five fields"),
+        ({"timer": None, "cron": "30 2 * * *\n"}, "five fields"),
+        ({"timer": None, "cron": "30 2 * * %"}, "five fields"),
+        ({"cron": "@daily"}, "choose one of them"),
+        ({"timer": None, "path_unit": True}, "wants a timer beside it"),
+        ({"host": "a b"}, "host 'a b'"),
+        ({"host": "$(id)"}, "host"),
+    ],
+)  # fmt: skip
+def test_what_one_of_the_files_would_read_as_something_else_is_refused(
+    changes: dict[str, Any], because: str
+) -> None:
+    """With the value, and a way out; nothing is ever escaped in the hope that all six kinds of file agree."""
+    with pytest.raises(CannotProvision, match=because):
+        a_setup(**changes)
+
+
+def test_account_without_key_is_refused() -> None:
+    """An empty line of authorized_keys would be an account that nobody can use."""
+    with pytest.raises(CannotProvision, match="without a key"):
+        script(a_setup(backupop=replace(a_setup().backupop, public_key="")))
+
+
+def test_access_is_to_be_given_to_the_files_themselves() -> None:
+    """An ACL cannot be set through a read-only mount."""
+    binds = (Bind("/srv/www", "/home/backupop/backups/www"), Bind("/var/lib", "/home/backupop/lib"))
+    setup = a_setup(binds=binds, source=("/backups", "/lib/mysql", "/own"))
+    assert setup.origins == ("/srv/www", "/var/lib/mysql", "/home/backupop/own")
+
+
+# --- the command -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """A function that runs `mdbackup provision` and returns status, standard output and standard error."""
+    providers = f"""
+    providers:
+      web: {{sftp_conn_id: web_backupop, ssh_conn_id: web_index, chroot: /home/backupop,
+             source: [/backups, /etc], dest: {tmp_path}/web}}
+      self: {{sftp_conn_id: self_backupop, source: /backups, dest: {tmp_path}/self}}
+      wrong: {{sftp_conn_id: self_backupop, source: backups, dest: {tmp_path}/wrong}}
+    """
+    (tmp_path / "providers.yaml").write_text(providers)
+    monkeypatch.setenv("AIRFLOW__MDBACKUP__PROVIDERS_FILE", str(tmp_path / "providers.yaml"))
+
+    def run(*words: str) -> tuple[int, str, str]:
+        status = main(["provision", *words])
+        told = capsys.readouterr()
+        return status, told.out, told.err
+
+    return run
+
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+def test_standard_output_is_the_script_and_nothing_else(run: Run) -> None:
+    """What to do with it, and what may have been forgotten, is on standard error."""
+    status, text, told = run("web", "--bind", "/srv/www:/backups")
+    assert (status, text.startswith("#!/bin/sh\n"), text.endswith("\nmain\n")) == (0, True, True)
+    assert "1. Review the script, copy it to A, and run it there as root" in told
+    assert "3. Prove that it is tight: airflow mdbackup audit web" in told
+    assert "Note: nothing is mounted for /etc" in told
+    assert "Note: nothing is mounted for /backups" not in told
+
+
+def test_key_pairs_are_made_once_and_never_overwritten(run: Run, tmp_path: Path) -> None:
+    """Ed25519, without passphrase, readable for their owner only; the script has the public halves."""
+    run("web")
+    made = {path.name: path.read_text() for path in (tmp_path / "keys").iterdir()}
+    assert sorted(made) == ["web_backupop", "web_backupop.pub", "web_index", "web_index.pub"]
+    for name in ("web_backupop", "web_index"):
+        file = tmp_path / "keys" / name
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600
+        kind = subprocess.run(["ssh-keygen", "-lf", file], capture_output=True, text=True, check=True).stdout
+        assert kind.endswith("(ED25519)\n")
+    assert stat.S_IMODE((tmp_path / "keys").stat().st_mode) == 0o700
+    (tmp_path / "keys" / "web_index.pub").unlink()
+    status, text, told = run("web")
+    assert (status, "Made the key pair" in told) == (0, False)
+    for name in ("web_backupop", "web_index"):
+        assert (tmp_path / "keys" / name).read_text() == made[name]
+        assert " ".join(made[f"{name}.pub"].split()[:2]) in text
+
+
+def test_no_key_is_made_for_what_is_refused(run: Run, tmp_path: Path) -> None:
+    """The arguments are judged first."""
+    status, text, told = run("web", "--from", "b.example.org")
+    assert (status, text) == (2, "")
+    assert "b.example.org" in told
+    assert not (tmp_path / "keys").exists()
+
+
+def test_half_of_a_key_pair_is_told(run: Run, tmp_path: Path) -> None:
+    """A public key without its private one, or a private one that wants a passphrase."""
+    (tmp_path / "keys").mkdir()
+    (tmp_path / "keys/web_backupop.pub").write_text(KEY)
+    status, _, told = run("web")
+    assert (status, "is there without its private key" in told) == (2, True)
+    (tmp_path / "keys/web_backupop.pub").unlink()
+    make = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "secret", "-f", tmp_path / "keys/web_backupop"]
+    subprocess.run(make, check=True)
+    (tmp_path / "keys/web_backupop.pub").unlink()
+    status, _, told = run("web")
+    assert (status, "ssh-keygen failed" in told) == (2, True)
+
+
+def test_connections_that_exist_decide_login_host_port_and_key(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So a provider that is set up already can be set up again; and arguments win."""
+    key = tmp_path / "there"
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
+    connection = {"conn_type": "sftp", "host": "a.example.org", "port": 2222, "login": "reader"}
+    monkeypatch.setenv(
+        "AIRFLOW_CONN_WEB_BACKUPOP", json.dumps(connection | {"extra": {"key_file": str(key)}})
+    )
+    status, text, told = run("web")
+    assert status == 0
+    assert "\nMatch User reader\n" in text
+    line = here_document(text, "EOF_CONNECTIONS").splitlines()[0]
+    assert "--conn-host a.example.org --conn-port 2222 --conn-login reader" in line
+    assert str(key) in line
+    assert "airflow connections delete web_backupop" in told
+    assert "\nMatch User other\n" in run("web", "--backupop", "other")[1]
+    key.unlink()
+    status, _, told = run("web")
+    assert (status, "which is not on this machine" in told) == (2, True)
+    assert run("web", "--keys", str(tmp_path / "keys"))[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "has", "has_not"),
+    [
+        ("web", ["Match User mdbackup-index"], ["OnCalendar", "PathChanged", "EOF_CRON"]),
+        ("self", ["OnCalendar=daily"], ["Match User mdbackup-index", "PathChanged", "EOF_CRON"]),
+        ("self --path-unit", ["OnCalendar=hourly", "PathChanged=/home/backupop/backups"], []),
+        ("self --cron @daily", ["@daily root said="], ["OnCalendar"]),
+        ("self --backupop op", ["chroot=/home/op "], []),
+        (
+            "self --index-account ix",
+            ["Match User ix\n", "airflow connections add self_index"],
+            ["OnCalendar"],
+        ),
+        ("web --as web2", ["name=web2\n"], ["name=web\n"]),
+        ("web --sftpi", ["subsystem sftpi"], []),
+    ],
+)
+def test_what_is_not_said_is_what_suits_most(
+    run: Run, words: str, has: list[str], has_not: list[str]
+) -> None:
+    """B asks A for the index where it can; else a timer builds it."""
+    status, text, _ = run(*words.split())
+    assert status == 0
+    assert [part for part in has if part not in text] == []
+    assert [part for part in has_not if part in text] == []
+
+
+@pytest.mark.parametrize(
+    ("words", "because"),
+    [
+        ("nobody", "there is no provider 'nobody'"),
+        ("nobody", "(there: web, self)"),
+        ("wrong", "the configuration has to be corrected first"),
+        ("web --chroot /srv", "change it there, and leave out --chroot"),
+        ("web --bind www", "must be two absolute paths"),
+        ("web --bind /a:/b:/c", "must be two absolute paths"),
+        ("web --indexer threads=2", "is none of jobs=N"),
+        ("web --indexer nice=20", "nice is 0 to 19"),
+        ("web --indexer rehash=0", "is none of"),
+        ("web --cron @daily --timer daily", "choose one of them"),
+        ("../x --undo", "name '../x'"),
+    ],
+)
+def test_wrong_words_get_status_2_and_a_way_out(run: Run, words: str, because: str) -> None:
+    """And no script, so that `> web.sh` is empty."""
+    status, text, told = run(*words.split())
+    assert (status, text) == (2, "")
+    assert because in told
+
+
+def test_keys_that_the_configuration_lacks_are_told(run: Run) -> None:
+    """Where an index account is asked for, and the provider does not use one yet."""
+    told = run("self", "--index-account", "mdbackup-index")[2]
+    assert "`ssh_conn_id: self_index` and `chroot: /home/backupop`" in told
+
+
+def test_undo_needs_no_configuration(run: Run, tmp_path: Path) -> None:
+    """The provider may be gone from it already."""
+    (tmp_path / "providers.yaml").unlink()
+    status, text, _ = run("gone", "--undo")
+    assert (status, "\nname=gone\n" in text) == (0, True)
+    assert "\nname=other\n" in run("gone", "--undo", "--as", "other")[1]
