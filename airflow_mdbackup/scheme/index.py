@@ -427,12 +427,14 @@ def canonicalise(source: Path, target: Path, *, name: str, chunk: int = 100_000)
     :param chunk: how many entries of an unsorted index are sorted in memory at a time.
     :raises MalformedIndex: the first thing that breaks the grammar; ``target`` is then of no use.
     """
-    received = _Received(source, name)
     with ExitStack() as stack:
+        received = _Received(source, name)
+        received.collect_remarks(stack, target.parent)
         try:
             return _write_canonical(received, received.entries(), target, stack)
         except _Unsorted:
             received = _Received(source, name)
+            received.collect_remarks(stack, target.parent)
             entries = _sorted(received.entries(), chunk, stack, target.parent)
             return _write_canonical(received, entries, target, stack)
 
@@ -444,7 +446,6 @@ class _Unsorted(Exception):
 def _write_canonical(
     received: _Received, entries: Iterator[Entry], target: Path, stack: ExitStack
 ) -> IndexSummary:
-    received.remarks = {remark: stack.enter_context(_temporary(target.parent)) for remark in Remark}
     seen = Prefixes()
     last = Entry(b"", b"")
     with IndexWriter(target) as writer:
@@ -484,6 +485,10 @@ class _Received:
         self.started: int | None = None
         self.complete = False
         self.line = 0  # number of the line read last
+
+    def collect_remarks(self, stack: ExitStack, folder: Path) -> None:
+        """Keep the paths of remarks, while :meth:`entries` passes them by, in unnamed files in ``folder``."""
+        self.remarks = {remark: stack.enter_context(_temporary(folder)) for remark in Remark}
 
     def entries(self) -> Iterator[Entry]:
         """Yield the entries in the order of the file, and check its comments on the way."""

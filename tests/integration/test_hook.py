@@ -14,6 +14,7 @@ import pytest
 from airflow.providers.ssh.hooks.ssh import SSHHook
 
 import airflow_mdbackup.hooks.provider as provider_module
+import airflow_mdbackup.provider_side.conversation as conversation_module
 from airflow_mdbackup.hooks.provider import ProviderHook
 from airflow_mdbackup.provider_side import Done, IndexRequest
 from airflow_mdbackup.scheme.errors import AccessRefused, ConnectionLost
@@ -92,10 +93,10 @@ def test_silent_build_is_not_cut_off(
     """Airflow's own commands end after ten silent seconds; here silence only makes us look again."""
     set_connection("index", provider.ssh_connection())
     monkeypatch.setattr(provider_module, "_LISTEN", 0.1)
-    done = "mdbackup done files=1 bytes=2 hashed=1 unreadable=0 seconds=3.0"
-    monkeypatch.setattr(provider_module, "python_command", lambda: f"sleep 2; echo {done}")
+    done = "mdbackup done files=1 bytes=2 hashed=1 unreadable=0 rotten=0 seconds=3.0"
+    monkeypatch.setattr(conversation_module, "python_command", lambda: f"sleep 2; echo {done}")
     with ProviderHook("index") as hook:
-        assert hook.build_index(IndexRequest(b"/", (b"/backups",), b"/index.md5")) == Done(1, 2, 1, 0, 3.0)
+        assert hook.build_index(IndexRequest(b"/", (b"/backups",), b"/index.md5")) == Done(1, 2, 1, 0, 0, 3.0)
 
 
 def test_build_whose_connection_breaks_is_a_lost_connection(
@@ -103,7 +104,7 @@ def test_build_whose_connection_breaks_is_a_lost_connection(
 ) -> None:
     """The build goes on without us, and a retry may find its index."""
     set_connection("index", provider.ssh_connection())
-    monkeypatch.setattr(provider_module, "python_command", lambda: "sleep 20")
+    monkeypatch.setattr(conversation_module, "python_command", lambda: "sleep 20")
     monkeypatch.setattr(provider_module, "_LISTEN", 0.1)
     with ProviderHook("index") as hook:
         transport = hook.get_conn().get_transport()

@@ -141,6 +141,15 @@ def test_an_end_line_makes_the_index_complete_and_its_counts_are_of_lines(tmp_pa
     assert (tmp_path / "again").read_bytes() == (tmp_path / "canonical").read_bytes()
 
 
+def test_remarks_of_an_unsorted_index_are_kept(tmp_path: Path) -> None:
+    """As the shell's indexer writes it when a name must be escaped."""
+    lines = b"%s  /b\n%s  /a\n# mdbackup unreadable /p\n# mdbackup rotten /a\n" % (EMPTY, EMPTY)
+    summary, _ = read(tmp_path, lines + b"# mdbackup end format=1 files=2 unreadable=1\n")
+    assert (summary.files, summary.unreadable, summary.rotten) == (2, 1, 1)
+    assert list(read_remarks(tmp_path / "canonical", Remark.UNREADABLE)) == [b"/p"]
+    assert list(read_remarks(tmp_path / "canonical", Remark.ROTTEN)) == [b"/a"]
+
+
 def test_the_root_itself_may_be_unreadable(tmp_path: Path) -> None:
     """A provider that can read nothing at all says so with the path /."""
     read(tmp_path, b"# mdbackup unreadable /\n# mdbackup end format=1 files=0 unreadable=1\n")
