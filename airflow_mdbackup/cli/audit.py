@@ -10,22 +10,20 @@ from contextlib import contextmanager, redirect_stdout
 
 from airflow_mdbackup.account.audit import audit
 from airflow_mdbackup.account.findings import as_json, show
-from airflow_mdbackup.config import Provider, load, providers_file
-from airflow_mdbackup.config.problem import quoted
+from airflow_mdbackup.cli.providers import find_provider
 from airflow_mdbackup.scheme.errors import BackupError
 
-TIGHT, LOOSER, USAGE, UNREACHED = 0, 1, 2, 3
+TIGHT, LOOSER, UNREACHED = 0, 1, 3
 
 
 def run(args: argparse.Namespace) -> int:
     """Print what an audit of ``args.provider`` found, as a table or, for ``args.format`` ``json``, as JSON.
 
-    :returns: 0: all is tight; 1: something is looser than it should be, or could not be judged; 2: there is
-        no such provider, or it is not configured validly; 3: an account cannot be reached, or is refused.
+    :returns: 0: all is tight; 1: something is looser than it should be, or could not be judged; 3: an account
+        cannot be reached, or is refused.
+    :raises UsageError: there is no such provider, or it is not configured validly.
     """
-    provider = _provider(args.provider)
-    if provider is None:
-        return USAGE
+    provider = find_provider(args.provider)
     try:
         with _as_a_command():
             found = audit(
@@ -61,20 +59,3 @@ def _as_a_command() -> Iterator[None]:
     finally:
         if before is None:
             del os.environ[context]
-
-
-def _provider(name: str) -> Provider | None:
-    """Return the provider of that name, or say what is wrong and return None."""
-    file = providers_file()
-    configuration = load(file)
-    for provider in configuration.providers:
-        if provider.name == name:
-            return provider
-    # Without a provider, a problem concerns a whole file, and maybe this one is in it.
-    for problem in configuration.problems:
-        if problem.provider in (name, None):
-            print(problem, file=sys.stderr)
-    if not any(problem.provider == name for problem in configuration.problems):
-        known = ", ".join(provider.name for provider in configuration.providers) or "none"
-        print(f"{file}: there is no provider {quoted(name)}; valid are: {known}", file=sys.stderr)
-    return None

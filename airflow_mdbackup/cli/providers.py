@@ -33,8 +33,8 @@ def find_provider(name: str) -> Provider:
         raise UsageError("\n- ".join(["the configuration has to be corrected first:", *problems]))
     known = ", ".join(provider.name for provider in configuration.providers) or "none"
     raise UsageError(
-        f"there is no provider {name!r} in {file} (there: {known}). Write it first; sftp_conn_id, source and"
-        " dest are enough, and the connection need not exist yet."
+        f"there is no provider {name!r} in {file} (there: {known}). Write it first: `sftp_conn_id`, `source` "
+        "and `dest` are enough."
     )
 
 

@@ -23,6 +23,7 @@ import pytest
 from airflow.sdk.exceptions import AirflowFailException
 
 from airflow_mdbackup.cli.audit import run
+from airflow_mdbackup.cli.commands import main
 from airflow_mdbackup.operators import AuditProvider
 from demo.sshd import STRICT_SFTP_OPTIONS, ProviderServer, _namespaces_allowed
 
@@ -501,7 +502,7 @@ def test_server_that_known_hosts_has_is_pinned(
         (
             "mail",
             "providers: {web: {sftp_conn_id: a, source: /b, dest: /d}}",
-            "there is no provider `mail`; valid",
+            "there is no provider 'mail' in ",
         ),
         ("web", "providers: {web: {sftp_conn_id: a, source: b, dest: /d}}", "source"),
         ("web", "providers: [", "providers.yaml"),
@@ -519,7 +520,7 @@ def test_provider_that_is_not_configured_is_a_mistake_of_usage(
     file = tmp_path / "providers.yaml"
     file.write_text(content)
     monkeypatch.setenv("AIRFLOW__MDBACKUP__PROVIDERS_FILE", str(file))
-    assert run(argparse.Namespace(provider=name, format="text")) == 2
+    assert main(["audit", name]) == 2
     output = capsys.readouterr()
     assert output.out == ""
     assert told in output.err
