@@ -13,11 +13,12 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
 from airflow_mdbackup.config.problem import Problem, as_text, explain, quoted, unknown_key
-from airflow_mdbackup.config.provider import Guard, Provider, check_name, is_reserved
+from airflow_mdbackup.config.provider import Provider, check_name, is_reserved
 from airflow_mdbackup.config.values import seen
 from airflow_mdbackup.config.yaml_file import Definition, read
 
@@ -170,7 +171,8 @@ def _judge(definition: Definition) -> Provider | list[Problem]:
             if path == ["name"] or (wrong["type"] == "too_short" and wrong["input"]):
                 continue
             where = "defaults." if path[0] in values and path[0] not in keys else ""
-            fields = Provider.model_fields if len(path) == 1 else Guard.model_fields
+            mapping: Any = Provider if len(path) == 1 else Provider.model_fields[path[0]].annotation
+            fields = mapping.model_fields
             problems.append(problem(where + ".".join(path), explain(wrong, path[-1], fields)))
         return list(dict.fromkeys(problems))
     return problems or provider

@@ -119,6 +119,22 @@ providers:
     assert (b.guard.share, b.guard.number, b.guard.above) == (0.5, 7, 100)
 
 
+def test_indexer_is_asked_for_what_the_configuration_says(read):
+    """The share of files that are hashed again becomes words, or percent."""
+    plain = one(read(f"providers: {{web: {{{MINIMAL}}}}}"))
+    assert plain.deferrable is None
+    unset = {"jobs": None, "nice": 10, "limit": None, "rehash": "changed", "one_file_system": False}
+    assert plain.indexer.options() == unset
+    keys = "deferrable: true, indexer: {jobs: 2, nice: 19, limit: 50MB, rehash: 1%, one_file_system: true}"
+    full = one(read(f"providers: {{web: {{{MINIMAL}, {keys}}}}}"))
+    assert full.deferrable is True
+    assert full.indexer.options() == {
+        **{"jobs": 2, "nice": 19, "limit": 50_000_000, "rehash": 1.0, "one_file_system": True}
+    }
+    everything = one(read(f"providers: {{web: {{{MINIMAL}, indexer: {{rehash: 100%}}}}}}"))
+    assert everything.indexer.options()["rehash"] == "all"
+
+
 def test_anchors_and_merge_keys_of_yaml_work(read):
     """A key that overrides one that `<<` brings is not a key given twice."""
     configuration = read("""
@@ -328,6 +344,12 @@ def test_chroot_is_required_with_an_index_account_and_told_beside_other_problems
         ),
         ("retries: true", "retries", "must be a whole number, but is the boolean true"),
         ("shards: 2.0", "shards", "must be a whole number, but is the number 2.0"),
+        ("indexer: {limit: 50}", "indexer.limit", "must be a rate, but YAML reads the number 50"),
+        ("indexer: {jobs: 0}", "indexer.jobs", "1"),
+        ("indexer: {nice: 20}", "indexer.nice", "19"),
+        ("indexer: {rehash: 120%}", "indexer.rehash", "is no share"),
+        ("indexer: {job: 1}", "indexer.job", "is not a key; did you mean `jobs`?"),
+        ("deferrable: 1", "deferrable", "true"),
         ("on_guard: off", "on_guard", "must be 'fail' or 'approve', but is the boolean false"),
     ],
 )

@@ -38,6 +38,9 @@ FULL = """
     tags: [production]
     retries: 7
     schedule: 0 3 * * *
+    exclude: ["*.tmp"]
+    deferrable: true
+    indexer: {{jobs: 2, rehash: 1%}}
 """
 
 
@@ -76,6 +79,15 @@ def test_dag_with_everything_has_build_and_approval_and_the_settings_of_its_prov
         retries = 0 if task.task_id == "approve" else 7
         assert (task.queue, task.pool, task.retries) == ("b", "disks", retries), task.task_id
         assert task.max_active_tis_per_dag == (4 if task.task_id == "pull_changed" else 1)
+
+
+def test_build_task_asks_for_what_the_configuration_says(tmp_path: Path) -> None:
+    """Also for what need not be hashed, and where it is waited for."""
+    build = dags(tmp_path, FULL)["mdbackup_full"].get_task("build_provider_index")
+    assert (build.exclude, build.deferrable) == (["*.tmp"], True)
+    assert (build.indexer["jobs"], build.indexer["rehash"], build.indexer["nice"]) == (2, 1.0, 10)
+    other = dags(tmp_path, FULL.replace("    deferrable: true\n", ""))["mdbackup_full"]
+    assert other.get_task("build_provider_index").deferrable is False
 
 
 def test_only_the_join_after_the_shards_has_a_trigger_rule_of_its_own(tmp_path: Path) -> None:

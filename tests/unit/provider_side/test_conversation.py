@@ -1,0 +1,103 @@
+"""What B says to an indexer, without a connection; the other side is hostile, or a login shell that talks."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from airflow_mdbackup.provider_side import (
+    NO_PYTHON,
+    Done,
+    IndexRequest,
+    python_command,
+    python_input,
+    read_request,
+    request_line,
+    shell_command,
+    shell_input,
+)
+from airflow_mdbackup.provider_side.conversation import Conversation
+from airflow_mdbackup.scheme.errors import AccessRefused, NotOnProvider
+
+REQUEST = IndexRequest(
+    b"/home/\xff",
+    (b"/a b", b"/\xe4"),
+    b"/.mdbackup/index.md5",
+    id="run 1",
+    exclude=("*.tmp", "ä"),
+    rehash=1.5,
+)
+DONE = b"mdbackup done files=3 bytes=4 hashed=2 unreadable=1 rotten=0 seconds=5.0\n"
+
+
+@pytest.fixture
+def conversation() -> Conversation:
+    return Conversation(REQUEST, "connection index", logging.getLogger("test"))
+
+
+def test_request_survives_the_journey_through_the_database() -> None:
+    assert read_request(request_line(REQUEST).decode()) == REQUEST
+
+
+def test_shell_account_gets_the_program_and_a_forced_command_the_request_only() -> None:
+    for wants, answer in ((b"program", python_input(REQUEST)), (b"request", request_line(REQUEST))):
+        told = Conversation(REQUEST, "connection index", logging.getLogger("test"))
+        assert (told.command, told.opening, told.begun) == (python_command(), b"", False)
+        assert told.hear(b"Welcome to A!\r\nmdbackup ready ") == b""
+        assert told.hear(wants + b"\r\n") == answer and told.begun
+        told.hear(DONE)
+        assert told.ends(3)
+        assert told.result() == Done(3, 4, 2, 1, 0, 5.0)
+
+
+def test_request_is_made_once_however_often_it_is_asked_for(conversation: Conversation) -> None:
+    ready = b"mdbackup ready request\n"
+    assert conversation.hear(ready * 3) == request_line(REQUEST)
+    assert conversation.hear(b"mdbackup ready program\n") == b""
+
+
+def test_without_python_the_shell_is_tried_once(conversation: Conversation) -> None:
+    assert not conversation.ends(NO_PYTHON)
+    assert (conversation.command, conversation.opening) == (shell_command(), shell_input(REQUEST))
+    assert conversation.ends(NO_PYTHON)
+    with pytest.raises(AccessRefused, match=r"did not run the indexer \(exit status 127\): no output"):
+        conversation.result()
+
+
+def test_report_that_comes_byte_by_byte_and_without_its_last_line_end_is_understood(
+    conversation: Conversation,
+) -> None:
+    for byte in b"mdbackup ready request\n" + DONE[:-1]:
+        conversation.hear(bytes([byte]))
+    assert conversation.ends(3)
+    assert conversation.result().files == 3
+
+
+def test_line_without_end_takes_no_memory(conversation: Conversation) -> None:
+    for _ in range(100):
+        assert conversation.hear(b"x" * 65536) == b""
+    assert len(conversation._rest) <= 8192
+
+
+def test_words_of_the_other_side_act_on_no_terminal_and_are_shown_in_part(
+    conversation: Conversation, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    conversation.hear(b"\x1b]0;owned\x07\n" * 1000)
+    conversation.hear(b"mdbackup unreadable /\\x1b[2J: no\n" * 1000)
+    assert 0 < len(caplog.messages) <= 100
+    assert all(message.isprintable() for message in caplog.messages)
+    conversation.ends(1)
+    with pytest.raises(AccessRefused, match="owned") as told:
+        conversation.result()
+    assert str(told.value).isprintable() and len(str(told.value)) < 1000
+
+
+def test_error_of_the_provider_is_told_with_what_to_check(conversation: Conversation) -> None:
+    conversation.hear(b"mdbackup ready request\nmdbackup error the disk is full.\n")
+    assert conversation.ends(1)
+    with pytest.raises(
+        NotOnProvider, match=r"was not built: the disk is full\. The old index, if any, is unch"
+    ):
+        conversation.result()
