@@ -29,7 +29,9 @@ is to be trusted once a second build has found the file unchanged, and hashed it
 is rotten: its line keeps the md5 of when it was sound, and a comment in the index names it. It is hashed in
 each build from then on, until its times move (``touch`` it to say that it is right as it is) or it is sound
 again. What is written through mmap may move the times later than the content: a file that was touched in the
-minute before it was hashed is therefore never called rotten, only changed.
+minute before it was hashed is therefore never called rotten, only changed. A rotten file is remembered also
+when a build cannot read it, or does not come by it; and a filesystem of which nothing but the number changed
+is the same.
 
 **Memory** is bounded by the largest directory. Files of 32 MiB and more are hashed one by one, and their
 lines are filled in afterwards, so that they hold up nothing else.
@@ -863,13 +865,16 @@ YOUNG = 0x79  # 'y', but mmap may have changed it since without a trace
 RACY = 0x72  # 'r', hashed too soon after it was touched
 ROTTEN = 0x58  # 'X'
 VALUE_BYTES = 33
-CACHE_END = b"mdbackup cache end format=1 ended=%019d position=%010d crc=%010d\n"
-CACHE_END_BYTES = len(CACHE_END % (0, 0, 0))
+CACHE_END = b"mdbackup cache end format=1 ended=%019d position=%010d rotten=%010d crc=%010d\n"
+CACHE_END_BYTES = len(CACHE_END % (0, 0, 0, 0))
 
 
-def cache_end(ended: int, position: int, crc: int) -> bytes:
-    """Give the last line of a cache; `ended` is Unix nanoseconds, `position` of the rolling re-hash."""
-    return CACHE_END % (ended, position, crc)
+def cache_end(ended: int, position: int, rotten: int, crc: int) -> bytes:
+    """Give the last line of a cache; `ended` is Unix nanoseconds, `position` of the rolling re-hash.
+
+    `rotten` is how many bytes before it have the records of rotten files once more.
+    """
+    return CACHE_END % (ended, position, rotten, crc)
 
 
 def checksum(descriptor: int, length: int) -> int:
@@ -887,9 +892,11 @@ def checksum(descriptor: int, length: int) -> int:
 class Cache:
     """The records of the last build, read along with the walk, which goes in the same order."""
 
-    def __init__(self, descriptor: int, length: int, ended: int, position: int) -> None:
+    def __init__(self, descriptor: int, length: int, ended: int, position: int, rotten: int) -> None:
         self.ended = ended
         self.position = position
+        length -= rotten
+        self.rotten = {path_of(record): record for record in records_in(os.pread(descriptor, rotten, length))}
         self._descriptor = descriptor
         self._offset = 0  # of what comes after `_data`
         self._length = length
@@ -919,6 +926,21 @@ class Cache:
             self._refill()
         return value
 
+    def renumbered(self, wanted: bytes) -> bytes:
+        """Give trust and md5 of the record that `take` has just not found, if it differs by its device only.
+
+        Some filesystems get another number at each start of the server. Such a record does not spare the
+        hashing, but tells rot from a change.
+        """
+        data, at, end = self._data, self._at, self._at + len(wanted)
+        of_device = STATUS.size - 8
+        if (
+            data[at + STATUS.size : end] == wanted[STATUS.size :]
+            and data[at : at + of_device] == wanted[:of_device]
+        ):
+            return data[end : end + VALUE_BYTES]
+        return b""
+
     def _search(self, wanted: bytes) -> bool:
         """Go to the path, or where it would be; tell whether its record is the wanted one."""
         path = wanted[STATUS.size : -1]
@@ -936,6 +958,20 @@ class Cache:
         return False
 
 
+def records_in(data: bytes) -> Iterator[bytes]:
+    """Yield the records that follow one another."""
+    at = 0
+    while at < len(data):
+        end = data.index(b"\0", at + STATUS.size) + 1 + VALUE_BYTES
+        yield data[at:end]
+        at = end
+
+
+def path_of(record: bytes) -> bytes:
+    """Give the path in a record."""
+    return record[STATUS.size : -1 - VALUE_BYTES]
+
+
 def open_cache(place: Place, report: Report) -> Optional[Cache]:
     """Open the cache of the last build if it is there and whole."""
     try:
@@ -950,10 +986,13 @@ def open_cache(place: Place, report: Report) -> Optional[Cache]:
     if not stat.S_ISREG(status.st_mode) or status.st_uid not in (0, os.geteuid()) or status.st_mode & 0o022:
         report.note("the cache is not used, everything is hashed: others can write it, or it is no file")
     else:
-        pattern = rb"mdbackup cache end format=1 ended=([0-9]{19}) position=([0-9]{10}) crc=([0-9]{10})\n"
+        pattern = (
+            rb"mdbackup cache end format=1 ended=([0-9]{19}) position=([0-9]{10}) rotten=([0-9]{10})"
+            rb" crc=([0-9]{10})\n"
+        )
         end = re.fullmatch(pattern, os.pread(descriptor, CACHE_END_BYTES, max(0, length)))
-        if length >= 0 and end and checksum(descriptor, length) == int(end[3]):
-            return Cache(descriptor, length, int(end[1]), int(end[2]))
+        if length >= 0 and end and checksum(descriptor, length) == int(end[4]):
+            return Cache(descriptor, length, int(end[1]), int(end[2]), int(end[3]))
         report.note("the cache is not used, everything is hashed: it is damaged or of another format")
     os.close(descriptor)
     return None
@@ -1012,7 +1051,7 @@ class Answer(NamedTuple):
     lines: List[bytes]
     records: List[bytes]
     refused: List[Tuple[bytes, str]]  # path, why
-    rotten: List[bytes]
+    rotten: List[bytes]  # their records
     big: List[Tuple[int, bytes, bytes]]  # left for a job of its own: which of the names, path, known
     size: int = 0
     hashed: int = 0
@@ -1061,7 +1100,7 @@ class Hasher:
                     size_of_all += size
                     hashed_files += 1
                     if value[0] == ROTTEN:
-                        answer.rotten.append(path)
+                        answer.rotten.append(record)
             except Unsteady:
                 answer.refused.append((path, "changed while being read"))
             except OSError as error:
@@ -1535,14 +1574,16 @@ class Output:
                 for big in self._waiting:
                     os.pwrite(self._cache.fileno(), big.record, big.record_at)
 
-    def put_in_place(self, position: int) -> None:
-        """Rename the index into place, and then the cache."""
+    def put_in_place(self, position: int, rotten: bytes) -> None:
+        """Rename the index into place, and then the cache, with the records of rotten files."""
         self._place.rename(self.temporary[0])
         self._index.close()
         if self._cache is not None:
             with self._cache_may_fail():
-                crc = checksum(self._cache.fileno(), self._cache_at)
-                self._cache.write(cache_end(time_ns(), position, crc))
+                self._cache.write(rotten)
+                self._cache.flush()
+                crc = checksum(self._cache.fileno(), self._cache_at + len(rotten))
+                self._cache.write(cache_end(time_ns(), position, len(rotten), crc))
                 self._cache.flush()
                 os.fsync(self._cache.fileno())
                 self._place.rename(self.temporary[1], "cache")
@@ -1598,6 +1639,9 @@ class Builder:
         self._report = report
         self._excluded = Excluded(request.exclude)
         self._cache = open_cache(place, report)
+        # Rotten files by path. Those that a build cannot read, or does not come by, are remembered.
+        self._in_doubt: Dict[bytes, bytes] = {}  # of them, those that are being hashed again
+        self._rotten = dict(self._cache.rotten) if self._cache is not None else {}  # type: Dict[bytes, bytes]
         self._window: Deque[Batch] = collections.deque()
         self._window_lines = 0
         self._batch = Batch()
@@ -1636,7 +1680,7 @@ class Builder:
                 % (FORMAT, report.files, len(report.unreadable), report.bytes),
             )
             watch.end()
-            output.put_in_place(self._position)
+            output.put_in_place(self._position, b"".join(self._rotten[path] for path in sorted(self._rotten)))
         finally:
             watch.end()
             self._crew.end()
@@ -1833,6 +1877,10 @@ class Builder:
                             first = True
                         continue
                     known = wanted[: STATUS.size] + value
+                else:
+                    known = self._known_of_old(path, wanted)
+                if path in self._rotten:
+                    self._in_doubt[path] = self._rotten.pop(path)
             if first:
                 batch.names.append(folder)
                 first = False
@@ -1845,6 +1893,15 @@ class Builder:
                 batch = self._close_batch()
                 first = True
         return b""
+
+    def _known_of_old(self, path: bytes, wanted: bytes) -> bytes:
+        """Give what is known of a file that the cache does not have as it is: status, trust, md5."""
+        assert self._cache is not None
+        value = self._cache.renumbered(wanted)
+        record = self._rotten.get(path)
+        if not value and record is not None and record[: STATUS.size - 8] == wanted[: STATUS.size - 8]:
+            value = record[-VALUE_BYTES:]
+        return wanted[: STATUS.size] + value if value else b""
 
     def _close_batch(self) -> Batch:
         """Hand on what has been collected, and begin anew."""
@@ -1875,10 +1932,14 @@ class Builder:
             report.hashed += answer.hashed
             report.bytes += answer.size
             for path, why in answer.refused:
+                if path in self._in_doubt:
+                    self._rotten[path] = self._in_doubt[path]
                 if not self._excluded.file(path):
                     report.refuse(path, why)
-            for path in answer.rotten:
+            for record in answer.rotten:
+                path = path_of(record)
                 report.rot(path)
+                self._rotten[path] = record
             if isinstance(work, Big):
                 work.line = answer.lines[0]
                 work.record = answer.records[0] or work.record

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -50,16 +51,29 @@ def rot(path: bytes, content: bytes) -> None:
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
-def adopt_status(chroot: bytes, path: bytes) -> None:
-    """Give the record of a file in the cache the file's status of now, as if it had never changed."""
+def edit_cache(chroot: bytes, path: bytes, edit: Callable[[bytes], bytes]) -> None:
+    """Change the status in the record of a file, and have the cache look whole."""
     name = os.fsdecode(chroot + CACHE)
     data = bytearray(Path(name).read_bytes())
-    at = data.index(path + b"\0")
-    data[at - indexer.STATUS.size : at] = indexer.status_of(os.lstat(chroot + path))
     length = len(data) - indexer.CACHE_END_BYTES
-    ended, position = (int(part.split(b"=")[1]) for part in bytes(data[length:]).split()[4:6])
+    ended, position, rotten = (int(part.split(b"=")[1]) for part in bytes(data[length:]).split()[4:7])
+    end = 0
+    while (end := data.find(path + b"\0", end)) >= 0:  # of a rotten file there are two
+        status = slice(end - indexer.STATUS.size, end)
+        data[status] = edit(bytes(data[status]))
+        end += 1
     body = bytes(data[:length])
-    Path(name).write_bytes(body + indexer.cache_end(ended, position, indexer.zlib.crc32(body)))
+    Path(name).write_bytes(body + indexer.cache_end(ended, position, rotten, indexer.zlib.crc32(body)))
+
+
+def adopt_status(chroot: bytes, path: bytes) -> None:
+    """Give the record of a file in the cache the file's status of now, as if it had never changed."""
+    edit_cache(chroot, path, lambda _: indexer.status_of(os.lstat(chroot + path)))
+
+
+def renumber_device(chroot: bytes, path: bytes) -> None:
+    """Give the record another device, as if the filesystem had had another number before a restart."""
+    edit_cache(chroot, path, lambda status: status[:-1] + bytes([status[-1] ^ 1]))
 
 
 def test_second_build_hashes_only_what_changed(chroot):
@@ -276,6 +290,63 @@ def test_rotten_file_is_named_and_keeps_the_md5_of_when_it_was_sound(chroot):
     assert done(build(chroot)).hashed == 0
 
 
+def make_rotten(chroot: bytes) -> bytes:
+    """Have a file rot, and a build find that; return its path."""
+    path = chroot + b"/backups/d/file"
+    write(path, b"sound")
+    write(chroot + b"/backups/other")
+    build(chroot)
+    rot(path, b"r0tt!")
+    adopt_status(chroot, b"/backups/d/file")
+    assert build(chroot, b"--rehash", b"all").status == 3
+    return path
+
+
+@pytest.mark.parametrize("away", ["moved", "unreadable", "read error", "renumbered"])
+def test_rotten_file_stays_so_when_a_build_could_not_see_it(chroot, away):
+    """Else what it has now would be taken for a change, and the good copy would go."""
+    path = make_rotten(chroot)
+    folder = os.path.dirname(path)
+    if away == "moved":
+        os.rename(folder, chroot + b"/aside")
+        assert done(build(chroot)).rotten == 0
+        os.rename(chroot + b"/aside", folder)
+    elif away == "unreadable":
+        failing = """
+def fail(self, stack, name, device):
+    self._refuse(stack[-1].path + name, PermissionError(13, 'Permission denied'))
+indexer.Builder._below = fail
+"""
+        assert done(build(chroot, patch=f"{LATER.format(100)}\n{failing}")).unreadable == 1
+    elif away == "read error":
+        failing = "def fail(*_): raise OSError(5, 'Input/output error')\nindexer.Hasher._content = fail"
+        assert done(build(chroot, patch=f"{LATER.format(100)}\n{failing}")).unreadable == 1
+    else:
+        renumber_device(chroot, b"/backups/d/file")
+    for _ in range(2):
+        run = build(chroot)
+        assert (run.status, done(run).rotten) == (3, 1)
+        assert read_index(chroot)[0][b"/backups/d/file"] == md5(b"sound")
+    write(path, b"sound")
+    adopt_status(chroot, b"/backups/d/file")
+    assert build(chroot).status == 0
+    os.utime(path)
+    assert build(chroot).status == 0
+
+
+def test_rot_is_found_also_when_the_filesystem_has_another_number(chroot):
+    """As after a restart of the server: then everything is hashed again, and what it had is still known."""
+    path = chroot + b"/backups/file"
+    write(path, b"sound")
+    build(chroot)
+    rot(path, b"r0tt!")
+    adopt_status(chroot, b"/backups/file")
+    renumber_device(chroot, b"/backups/file")
+    run = build(chroot)
+    assert (run.status, done(run).rotten, done(run).hashed) == (3, 1, 1)
+    assert read_index(chroot)[0] == {b"/backups/file": md5(b"sound")}
+
+
 def test_touch_says_that_a_rotten_file_is_right_as_it_is(chroot):
     """Its times have moved, so it is an ordinary changed file."""
     path = chroot + b"/backups/file"
@@ -375,7 +446,7 @@ def test_cache_that_was_cut_short_while_it_is_read_makes_no_wrong_line(chroot):
     for data in (b"", b"x" * 39, bytes(40) + b"/a", bytes(40) + b"/a\0s"):
         Path(cache_file).write_bytes(data)
         descriptor = os.open(cache_file, os.O_RDONLY)
-        cache = indexer.Cache(descriptor, len(data), 0, 0)
+        cache = indexer.Cache(descriptor, len(data), 0, 0, 0)
         value = cache.take(bytes(40) + b"/b\0")
         assert value is None
         os.close(descriptor)
