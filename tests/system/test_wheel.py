@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import venv
@@ -22,11 +23,11 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_wheel_has_all_modules_and_the_shell_indexer_and_nothing_else(wheel: Path) -> None:
+def test_wheel_has_all_modules_programs_and_templates_and_nothing_else(wheel: Path) -> None:
     """What is missing in the wheel is missing on the user's machine."""
     packed = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     source = (PROJECT / "airflow_mdbackup").rglob("*")
-    wanted = {str(p.relative_to(PROJECT)) for p in source if p.suffix in (".py", ".sh", ".typed")}
+    wanted = {str(p.relative_to(PROJECT)) for p in source if p.suffix in (".py", ".sh", ".j2", ".typed")}
     assert packed == wanted
 
 
@@ -46,3 +47,12 @@ def test_wheel_in_an_empty_environment_is_found_by_airflow(wheel: Path, tmp_path
         [airflow_program, "providers", "get", "airflow-mdbackup"], capture_output=True, text=True, check=True
     )
     assert "mdbackup" in got.stdout
+    (tmp_path / "providers.yaml").write_text(
+        f"providers: {{web: {{sftp_conn_id: web, source: /b, dest: {tmp_path}/dest}}}}"
+    )
+    options = ["mdbackup", "provision", "web", "--bind", "/srv/www:/b", "--keys", str(tmp_path / "keys")]
+    environment = os.environ | {"AIRFLOW__MDBACKUP__PROVIDERS_FILE": str(tmp_path / "providers.yaml")}
+    printed = subprocess.run(
+        [airflow_program, *options], capture_output=True, text=True, check=True, env=environment
+    )
+    assert printed.stdout.startswith("#!/bin/sh\n")
