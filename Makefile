@@ -41,6 +41,10 @@ test-integration: venv system-packages ## Run the tests against a real SSH serve
 test-system: venv system-packages ## Run the tests with a real Airflow scheduler
 	$(BIN)/python -m pytest tests/system
 
+.PHONY: torture
+torture: venv system-packages ## Run the long forms of the tests of docs/guarantees.md, and count what they tried
+	MDBACKUP_TORTURE=long $(BIN)/python -m pytest -m guarantee -p no:cacheprovider tests
+
 .PHONY: lint
 lint: venv ## Check style and types
 	$(BIN)/ruff check .

@@ -1,4 +1,7 @@
-"""What all tests share: an Airflow home of their own, hypothesis within bounds, and one real SSH server."""
+"""What all tests share: an Airflow home of their own, hypothesis within bounds, and one real SSH server.
+
+Also the count of what the tests of the guarantees have tried (see `tests/torture.py`).
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,8 @@ import hypothesis
 import pytest
 
 from demo.sshd import ProviderServer
+
+from .torture import Cases, Report
 
 # Airflow makes its home when it is first imported: not in the home of whoever runs the tests.
 _airflow_home = tempfile.TemporaryDirectory(prefix="airflow-home-")
@@ -41,3 +46,26 @@ def provider(provider_server: ProviderServer) -> ProviderServer:
     """The shared SSH server with nothing in its tree but an empty /.mdbackup."""
     provider_server.empty_tree()
     return provider_server
+
+
+# --- the guarantees ---------------------------------------------------------------------------------
+
+_report = Report()
+
+
+@pytest.fixture
+def cases(request: pytest.FixtureRequest) -> Iterator[Cases]:
+    """Where a test of a guarantee, marked with its section, tells of the cases that it has tried."""
+    marker = request.node.get_closest_marker("guarantee")
+    counted = Cases()
+    failed_before = request.session.testsfailed
+    yield counted
+    _report.add(marker.args[0], counted, passed=request.session.testsfailed == failed_before)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print what was tried, and what was lost."""
+    if _report.tried:
+        terminalreporter.section("guarantees")
+        for line in _report.lines():
+            terminalreporter.write_line(line)
