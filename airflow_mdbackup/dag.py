@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from airflow.providers.standard.operators.empty import EmptyOperator
-from airflow.sdk import DAG, TriggerRule
+from airflow.sdk import DAG, Param, TriggerRule
 
 from airflow_mdbackup.assets import provider_asset
 from airflow_mdbackup.config import Problem, Provider, load, providers_file
@@ -35,6 +35,7 @@ from airflow_mdbackup.operators import (
     FetchIndex,
     PullChanged,
 )
+from airflow_mdbackup.operators.diff_indexes import OVERRIDE_GUARD
 from airflow_mdbackup.operators.invalid_configuration import InvalidConfiguration
 from airflow_mdbackup.scheme.diff import Limits
 
@@ -43,6 +44,12 @@ log = logging.getLogger(__name__)
 # Naive, so that Airflow reads it, and with it every cron expression, in its own default time zone.
 _START = datetime(2020, 1, 1)
 _APPROVAL = timedelta(hours=24)
+_OVERRIDE = Param(
+    False,
+    type="boolean",
+    title="Override the guard",
+    description="I have looked: back up this once, though much is gone or changed on the provider.",
+)
 _JOIN_DOC = "Does nothing, and is always green: it lets the commit follow however the shards ended."
 
 
@@ -73,6 +80,7 @@ def provider_dag(provider: Provider) -> DAG:
         max_active_runs=1,
         tags={"mdbackup", *provider.tags},
         default_args=_task_defaults(provider),
+        params={OVERRIDE_GUARD: _OVERRIDE},
     ) as dag:
         fetch = FetchIndex(
             task_id="fetch_index",
@@ -193,4 +201,4 @@ def _guard_text(provider: Provider) -> str:
     guard = provider.guard
     limits = f"{guard.share:.0%}" + (f" or {guard.number}" if guard.number is not None else "")
     does = "the run fails" if provider.on_guard == "fail" else "a person is asked"
-    return f"over {limits} of more than {guard.above} entries gone or changed: {does}"
+    return f"over {limits} of more than {guard.above} entries gone or changed: {does}; a run started by hand can override it"

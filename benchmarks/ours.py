@@ -161,7 +161,7 @@ def _operators(request: Request) -> dict[str, list[Any]]:
 
 def _execute(operators: Sequence[Any], run_id: str) -> None:
     dag_run = SimpleNamespace(dag_id="bench", run_id=run_id, start_date=None)
-    context = {"run_id": run_id, "ti": TaskInstance(), "dag_run": dag_run}
+    context = {"run_id": run_id, "ti": TaskInstance(), "dag_run": dag_run, "params": {}}
     if len(operators) == 1:
         operators[0].execute(context)
         return

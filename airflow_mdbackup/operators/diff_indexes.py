@@ -12,12 +12,16 @@ if TYPE_CHECKING:
     from airflow.sdk import Context
 
 
+OVERRIDE_GUARD = "override_guard"
+"""The DAG parameter that says, for one run, that a person has looked."""
+
+
 class DiffIndexes(BackupOperator):
     """Compare the provider index with the consumer index and write the plan.
 
     Returns the shards of the plan, at least one, each ``{"shard": number, "files": count}``: what
     ``PullChanged.expand(shard=...)`` takes. The XCom ``plan`` has the counts, and ``guard`` the reasons for
-    which a person should look first.
+    which a person should look first; none if the run's parameter ``override_guard`` says that one has looked.
 
     :param provider: the provider's name.
     :param dest: absolute path of its backup on the worker.
@@ -52,6 +56,7 @@ class DiffIndexes(BackupOperator):
 
     def execute(self, context: Context) -> list[dict[str, int]]:
         mirror, run = self.run_of(context)
+        overridden = self._overridden(context)
         plan = make_plan(
             mirror,
             run,
@@ -60,12 +65,23 @@ class DiffIndexes(BackupOperator):
             shards=self.shards,
             limits=self.limits,
             allow_empty=self.allow_empty,
-            may_trip=self.on_guard == "approve",
+            may_trip=overridden or self.on_guard == "approve",
         )
         self._tell(plan)
+        if plan.guard and overridden:
+            self.log.warning("override_guard: this run goes on all the same")
         context["ti"].xcom_push(key="plan", value=_counts(plan))
-        context["ti"].xcom_push(key="guard", value=plan.guard)
+        context["ti"].xcom_push(key="guard", value=[] if overridden else plan.guard)
         return [{"shard": shard, "files": files} for shard, files in enumerate(plan.shards)]
+
+    def _overridden(self, context: Context) -> bool:
+        """Whether a person who started this run has said that the guard is to be overridden."""
+        if not context["params"].get(OVERRIDE_GUARD):
+            return False
+        if context["dag_run"].run_type == "manual":
+            return True
+        self.log.warning("override_guard is for runs that are started by hand: the guard is on")
+        return False
 
     def _tell(self, plan: Plan) -> None:
         if plan.unreadable:

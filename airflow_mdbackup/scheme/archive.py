@@ -84,9 +84,14 @@ def archive(mirror: Mirror, run: Run) -> ArchiveSummary:
     :raises ConsumerIndexDamaged: a commit was cut off, and the consumer index was damaged since.
     :raises DestinationFull: there is no room for versions, where they have to be copies.
     """
-    plan = read_plan(run)
     summary = ArchiveSummary()
-    with told_if_full(mirror), mirror.lock(f"archive_old of {run.run_id}"), mirror.tree() as tree:
+    with (
+        told_if_full(mirror),
+        run.lock("archive_old", mirror.provider),
+        mirror.lock(f"archive_old of {run.run_id}"),
+        mirror.tree() as tree,
+    ):
+        plan = read_plan(run)
         # A history written ahead names versions that must not be taken back before it is carried out.
         settle(mirror, run.folder / "consumer.md5")
         archiver = Archiver(run, tree, stamp_of(mirror, run))

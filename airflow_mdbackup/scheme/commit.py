@@ -132,14 +132,15 @@ def commit(mirror: Mirror, run: Run) -> CommitSummary:
     :raises DestinationFull: there is no room for copies, or for the index; a retry goes on from there.
     """
     started = time.monotonic()
-    plan = read_plan(run)
-    order = str(read_header(run.state)["order"])
     with (
         told_if_full(mirror),
+        run.lock("commit_backup", mirror.provider),
         mirror.lock(f"commit_backup of {run.run_id}"),
         mirror.tree() as tree,
         mirror.open_staging() as staging,
     ):
+        plan = read_plan(run)
+        order = str(read_header(run.state)["order"])
         settle(mirror, run.folder / "consumer.md5")
         summary = CommitSummary()
         status = mirror.read_status()

@@ -131,49 +131,54 @@ def make_plan(
 
     :param source: the paths that the provider is configured to index.
     :param exclude: gitignore patterns, against paths without their leading slash.
-    :param may_trip: write the plan although the guard trips, because a person will be asked.
+    :param may_trip: write the plan although the guard trips, because a person decides.
     :raises IndexRefused: the provider index is not what FetchIndex left, or has a reserved name.
     :raises GuardTripped: see ``limits``; nothing was changed.
     :raises ConsumerIndexDamaged: the consumer index cannot be read.
+    :raises DestinationBusy: an earlier try of this run, or another run, does not end.
+    :raises RunIncomplete: the run has no provider index.
     """
-    run.plan.unlink(missing_ok=True)
-    state = run.require(run.state, "fetch_index")
-    if digest(run.index) != state["index"]["digest"]:
-        raise IndexRefused(f"{mirror.provider}: {run.index} is not the file that fetch_index wrote; clear it")
-    with mirror.lock(f"diff_indexes of {run.run_id}"):
-        settle(mirror, run.folder / "consumer.md5")
-        ours = consumer_index(mirror, run.folder / "consumer.md5")
-    plan = Plan(provider_time=state["index"]["time"])
-    excluded = _Excluded(exclude)
-    plan.unreadable, plan.unreadable_paths = _remarks(run, Remark.UNREADABLE, excluded)
-    plan.rotten, plan.rotten_paths = _remarks(run, Remark.ROTTEN, excluded)
-    items = run.folder / "items.jsonl"
-    with ExitStack() as stack:
-        to_pull = stack.enter_context(RecordWriter[Item](items))
-        to_forget = stack.enter_context(RecordWriter[Forget](run.forget))
-        tree = stack.enter_context(mirror.tree())
-        hidden = Covered(read_remarks(run.index, Remark.UNREADABLE) if plan.unreadable else iter(()))
-        comparison = _Comparison(mirror.provider, plan, source, hidden)
-        for item in comparison.run(_differences(run.index, ours, excluded if exclude else None)):
-            if isinstance(item, Forget):
-                to_forget.add(item)
-            elif ours and item.replaces is None and tree.has_file(item.path):
-                to_pull.add(Item(item.path, item.md5, adopt=True))
-                plan.adopt += 1
-            else:
-                to_pull.add(item)
-        plan.guard = comparison.guard(limits, allow_empty)
-        if plan.guard and not may_trip:
-            raise GuardTripped(
-                f"{mirror.provider}: the guard stopped this run, nothing was changed: "
-                f"{'; '.join(plan.guard)}. If that is meant: {comparison.way_out()}, or have a person asked "
-                "(on_guard: approve)."
+    with run.lock("diff_indexes", mirror.provider):
+        run.plan.unlink(missing_ok=True)
+        state = run.require(run.state, "fetch_index")
+        if digest(run.index) != state["index"]["digest"]:
+            raise IndexRefused(
+                f"{mirror.provider}: {run.index} is not the file that fetch_index wrote; clear it"
             )
-    _cut(run, plan, items, ours, mirror, max(1, min(shards, plan.pull)))
-    items.unlink()
-    plan.digest = _digest(run, len(plan.shards))
-    write_state(run.plan, asdict(plan))
-    return plan
+        with mirror.lock(f"diff_indexes of {run.run_id}"):
+            settle(mirror, run.folder / "consumer.md5")
+            ours = consumer_index(mirror, run.folder / "consumer.md5")
+        plan = Plan(provider_time=state["index"]["time"])
+        excluded = _Excluded(exclude)
+        plan.unreadable, plan.unreadable_paths = _remarks(run, Remark.UNREADABLE, excluded)
+        plan.rotten, plan.rotten_paths = _remarks(run, Remark.ROTTEN, excluded)
+        items = run.folder / "items.jsonl"
+        with ExitStack() as stack:
+            to_pull = stack.enter_context(RecordWriter[Item](items))
+            to_forget = stack.enter_context(RecordWriter[Forget](run.forget))
+            tree = stack.enter_context(mirror.tree())
+            hidden = Covered(read_remarks(run.index, Remark.UNREADABLE) if plan.unreadable else iter(()))
+            comparison = _Comparison(mirror.provider, plan, source, hidden)
+            for item in comparison.run(_differences(run.index, ours, excluded if exclude else None)):
+                if isinstance(item, Forget):
+                    to_forget.add(item)
+                elif ours and item.replaces is None and tree.has_file(item.path):
+                    to_pull.add(Item(item.path, item.md5, adopt=True))
+                    plan.adopt += 1
+                else:
+                    to_pull.add(item)
+            plan.guard = comparison.guard(limits, allow_empty)
+            if plan.guard and not may_trip:
+                raise GuardTripped(
+                    f"{mirror.provider}: the guard stopped this run, nothing was changed: "
+                    f"{'; '.join(plan.guard)}. If that is meant: trigger a run by hand with override_guard, "
+                    f"{comparison.way_out()}, or have a person asked (on_guard: approve)."
+                )
+        _cut(run, plan, items, ours, mirror, max(1, min(shards, plan.pull)))
+        items.unlink()
+        plan.digest = _digest(run, len(plan.shards))
+        write_state(run.plan, asdict(plan))
+        return plan
 
 
 def read_plan(run: Run) -> Plan:

@@ -69,8 +69,21 @@ def fetch_index(
     :raises AccessRefused: it cannot be read.
     :raises IndexRefused: it is malformed, truncated, or too old.
     :raises ConnectionLost: the connection broke, or the index never held still.
+    :raises DestinationBusy: an earlier try of this run does not end.
     """
     run.folder.mkdir(mode=0o700, exist_ok=True)
+    with run.lock("fetch_index", mirror.provider):
+        return _fetch_index(mirror, run, connect, index, max_age, still)
+
+
+def _fetch_index(
+    mirror: Mirror,
+    run: Run,
+    connect: Callable[[], Reader],
+    index: bytes,
+    max_age: float | None,
+    still: float,
+) -> FetchedIndex:
     run.plan.unlink(missing_ok=True)
     order = mirror.next_stamp()
     where = f"{mirror.provider}: index {to_text(index)}"

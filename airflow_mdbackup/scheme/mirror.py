@@ -338,6 +338,26 @@ class Run:
         return self.folder / f"results-{shard:03}.jsonl"
 
     @contextmanager
+    def lock(self, step: str, provider: str, wait: float = LOCK_WAIT) -> Iterator[None]:
+        """Hold the lock on the run's own files, so that no step of it begins before another one ended.
+
+        A task that is thought dead may go on beside its retry, tasks may be cleared while others run, and two
+        Airflow installations may give their runs the same id. Shards have locks of their own.
+
+        :param step: what others are told about the holder.
+        :param wait: seconds.
+        :raises DestinationBusy: it was not free in time.
+        :raises RunIncomplete: the run has no directory.
+        """
+        if not self.folder.exists():
+            raise RunIncomplete(
+                f"run {self.run_id!r} has no directory {self.folder}: clear its task fetch_index and those "
+                "after it"
+            )
+        with _locked(self.folder / "run.lock", f"{provider}: the run {self.run_id}", step, wait):
+            yield
+
+    @contextmanager
     def shard_lock(self, shard: int, provider: str, wait: float = LOCK_WAIT) -> Iterator[None]:
         """Hold the lock on one shard, so that a task that is thought dead does not pull beside its retry.
 

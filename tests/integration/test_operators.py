@@ -49,14 +49,19 @@ class Backup:
         self.common = {"provider": "srv1", "dest": str(dest)}
         self.index = f"{server.prefix}/.mdbackup/index.md5"
         self.run_id = "manual__1"
+        self.run_type = "manual"
+        self.params: dict[str, Any] = {}
         self.task = TaskInstance()
         self.source = [f"{server.prefix}/backups"]
         (server.tree / "backups").mkdir(exist_ok=True)
 
     def _execute(self, operator: Any) -> Any:
         self.task = TaskInstance()
-        dag_run = SimpleNamespace(dag_id="mdbackup_srv1", run_id=self.run_id, start_date=None)
-        return operator.execute({"run_id": self.run_id, "ti": self.task, "dag_run": dag_run})
+        dag_run = SimpleNamespace(
+            dag_id="mdbackup_srv1", run_id=self.run_id, start_date=None, run_type=self.run_type
+        )
+        context = {"run_id": self.run_id, "ti": self.task, "dag_run": dag_run, "params": self.params}
+        return operator.execute(context)
 
     def build(self) -> dict[str, Any]:
         return self._execute(
@@ -455,3 +460,30 @@ def test_pull_keeps_to_its_bandwidth_limit(
     assert 1 < summary["seconds"] < 10
     backup.archive()
     assert backup.commit()["files"] == 1
+
+
+def test_one_run_that_a_person_starts_can_override_the_guard(backup: Backup) -> None:
+    """Only by hand, for that run alone, and also where a person would be asked."""
+    backup.put(b"only", b"1")
+    backup.run("manual__1")
+    (backup.server.tree / "backups" / "only").unlink()
+    backup.build()
+    backup.run_id, backup.run_type = "scheduled__2", "scheduled"
+    backup.params = {"override_guard": True}
+    backup.fetch()
+    with pytest.raises(errors.GuardTripped, match="override_guard"):
+        backup.diff()
+    backup.run_id, backup.run_type, backup.params = "manual__3", "manual", {"override_guard": False}
+    backup.fetch()
+    with pytest.raises(errors.GuardTripped):
+        backup.diff()
+    backup.diff(on_guard="approve")
+    assert len(backup.task.pushed["guard"]) == 2
+    backup.params = {"override_guard": True}
+    backup.diff(on_guard="approve")
+    assert backup.task.pushed["guard"] == []
+    (shard,) = backup.diff()
+    backup.pull(shard)
+    backup.archive()
+    assert backup.commit()["forgotten"] == 1
+    assert list(read_entries(backup.dest / "index.md5")) == [] and backup.live(b"only").read_bytes() == b"1"
