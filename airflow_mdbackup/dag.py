@@ -201,4 +201,7 @@ def _guard_text(provider: Provider) -> str:
     guard = provider.guard
     limits = f"{guard.share:.0%}" + (f" or {guard.number}" if guard.number is not None else "")
     does = "the run fails" if provider.on_guard == "fail" else "a person is asked"
-    return f"over {limits} of more than {guard.above} entries gone or changed: {does}; a run started by hand can override it"
+    return (
+        f"over {limits} of more than {guard.above} entries gone or changed: {does}; a run that is started by "
+        "hand can override it"
+    )

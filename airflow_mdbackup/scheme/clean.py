@@ -42,6 +42,7 @@ def _clean_runs(mirror: Mirror, tree: Tree) -> None:
     for changed, run in mirror.out_of_use():
         done = run.done.exists()
         finished += done
-        if (done and finished > _RUNS) or time.time() - changed > _SECONDS:
+        is_old = (done and finished > _RUNS) or time.time() - changed > _SECONDS
+        if is_old and not run.is_in_use():  # its tasks may have been cleared
             withdraw_unused(mirror, run, tree)
             shutil.rmtree(run.folder, ignore_errors=True)

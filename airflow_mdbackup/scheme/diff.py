@@ -139,7 +139,7 @@ def make_plan(
     :raises RunIncomplete: the run has no provider index.
     """
     with run.lock("diff_indexes", mirror.provider):
-        run.plan.unlink(missing_ok=True)
+        run.begin_again()
         state = run.require(run.state, "fetch_index")
         if digest(run.index) != state["index"]["digest"]:
             raise IndexRefused(

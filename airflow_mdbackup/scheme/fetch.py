@@ -84,7 +84,7 @@ def _fetch_index(
     max_age: float | None,
     still: float,
 ) -> FetchedIndex:
-    run.plan.unlink(missing_ok=True)
+    run.begin_again()
     order = mirror.next_stamp()
     where = f"{mirror.provider}: index {to_text(index)}"
     reader = connect()

@@ -255,17 +255,7 @@ class Staging(Folder):
 
     def is_being_written(self, md5: bytes) -> bool:
         """Whether some task is at a part now."""
-        try:
-            part = os.open(md5 + b".part", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.descriptor)
-        except FileNotFoundError:
-            return False
-        try:
-            fcntl.flock(part, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        finally:
-            os.close(part)
-        return False
+        return _is_locked(md5 + b".part", self.descriptor)
 
     def lacks(self, md5: bytes, size: int) -> int:
         """Return how many of the ``size`` bytes of content that is not staged have not come yet."""
@@ -378,6 +368,15 @@ class Run:
         with _locked(self.folder / "space.lock", what, "a shard", LOCK_WAIT):
             yield
 
+    def begin_again(self) -> None:
+        """Take back an earlier plan: until there is a new one, later steps have nothing to go on from."""
+        self.plan.unlink(missing_ok=True)
+        self.done.unlink(missing_ok=True)
+
+    def is_in_use(self) -> bool:
+        """Whether some step of the run is at work now."""
+        return any(map(_is_locked, self.folder.glob("*.lock")))
+
     @property
     def round_trip(self) -> float | None:
         """Seconds of a round trip to the provider, as FetchIndex found; None if it is not known."""
@@ -420,6 +419,21 @@ def _locked(path: Path, what: str, who: str, wait: float) -> Iterator[None]:
         file.write(f"{who} (process {os.getpid()} on {socket.gethostname()}, since {_now()})")
         file.flush()
         yield
+
+
+def _is_locked(path: bytes | os.PathLike[str], directory: int | None = None) -> bool:
+    """Whether somebody holds a flock on a file, which need not be there."""
+    try:
+        file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(file)
+    return False
 
 
 def version_path(path: bytes, stamp: str, attempt: int = 0) -> bytes:

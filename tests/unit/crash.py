@@ -1,9 +1,10 @@
-"""Ends a process at its n-th step that changes the disk, as a crash or a kill would."""
+"""Ends or stops a process at its n-th step that changes the disk, as a crash, a kill or a debugger would."""
 
 from __future__ import annotations
 
 import ctypes
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -28,7 +29,7 @@ def crash_at(number: int, act: Callable[[], object]) -> bool:
     if child == 0:
         status = 1
         try:
-            _count_down(number)
+            _count_down(number, lambda: os._exit(CRASHED))
             act()
             status = 0
         except BaseException:
@@ -40,14 +41,20 @@ def crash_at(number: int, act: Callable[[], object]) -> bool:
     return status == CRASHED
 
 
-def _count_down(number: int) -> None:
+def stop_at(number: int, act: Callable[[], object]) -> None:
+    """Do ``act``, and have this process stopped just before its disk-changing step ``number``."""
+    _count_down(number, lambda: os.kill(os.getpid(), signal.SIGSTOP))
+    act()
+
+
+def _count_down(number: int, then: Callable[[], object]) -> None:
     left = number
 
     def step() -> None:
         nonlocal left
         left -= 1
         if left == 0:
-            os._exit(CRASHED)
+            then()
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
         if event in _EVENTS or (event == "open" and arguments[2] & _WRITING):

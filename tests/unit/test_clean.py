@@ -126,3 +126,27 @@ def test_a_staged_file_that_vanishes_meanwhile_stops_no_clearing(
     with pair.mirror.tree() as tree:
         clean(pair.mirror, tree)
     assert not list(original(pair.mirror.staging))
+
+
+def test_run_whose_tasks_were_cleared_is_not_taken_away_under_them(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither while one of them works, nor between two of them."""
+    monkeypatch.setattr(clean_module, "_RUNS", 0)
+    pair.put("alpha", b"one")
+    pair.build_index()
+    run = pair.prepare()
+    pair.finish(run)
+    with run.shard_lock(0, "srv1"):
+        pair.backup()
+        assert run.folder.exists()
+    with run.lock("diff_indexes", "srv1"):
+        pair.backup()
+        assert run.folder.exists()
+    pair.diff(run)
+    pair.backup()
+    assert run.folder.exists()
+    pair.pull(run, pair.plan)
+    pair.finish(run)
+    pair.backup()
+    assert not run.folder.exists()

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import random
 import shutil
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,27 +16,19 @@ import airflow_mdbackup.scheme.clean as clean_module
 from airflow_mdbackup.scheme.archive import results
 from airflow_mdbackup.scheme.clean import clean
 from airflow_mdbackup.scheme.diff import Item, read_plan
-from airflow_mdbackup.scheme.history import What, pending
 from airflow_mdbackup.scheme.mirror import Run
 from airflow_mdbackup.scheme.pull import Outcome
 from airflow_mdbackup.scheme.records import read_records
 
 from .conftest import Pair
 from .crash import crash_at
+from .soundness import check_sound, contents_of, digest, files_of
 
 SEEDS = 120
 # So that files and directories take each other's place, and sort around one another.
 NAMES = ("a", "b", "d", "d-", "d/a", "d/a/x", "d/b", "e/a")
 CONTENTS = (b"", b"one", b"two", b"six")
 FETCH, DIFF, PULL, ARCHIVE, COMMIT, FINISHED = range(6)
-
-
-def digest(content: bytes) -> bytes:
-    return hashlib.md5(content).hexdigest().encode()
-
-
-def below(path: bytes, directory: bytes) -> bool:
-    return path == directory or path.startswith(directory + b"/")
 
 
 class Begun:
@@ -87,11 +77,10 @@ class Model:
             lambda: self.lose(content): 1,
             lambda: self.clean(): 1,
         }
-        before = {content for _, content in self.files().values()}
+        before = contents_of(self.pair)
         self.chance.choices(list(events), list(events.values()))[0]()
-        after = {content for _, content in self.files().values()}
         if not self.told[-1].startswith("by hand"):
-            assert before <= after, "bytes are lost"
+            assert before <= contents_of(self.pair), "bytes are lost"
         self.check()
 
     def put(self, name: str, content: bytes) -> None:
@@ -224,54 +213,13 @@ class Model:
 
     # --- what must hold -----------------------------------------------------------------------------
 
-    def files(self) -> dict[bytes, tuple[int, bytes]]:
-        """Return inode and content of all live files and versions, by path."""
-        root = self.pair.mirror.files
-        paths = [path for path in root.rglob("*") if path.is_file()]
-        return {os.fsencode(p)[len(os.fsencode(root)) :]: (p.stat().st_ino, p.read_bytes()) for p in paths}
-
     def check(self) -> None:
-        mirror = self.pair.mirror
-        if not mirror.history.exists():
-            return
-        files = self.files()
-        live = {path: file for path, file in files.items() if b"/.old/" not in path}
-        inodes = Counter(inode for inode, _ in live.values())
-        assert set(inodes.values()) <= {1}, "live files share an inode"
-        index = self.pair.index_b() if mirror.index.exists() else {}
-        for path, known in index.items():
-            if path in live and digest(live[path][1]) == known:
+        files = files_of(self.pair)
+        index = self.pair.index_b() if self.pair.mirror.index.exists() else {}
+        for path in [path for path in self.by_hand if path in files and path in index]:
+            if digest(files[path].content) == index[path]:
                 self.by_hand.discard(path)
-            else:
-                assert path in self.by_hand, f"the index claims {path!r}, which the disk lacks"
-        if not any(pending(mirror)):
-            state, versions = self.replayed()
-            assert state == index, "history does not lead to the index"
-            for version, known in versions.items():
-                assert version in files, f"{version!r} is missing, of which history tells"
-                assert digest(files[version][1]) == known, f"{version!r} is not what history tells"
-                assert files[version][0] not in inodes, f"{version!r} is a live file"
-
-    def replayed(self) -> tuple[dict[bytes, bytes], dict[bytes, bytes]]:
-        """Return what history makes of an empty index, and the versions of which it tells."""
-        state: dict[bytes, bytes] = {}
-        versions: dict[bytes, bytes] = {}
-        for commit in self.pair.history():
-            for change in commit:
-                if change.what == What.MOVED:
-                    there, size = change.version or b"", len(change.path)
-                    state = {path: md5 for path, md5 in state.items() if not below(path, change.path)}
-                    versions = {
-                        there + path[size:] if below(path, change.path) else path: md5
-                        for path, md5 in versions.items()
-                    }
-                elif change.md5 is None:
-                    state.pop(change.path, None)
-                else:
-                    state[change.path] = change.md5
-                    if change.what == What.REPLACED:
-                        versions[change.version or b""] = change.old_md5 or b""
-        return state, versions
+        check_sound(self.pair, self.by_hand)
 
     def check_green(self, run: Run) -> None:
         plan, index = read_plan(run), self.pair.index_b()

@@ -1,0 +1,232 @@
+"""Many runs, tasks and installations at one backup at once, each a process of its own."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import signal
+import time
+import traceback
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from airflow_mdbackup.scheme.diff import Limits, read_plan
+from airflow_mdbackup.scheme.errors import BackupError
+from airflow_mdbackup.scheme.mirror import Run
+from airflow_mdbackup.scheme.pull import Outcome
+
+from ..torture import Cases, scaled
+from .conftest import Pair
+from .crash import stop_at
+from .soundness import check_sound, contents_of, files_of
+
+pytestmark = pytest.mark.guarantee("5. Races")
+
+ANYTHING = Limits(share=1.0)
+GOOD, BAD, TOLD = range(3)
+
+
+class Task:
+    """A process that does something. It ends with GOOD, TOLD after an error that is told in words, or BAD."""
+
+    def __init__(self, act: Callable[[], object], log: Path | None = None) -> None:
+        self.pid = os.fork()
+        if self.pid == 0:
+            status = BAD
+            try:
+                if log is not None:
+                    logging.basicConfig(filename=log, level=logging.INFO, force=True)
+                act()
+                status = GOOD
+            except BackupError:
+                status = TOLD
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(status)
+
+    def wait(self) -> int:
+        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+
+    def is_stopped(self) -> bool:
+        """Wait until it is stopped, or has ended; then :meth:`wait` must not be called."""
+        return os.WIFSTOPPED(os.waitpid(self.pid, os.WUNTRACED)[1])
+
+    def go_on(self) -> None:
+        os.kill(self.pid, signal.SIGCONT)
+
+
+def whole_run(pair: Pair, run: Run) -> None:
+    """Do all steps of a run with A's index as it is. Nothing but changes on A may go wrong."""
+    pair.fetch(run)
+    pair.pull(run, pair.diff(run, shards=2, allow_empty=True, limits=ANYTHING))
+    pair.archive(run)
+    outcomes = {Outcome(outcome) for outcome in pair.commit(run).outcomes}
+    assert all(o.good or o in (Outcome.CHANGED, Outcome.VANISHED) for o in outcomes), outcomes
+
+
+def check_end(pair: Pair) -> None:
+    """The next run must bring everything, and the one after it nothing."""
+    assert pair.backup(allow_empty=True, limits=ANYTHING).failed == 0
+    assert pair.index_b() == pair.index_a()
+    check_sound(pair)
+    pair.backup(allow_empty=True)
+    assert pair.outcome.outcomes == {} and not pair.transferred
+    left = [path.name for path in pair.mirror.history.iterdir() if path.suffix != ".jsonl"]
+    assert left == []
+
+
+@pytest.mark.parametrize("number", [scaled(11, 40)])
+def test_runs_at_once_bring_what_one_of_them_brings(pair: Pair, cases: Cases, number: int) -> None:
+    """A backfill of ten days beside a scheduled run: all are green, and the mirror is that of one run."""
+    for name in range(60):
+        pair.put(f"d{name % 5}/f{name}", b"%d" % (name % 40) * name)
+    pair.put("large1", b"1" * 500_000)
+    pair.put("large2", b"2" * 500_000)
+    pair.build_index()
+    pair.mirror.claim()
+    runs = [pair.new_run() for _ in range(number)]
+    tasks = [Task(partial(whole_run, pair, run)) for run in runs]
+    assert [task.wait() for task in tasks] == [GOOD] * number
+    assert pair.index_b() == pair.index_a()
+    assert len(files_of(pair)) == 62, "there are versions, though nothing changed"
+    check_end(pair)
+    cases.add(number)
+
+
+@pytest.mark.parametrize("installations", [1, 2])
+def test_runs_race_while_the_provider_changes(
+    pair: Pair, tmp_path: Path, cases: Cases, installations: int
+) -> None:
+    """Nothing is lost at any moment, and no run makes another one fail.
+
+    Two Airflow installations with one ``dest`` may give their runs the same ids; then a run may be told to
+    clear its tasks, and still nothing is lost.
+    """
+    chance = random.Random(installations)
+    names = ("a", "b", "d/a", "d/b", "e/f/a", "large")
+    end = tmp_path / "end"
+    pair.put("a", b"0")
+    pair.backup()
+
+    def work(worker: int) -> None:
+        number = 0
+        while not end.exists():
+            number += 1
+            whole_run(pair, pair.mirror.run(f"scheduled__{worker}_{number}"))
+
+    def work_in_pairs(worker: int) -> None:
+        number = 0
+        while not end.exists():
+            number += 1
+            time.sleep(0.01 * (worker + number) % 0.03)
+            try:
+                whole_run(pair, pair.mirror.run(f"scheduled__{number}"))
+            except BackupError as error:
+                assert type(error).__name__ in ("RunIncomplete", "IndexRefused"), error
+
+    act = work if installations == 1 else work_in_pairs
+    tasks = [Task(partial(act, worker)) for worker in range(3)]
+    known: set[bytes] = set()
+    try:
+        for change in range(scaled(60, 600)):
+            name = chance.choice(names)
+            if chance.random() < 0.8:
+                pair.put(name, b"%d " % change * (100_000 if name == "large" else 1))
+            elif (pair.a / name).exists():
+                (pair.a / name).unlink()
+            pair.build_index()
+            time.sleep(0.05)
+            with cases.one(), pair.mirror.lock("test"):
+                check_sound(pair)
+                contents = contents_of(pair)
+                assert known <= contents, "bytes are lost"
+                known |= contents
+    finally:
+        end.touch()
+        statuses = [task.wait() for task in tasks]
+    assert statuses == [GOOD] * 3
+    check_end(pair)
+    assert known <= contents_of(pair)
+
+
+STEPS: dict[str, Callable[[Pair, Run], object]] = {
+    "fetch_index": lambda pair, run: pair.fetch(run),
+    "diff_indexes": lambda pair, run: pair.diff(run),
+    "pull_changed": lambda pair, run: pair.pull(run, read_plan(run)),
+    "archive_old": lambda pair, run: pair.archive(run),
+    "commit_backup": lambda pair, run: pair.commit(run),
+}
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_task_that_was_thought_dead_goes_on_beside_its_retry(tmp_path: Path, step: str, cases: Cases) -> None:
+    """Stopped at one step after the other, it goes on when its retry has waited for it, or has ended."""
+    number = 1
+    while True:
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        pair = Pair(folder)
+        for name in ("a", "b", "d/c", "d/e"):
+            pair.put(name, name.encode())
+        pair.backup()
+        pair.put("a", b"new")
+        pair.put("large", b"large" * 100_000)
+        pair.put("d/f", b"d/e")
+        (pair.a / "d/c").unlink()
+        pair.build_index()
+        run = pair.new_run()
+        for before in list(STEPS)[: list(STEPS).index(step)]:
+            STEPS[before](pair, run)
+        with cases.one():
+            zombie = Task(partial(stop_at, number, partial(STEPS[step], pair, run)))
+            stopped = zombie.is_stopped()
+            if stopped:
+                retry = Task(partial(STEPS[step], pair, run))
+                time.sleep(0.1)
+                zombie.go_on()
+                assert zombie.wait() == GOOD and retry.wait() == GOOD
+            for after in list(STEPS)[list(STEPS).index(step) + 1 :]:
+                STEPS[after](pair, run)
+            assert pair.index_b() == pair.index_a() and pair.versions("a") == [b"a"]
+            check_end(pair)
+        if not stopped:
+            break
+        number += scaled(7, 1)
+
+
+def test_waiting_task_says_for_whom_it_waits(pair: Pair, tmp_path: Path, cases: Cases) -> None:
+    """By step, run, process and host, in its own log."""
+    pair.put("a", b"1")
+    pair.build_index()
+    first, second = pair.prepare(), pair.prepare()
+    pair.archive(first)
+    pair.archive(second)
+    holder = Task(lambda: stop_at(10, lambda: pair.commit(first)))
+    assert holder.is_stopped()
+    log = tmp_path / "log"
+    waiting = Task(lambda: pair.commit(second), log)
+    deadline = time.monotonic() + 20
+    while "Waiting for the lock" not in (log.read_text() if log.exists() else ""):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert f"held by commit_backup of manual__1 (process {holder.pid} on " in log.read_text()
+    holder.go_on()
+    assert holder.wait() == waiting.wait() == GOOD
+    cases.add(1)
+
+
+def test_a_thousand_changes_are_a_thousand_versions(pair: Pair, cases: Cases) -> None:
+    """In quick succession, with the clock standing still every now and then: each with its right bytes."""
+    number = scaled(1000, 3000)
+    for change in range(number + 1):
+        pair.put("a", b"content %d" % change)
+        pair.backup()
+    assert pair.versions("a") == [b"content %d" % change for change in range(number)]
+    assert pair.live("a").read_bytes() == b"content %d" % number
+    check_end(pair)
+    cases.add(number)
