@@ -216,8 +216,8 @@ class Mirror:
 
     def has_committed(self, run: Run) -> bool:
         """Whether a commit of ``run`` has changed anything."""
-        pattern = self.history_path("*", run.run_id).name
-        return run.done.exists() or any(self.history.glob(pattern))
+        ending = self.history_path("", run.run_id).name
+        return run.done.exists() or any(name.endswith(ending) for name in os.listdir(self.history))
 
     def read_status(self) -> dict[str, Any]:
         """Return the last good run and the last commit; empty before the first."""

@@ -1,0 +1,128 @@
+"""Hundreds of runs in one process: what they hold, and what they leave, does not grow."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import threading
+import tracemalloc
+from collections.abc import Iterator
+from itertools import count
+from typing import NamedTuple
+
+import pytest
+
+import airflow_mdbackup.scheme.clean as clean_module
+from airflow_mdbackup.scheme.errors import ConnectionLost, IndexRefused
+from airflow_mdbackup.scheme.pull import pull
+from airflow_mdbackup.scheme.sftp import Reader
+
+from ..torture import Cases, scaled
+from .channels import CutChannel
+from .conftest import Pair, ServerProcess
+from .soundness import check_sound
+
+_SETTLED = 40  # runs after which nothing may grow any more
+_NOISE = 20_000  # bytes; a leak of 250 bytes in each run would be more
+_OURS = tracemalloc.Filter(True, "*/airflow_mdbackup/*")
+
+
+class Held(NamedTuple):
+    """What this process has: open files, threads, objects that may hold others, bytes that we allocated."""
+
+    files: int
+    threads: int
+    objects: int
+    size: int
+
+    @classmethod
+    def now(cls) -> Held:
+        gc.collect()
+        traces = tracemalloc.take_snapshot().filter_traces([_OURS]).traces
+        files = len(os.listdir("/proc/self/fd"))
+        return cls(files, threading.active_count(), len(gc.get_objects()), sum(t.size for t in traces))
+
+
+@pytest.fixture
+def traced(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    caplog.set_level(logging.CRITICAL)  # pytest would keep what is logged
+    tracemalloc.start()
+    yield
+    tracemalloc.stop()
+
+
+@pytest.mark.guarantee("10. Leak and soak")
+def test_hundreds_of_runs_leave_nothing_behind(pair: Pair, cases: Cases, traced: None) -> None:
+    """Most of them good; some with a cut connection, a refused index, or a file that changes meanwhile."""
+    held: list[Held] = []
+    for number in range(scaled(200, 1000)):
+        pair.put("changes", b"%d" % number)
+        pair.put(f"some/{number % 7}", b"x" * number)
+        pair.put("large", b"%d" % (number // 5) * 200_000)
+        with cases.one():
+            do_run(pair, number)
+        while pair.servers:
+            pair.servers.pop().stop()
+        if number >= _SETTLED and number % 10 == 0:
+            held.append(Held.now())
+    check_sound(pair)
+    check_disk(pair)
+    assert len({(h.files, h.threads) for h in held}) == 1, held
+    first, second = held[: len(held) // 2], held[len(held) // 2 :]
+    assert min(h.objects for h in second) < min(h.objects for h in first) + 100, held
+    assert min(h.size for h in second) < min(h.size for h in first) + _NOISE, held
+
+
+def do_run(pair: Pair, number: int) -> None:
+    """Do a run of one kind or another, as a DAG would, with retries."""
+    match number % 10:
+        case 3:
+            cut_off(pair, 100_000 * (number % 3 + 1))
+        case 5:
+            with open(pair.index, "wb") as index:
+                index.write(b"no index\n")
+            with pytest.raises(IndexRefused):
+                pair.fetch(pair.new_run(), still=0.0)
+        case 7:
+            pair.build_index()
+            pair.put("changes", b"changed since")
+            assert pair.finish(pair.prepare()).outcomes["changed"] == 1
+        case _:
+            assert pair.backup().failed == 0
+
+
+def cut_off(pair: Pair, limit: int) -> None:
+    """Lose the connection each time that so many bytes have come, and try again."""
+    pair.build_index()
+    run = pair.new_run()
+    pair.fetch(run)
+    pair.diff(run)
+
+    def connect() -> Reader:
+        server = ServerProcess()
+        pair.servers.append(server)
+        return Reader(CutChannel(server.channel, limit))
+
+    for _ in count():
+        try:
+            pull(pair.mirror, run, 0, connect)
+        except ConnectionLost:
+            continue
+        break
+    assert pair.finish(run).failed == 0
+
+
+def check_disk(pair: Pair) -> None:
+    """What is there beside files, versions and history is bounded, however many runs there were."""
+    mirror = pair.mirror
+    state = mirror.dest / ".mdbackup"
+    assert {path.name for path in mirror.dest.iterdir()} == {".mdbackup", "files", "index.md5"}
+    assert {path.name for path in state.iterdir()} == {
+        *("staging", "runs", "history", "lock", "stamp", "provider-id", "status.json"),
+        *("committed.md5", "changing.jsonl"),
+    }
+    runs = list((state / "runs").iterdir())
+    assert sum((run / "done.json").exists() for run in runs) <= clean_module._RUNS
+    assert all(path.suffix == ".jsonl" for path in mirror.history.iterdir())
+    assert list(mirror.staging.iterdir()) == []
