@@ -14,7 +14,8 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -99,8 +100,21 @@ class AirflowStack(AirflowClient):
 
         :raises AirflowStackError: it ended, or is not healthy within three minutes.
         """
-        processes.stop([self._running.pop(name)], patience=15)
-        self._start(name)
+        with self.without(name):
+            pass
+
+    @contextmanager
+    def without(self, *names: str) -> Iterator[None]:
+        """Have some components ended meanwhile, so that they do not write to the database either.
+
+        SQLite refuses at once, whatever its patience, a transaction that read before another one wrote.
+
+        :raises AirflowStackError: afterwards one of them ended, or is not healthy within three minutes.
+        """
+        processes.stop([self._running.pop(name) for name in names], patience=15)
+        yield
+        for name in names:
+            self._start(name)
         self._wait_until_healthy()
 
     def _start(self, name: str) -> None:

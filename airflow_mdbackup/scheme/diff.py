@@ -109,6 +109,7 @@ class Plan:
     guard: list[str] = field(default_factory=list)  # why the guard tripped
     digest: str = ""
     provider_time: int = 0  # Unix seconds on A: what changed there since is newer than its index
+    committed: str = ""  # stamp of the last commit that the plan knows of
 
     @property
     def pull(self) -> int:
@@ -148,7 +149,7 @@ def make_plan(
         with mirror.lock(f"diff_indexes of {run.run_id}"):
             settle(mirror, run.folder / "consumer.md5")
             ours = consumer_index(mirror, run.folder / "consumer.md5")
-        plan = Plan(provider_time=state["index"]["time"])
+            plan = Plan(provider_time=state["index"]["time"], committed=mirror.last_commit())
         excluded = _Excluded(exclude)
         plan.unreadable, plan.unreadable_paths = _remarks(run, Remark.UNREADABLE, excluded)
         plan.rotten, plan.rotten_paths = _remarks(run, Remark.ROTTEN, excluded)

@@ -319,6 +319,10 @@ class Run:
         """Return the part of the plan that one shard pulls."""
         return self.folder / f"pull-{shard:03}.jsonl"
 
+    def consumer(self, shard: int) -> Path:
+        """Return where one shard has the consumer index in canonical form, if it was edited."""
+        return self.folder / f"consumer-{shard:03}.md5"
+
     def arriving(self, shard: int) -> bytes:
         """Return the name, in the run's folder, of a small file while it is written."""
         return b"arriving-%03d" % shard

@@ -4,6 +4,7 @@
 
     what the run needs must be free on the disk (see space)
     for each item of the shard, in path order, many at a time:
+        another run has brought it since  superseded: nothing to do
         its content is staged already     verify it where no durable result vouches for it
         a live file may already be it     hash it: adopted
         a live file should have its bytes copy it to staging, hashing: copied
@@ -35,11 +36,14 @@ from functools import partial
 
 from airflow_mdbackup.scheme.diff import Item, Plan, read_plan
 from airflow_mdbackup.scheme.errors import BackupError, DestinationFull
+from airflow_mdbackup.scheme.index import Entry, read_entries
 from airflow_mdbackup.scheme.mirror import Mirror, Run
 from airflow_mdbackup.scheme.names import to_text
+from airflow_mdbackup.scheme.ordered import Alongside
 from airflow_mdbackup.scheme.part import Part
 from airflow_mdbackup.scheme.progress import Pace
 from airflow_mdbackup.scheme.records import Record, read_header, read_records, write_records
+from airflow_mdbackup.scheme.settle import consumer_index
 from airflow_mdbackup.scheme.sftp import Attributes, Code, Fetched, Reader, Refusal, Stated, Wanted
 from airflow_mdbackup.scheme.space import make_sure_of_room, told_if_full
 from airflow_mdbackup.scheme.tree import Folder, concerns_one_file, copy_of, md5_of, syncfs
@@ -146,7 +150,7 @@ def _others_left_alone() -> Iterator[None]:
 
 def _pull(mirror: Mirror, run: Run, shard: int, plan: Plan, connect: Callable[[], Reader]) -> PullSummary:
     started = time.monotonic()
-    puller = _Puller(mirror, run, shard, plan, connect)
+    puller = _Puller(mirror, run, shard, plan, _committed_since(mirror, run, shard, plan), connect)
     items = read_records(run.pulls(shard), Item)
     try:
         write_records(
@@ -161,6 +165,18 @@ def _pull(mirror: Mirror, run: Run, shard: int, plan: Plan, connect: Callable[[]
         raise puller.error
     puller.summary.seconds = round(time.monotonic() - started, 3)
     return puller.summary
+
+
+def _committed_since(mirror: Mirror, run: Run, shard: int, plan: Plan) -> Iterator[Entry]:
+    """Return the entries of the consumer index, if another run was committed since the plan was made.
+
+    In a backfill all runs may be planned before the first one is committed.
+    """
+    if mirror.last_commit() == plan.committed:
+        return iter(())
+    with mirror.lock(f"pull_changed of {run.run_id}"):
+        current = consumer_index(mirror, run.consumer(shard))
+    return read_entries(current) if current else iter(())
 
 
 def _earlier(run: Run, shard: int, plan: str) -> Iterator[Result | None]:
@@ -186,7 +202,13 @@ class _Slot:
 
 class _Puller:
     def __init__(
-        self, mirror: Mirror, run: Run, shard: int, plan: Plan, connect: Callable[[], Reader]
+        self,
+        mirror: Mirror,
+        run: Run,
+        shard: int,
+        plan: Plan,
+        committed: Iterator[Entry],
+        connect: Callable[[], Reader],
     ) -> None:
         self.summary = PullSummary()
         self.error: Exception | None = None
@@ -194,6 +216,7 @@ class _Puller:
         self._tree = mirror.tree()
         self._staging = mirror.open_staging()
         self._parts = self._staging.parts()
+        self._committed = Alongside(committed)
         self._folder = Folder(run.folder)
         self._arriving = run.arriving(shard)
         self._provider_time = plan.provider_time
@@ -249,8 +272,15 @@ class _Puller:
                 pair = next(pairs, None)
                 if pair is None:
                     return False
-                self._slots.append(_Slot(*pair))
-                self._begin(self._slots[-1])
+                slot = _Slot(*pair)
+                self._slots.append(slot)
+                if self._is_committed(slot.item):
+                    self._spared += 1
+                    slot.result = Result(
+                        slot.item.path, slot.item.md5, slot.item.replaces, Outcome.SUPERSEDED
+                    )
+                else:
+                    self._begin(slot)
             else:
                 break
             self._tell()
@@ -273,6 +303,11 @@ class _Puller:
                 (self._postponed if waits else self._ready).append(slot)
 
     # --- one item -----------------------------------------------------------------------------------
+
+    def _is_committed(self, item: Item) -> bool:
+        """Whether another run has brought the item since. To be asked in path order."""
+        entry = self._committed.find(item.path)
+        return entry is not None and entry.md5 == item.md5
 
     def _begin(self, slot: _Slot) -> None:
         item, earlier = slot.item, slot.earlier

@@ -230,3 +230,24 @@ def test_a_thousand_changes_are_a_thousand_versions(pair: Pair, cases: Cases) ->
     assert pair.live("a").read_bytes() == b"content %d" % number
     check_end(pair)
     cases.add(number)
+
+
+def test_runs_planned_before_the_first_was_committed_transfer_nothing_again(pair: Pair, cases: Cases) -> None:
+    """As in a backfill, whose runs go through the steps one behind the other."""
+    for number in range(50):
+        pair.put(f"d{number % 5}/f{number}", b"%d" % number * number)
+    pair.put("large", b"large" * 100_000)
+    pair.build_index()
+    runs = [pair.new_run() for _ in range(4)]
+    plans = []
+    for run in runs:
+        pair.fetch(run)
+        plans.append(pair.diff(run, shards=3))
+    for run, plan in zip(runs, plans, strict=True):
+        pair.pull(run, plan)
+        assert (pair.transferred > 0) == (run is runs[0])
+        summary = pair.finish(run)
+        assert summary.outcomes == ({"pulled": 51} if run is runs[0] else {"superseded": 51})
+        assert len(pair.history()) == 1
+    check_end(pair)
+    cases.add(len(runs))

@@ -1,0 +1,179 @@
+"""What docs/guarantees.md promises, where it takes a real scheduler: overlapping runs, and secrets."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from airflow_mdbackup.scheme.index import read_entries
+from demo.sshd import ProviderServer
+
+from ..torture import Cases, scaled
+from .conftest import PROJECT, AirflowStack, Site, provider_yaml
+
+PASSPHRASE = "correct-horse-battery-staple"
+PASSWORD = "tr0ub4dor-and-3"
+GARBAGE = "c2VjcmV0LWtleS10aGF0LWlzLXNwb2lsdA"
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("keys")
+
+
+@pytest.fixture(scope="module")
+def site(
+    airflow_stack: Callable[..., AirflowStack], tmp_path_factory: pytest.TempPathFactory, keys: Path
+) -> Iterator[Site]:
+    folder = tmp_path_factory.mktemp("site")
+    with ProviderServer(folder / "server") as server:
+        shutil.copy(server.backupop_key, keys / "plain")
+        shutil.copy(server.index_key, keys / "index")
+        shutil.copy(server.backupop_key, keys / "locked")
+        for name in ("locked", "index"):
+            subprocess.run(["ssh-keygen", "-q", "-p", "-N", PASSPHRASE, "-f", keys / name], check=True)
+        backupop, index = server.sftp_connection(), server.ssh_connection()
+        spoilt = f"-----BEGIN OPENSSH PRIVATE KEY-----\n{GARBAGE}\n-----END OPENSSH PRIVATE KEY-----\n"
+        connections = {
+            "backupop": backupop,
+            "index": index,
+            "plain": with_key(backupop, (keys / "plain").read_text()),
+            "locked": with_key(backupop, (keys / "locked").read_text(), PASSPHRASE) | {"password": PASSWORD},
+            "index_locked": with_key(index, (keys / "index").read_text(), PASSPHRASE),
+            "spoilt": with_key(backupop, spoilt),
+            "password": {**with_key(backupop, None), "password": PASSWORD},
+        }
+        providers = {
+            "raced": provider_yaml(server, folder, "raced", schedule="@daily", shards=2, retries=1),
+            "plain": provider_yaml(server, folder, "plain", sftp_conn_id="plain"),
+            "locked": provider_yaml(
+                server, folder, "locked", sftp_conn_id="locked", ssh_conn_id="index_locked"
+            ),
+            "deferred": provider_yaml(
+                server, folder, "deferred", ssh_conn_id="index_locked", deferrable=True
+            ),
+            "spoilt": provider_yaml(server, folder, "spoilt", sftp_conn_id="spoilt"),
+            "password": provider_yaml(server, folder, "password", sftp_conn_id="password"),
+        }
+        (folder / "providers.yaml").write_text(json.dumps({"providers": providers}))
+        env = {f"AIRFLOW_CONN_{name.upper()}": json.dumps(value) for name, value in connections.items()}
+        env["AIRFLOW__MDBACKUP__PROVIDERS_FILE"] = str(folder / "providers.yaml")
+        yield Site(airflow_stack(PROJECT / "dags", env, triggerer=True), server, folder)
+
+
+def with_key(
+    connection: dict[str, object], key: str | None, passphrase: str | None = None
+) -> dict[str, object]:
+    """Return a connection that has its key within, instead of a file's name."""
+    extra = {name: value for name, value in dict(connection["extra"]).items() if name != "key_file"}  # type: ignore[call-overload]
+    if key is not None:
+        extra["private_key"] = key
+    if passphrase is not None:
+        extra["private_key_passphrase"] = passphrase
+    return {**connection, "extra": extra}
+
+
+@pytest.mark.guarantee("5. Races")
+def test_backfill_beside_a_manual_run_brings_everything_once(site: Site, cases: Cases) -> None:
+    """Ten runs of a real backfill and one more at once: all end well, and all but one have nothing to do."""
+    for number in range(200):
+        site.put("raced", f"dir{number % 7}/file{number}", b"%d" % number * number)
+    site.put("raced", "big", b"big" * 1_000_000)
+    days = scaled(10, 30)
+    site.stack.wait_for_dag("mdbackup_raced")
+    with site.stack.without("scheduler", "dag-processor", "triggerer"):
+        created = site.stack.airflow(
+            *("backfill", "create", "--dag-id", "mdbackup_raced", "--max-active-runs", "10"),
+            *("--from-date", "2026-01-01", "--to-date", f"2026-01-{days:02}"),
+        )
+    assert created.returncode == 0, created.stdout
+    manual = site.start("raced")
+    runs = site.stack.get("/dags/mdbackup_raced/dagRuns", limit=100)["dag_runs"]
+    ids = [run["dag_run_id"] for run in runs]
+    assert manual in ids and sum(run["run_type"] == "backfill" for run in runs) == days
+    states = {run_id: site.finish("raced", run_id, timeout=1200) for run_id in ids}
+    assert set(states.values()) == {"success"}, states
+    received = 0
+    for run_id in ids:
+        tasks = site.stack.task_states("mdbackup_raced", run_id)
+        for shard in [task for task in tasks if task.startswith("pull_changed[")]:
+            number = int(shard.removeprefix("pull_changed[").rstrip("]"))
+            received += site.stack.xcom("mdbackup_raced", run_id, "pull_changed", map_index=number)["bytes"]
+    expected = sum(path.stat().st_size for path in site.source("raced").rglob("*") if path.is_file())
+    assert received <= expected, "something was transferred twice"
+    mirror = site.folder / "raced"
+    assert len(list(read_entries(mirror / "index.md5"))) == 201
+    assert not list((mirror / "files").rglob(".old")), "there are versions, though nothing changed"
+    cases.add(len(ids))
+
+
+@pytest.mark.guarantee("8. Secrets")
+@pytest.mark.parametrize(
+    ("provider", "state"),
+    [
+        ("plain", "success"),
+        ("locked", "success"),
+        ("deferred", "success"),
+        ("spoilt", "failed"),
+        ("password", "failed"),
+    ],
+)
+def test_no_secret_is_written_or_shown_anywhere(
+    site: Site, keys: Path, cases: Cases, provider: str, state: str
+) -> None:
+    """Not in a log, in Airflow's database, below dest, or on a command line; nor when the key is refused."""
+    site.put(provider, "file", b"content" * 100_000)
+    seen = CommandLines()
+    with seen:
+        run_id = site.start(provider)
+        assert site.finish(provider, run_id) == state
+    secrets = [PASSPHRASE, PASSWORD, GARBAGE, *key_lines(keys)]
+    assert len(secrets) > 10
+    places = [site.stack.home, site.folder / provider, site.server.folder / "sshd.log"]
+    files = [file for place in places for file in (place, *place.rglob("*")) if file.is_file()]
+    assert len(files) > 30 and any(file.name == "airflow.db" for file in files)
+    contents = {file: file.read_bytes() for file in files}
+    for text in (b"backupop", b"mdbackup_" + provider.encode()):
+        assert any(text in content for content in contents.values()), "nothing would be found this way"
+    for file, content in contents.items():
+        found = [secret for secret in secrets if secret.encode() in content]
+        assert not found, f"{file} has {found}"
+    assert any("sshd" in line for line in seen.lines)
+    assert not [line for line in seen.lines if any(secret in line for secret in secrets)]
+    cases.add(len(files) + len(seen.lines))
+
+
+def key_lines(keys: Path) -> list[str]:
+    """Return what is secret in the key files, line by line; their beginnings are the same for all keys."""
+    return [line for key in keys.iterdir() for line in key.read_text().splitlines()[3:-1] if len(line) > 20]
+
+
+class CommandLines:
+    """Collects the command lines of all processes while it is held."""
+
+    def __init__(self) -> None:
+        self.lines: set[str] = set()
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._collect)
+
+    def __enter__(self) -> CommandLines:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._end.set()
+        self._thread.join()
+
+    def _collect(self) -> None:
+        while not self._end.wait(0.02):
+            for process in Path("/proc").glob("[0-9]*/cmdline"):
+                try:
+                    self.lines.add(process.read_text(errors="replace").replace("\0", " "))
+                except OSError:  # it has ended
+                    continue
