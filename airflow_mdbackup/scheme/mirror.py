@@ -332,14 +332,17 @@ class Run:
         return self.folder / f"results-{shard:03}.jsonl"
 
     @contextmanager
-    def lock(self, step: str, provider: str, wait: float = LOCK_WAIT) -> Iterator[None]:
+    def lock(
+        self, step: str, provider: str, wait: float = LOCK_WAIT, *, shared: bool = False
+    ) -> Iterator[None]:
         """Hold the lock on the run's own files, so that no step of it begins before another one ended.
 
         A task that is thought dead may go on beside its retry, tasks may be cleared while others run, and two
-        Airflow installations may give their runs the same id. Shards have locks of their own.
+        Airflow installations may give their runs the same id.
 
         :param step: what others are told about the holder.
         :param wait: seconds.
+        :param shared: hold it together with others who share it, as the shards of one step do.
         :raises DestinationBusy: it was not free in time.
         :raises RunIncomplete: the run has no directory.
         """
@@ -348,7 +351,8 @@ class Run:
                 f"run {self.run_id!r} has no directory {self.folder}: clear its task fetch_index and those "
                 "after it"
             )
-        with _locked(self.folder / "run.lock", f"{provider}: the run {self.run_id}", step, wait):
+        what = f"{provider}: the run {self.run_id}"
+        with _locked(self.folder / "run.lock", what, step, wait, fcntl.LOCK_SH if shared else fcntl.LOCK_EX):
             yield
 
     @contextmanager
@@ -401,14 +405,14 @@ class Run:
 
 
 @contextmanager
-def _locked(path: Path, what: str, who: str, wait: float) -> Iterator[None]:
+def _locked(path: Path, what: str, who: str, wait: float, kind: int = fcntl.LOCK_EX) -> Iterator[None]:
     """Hold a flock on ``path``, telling whoever waits for it ``who`` does."""
     with path.open("a+", encoding="utf-8") as file:
         deadline = time.monotonic() + wait
         told = -60.0
         while True:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(file, kind | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
                 file.seek(0)

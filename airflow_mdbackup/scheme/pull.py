@@ -130,9 +130,13 @@ def pull(mirror: Mirror, run: Run, shard: int, connect: Callable[[], Reader]) ->
     :raises RunIncomplete: the run has no plan.
     :raises DestinationBusy: an earlier try of the same shard does not end.
     """
-    plan = read_plan(run)
-    with told_if_full(mirror), run.shard_lock(shard, mirror.provider), _others_left_alone():
-        return _pull(mirror, run, shard, plan, connect)
+    with (
+        told_if_full(mirror),
+        run.lock("pull_changed", mirror.provider, shared=True),
+        run.shard_lock(shard, mirror.provider),
+        _others_left_alone(),
+    ):
+        return _pull(mirror, run, shard, read_plan(run), connect)
 
 
 @contextmanager

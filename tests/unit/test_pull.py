@@ -363,7 +363,8 @@ def test_time_left_follows_the_files_when_there_are_many(
 ) -> None:
     """By the rate so far; nothing is said before there is any, or when nothing is left."""
     run = planned(pair, files=1)
-    puller = pull_module._Puller(pair.mirror, run, 0, replace(pair.plan, shards=[100]), pair.connect)
+    whole = replace(pair.plan, shards=[100])
+    puller = pull_module._Puller(pair.mirror, run, 0, whole, iter(()), pair.connect)
     puller.summary.transferred = 1000 if done else 0
     assert puller._left(done, seconds) == (f", about {left} left" if left else "")
     puller.close()
@@ -453,8 +454,12 @@ def test_a_symlink_planted_in_staging_is_not_written_through(pair: Pair, tmp_pat
 def test_a_run_without_a_plan_pulls_nothing(pair: Pair) -> None:
     """The message names the task to clear."""
     pair.mirror.claim()
-    with pytest.raises(RunIncomplete, match="diff_indexes"):
-        pull(pair.mirror, pair.new_run(), 0, pair.connect)
+    run = pair.new_run()
+    with pytest.raises(RunIncomplete, match="clear its task fetch_index"):
+        pull(pair.mirror, run, 0, pair.connect)
+    run.folder.mkdir()
+    with pytest.raises(RunIncomplete, match="clear its task diff_indexes"):
+        pull(pair.mirror, run, 0, pair.connect)
 
 
 def test_thousands_of_small_files_and_their_copies_come_in_order(pair: Pair) -> None:
