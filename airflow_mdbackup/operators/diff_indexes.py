@@ -90,6 +90,8 @@ class DiffIndexes(BackupOperator):
         if plan.rotten:
             paths = ", ".join(plan.rotten_paths)
             self.log.warning("%s files are rotten on the provider: %s", plan.rotten, paths)
+        if plan.telltale:
+            self.log.warning("%s: %s, as ransomware does. Look at the provider", self.provider, plan.telltale)
         for reason in plan.guard:
             self.log.warning("Guard: %s", reason)
         if not plan.pull and not plan.gone:

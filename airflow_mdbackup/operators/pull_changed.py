@@ -74,6 +74,12 @@ class PullChanged(BackupOperator):
             *(self.provider, told or "nothing to pull", megabytes(summary.transferred), summary.seconds),
             megabytes(round(rate)),
         )
+        if summary.telltale:
+            self.log.warning(
+                "%s: %s, as after ransomware. Look at the provider; what these files were before becomes "
+                "versions in .old",
+                *(self.provider, summary.telltale),
+            )
         return {
             "outcomes": summary.outcomes,
             "bytes": summary.transferred,

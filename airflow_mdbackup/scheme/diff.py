@@ -10,6 +10,7 @@
                 on both, md5 equal            nothing
                 only on B                     forget, unless it lies at or below an unreadable path of A
     guarded   too much gone or changed at once: the plan is not accepted
+    told      what ransomware would look like, as a warning
     matched   wanted md5s against the consumer index: what moved on A is copied on B
     cut       into shards by md5, in path order within each
 
@@ -49,6 +50,7 @@ from airflow_mdbackup.scheme.ordered import Covered, batches
 from airflow_mdbackup.scheme.progress import Pace
 from airflow_mdbackup.scheme.records import Record, RecordWriter, read_header, read_records, write_state
 from airflow_mdbackup.scheme.settle import consumer_index, settle
+from airflow_mdbackup.scheme.telltale import Names
 from airflow_mdbackup.scheme.tree import Tree
 
 log = logging.getLogger(__name__)
@@ -107,6 +109,7 @@ class Plan:
     consumer: int = 0
     shards: list[int] = field(default_factory=list)  # items in each
     guard: list[str] = field(default_factory=list)  # why the guard tripped
+    telltale: str | None = None  # what ransomware would look like, if it is anything
     digest: str = ""
     provider_time: int = 0  # Unix seconds on A: what changed there since is newer than its index
     committed: str = ""  # stamp of the last commit that the plan knows of
@@ -211,6 +214,7 @@ class _Comparison:
         self._hidden = hidden  # what the provider could not look at
         self._files = 0  # of the provider
         self._lost: list[bytes] = []  # the first entries that are gone or changed
+        self._names = Names()
         # By source, which is a directory or a file: how many entries each side has of it.
         self._sources = {path.rstrip(b"/"): [0, 0] for path in source}
 
@@ -234,6 +238,7 @@ class _Comparison:
                 else:
                     plan.gone += 1
                     self._lose(path)
+                    self._names.gone(path)
                     yield Forget(path, right)
             elif OLD in path.split(b"/"):
                 raise IndexRefused(
@@ -241,11 +246,14 @@ class _Comparison:
                     f"{OLD.decode()} is reserved for versions. Rename it there, or exclude it on purpose."
                 )
             else:
-                plan.new += right is None
-                if right is not None:
+                if right is None:
+                    plan.new += 1
+                    self._names.new(path)
+                else:
                     plan.changed += 1
                     self._lose(path)
                 yield Item(path, left, right)
+        plan.telltale = self._names.told()
 
     def _count_same(self, same: Same) -> None:
         self._files += same.count
@@ -296,6 +304,8 @@ class _Comparison:
                 reasons.append(f"{told}, over {limits.share:.0%} (such as {examples})")
             elif limits.number is not None and lost > limits.number:
                 reasons.append(f"{told}, over {limits.number} (such as {examples})")
+        if reasons and plan.telltale:
+            reasons.append(f"{plan.telltale}, as ransomware does")
         return reasons
 
 

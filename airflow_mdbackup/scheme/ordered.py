@@ -81,6 +81,10 @@ class Prefixes:
         """Remember ``path``, which was just advanced to."""
         self._stack.append(path)
 
+    def last(self) -> bytes | None:
+        """Return the longest remembered path that the current one begins with, or None."""
+        return self._stack[-1] if self._stack else None
+
     def above(self, path: bytes) -> bytes | None:
         """Return a remembered path that is ``path`` itself or a directory above it, or None."""
         for prefix in self._stack:

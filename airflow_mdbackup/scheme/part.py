@@ -70,6 +70,10 @@ class Part:
         """Return the md5 of all bytes, in hexadecimal digits."""
         return self._md5.hexdigest().encode()
 
+    def head(self, size: int) -> bytes:
+        """Return its first bytes, at most ``size`` of them."""
+        return os.pread(self._descriptor, size, 0)
+
     def restart(self) -> None:
         """Forget all bytes."""
         self._md5 = hashlib.md5(usedforsecurity=False)

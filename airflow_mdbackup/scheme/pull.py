@@ -46,6 +46,7 @@ from airflow_mdbackup.scheme.records import Record, read_header, read_records, w
 from airflow_mdbackup.scheme.settle import consumer_index
 from airflow_mdbackup.scheme.sftp import Attributes, Code, Fetched, Reader, Refusal, Stated, Wanted
 from airflow_mdbackup.scheme.space import make_sure_of_room, told_if_full
+from airflow_mdbackup.scheme.telltale import HEAD, Contents
 from airflow_mdbackup.scheme.tree import Folder, concerns_one_file, copy_of, md5_of, syncfs
 
 log = logging.getLogger(__name__)
@@ -108,11 +109,16 @@ class Result(Record, frozen=True):
 
 @dataclass(slots=True)
 class PullSummary:
-    """What became of the items of a shard; ``transferred`` in bytes, from the provider."""
+    """What became of the items of a shard.
+
+    :ivar transferred: bytes, from the provider.
+    :ivar telltale: what ransomware would look like, if it is anything.
+    """
 
     outcomes: dict[str, int] = field(default_factory=dict)
     transferred: int = 0
     seconds: float = 0.0
+    telltale: str | None = None
 
     def count(self, outcome: Outcome) -> None:
         """Note that an item had an outcome."""
@@ -168,6 +174,7 @@ def _pull(mirror: Mirror, run: Run, shard: int, plan: Plan, connect: Callable[[]
     if puller.error is not None:
         raise puller.error
     puller.summary.seconds = round(time.monotonic() - started, 3)
+    puller.summary.telltale = puller.contents.told()
     return puller.summary
 
 
@@ -216,6 +223,7 @@ class _Puller:
     ) -> None:
         self.summary = PullSummary()
         self.error: Exception | None = None
+        self.contents = Contents()
         self._mirror = mirror
         self._tree = mirror.tree()
         self._staging = mirror.open_staging()
@@ -469,6 +477,8 @@ class _Puller:
 
     def _stage(self, slot: _Slot, fetched: Fetched) -> None:
         md5 = slot.item.md5
+        if slot.item.replaces is not None:
+            self.contents.look(slot.item.path, _head(slot, fetched))
         if fetched.content is None:
             self._staging.keep_part(md5)
         else:
@@ -564,6 +574,14 @@ def _arrived(slot: _Slot, attributes: Attributes | None) -> Result:
     item = slot.item
     size, mtime, mode = attributes.size, attributes.mtime, attributes.mode
     return Result(item.path, item.md5, item.replaces, slot.outcome, size, mtime, mode)
+
+
+def _head(slot: _Slot, fetched: Fetched) -> bytes:
+    """Return how a file begins that has come."""
+    if fetched.content is not None:
+        return fetched.content[:HEAD]
+    assert slot.part is not None
+    return slot.part.head(HEAD)
 
 
 def _refused(item: Item, refusal: Refusal) -> Result:
