@@ -77,7 +77,8 @@ class Names:
         ((ending, number),) = self._endings.most_common(1) or [(b"", 0)]
         if number < MANY or number * 2 < self._gone:
             return None
-        return f"{number} of {self._gone} files that are gone came back with {to_text(ending)} added to their names"
+        added = to_text(ending)
+        return f"{number} of {self._gone} files that are gone came back with {added} added to their names"
 
 
 class Contents:
