@@ -6,7 +6,7 @@ index that never claims what the disk lacks::
     settle   a commit that a crash cut off is finished first, entry by entry, by what the disk shows
     judge    each result once more: the index must still say what the plan replaces, the live file must still
              be the one that was archived (else it is archived now), the content must be there
-    ahead    write the history of all that is to happen, as .pending; syncfs
+    ahead    write the history of all that is to happen; syncfs; then it gets its name, .pending
     finish   index without what is about to be replaced, files, final index, final history (see settle)
     tell     write the status; take away old run directories
 
@@ -58,7 +58,7 @@ from airflow_mdbackup.scheme.records import RecordWriter, read_header, read_reco
 from airflow_mdbackup.scheme.seen import Seen
 from airflow_mdbackup.scheme.settle import STAGING, Foreseen, consumer_index, finish, reason, settle
 from airflow_mdbackup.scheme.space import told_if_full
-from airflow_mdbackup.scheme.tree import Tree, concerns_one_file, copy_of, is_file
+from airflow_mdbackup.scheme.tree import Tree, concerns_one_file, copy_of, is_file, syncfs
 
 log = logging.getLogger(__name__)
 
@@ -212,6 +212,9 @@ class _Commit:
                 self._tally(change)
                 if pace.due():
                     log.info("%s changes judged so far", changes)
+            if changes:
+                # Whoever settles a history that has its name relies on the versions and content it tells of.
+                syncfs(mirror.staging)
         self._count_missing()
         if changes or self._current is None:
             self._summary.files = finish(

@@ -154,18 +154,19 @@ class Mirror:
 
     def next_stamp(self) -> str:
         """Return a stamp like ``20261123T031500.123456Z``: now, and later than every stamp before it."""
-        path = self._state / "stamp"
-        with path.open("a+", encoding="ascii") as file:
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        file = os.open(self._state / "stamp", flags, 0o600)
+        try:
             fcntl.flock(file, fcntl.LOCK_EX)
-            file.seek(0)
-            last = max(file.read(23), self.last_commit())
+            last = max(_stamp_in(os.pread(file, 23, 0)), self.last_commit())
             stamp = _now()
             if stamp <= last:
                 stamp = _format(_parse(last) + timedelta(microseconds=1))
-            file.truncate(0)
-            file.write(stamp)
-            file.flush()
-            os.fsync(file.fileno())
+            # Over the last one and of its length, so that there is no moment without a stamp.
+            write_all(file, stamp.encode("ascii"))
+            os.fsync(file)
+        finally:
+            os.close(file)
         return stamp
 
     def last_commit(self) -> str:
@@ -407,7 +408,8 @@ class Run:
 @contextmanager
 def _locked(path: Path, what: str, who: str, wait: float, kind: int = fcntl.LOCK_EX) -> Iterator[None]:
     """Hold a flock on ``path``, telling whoever waits for it ``who`` does."""
-    with path.open("a+", encoding="utf-8") as file:
+    # After a crash anything may be in it.
+    with path.open("a+", encoding="utf-8", errors="replace") as file:
         deadline = time.monotonic() + wait
         told = -60.0
         while True:
@@ -416,7 +418,7 @@ def _locked(path: Path, what: str, who: str, wait: float, kind: int = fcntl.LOCK
                 break
             except BlockingIOError:
                 file.seek(0)
-                holder = file.read(500) or "another task"
+                holder = file.read(500).strip("\0") or "another task"
             if time.monotonic() > deadline:
                 raise DestinationBusy(f"{what} has been locked for {wait:.0f} s by {holder}")
             if time.monotonic() - told >= 60:
@@ -469,6 +471,15 @@ def _now() -> str:
 
 def _format(moment: datetime) -> str:
     return moment.strftime("%Y%m%dT%H%M%S.%fZ")
+
+
+def _stamp_in(text: bytes) -> str:
+    """Return the stamp that ``text`` is, or an empty text if a crash has spoilt it."""
+    try:
+        stamp = text.decode("ascii")
+        return stamp if _format(_parse(stamp)) == stamp else ""
+    except ValueError:
+        return ""
 
 
 def _parse(stamp: str) -> datetime:

@@ -1,6 +1,6 @@
 """The second half of a commit, which a crash may cut off and the next run takes up again.
 
-:func:`finish` carries out a history that was written ahead::
+:func:`finish` carries out a history that was written ahead, all that it tells of being on the disk::
 
     step 5   write the consumer index without the entries about to be replaced
     step 6   put each file over its live name; syncfs
@@ -124,7 +124,6 @@ def finish(
     confirmed = path.with_suffix(".confirmed")
     files = 0
     if not final.exists():
-        syncfs(mirror.staging)
         fresh = foreseen is not None
         moves, takes = foreseen or _foresee(current, path)
         # Step 5: the index must not claim what is about to be replaced.
@@ -194,6 +193,7 @@ def _keep_committed(mirror: Mirror) -> None:
         copy_of(source.fileno(), copy.fileno())
         os.fsync(copy.fileno())
     temporary.replace(mirror.committed)
+    fsync_directory(mirror.committed.parent)
 
 
 # --- the files --------------------------------------------------------------------------------------

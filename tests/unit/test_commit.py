@@ -534,33 +534,6 @@ def pull_again(pair: Pair) -> None:
     pair.pull(run_of(pair), pair.plan)
 
 
-def test_a_crash_at_any_step_of_archive_or_commit_is_mended_by_the_next_run(pair: Pair, scene: Scene) -> None:
-    """All promises hold at the crash; the next run transfers nothing that is here, and puts all in order.
-
-    Versions that were linked and not recorded may be there twice: nothing is ever deleted.
-    """
-    runs = pair.runs
-    for _ in each_crash(scene, lambda: pair.finish(run_of(pair)), lambda: pull_again(pair)):
-        summary = pair.finish(pair.prepare())
-        assert summary.failed == 0 and pair.transferred == 0
-        check_end(pair, exactly=False)
-        pair.runs = runs
-
-
-@pytest.mark.parametrize("links", [True, False])
-def test_a_crash_at_any_step_of_archive_or_commit_is_mended_by_a_retry(
-    pair: Pair, scene: Scene, links: bool, request: pytest.FixtureRequest
-) -> None:
-    """The same run goes on, and in the end nothing shows that there was a crash."""
-    if not links:
-        request.getfixturevalue("no_links")
-    for _ in each_crash(scene, lambda: pair.finish(run_of(pair)), lambda: pull_again(pair)):
-        summary = pair.finish(run_of(pair))
-        assert summary.failed == 0 and sum(summary.outcomes.values()) == sum(OUTCOMES.values())
-        assert "superseded" not in summary.outcomes
-        check_end(pair)
-
-
 def test_a_crash_while_settling_a_crash_is_settled_too(pair: Pair, scene: Scene, tmp_path: Path) -> None:
     """At every step, after a first crash in the middle of putting files in place."""
     appearing = [path for path in scene.new if path not in scene.old]

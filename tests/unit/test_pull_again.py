@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from airflow_mdbackup.scheme import commit as commit_module
 from airflow_mdbackup.scheme import pull as pull_module
 from airflow_mdbackup.scheme import settle as settle_module
 from airflow_mdbackup.scheme import sftp as sftp_module
@@ -263,6 +264,7 @@ def test_everything_is_on_the_disk_before_it_is_told(pair: Pair, monkeypatch: py
     run = planned(pair)
     monkeypatch.setattr(pull_module, "syncfs", noting("sync", pull_module.syncfs))
     monkeypatch.setattr(settle_module, "syncfs", noting("sync", settle_module.syncfs))
+    monkeypatch.setattr(commit_module, "syncfs", noting("sync", commit_module.syncfs))
     monkeypatch.setattr(settle_module, "_write_index", noting("index", settle_module._write_index))
     monkeypatch.setattr(pull_module, "write_records", noting("results", pull_module.write_records))
     monkeypatch.setattr(Path, "replace", noting("named", Path.replace))
@@ -272,7 +274,7 @@ def test_everything_is_on_the_disk_before_it_is_told(pair: Pair, monkeypatch: py
     steps.clear()
     pair.finish(run)
     ahead, *after = " ".join(steps).split(" put put ")
-    assert ahead.endswith("named sync index named")  # history, synced, index without what is replaced
+    assert ahead.endswith("sync named index named")  # synced, history, index without what is replaced
     assert after == ["named sync index named named named named named"]  # synced, index, history, status
 
 
