@@ -17,7 +17,6 @@ and only with this key, from this address.
 
 from __future__ import annotations
 
-import posixpath
 from collections.abc import Sequence
 
 from airflow_mdbackup.account import backup_account, index_account
@@ -31,7 +30,6 @@ def audit(
     source: Sequence[str],
     index: str,
     ssh_conn_id: str | None = None,
-    chroot: str | None = None,
 ) -> Audit:
     """Ask both accounts of a provider for everything that they must refuse.
 
@@ -40,14 +38,12 @@ def audit(
     :param source: absolute paths that are backed up, as the backup account sees them; they need not exist.
     :param index: absolute path of the provider index, likewise.
     :param ssh_conn_id: connection of the index account, if there is one.
-    :param chroot: where the index account sees what the backup account sees as ``/``.
     :raises AccessRefused: a host key is not the expected one, or an account is refused.
     :raises ConnectionLost: the server cannot be reached.
     """
     login, findings = backup_account.audit(sftp_conn_id, [path.encode() for path in source], index.encode())
     logins = {backup_account.NAME: login}
     if ssh_conn_id is not None:
-        place = posixpath.join((chroot or "/").encode(), posixpath.dirname(index).encode().lstrip(b"/"))
-        logins[index_account.NAME], more = index_account.audit(provider, ssh_conn_id, place)
+        logins[index_account.NAME], more = index_account.audit(provider, ssh_conn_id)
         findings += more
     return Audit(tuple(findings), logins)

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from airflow_mdbackup.account.connection import Account, Unanswered
 from airflow_mdbackup.account.findings import Finding, Seen, Verdict
 from airflow_mdbackup.account.probes import (
-    STILL_THERE,
     Check,
     Token,
     common_checks,
     match_block,
+    nowhere,
     ran,
     run,
     said_to_command,
@@ -22,12 +22,13 @@ from airflow_mdbackup.account.probes import (
     subsystem_start,
     unique_name,
 )
-from airflow_mdbackup.account.sftp_requests import OK, Answer, NoSftp, Requests
+from airflow_mdbackup.account.sftp_requests import NO_SUCH_FILE, OK, Answer, NoSftp, Requests
 from airflow_mdbackup.scheme.names import to_text
 
 NAME = "backup account"
 FORCE_COMMAND = "ForceCommand internal-sftp -R -p open,close,read,fstat,stat,lstat,realpath,limits"
 _LOCKED = match_block(FORCE_COMMAND)
+_REFUSAL = b"This service allows sftp connections only."  # of internal-sftp, where it is forced
 _CHROOT = match_block("ChrootDirectory /home/backupop (of root, 0755, with nothing of the machine in it)")
 
 _SOURCES = 8  # so many are tried, so that an audit stays short
@@ -48,13 +49,8 @@ class Files:
 
     @property
     def places(self) -> list[bytes]:
-        """Directories in which nothing may be made."""
-        return places(self.index, self.source)
-
-
-def places(index: bytes, source: Sequence[bytes]) -> list[bytes]:
-    """Return the directories of a provider that matter, each once; of many sources some."""
-    return list(dict.fromkeys([b"/", posixpath.dirname(index), *source[:_SOURCES]]))
+        """Directories in which nothing may be made, each once; of many sources some."""
+        return list(dict.fromkeys([b"/", posixpath.dirname(self.index), *self.source[:_SOURCES]]))
 
 
 def audit(conn_id: str, source: Sequence[bytes], index: bytes) -> tuple[str, list[Finding]]:
@@ -64,8 +60,8 @@ def audit(conn_id: str, source: Sequence[bytes], index: bytes) -> tuple[str, lis
     :raises ConnectionLost: the server cannot be reached.
     """
     with Account(conn_id) as account:
-        findings = run(NAME, account, common_checks([b"/tmp", *places(index, source)]))
-        findings += run(NAME, account, _RUNNING)
+        findings = run(NAME, account, common_checks())
+        findings += run(NAME, account, _running(index, source))
         of_files: list[Finding] = []
         try:
             with account.session() as channel:
@@ -85,50 +81,55 @@ def audit(conn_id: str, source: Sequence[bytes], index: bytes) -> tuple[str, lis
 
 def _execution(account: Account) -> Seen:
     token = Token()
-    return ran(token, said_to_command(account, token))
+    return ran(token, said_to_command(account, token), [_REFUSAL])
 
 
 def _shell(account: Account) -> Seen:
     token = Token()
-    return ran(token, said_to_shell(account, token))
+    return ran(token, said_to_shell(account, token), [_REFUSAL])
 
 
-def _other_subsystems(account: Account) -> Seen:
-    """Start what else there may be. Under ``ForceCommand`` all of them are the same locked server."""
+def _other_subsystems(account: Account, index: bytes, source: Sequence[bytes]) -> Seen:
+    """Start what else there may be, which must be as locked as the expected one."""
     names = {"sftp", "sftpi", "netconf", f"mdbackup-{secrets.token_hex(4)}"} - {account.hook.subsystem}
-    loose, locked = [], []
+    locked: list[str] = []
+    loose: list[str] = []
+    unclear: list[str] = []
     for name in sorted(names):
         with account.session() as channel:
             try:
                 requests = subsystem_start(account, channel, name)
                 if requests is None:
                     continue
-                if requests.opendir(b"/").refused and requests.create(_nowhere()).refused:
+                found = run(NAME, Files(requests, index, tuple(source)), _REQUESTS)
+                if not (lacking := [one for one in found if one.verdict is not Verdict.TIGHT]):
                     locked.append(name)
-                else:
-                    loose.append(f"{name} can list or write")
+                    continue
+                is_loose = any(one.verdict is Verdict.LOOSER for one in lacking)
+                lacks = f"{name} starts, and is not proven: {', '.join(one.check for one in lacking)}"
+                (loose if is_loose else unclear).append(lacks)
             except NoSftp as error:
                 if not error.ended:
                     loose.append(f"{name} is something else than SFTP")
-    if loose:
-        return Seen(Verdict.LOOSER, "; ".join(loose))
+    if loose or unclear:
+        return Seen(Verdict.LOOSER if loose else Verdict.UNKNOWN, "; ".join(loose + unclear))
     others = f"{', '.join(locked)} as locked as it" if locked else f"none of {len(names)} others tried"
     return Seen(Verdict.TIGHT, f"{account.hook.subsystem}, and {others}")
 
 
-_RUNNING: list[Check[Account]] = [
-    Check("no shell", _shell, _LOCKED),
-    Check("no exec", _execution, _LOCKED),
-    Check("only the expected subsystem", _other_subsystems, _LOCKED),
-]
+def _running(index: bytes, source: Sequence[bytes]) -> list[Check[Account]]:
+    return [
+        Check("no shell", _shell, _LOCKED),
+        Check("no exec", _execution, _LOCKED),
+        Check(
+            "only the expected subsystem",
+            lambda account: _other_subsystems(account, index, source),
+            _LOCKED,
+        ),
+    ]
 
 
 # --- changing ---------------------------------------------------------------------------------------
-
-
-def _nowhere() -> bytes:
-    """Return a path in a directory that does not exist: a server that would write looks for it in vain."""
-    return b"/%b/x" % unique_name()
 
 
 def judged(answers: Sequence[tuple[str, Answer]]) -> Seen:
@@ -152,7 +153,7 @@ def _write(files: Files) -> Seen:
     requests = files.requests
     return judged(
         [
-            ("opening to write", requests.open_to_write(_nowhere())),
+            ("opening to write", requests.open_to_write(nowhere())),
             ("writing", requests.write(_NO_HANDLE)),
             ("copying", requests.copy_data(_NO_HANDLE, _NO_HANDLE)),
         ]
@@ -181,7 +182,7 @@ def _made(
     make: Callable[[bytes], Answer],
     unmake: Callable[[bytes, Answer], Answer],
 ) -> Seen:
-    answer = make(_nowhere())
+    answer = make(nowhere())
     answers = [(what, answer)]
     if not answer.refused:
         return judged(answers)
@@ -190,7 +191,7 @@ def _made(
         answer = make(path)
         if answer.code == OK:
             gone = unmake(path, answer).code == OK
-            left = "removed again" if gone else STILL_THERE
+            left = "removed again" if gone else "WHICH IS STILL THERE: please remove it"
             return Seen(Verdict.LOOSER, f"{what} worked: {to_text(path)}, {left}")
         answers.append((f"in {to_text(place)}", answer))
     return judged(answers)
@@ -200,34 +201,34 @@ def _rename(files: Files) -> Seen:
     requests = files.requests
     return judged(
         [
-            ("renaming", requests.rename(_nowhere(), _nowhere())),
-            ("posix-rename", requests.posix_rename(_nowhere(), _nowhere())),
+            ("renaming", requests.rename(nowhere(), nowhere())),
+            ("posix-rename", requests.posix_rename(nowhere(), nowhere())),
         ]
     )
 
 
 def _delete(files: Files) -> Seen:
     requests = files.requests
-    return judged([("remove", requests.remove(_nowhere())), ("rmdir", requests.rmdir(_nowhere()))])
+    return judged([("remove", requests.remove(nowhere())), ("rmdir", requests.rmdir(nowhere()))])
 
 
 def _attributes(files: Files) -> Seen:
     requests = files.requests
     return judged(
         [
-            ("setstat", requests.setstat(_nowhere())),
+            ("setstat", requests.setstat(nowhere())),
             ("fsetstat", requests.fsetstat(_NO_HANDLE)),
-            ("lsetstat", requests.lsetstat(_nowhere())),
+            ("lsetstat", requests.lsetstat(nowhere())),
         ]
     )
 
 
 def _symlink(files: Files) -> Seen:
-    return judged([("symlink", files.requests.symlink(_nowhere(), _nowhere()))])
+    return judged([("symlink", files.requests.symlink(nowhere(), nowhere()))])
 
 
 def _hardlink(files: Files) -> Seen:
-    return judged([("hardlink", files.requests.hardlink(_nowhere(), _nowhere()))])
+    return judged([("hardlink", files.requests.hardlink(nowhere(), nowhere()))])
 
 
 # --- seeing -----------------------------------------------------------------------------------------
@@ -240,6 +241,22 @@ def _listing(files: Files) -> Seen:
     if opened.code == OK:
         requests.close(opened.value)
     return judged(answers)
+
+
+def _other_requests(files: Files) -> Seen:
+    """Ask for what changes nothing and lists no files, and tells about the machine all the same."""
+    requests = files.requests
+    return judged(
+        [
+            ("readlink", requests.readlink(nowhere())),
+            ("statvfs", requests.statvfs(nowhere())),
+            ("fstatvfs", requests.fstatvfs(_NO_HANDLE)),
+            ("fsync", requests.fsync(_NO_HANDLE)),
+            ("users-groups-by-id", requests.names_of_ids()),
+            ("home-directory", requests.home_directory(unique_name())),
+            ("expand-path", requests.expand_path(nowhere())),
+        ]
+    )
 
 
 def _dotdot(files: Files) -> Seen:
@@ -258,15 +275,42 @@ def _links(files: Files) -> Seen:
 
 
 def _outside(files: Files, marks: Sequence[bytes], prefixes: Sequence[bytes], tight: str) -> Seen:
+    look = _way_to_look(files.requests)
     looked_for = [mark for mark in marks if not _is_backed_up(mark, files)]
-    seen = [
-        mark
-        for mark in looked_for
-        if any(files.requests.stat(before + mark).code == OK for before in prefixes)
-    ]
+    answers = {mark: {look(before + mark).code for before in prefixes} for mark in looked_for}
+    seen = [mark for mark, codes in answers.items() if OK in codes]
     if seen:
         return Seen(Verdict.LOOSER, f"the account sees the machine's {_listed(seen)}")
+    unclear = [mark for mark, codes in answers.items() if codes != {NO_SUCH_FILE}]
+    if unclear:
+        return Seen(Verdict.UNKNOWN, f"the server does not tell whether there is {_listed(unclear)}")
+    _check_place(files, look)
     return Seen(Verdict.TIGHT, f"{tight} {_listed(looked_for)}")
+
+
+def _way_to_look(requests: Requests) -> Callable[[bytes], Answer]:
+    """Return the request that tells whether a path is there.
+
+    One that the account may not make is refused, whatever it is about.
+
+    :raises Unanswered: there is none.
+    """
+    for look in (requests.stat, requests.look_by_opening):
+        if look(nowhere()).code == NO_SUCH_FILE:
+            return look
+    raise Unanswered("the server tells neither by stat nor by open that a file is not there")
+
+
+def _check_place(files: Files, look: Callable[[bytes], Answer]) -> None:
+    """See that the account is where the backup is: other directories have nothing of a machine, too.
+
+    :raises Unanswered: nothing shows that.
+    """
+    own = [path for path in (*files.places, files.index) if path != b"/"]
+    if not any(look(path).code == OK for path in own):
+        raise Unanswered(
+            f"none of {_listed(own)} is there: the account may be in another directory than the backup"
+        )
 
 
 def _is_backed_up(mark: bytes, files: Files) -> bool:
@@ -286,7 +330,8 @@ def _listed(paths: Sequence[bytes]) -> str:
     return ", ".join(map(to_text, paths))
 
 
-_FILES: list[Check[Files]] = [
+# These hold for every SFTP server of the account, wherever it is.
+_REQUESTS: list[Check[Files]] = [
     Check("no write", _write, _LOCKED),
     Check("no create", creation, _LOCKED),
     Check("no mkdir", directory_creation, _LOCKED),
@@ -296,6 +341,10 @@ _FILES: list[Check[Files]] = [
     Check("no symlink", _symlink, _LOCKED),
     Check("no hardlink", _hardlink, _LOCKED),
     Check("no listing", _listing, _LOCKED),
+    Check("no other requests", _other_requests, _LOCKED),
+]
+_FILES: list[Check[Files]] = [
+    *_REQUESTS,
     Check("no escape by ..", _dotdot, _CHROOT),
     Check("no escape by an absolute path", absolute_paths, _CHROOT),
     Check("no escape by a symlink", _links, _CHROOT),

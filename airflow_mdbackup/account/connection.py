@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import paramiko
 from paramiko.common import MSG_CHANNEL_OPEN, MSG_CHANNEL_REQUEST
@@ -24,8 +24,10 @@ from airflow_mdbackup.scheme.names import to_text
 
 PATIENCE = 5.0
 """Seconds to wait for any one answer."""
-_ALL = 28.0  # seconds for all questions to one account together
+_ALL = 60.0  # seconds for all questions to one account together
 _MOST = 65536  # bytes of output that are looked at
+
+Asked = TypeVar("Asked")
 
 
 class Unanswered(Exception):
@@ -33,13 +35,17 @@ class Unanswered(Exception):
 
 
 class _Transport(paramiko.Transport):
-    """A transport that asks for the ways to log in before the first is tried.
+    """A transport that asks for the ways to log in before the first is tried, and keeps the server's remarks.
 
     On the very connection that logs in a moment later, because servers may punish one that never does
     (``PerSourcePenalties``, fail2ban).
+
+    :ivar remarks: the texts of its debug messages (RFC 4253, section 11.3), in which OpenSSH says why it
+        refuses. They come before the refusal itself.
     """
 
     offered: tuple[str, ...] | None = None
+    remarks: tuple[bytes, ...] = ()
     _payload = b""
 
     def auth_publickey(self, username: str, key: paramiko.PKey, event: threading.Event | None = None) -> Any:
@@ -65,6 +71,10 @@ class _Transport(paramiko.Transport):
             return self.open_channel(kind, timeout=PATIENCE)
         finally:
             self._payload = b""
+
+    def _parse_debug(self, message: paramiko.Message) -> None:
+        message.get_boolean()
+        self.remarks = (*self.remarks[-9:], message.get_binary()[:100])
 
     def _send_user_message(self, data: paramiko.Message) -> None:
         if self._payload and data.asbytes()[0] == MSG_CHANNEL_OPEN:
@@ -138,6 +148,11 @@ class Account:
         """The ways to log in that the server offers to who has proven nothing; ``none``: no proof needed."""
         return self.transport.offered or ()
 
+    @property
+    def is_openssh(self) -> bool:
+        """Whether the server says that it is OpenSSH."""
+        return str(self.transport.remote_version).startswith("SSH-2.0-OpenSSH")
+
     # --- channels -----------------------------------------------------------------------------------
 
     @contextmanager
@@ -190,20 +205,36 @@ class Account:
             timer.cancel()
 
     def grants_agent(self, channel: paramiko.Channel) -> bool:
-        """Tell whether the server would forward an agent. paramiko's own request wants no answer."""
+        """Tell whether the server would forward an agent."""
+        return self._grants_request(channel, "auth-agent-req@openssh.com")
+
+    def grants_variable(self, channel: paramiko.Channel, name: str) -> bool:
+        """Tell whether the server would give what runs on the channel an environment variable of ours."""
+        return self._grants_request(channel, "env", name, "mdbackup-audit")
+
+    def _grants_request(self, channel: paramiko.Channel, kind: str, *values: str) -> bool:
+        """Make a request for which paramiko's own wants no answer."""
 
         def ask() -> None:
             raw: Any = channel
             request = paramiko.Message()
             request.add_byte(bytes([MSG_CHANNEL_REQUEST]))
             request.add_int(raw.remote_chanid)
-            request.add_string("auth-agent-req@openssh.com")
+            request.add_string(kind)
             request.add_boolean(True)
+            for value in values:
+                request.add_string(value)
             raw._event_pending()
             self.transport._send_user_message(request)
             raw._wait_for_event()
 
         return self.grants(channel, ask)
+
+    def remarked(self, ask: Callable[[], Asked]) -> tuple[Asked, tuple[bytes, ...]]:
+        """Return the answer to a question, and what the server remarked meanwhile."""
+        self.transport.remarks = ()
+        answer = ask()
+        return answer, self.transport.remarks
 
     def open_code(self, kind: str, open_channel: Callable[[], paramiko.Channel]) -> int:
         """Return 0 if the server opens a channel (which is closed at once), else its reason code.
@@ -256,7 +287,7 @@ class Account:
         return True
 
     def listens_on_socket(self, path: bytes) -> bool:
-        """Tell whether the server would make a socket for us. It stops at once, but the socket stays.
+        """Tell whether the server makes a socket for us. It stops at once, but the socket stays.
 
         :raises Unanswered: the connection ended.
         """
@@ -274,18 +305,23 @@ def output_of(channel: paramiko.Channel, until: Sequence[bytes]) -> bytes:
     """
     said, ended = listen(channel, until, PATIENCE)
     if not ended:
-        raise Unanswered(f'what ran has not ended within {PATIENCE:.0f} s; it said "{to_text(said[:100])}"')
+        raise Unanswered(
+            f"what ran has not ended within {PATIENCE:.0f} s and {_MOST >> 10} KiB;"
+            f' it said "{to_text(said[:100])}"'
+        )
     return said
 
 
 def listen(channel: paramiko.Channel, until: Sequence[bytes], patience: float) -> tuple[bytes, bool]:
     """Return what comes on a channel within ``patience`` seconds, and whether that is the end of it.
 
-    It ends, too, when one of ``until`` is in it, and when it is too much.
+    It ends, too, when one of ``until`` is in it. What is too much has no end.
     """
     end = time.monotonic() + patience
     said = b""
-    while len(said) < _MOST and not any(word in said for word in until):
+    while not any(word in said for word in until):
+        if len(said) >= _MOST:
+            return said, False
         channel.settimeout(max(0.01, end - time.monotonic()))
         try:
             data = channel.recv(4096)

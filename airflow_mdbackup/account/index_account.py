@@ -33,23 +33,22 @@ _FORCED = (
 _RESTRICT = "its line of authorized_keys, before the key: restrict; or "
 
 
-def audit(provider: str, conn_id: str, place: bytes) -> tuple[str, list[Finding]]:
+def audit(provider: str, conn_id: str) -> tuple[str, list[Finding]]:
     """Return the account's login, and what was found; over one TCP connection.
 
-    :param place: the directory of the index, as this account sees it.
     :raises AccessRefused: the host key is not the expected one, or the account is refused.
     :raises ConnectionLost: the server cannot be reached.
     """
     forced = _FORCED.format(provider)
     with Account(conn_id) as account:
-        findings = run(NAME, account, map(_restrictable, common_checks([b"/tmp", place])))
+        findings = run(NAME, account, map(_restrictable, common_checks()))
         findings += run(
             NAME,
             _Heard.by(account),
             [
                 Check("only its forced command", _only_forced, forced),
                 Check("arguments ignored", _arguments_ignored, forced),
-                Check("no shell", lambda heard: ran(heard.token, heard.shell()), forced),
+                Check("no shell", lambda heard: ran(heard.token, heard.shell(), READY), forced),
             ],
         )
         findings += run(NAME, account, [Check("no subsystem", _subsystems, forced)])
@@ -57,8 +56,8 @@ def audit(provider: str, conn_id: str, place: bytes) -> tuple[str, list[Finding]
 
 
 def _restrictable(check: Check[Account]) -> Check[Account]:
-    """Say for what concerns sessions and forwarding that the key's line can forbid it, too."""
-    if not check.name.startswith("no "):
+    """Say for a terminal and forwarding that the key's line can forbid it, too."""
+    if not check.name.startswith("no ") or check.name in ("no tunnel", "no environment"):
         return check
     return Check(check.name, check.probe, _RESTRICT + check.change)
 
@@ -80,8 +79,8 @@ class _Heard:
     def by(cls, account: Account) -> _Heard:
         token = Token()
         command = _kept(lambda: said_to_command(account, token))
-        # An indexer that got these words as its arguments would show its help.
-        arguments = _kept(lambda: said_to_command(account, token, f"{token.command} --help"))
+        # An indexer that got these words among its arguments would show its help.
+        arguments = _kept(lambda: said_to_command(account, token, " --help"))
         is_indexer = _is_ready(command) or _is_ready(arguments)
         patience = {"patience": PATIENCE} if is_indexer else {}
         return cls(token, command, arguments, _kept(lambda: said_to_shell(account, token, **patience)))
@@ -120,7 +119,7 @@ def _judged(heard: _Heard, said: bytes | None) -> Seen:
     if said is None:
         return Seen(Verdict.UNKNOWN, "the server refuses to run anything, so that no index can be built")
     if heard.token.word in said:
-        return Seen(Verdict.LOOSER, "a shell ran what it was told")
+        return Seen(Verdict.LOOSER, "it ran what it was told")
     wants_request, wants_program = READY
     if wants_program in said:
         return Seen(Verdict.LOOSER, "it runs whatever program it is sent")

@@ -17,9 +17,9 @@ from airflow_mdbackup.account.connection import Unanswered
 from airflow_mdbackup.scheme.names import to_text
 
 _INIT, _VERSION, _STATUS, _HANDLE, _NAME, _EXTENDED = 1, 2, 101, 102, 104, 200
-_OPEN, _CLOSE, _WRITE, _LSTAT, _SETSTAT, _FSETSTAT, _OPENDIR, _READDIR = 3, 4, 6, 7, 9, 10, 11, 12
-_REMOVE, _MKDIR, _RMDIR, _REALPATH, _STAT, _RENAME, _SYMLINK = 13, 14, 15, 16, 17, 18, 20
-_WRITE_FLAG, _CREATE_FLAG, _NEW_FLAG = 0x02, 0x08, 0x20
+_OPEN, _CLOSE, _WRITE, _SETSTAT, _FSETSTAT, _OPENDIR, _READDIR = 3, 4, 6, 9, 10, 11, 12
+_REMOVE, _MKDIR, _RMDIR, _STAT, _RENAME, _READLINK, _SYMLINK = 13, 14, 15, 17, 18, 19, 20
+_READ_FLAG, _WRITE_FLAG, _CREATE_FLAG, _NEW_FLAG = 0x01, 0x02, 0x08, 0x20
 _MOST = 256 << 10  # bytes of an answer
 
 OK, NO_SUCH_FILE, PERMISSION_DENIED, UNSUPPORTED = 0, 2, 3, 8
@@ -91,11 +91,12 @@ class Requests:
     def stat(self, path: bytes) -> Answer:
         return self._ask(_STAT, _text(path))
 
-    def lstat(self, path: bytes) -> Answer:
-        return self._ask(_LSTAT, _text(path))
-
-    def realpath(self, path: bytes) -> Answer:
-        return self._ask(_REALPATH, _text(path))
+    def look_by_opening(self, path: bytes) -> Answer:
+        """Open a file or directory for reading, and close it."""
+        answer = self._ask(_OPEN, _text(path) + struct.pack(">II", _READ_FLAG, 0))
+        if answer.code == OK:
+            self.close(answer.value)
+        return answer
 
     def opendir(self, path: bytes) -> Answer:
         return self._ask(_OPENDIR, _text(path))
@@ -105,6 +106,25 @@ class Requests:
 
     def close(self, handle: bytes) -> Answer:
         return self._ask(_CLOSE, _text(handle))
+
+    def readlink(self, path: bytes) -> Answer:
+        return self._ask(_READLINK, _text(path))
+
+    def statvfs(self, path: bytes) -> Answer:
+        return self._extended(b"statvfs@openssh.com", _text(path))
+
+    def fstatvfs(self, handle: bytes) -> Answer:
+        return self._extended(b"fstatvfs@openssh.com", _text(handle))
+
+    def names_of_ids(self) -> Answer:
+        """Ask for the names of no users and no groups."""
+        return self._extended(b"users-groups-by-id@openssh.com", _text(b"") + _text(b""))
+
+    def home_directory(self, user: bytes) -> Answer:
+        return self._extended(b"home-directory", _text(user))
+
+    def expand_path(self, path: bytes) -> Answer:
+        return self._extended(b"expand-path@openssh.com", _text(path))
 
     # --- changing -----------------------------------------------------------------------------------
 
@@ -138,6 +158,9 @@ class Requests:
     def setstat(self, path: bytes) -> Answer:
         """Ask for a change of nothing."""
         return self._ask(_SETSTAT, _text(path) + struct.pack(">I", 0))
+
+    def fsync(self, handle: bytes) -> Answer:
+        return self._extended(b"fsync@openssh.com", _text(handle))
 
     def fsetstat(self, handle: bytes) -> Answer:
         return self._ask(_FSETSTAT, _text(handle) + struct.pack(">I", 0))

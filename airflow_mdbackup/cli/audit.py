@@ -32,7 +32,6 @@ def run(args: argparse.Namespace) -> int:
                 source=provider.source,
                 index=provider.index,
                 ssh_conn_id=provider.ssh_conn_id,
-                chroot=provider.chroot,
             )
     except BackupError as error:
         print(f"{provider.name}: {error}", file=sys.stderr)

@@ -19,13 +19,12 @@ class AuditProvider(BaseOperator):
 
     :param provider: the provider's name.
     :param sftp_conn_id: connection of the backup account.
-    :param source: absolute paths that are backed up, as the backup account sees them.
+    :param source: absolute paths that are backed up, as the backup account sees them; or one of them.
     :param index: absolute path of the index, likewise.
     :param ssh_conn_id: connection of the index account; None if the provider builds its index itself.
-    :param chroot: where the index account sees what the backup account sees as ``/``.
     """
 
-    template_fields: Sequence[str] = ("provider", "sftp_conn_id", "ssh_conn_id", "chroot", "source", "index")
+    template_fields: Sequence[str] = ("provider", "sftp_conn_id", "ssh_conn_id", "source", "index")
     ui_color = "#f5e6cc"
 
     def __init__(
@@ -33,10 +32,9 @@ class AuditProvider(BaseOperator):
         *,
         provider: str,
         sftp_conn_id: str,
-        source: Sequence[str],
+        source: Sequence[str] | str,
         index: str = "/.mdbackup/index.md5",
         ssh_conn_id: str | None = None,
-        chroot: str | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -45,20 +43,22 @@ class AuditProvider(BaseOperator):
         self.source = source
         self.index = index
         self.ssh_conn_id = ssh_conn_id
-        self.chroot = chroot
 
     def execute(self, context: Context) -> dict[str, Any]:
         # Here, because paramiko and rich are slow to import, and every parse of a DAG file would pay for it.
         from airflow_mdbackup.account.audit import audit
         from airflow_mdbackup.account.findings import as_text, told
 
+        source = [self.source] if isinstance(self.source, str) else self.source
+        for path in (*source, self.index):
+            if not path.startswith("/"):
+                raise AirflowFailException(f"{self.provider}: {path!r} must be an absolute path")
         found = audit(
             self.provider,
             sftp_conn_id=self.sftp_conn_id,
-            source=self.source,
+            source=source,
             index=self.index,
             ssh_conn_id=self.ssh_conn_id,
-            chroot=self.chroot,
         )
         self.log.info("%s", as_text(self.provider, found))
         result = {

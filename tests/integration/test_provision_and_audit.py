@@ -67,7 +67,7 @@ def test_provisioned_accounts_are_all_tight_before_and_after_an_index_exists(
 ) -> None:
     """The audit itself starts no build; the index account's forced command does, whatever it is asked for."""
     status, found = audit(capsys)
-    assert (status, len(found["tight"]), found["looser"], found["unknown"]) == (0, 39, set(), set())
+    assert (status, len(found["tight"]), found["looser"], found["unknown"]) == (0, 42, set(), set())
     index = machine.root / "home/backupop/.mdbackup/index.md5"
     assert not index.exists()
     with ProviderHook("web_index") as hook:
@@ -90,7 +90,7 @@ def test_provisioned_accounts_are_all_tight_before_and_after_an_index_exists(
         (
             " -p open,close,read,fstat,stat,lstat,realpath,limits",
             "",
-            {"backup: no listing"},
+            {"backup: no listing", "backup: no other requests"},
         ),
         ("PasswordAuthentication no", "PasswordAuthentication yes", {"backup: keys only"}),
     ],

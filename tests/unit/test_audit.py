@@ -11,6 +11,7 @@ import pytest
 from airflow_mdbackup.account.backup_account import Files, absolute_paths, creation, directory_creation
 from airflow_mdbackup.account.connection import Unanswered
 from airflow_mdbackup.account.findings import Verdict
+from airflow_mdbackup.account.probes import Check, run
 from airflow_mdbackup.account.sftp_requests import (
     NO_SUCH_FILE,
     OK,
@@ -68,13 +69,29 @@ def test_what_cannot_be_removed_again_is_told_loudly(probe: Any) -> None:
 
 
 class Tree:
-    """Answers what lies where."""
+    """Answers what lies where, to the requests that are allowed; what is `closed` it may not tell."""
 
-    def __init__(self, *there: bytes) -> None:
-        self.there = there
+    def __init__(self, *there: bytes, closed: bytes = b"", requests: str = "stat open") -> None:
+        self.there, self.closed = there, closed
+        self.requests = requests.split()
+
+    def _answer(self, request: str, path: bytes) -> Answer:
+        if request not in self.requests or path == self.closed:
+            return Answer(PERMISSION_DENIED)
+        return Answer(OK if path in self.there else NO_SUCH_FILE)
 
     def stat(self, path: bytes) -> Answer:
-        return Answer(OK if path in self.there else NO_SUCH_FILE)
+        return self._answer("stat", path)
+
+    def look_by_opening(self, path: bytes) -> Answer:
+        return self._answer("open", path)
+
+
+def outside(tree: Tree, source: bytes = b"/backups") -> Verdict:
+    requests: Any = tree
+    files = Files(requests, b"/.mdbackup/index.md5", (source,))
+    (found,) = run("backup account", files, [Check("no escape", absolute_paths, "")])
+    return found.verdict
 
 
 @pytest.mark.parametrize(
@@ -92,8 +109,23 @@ def test_what_is_backed_up_is_not_taken_for_the_machine(
     source: bytes, there: bytes, verdict: Verdict
 ) -> None:
     """A directory of the machine may be mounted into the chroot; its processes are never."""
-    tree: Any = Tree(there)
-    assert absolute_paths(Files(tree, b"/.mdbackup/index.md5", (source,))).verdict is verdict
+    assert outside(Tree(b"/.mdbackup", there), source) is verdict
+
+
+@pytest.mark.parametrize(
+    ("tree", "verdict"),
+    [
+        (Tree(b"/backups", requests="open"), Verdict.TIGHT),
+        (Tree(b"/backups", b"/proc/version", requests="open"), Verdict.LOOSER),
+        (Tree(b"/backups", requests=""), Verdict.UNKNOWN),
+        (Tree(b"/backups", closed=b"/proc/self"), Verdict.UNKNOWN),
+        (Tree(b"/"), Verdict.UNKNOWN),
+    ],
+    ids=["only open", "only open, and the machine", "neither stat nor open", "refused", "another directory"],
+)
+def test_only_a_file_that_is_not_there_proves_that_it_cannot_be_reached(tree: Tree, verdict: Verdict) -> None:
+    """A refusal says nothing about what is there, nor does a directory in which no backup is."""
+    assert outside(tree) is verdict
 
 
 class Words:
