@@ -45,6 +45,20 @@ test-system: venv system-packages ## Run the tests with a real Airflow scheduler
 torture: venv system-packages ## Run the long forms of the tests of docs/guarantees.md, and count what they tried
 	MDBACKUP_TORTURE=long $(BIN)/python -m pytest -m guarantee -p no:cacheprovider tests
 
+.PHONY: fuzz
+fuzz: build/fuzz/.installed ## Fuzz the index reader and the SFTP parser with atheris, each for SECONDS=60
+	@for target in index sftp; do \
+	    echo "Fuzzing $$target for $(or $(SECONDS),60) s"; \
+	    build/fuzz/venv/bin/python -m tests.fuzz $$target $(or $(SECONDS),60) || exit 1; done
+
+build/fuzz/.installed: setup.cfg constraints.txt
+	@$(call make_venv,build/fuzz/venv)
+	build/fuzz/venv/bin/python -m pip install --quiet --constraint constraints.txt msgspec pathspec
+	@build/fuzz/venv/bin/python -m pip install --quiet --only-binary :all: atheris || { echo "There is no" \
+	    "atheris for $$(build/fuzz/venv/bin/python --version) on this machine. Try another: make" \
+	    "PYTHON=python3.11 fuzz. Without it, the tests fuzz the same with hypothesis: make torture." >&2; false; }
+	@touch $@
+
 .PHONY: lint
 lint: venv ## Check style and types
 	$(BIN)/ruff check .

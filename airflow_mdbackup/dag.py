@@ -16,6 +16,7 @@ there is an accepted plan and the shards have finished, however. What could be p
 from __future__ import annotations
 
 import logging
+import re
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ from airflow_mdbackup.operators import (
 from airflow_mdbackup.operators.diff_indexes import OVERRIDE_GUARD
 from airflow_mdbackup.operators.invalid_configuration import InvalidConfiguration
 from airflow_mdbackup.scheme.diff import Limits
+from airflow_mdbackup.scheme.names import to_text
 
 log = logging.getLogger(__name__)
 
@@ -88,6 +90,7 @@ def provider_dag(provider: Provider) -> DAG:
             sftp_conn_id=provider.sftp_conn_id,
             index=provider.index,
             max_index_age=provider.max_index_age,
+            max_index_size=provider.max_index_size,
             mount=provider.mount,
             stall_timeout=provider.stall_timeout,
             inlets=[asset],
@@ -181,10 +184,10 @@ def _invalid_dag(name: str, problems: tuple[Problem, ...]) -> DAG:
 def _doc(provider: Provider) -> str:
     """Return what the DAG's page says of it."""
     rows = {
-        "source": ", ".join(f"`{path}`" for path in provider.source),
-        "left out": ", ".join(f"`{pattern}`" for pattern in provider.exclude) or "nothing",
-        "to": f"`{provider.dest}`",
-        "index": f"`{provider.index}`"
+        "source": ", ".join(map(_code, provider.source)),
+        "left out": ", ".join(map(_code, provider.exclude)) or "nothing",
+        "to": _code(provider.dest),
+        "index": _code(provider.index)
         + (", built by each run" if provider.ssh_conn_id else ", built by the provider itself"),
         "guard": _guard_text(provider),
         "bandwidth": str(provider.bandwidth_limit or "not limited"),
@@ -195,6 +198,13 @@ def _doc(provider: Provider) -> str:
         "Only what is new is copied; a changed file's old version goes to `.old` beside it; nothing is "
         "deleted. A backup always takes the provider's present state, also in a backfill.\n"
     )
+
+
+def _code(text: str) -> str:
+    """Return text that Markdown shows as it is, whatever is in it."""
+    text = to_text(text.encode("utf-8", "surrogateescape"))
+    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence} {text} {fence}" if "`" in text else f"`{text}`"
 
 
 def _guard_text(provider: Provider) -> str:

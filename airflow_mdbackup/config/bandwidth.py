@@ -11,10 +11,9 @@ from typing import Annotated
 from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema
 
 from airflow_mdbackup.config.problem import quoted, unknown_key
-from airflow_mdbackup.config.values import seen
+from airflow_mdbackup.config.values import SIZES, seen, write_size
 
 _RATE = re.compile(r"(?P<number>[0-9]+(?:\.[0-9]+)?)(?P<unit>[kKMG]B|[KMG]iB)(?:/s)?", re.ASCII)
-_UNITS = {"GB": 10**9, "GiB": 2**30, "MB": 10**6, "MiB": 2**20, "KB": 10**3, "KiB": 2**10}
 _LEAST = 10**3
 _MOST = 10**12
 _TIME = re.compile(r"(?:[01][0-9]|2[0-3]):[0-5][0-9]", re.ASCII)
@@ -71,7 +70,7 @@ def parse_rate(value: object) -> int:
     match = _RATE.fullmatch(value)
     if match is None:
         raise ValueError(f"{seen(value)} is not a rate: {_HOW_TO_WRITE_A_RATE}")
-    rate = float(match["number"]) * _UNITS[match["unit"].replace("k", "K")]
+    rate = float(match["number"]) * SIZES[match["unit"].replace("k", "K")]
     if not _LEAST <= rate <= _MOST:
         raise ValueError(f"{seen(value)} must be at least `1KB` and at most `1000GB`")
     return round(rate)
@@ -79,10 +78,7 @@ def parse_rate(value: object) -> int:
 
 def write_rate(rate: int) -> str:
     """Return the text that :func:`parse_rate` reads as ``rate``."""
-    for unit, size in _UNITS.items():
-        if rate % size == 0:
-            return f"{rate // size}{unit}"
-    return f"{rate / 1000:.3f}".rstrip("0") + "KB"
+    return write_size(rate)
 
 
 def parse_bandwidth_limit(value: object) -> BandwidthLimit:

@@ -22,10 +22,12 @@ from airflow_mdbackup.config.values import (
     Patterns,
     Schedule,
     Share,
+    Size,
     Tags,
     Text,
     seen,
 )
+from airflow_mdbackup.scheme.fetch import MAX_SIZE
 
 RESERVED_NAMES = ("watchdog", "restore", "verify")
 # Strict: text stays text and numbers stay numbers, so that nothing YAML misread is quietly accepted.
@@ -200,6 +202,15 @@ class Provider(BaseModel):
             " with `ssh_conn_id`, since each run rebuilds the index, and `26h` without."
         ),
         examples=["26h"],
+    )
+    max_index_size: Size = Field(
+        default=MAX_SIZE,
+        description=(
+            "A run fails when the provider index is larger than this, whatever the provider sends. A million"
+            " files take some 100 MB. While an index is read, `dest` needs room for some four times its size,"
+            " and for seven times that of a malicious one."
+        ),
+        examples=["500MB"],
     )
     dest: PathBelowRoot = Field(
         description=(

@@ -22,6 +22,10 @@ _DURATION = re.compile(
     r"(?=.)" + "".join(rf"(?:(?P<{unit}>[0-9]+(?:\.[0-9]+)?){unit})?" for unit in "dhms"), re.ASCII
 )
 _UNITS = {"d": "days", "h": "hours", "m": "minutes", "s": "seconds"}
+SIZES = {"GB": 10**9, "GiB": 2**30, "MB": 10**6, "MiB": 2**20, "KB": 10**3, "KiB": 2**10}
+_SIZE = re.compile(r"(?P<number>[0-9]+(?:\.[0-9]+)?)(?P<unit>[kKMG]B|[KMG]iB)", re.ASCII)
+_TEMPLATE = re.compile(r"\{[{%#]")
+_TAKEN = "`{{`, `{%` or `{#`, with which a template begins that Airflow would fill in"
 _LONGEST = timedelta(days=3650)
 _shorten = reprlib.Repr()
 _shorten.maxstring = 300
@@ -84,6 +88,31 @@ def write_duration(duration: timedelta) -> str:
     return text
 
 
+def parse_size(value: object) -> int:
+    """Return the bytes that ``500KB``, ``1.5GB`` or ``4GiB`` stands for.
+
+    :raises ValueError: anything else, less than 1 KB or more than 1,000 GB.
+    """
+    how = "write bytes with a unit, such as `500MB`, `1.5GB` or `4GiB`"
+    if isinstance(value, int) and not isinstance(value, bool):
+        raise ValueError(f"must be a size with a unit, but YAML reads {seen(value)}: {how}")
+    match = _SIZE.fullmatch(value) if isinstance(value, str) else None
+    if match is None:
+        raise ValueError(f"{seen(value)} is not a size: {how}")
+    size = float(match["number"]) * SIZES[match["unit"].replace("k", "K")]
+    if not 10**3 <= size <= 10**12:
+        raise ValueError(f"{seen(value)} must be at least `1KB` and at most `1000GB`")
+    return round(size)
+
+
+def write_size(size: int) -> str:
+    """Return the text that :func:`parse_size` reads as ``size``."""
+    for unit, number in SIZES.items():
+        if size % number == 0:
+            return f"{size // number}{unit}"
+    return f"{size / 1000:.3f}".rstrip("0") + "KB"
+
+
 def parse_share(value: object) -> float:
     """Return the share, 0 to 1, that ``50%`` or ``0.5`` stands for.
 
@@ -109,7 +138,7 @@ def check_path(path: str) -> str:
     """Return ``path`` if it is absolute, and written in the only way that means the same everywhere.
 
     :raises ValueError: it is relative, begins with ``~``, ends in a slash, has an empty, ``.``, ``..`` or
-        over-long component, or contains a NUL.
+        over-long component, or contains a NUL or what begins a template.
     """
     if path == "/":
         return path
@@ -124,6 +153,8 @@ def check_path(path: str) -> str:
         wrong = "has `.` or `..` as a component: write the path without"
     elif not all(components):
         wrong = "has an empty component: write single slashes, and none at the end"
+    elif _TEMPLATE.search(path):
+        wrong = f"has {_TAKEN}: name a directory above it"
     elif len(path.encode()) > 4096 or any(len(part.encode()) > 255 for part in components):
         wrong = "is too long: a component has at most 255 bytes, a path 4096"
     else:
@@ -174,6 +205,8 @@ def check_pattern(pattern: str) -> str:
         raise ValueError(
             f"{_shorten.repr(pattern)} is a comment in gitignore: write `\\#` for a name with `#`"
         )
+    if _TEMPLATE.search(pattern):
+        raise ValueError(f"{_shorten.repr(pattern)} has {_TAKEN}: write `[{{]` for the first brace")
     if not useful:
         raise ValueError(f"{_shorten.repr(pattern)} matches nothing: remove it, or correct it")
     return pattern
@@ -201,6 +234,12 @@ Duration = Annotated[
     BeforeValidator(parse_duration),
     PlainSerializer(write_duration, when_used="json"),
     _titled("duration"),
+]
+Size = Annotated[
+    int,
+    BeforeValidator(parse_size),
+    PlainSerializer(write_size, when_used="json"),
+    _titled("size"),
 ]
 Share = Annotated[
     float,

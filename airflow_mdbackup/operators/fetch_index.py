@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_mdbackup.assets import LAST_GOOD, provider_asset
 from airflow_mdbackup.operators.base import BackupOperator, provider_hook
-from airflow_mdbackup.scheme.fetch import fetch_index
+from airflow_mdbackup.scheme.fetch import MAX_SIZE, fetch_index
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -25,6 +25,7 @@ class FetchIndex(BackupOperator):
     :param sftp_conn_id: connection of the backup account.
     :param index: absolute path of the index, as the backup account sees it.
     :param max_index_age: how old the index may be; None for any age.
+    :param max_index_size: how many bytes the index may have.
     :param mount: a path that must be a mount point on the worker.
     :param stall_timeout: how long the connection may be silent.
     """
@@ -38,6 +39,7 @@ class FetchIndex(BackupOperator):
         sftp_conn_id: str,
         index: str = "/.mdbackup/index.md5",
         max_index_age: timedelta | None = None,
+        max_index_size: int = MAX_SIZE,
         mount: str | None = None,
         stall_timeout: timedelta = timedelta(seconds=60),
         **kwargs: Any,
@@ -46,6 +48,7 @@ class FetchIndex(BackupOperator):
         self.sftp_conn_id = sftp_conn_id
         self.index = index
         self.max_index_age = max_index_age
+        self.max_index_size = max_index_size
         self.mount = mount
         self.stall_timeout = stall_timeout
 
@@ -55,7 +58,11 @@ class FetchIndex(BackupOperator):
         run = mirror.run(context["run_id"])
         max_age = None if self.max_index_age is None else self.max_index_age.total_seconds()
         with provider_hook(self.sftp_conn_id, self.stall_timeout) as hook:
-            fetched = fetch_index(mirror, run, hook.reader, self.index.encode(), max_age=max_age)
+            fetched = fetch_index(
+                *(mirror, run, hook.reader, self.index.encode()),
+                max_age=max_age,
+                max_size=self.max_index_size,
+            )
         self.log.info(
             "%s: the index has %s files, %s unreadable, %s rotten, and is %s s old",
             *(self.provider, fetched.files, fetched.unreadable, fetched.rotten, fetched.age),

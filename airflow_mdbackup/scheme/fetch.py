@@ -2,10 +2,16 @@
 
 ::
 
-    fetched        as the backup account sees it, into the run directory
+    fetched        as the backup account sees it, into the run directory, up to a limit
     without end line (somebody's own md5sum job): it must hold still for 5 s, else it is fetched again
     canonicalised  strictly; one bad line refuses the whole, and nothing is changed
     told           the run's state: digest, counts, age, and the run's place among all runs
+
+Whatever the provider sends, no more than the limit of it comes to the disk, and with the canonical form and
+what sorting takes no more than seven times the limit. After a refusal nothing of it stays.
+
+What this does not give: a limit in time. A provider that sends its index byte by byte, each before the stall
+timer ends, holds up its own backup for as long as Airflow lets the task run.
 
 Source: the seed's section "Copy Process", step 3.
 """
@@ -18,17 +24,26 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 
-from airflow_mdbackup.scheme.errors import AccessRefused, ConnectionLost, IndexRefused, NotOnProvider
+from airflow_mdbackup.scheme.errors import (
+    AccessRefused,
+    ConnectionLost,
+    DestinationRefused,
+    IndexRefused,
+    NotOnProvider,
+)
 from airflow_mdbackup.scheme.index import MalformedIndex, canonicalise, digest
 from airflow_mdbackup.scheme.mirror import Mirror, Run
 from airflow_mdbackup.scheme.names import to_text
 from airflow_mdbackup.scheme.records import write_state
 from airflow_mdbackup.scheme.sftp import Attributes, Code, Fetched, Reader, Refusal, Stated, Stream, Wanted
+from airflow_mdbackup.scheme.tree import not_followed
 
 log = logging.getLogger(__name__)
 
 _STILL = 5.0  # seconds that an index without end line must hold still
 _TRIES = 12
+MAX_SIZE = 4 << 30
+"""Bytes that an index may have unless told otherwise: some 40 million files."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,22 +73,30 @@ def fetch_index(
     index: bytes,
     *,
     max_age: float | None = None,
+    max_size: int = MAX_SIZE,
     still: float = _STILL,
 ) -> FetchedIndex:
     """Fetch and check the provider index, and begin the run's directory with it.
 
     :param index: its path, as the backup account sees it.
     :param max_age: seconds that the index may be old, or None.
+    :param max_size: bytes that the index may have.
     :param still: seconds that an index without end line must hold still.
     :raises NotOnProvider: there is none.
     :raises AccessRefused: it cannot be read.
-    :raises IndexRefused: it is malformed, truncated, or too old.
+    :raises IndexRefused: it is malformed, truncated, too large, or too old.
     :raises ConnectionLost: the connection broke, or the index never held still.
+    :raises DestinationRefused: a symlink stands where the run's directory belongs.
     :raises DestinationBusy: an earlier try of this run does not end.
     """
     run.folder.mkdir(mode=0o700, exist_ok=True)
+    if run.folder.is_symlink():
+        raise DestinationRefused(f"{mirror.provider}: {run.folder} is a symlink: remove it, and try again")
     with run.lock("fetch_index", mirror.provider):
-        return _fetch_index(mirror, run, connect, index, max_age, still)
+        try:
+            return _fetch_index(mirror, run, connect, index, max_age, max_size, still)
+        finally:
+            run.received.unlink(missing_ok=True)
 
 
 def _fetch_index(
@@ -82,6 +105,7 @@ def _fetch_index(
     connect: Callable[[], Reader],
     index: bytes,
     max_age: float | None,
+    max_size: int,
     still: float,
 ) -> FetchedIndex:
     run.begin_again()
@@ -90,7 +114,7 @@ def _fetch_index(
     reader = connect()
     for _ in range(_TRIES):
         began = time.monotonic()
-        attributes = _receive(reader, run, index, where)
+        attributes = _receive(reader, run, index, where, max_size)
         refusal = None
         try:
             summary = canonicalise(run.received, run.index, name=where)
@@ -109,7 +133,6 @@ def _fetch_index(
             break
     else:
         raise ConnectionLost(f"{where} changed each time that it was fetched; is it written in place?")
-    run.received.unlink()
     written = attributes.mtime or 0
     age = round(time.time() - written)
     if max_age is not None and age > max_age:
@@ -130,17 +153,37 @@ def _fetch_index(
     return fetched
 
 
-def _receive(reader: Reader, run: Run, index: bytes, where: str) -> Attributes:
-    """Write the index as it comes to the run directory, and return its attributes."""
-    with run.received.open("wb") as file:
-        reader.submit(Wanted(index, None, lambda _: Stream(file.write)))
+def _receive(reader: Reader, run: Run, index: bytes, where: str, max_size: int) -> Attributes:
+    """Write the index as it comes to the run directory, and return its attributes.
+
+    :raises IndexRefused: it has more than ``max_size`` bytes, by what the provider says or by what comes.
+    """
+    with open(run.received, "wb", opener=not_followed) as file:
+
+        def begin(attributes: Attributes) -> Stream:
+            _check_size(attributes.size or 0, max_size, where)
+            return Stream(write)
+
+        def write(data: bytes | memoryview) -> None:
+            _check_size(file.tell() + len(data), max_size, where)
+            file.write(data)
+
+        reader.submit(Wanted(index, None, begin))
         (answer,) = reader.wait()
         assert isinstance(answer, Fetched)
-        file.write(answer.content or b"")
+        write(answer.content or b"")
     if answer.refusal is not None:
         raise _not_there(answer.refusal, where)
     assert answer.before is not None
     return answer.before
+
+
+def _check_size(size: int, max_size: int, where: str) -> None:
+    if size > max_size:
+        raise IndexRefused(
+            f"{where} has {size:,} bytes, more than the allowed {max_size:,} (max_index_size). Is that the "
+            "index? If it is, and is meant to be so large, allow more. Nothing was changed."
+        )
 
 
 def _stat(reader: Reader, index: bytes, where: str) -> Attributes:

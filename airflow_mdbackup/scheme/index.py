@@ -39,6 +39,7 @@ from typing import BinaryIO, NamedTuple
 
 from airflow_mdbackup.scheme.names import to_text
 from airflow_mdbackup.scheme.ordered import Prefixes, batches
+from airflow_mdbackup.scheme.tree import not_followed
 
 FORMAT = 1
 _BLOCK = 1 << 20  # bytes of lines that are in memory at a time
@@ -217,8 +218,10 @@ def check_path(path: bytes) -> None:
 class IndexWriter:
     """Writes a canonical index, given its entries in path order. Use as a context manager.
 
-    The file is complete, with its end line and on the disk, when the ``with`` block ends without an error.
-    Renaming it into place is the caller's.
+    The file is complete, with its end line and on the disk, when the ``with`` block ends without an error;
+    else it is left empty. Renaming it into place is the caller's.
+
+    :raises OSError: a symlink stands at ``path``, which is not followed.
     """
 
     def __init__(self, path: Path) -> None:
@@ -226,7 +229,8 @@ class IndexWriter:
         self.remarks: Counter[Remark] = Counter()
         self.size: int | None = None
         self.started: int | None = None
-        self._file = path.open("wb", buffering=1 << 20)
+        self._path = path
+        self._file = open(path, "wb", buffering=1 << 20, opener=not_followed)  # noqa: SIM115 - closed by `with`
 
     def __enter__(self) -> IndexWriter:
         return self
@@ -256,6 +260,8 @@ class IndexWriter:
                 file.write(b"%sformat=%d files=%d unreadable=%d%s\n" % (_END, *counts, size))
                 file.flush()
                 os.fsync(file.fileno())
+        if kind is not None:
+            os.truncate(self._path, 0)
 
 
 def read_entries(path: Path) -> Iterator[Entry]:
@@ -427,16 +433,18 @@ def canonicalise(source: Path, target: Path, *, name: str, chunk: int = 100_000)
     :param chunk: how many entries of an unsorted index are sorted in memory at a time.
     :raises MalformedIndex: the first thing that breaks the grammar; ``target`` is then of no use.
     """
+    try:
+        with ExitStack() as stack:
+            received = _Received(source, name)
+            received.collect_remarks(stack, target.parent)
+            return _write_canonical(received, received.entries(), target, stack)
+    except _Unsorted:
+        pass
     with ExitStack() as stack:
         received = _Received(source, name)
         received.collect_remarks(stack, target.parent)
-        try:
-            return _write_canonical(received, received.entries(), target, stack)
-        except _Unsorted:
-            received = _Received(source, name)
-            received.collect_remarks(stack, target.parent)
-            entries = _sorted(received.entries(), chunk, stack, target.parent)
-            return _write_canonical(received, entries, target, stack)
+        entries = _sorted(received.entries(), chunk, stack, target.parent)
+        return _write_canonical(received, entries, target, stack)
 
 
 class _Unsorted(Exception):
@@ -529,7 +537,7 @@ class _Received:
         told: dict[bytes, int] = {}
         for word in line[len(_END) :].split():
             key, equals, value = word.partition(b"=")
-            if equals and value.isdigit():
+            if equals and re.fullmatch(rb"[0-9]{1,18}", value):  # an amount that a disk can hold
                 told[key] = int(value)
         if told.get(b"format", 0) > FORMAT:
             raise ValueError(f"index format {told[b'format']} is newer than this version knows; update it")

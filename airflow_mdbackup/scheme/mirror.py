@@ -138,6 +138,12 @@ class Mirror:
                 f"{self.provider}: {self.dest} belongs to the provider {owner!r}. Give each provider a dest "
                 "of its own; after a renaming, change the name in provider-id there."
             )
+        for directory in (self._state, self.staging, self._runs, self.history, self.files):
+            if directory.is_symlink():
+                raise DestinationRefused(
+                    f"{self.provider}: {directory} is a symlink, and the backup never leaves {self.dest}. "
+                    "Put a directory there; to keep the backup elsewhere, change dest."
+                )
 
     # --- lock and stamps ----------------------------------------------------------------------------
 

@@ -487,7 +487,7 @@ class _Puller:
                 self._staging.drop_part(md5)
                 self._parts.discard(md5)
         self._remember(md5)
-        slot.result = _arrived(slot, fetched.before)
+        slot.result = _arrived(slot, fetched.before, fetched.size)
 
     def _fetch_again(self, slot: _Slot, fetched: Fetched) -> None:
         """Fetch the whole of a file that came with the wrong md5."""
@@ -514,7 +514,7 @@ class _Puller:
         if stated.refusal is not None:
             slot.result = _refused(slot.item, stated.refusal)
         else:
-            slot.result = _arrived(slot, stated.attributes)
+            slot.result = _arrived(slot, stated.attributes, None)
 
     # --- telling ------------------------------------------------------------------------------------
 
@@ -569,11 +569,12 @@ class _Puller:
                 slot.part.close()
 
 
-def _arrived(slot: _Slot, attributes: Attributes | None) -> Result:
+def _arrived(slot: _Slot, attributes: Attributes | None, size: int | None) -> Result:
+    """Return the result of content that is staged; ``size`` is how much came, which need not be as told."""
     assert attributes is not None
     item = slot.item
-    size, mtime, mode = attributes.size, attributes.mtime, attributes.mode
-    return Result(item.path, item.md5, item.replaces, slot.outcome, size, mtime, mode)
+    told = attributes.size if size is None else size, attributes.mtime, attributes.mode
+    return Result(item.path, item.md5, item.replaces, slot.outcome, *told)
 
 
 def _head(slot: _Slot, fetched: Fetched) -> bytes:

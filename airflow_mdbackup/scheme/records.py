@@ -18,7 +18,7 @@ import msgspec
 
 from airflow_mdbackup.scheme.errors import DestinationRefused
 from airflow_mdbackup.scheme.names import from_text, to_text
-from airflow_mdbackup.scheme.tree import fsync_directory
+from airflow_mdbackup.scheme.tree import fsync_directory, not_followed
 
 FORMAT = 1
 _BUFFER = 1 << 18
@@ -77,7 +77,7 @@ class RecordWriter(Generic[R]):
     def __init__(self, path: Path, **header: Any) -> None:
         self._path = path
         self._temporary = path.with_name(path.name + ".tmp")
-        self._file = self._temporary.open("wb", buffering=_BUFFER)
+        self._file = open(self._temporary, "wb", _BUFFER, opener=not_followed)  # noqa: SIM115 - closed by `with`
         self._line(_to_json({"format": FORMAT, **header}))
 
     def __enter__(self) -> RecordWriter[R]:

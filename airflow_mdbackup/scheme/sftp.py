@@ -51,6 +51,7 @@ _LENGTH = struct.Struct(">I").unpack_from
 _KIND = struct.Struct(">BI").unpack_from  # type, id
 _READ = struct.Struct(">QI").pack
 _ATTRIBUTES = struct.Struct(">IQIIIII").unpack_from  # flags, size, owner, group, mode, atime, mtime
+_EMPTY = memoryview(b"")
 _NOTHING = b"d41d8cd98f00b204e9800998ecf8427e"  # the md5 of no bytes
 
 
@@ -187,6 +188,45 @@ class _Memory:
         return hashlib.md5(self.content, usedforsecurity=False).hexdigest().encode()
 
 
+class _Early:
+    """Data that came before what stands in front of it, by offset.
+
+    Pieces that follow one another are one, so that there are no more of them than READs in flight, however
+    little the server sends at a time.
+    """
+
+    def __init__(self) -> None:
+        self._pieces: dict[int, bytearray] = {}
+        self._ends: dict[int, int] = {}  # where pieces end, and begin
+
+    def add(self, offset: int, data: bytes | memoryview) -> None:
+        start = self._ends.pop(offset, None)
+        if start is None:
+            start = offset
+            # A copy, since a part would keep all that arrived with it in memory.
+            self._pieces[start] = bytearray(data)
+        else:
+            self._pieces[start] += data
+        self._ends[offset + len(data)] = start
+
+    def pop(self, offset: int) -> memoryview:
+        """Take out what begins at ``offset``; empty if nothing does."""
+        data = self._pieces.pop(offset, None)
+        if data is None:
+            return _EMPTY
+        del self._ends[offset + len(data)]
+        return memoryview(data)
+
+    def pop_all(self) -> list[tuple[int, memoryview]]:
+        """Take out everything, in order."""
+        pieces, self._pieces, self._ends = sorted(self._pieces.items()), {}, {}
+        return [(offset, memoryview(data)) for offset, data in pieces]
+
+    @property
+    def size(self) -> int:
+        return sum(map(len, self._pieces.values()))
+
+
 class _Transfer:
     """A file on its way."""
 
@@ -201,7 +241,7 @@ class _Transfer:
         self.is_large: bool | None = None  # once the size is known
         self.sink: Sink | None = None  # of a large file when it is its turn
         self.position = 0  # all bytes before it went to the sink
-        self.early: dict[int, bytes] | None = None  # data beyond the position, by offset
+        self.early: _Early | None = None  # data beyond the position
         self.asked = 0  # READs are sent for all bytes before it
         self.pending = 0  # FSTAT and READ requests that are not answered yet
         self.end: int | None = None  # where the file ends, once known
@@ -545,9 +585,8 @@ class Reader:
             sink = transfer.sink = _Memory()
         if sink is None or offset > position:
             if early is None:
-                early = transfer.early = {}
-            # A copy, since a part would keep all that arrived with it in memory.
-            early[offset] = bytes(data)
+                early = transfer.early = _Early()
+            early.add(offset, data)
             return
         while data:
             if type(sink) is not _Memory:  # what is in memory stays claimed
@@ -557,12 +596,11 @@ class Reader:
             if data:
                 sink.write(data)
             transfer.position = offset = position = position + len(data)
-            data = early.pop(position, b"") if early else b""
+            data = early.pop(position) if early else _EMPTY
 
     def _take_early(self, transfer: _Transfer) -> None:
         """Hand on what came before there was a sink."""
-        early, transfer.early = transfer.early or {}, None
-        for offset, data in sorted(early.items()):
+        for offset, data in transfer.early.pop_all() if transfer.early else ():
             self._take(transfer, offset, data)
 
     def _advance(self, transfer: _Transfer) -> None:
@@ -593,7 +631,7 @@ class Reader:
     def _finish(self, transfer: _Transfer) -> None:
         self._files -= 1
         if transfer.early:
-            self._claimed -= sum(map(len, transfer.early.values()))  # beyond a hole, or there was no sink
+            self._claimed -= transfer.early.size  # beyond a hole, or there was no sink
         content = None
         if isinstance(transfer.sink, _Memory):
             content = transfer.sink.content
@@ -621,8 +659,8 @@ class Reader:
         kind, body = self._one_packet()
         if kind == _Type.EXTENDED_REPLY and len(body) >= 32:
             _, read_size, _, handles = struct.unpack_from(">QQQQ", body)
-            if read_size:
-                self._read_size = min(read_size, _MAX_READ)
+            # Less than what every server must be able to send would only mean more requests in flight.
+            self._read_size = max(_DEFAULT_READ, min(read_size, _MAX_READ))
             if handles:
                 self._max_files = max(1, min(_MOST_FILES, handles - 1))
 

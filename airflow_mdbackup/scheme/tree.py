@@ -26,6 +26,14 @@ _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _BLOCK = 1 << 20
 
 
+def not_followed(path: str, flags: int) -> int:
+    """Open a file for :func:`open`, as its ``opener``, unless a symlink has that name.
+
+    :raises OSError: ELOOP.
+    """
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+
+
 class Blocked(OSError):
     """Something that is no directory stands where a directory of the path belongs.
 
