@@ -26,6 +26,7 @@ from pathlib import Path
 import jinja2
 
 from airflow_mdbackup import __version__
+from airflow_mdbackup.config.values import check_path
 from airflow_mdbackup.provider_side import IndexRequest, python_program, shell_program
 
 SFTP_OPTIONS = "-R -p open,close,read,fstat,stat,lstat,realpath,limits"
@@ -36,9 +37,12 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,99}")
 _PLAIN = "._/+@=~,-"
 _HOST = re.compile(r"[A-Za-z0-9:]([A-Za-z0-9.:_-]{0,252}[A-Za-z0-9])?")
 _PUBLIC_KEY = re.compile(r"[a-z0-9@.-]+ [A-Za-z0-9+/]+={0,3}")
-_CALENDAR = re.compile(r"[A-Za-z0-9*:,./~ _+-]+")
-_CRON_FIELD = r"[0-9A-Za-z*,/-]+"
+_CALENDAR = re.compile(r"[A-Za-z0-9*][A-Za-z0-9*:,./~ _+-]*")
+_CRON_FIELD = r"[0-9A-Za-z*][0-9A-Za-z*,/-]*"
 _CRON = re.compile(rf"@(?:hourly|daily|weekly|monthly)|{_CRON_FIELD}(?: {_CRON_FIELD}){{4}}")
+_ADDRESS = re.compile(r"[0-9A-Fa-f.:]+(/[0-9]+)?")
+# Without B's address: this machine's own, and two that stand for any other (RFC 5737, RFC 3849).
+_ANY_ADDRESS = ("127.0.0.1", "192.0.2.1", "2001:db8::1")
 _HOST_KEY, _SOME_HOST, _SOME_PORT = "@HOST_KEY@", "@HOST@", "@PORT@"
 
 
@@ -127,6 +131,11 @@ class Setup:
                 raise CannotProvision("the account `root` cannot be restricted: choose another name")
         if self.indexer and self.indexer.login == self.backupop.login:
             raise CannotProvision("the two accounts must have different names")
+        if self.indexer and self.indexer.connection_id == self.backupop.connection_id:
+            raise CannotProvision(
+                f"both accounts would have the connection {self.backupop.connection_id!r}: give each"
+                " one of its own, by `sftp_conn_id` and `ssh_conn_id`"
+            )
         if self.chroot == "/":
             raise CannotProvision(
                 "the chroot is `/`, so that `backupop` would see the whole server: make a directory, such as"
@@ -137,6 +146,8 @@ class Setup:
             _printable("source or exclude", path)
         if self.host is not None:
             _matching("host", self.host, _HOST, "is no host name or address")
+        if self.port is not None and not 1 <= self.port <= 65535:
+            raise CannotProvision(f"port {self.port} is not from 1 to 65535")
         _plain("chroot", self.chroot)
         _plain("index", self.index)
         for path in self.source if self.path_unit else ():
@@ -173,6 +184,19 @@ class Setup:
             found |= dict.fromkeys(inside or around or [path])
         return tuple(found)
 
+    @property
+    def tried_addresses(self) -> tuple[str, ...]:
+        """From where A's sshd is asked what it does: B's addresses, of networks the first and the last."""
+        networks = [ipaddress.ip_network(address) for address in self.addresses]
+        ends = [str(network[end]) for network in networks for end in (0, -1)]
+        return tuple(dict.fromkeys(ends)) or _ANY_ADDRESS
+
+    @property
+    def addresses_known(self) -> bool:
+        """Whether these are all from which B's keys are let in."""
+        networks = [ipaddress.ip_network(address) for address in self.addresses]
+        return bool(networks) and all(network.num_addresses == 1 for network in networks)
+
     def _check_index(self) -> None:
         if self.indexer and self.index_directory == self.chroot:
             raise CannotProvision(
@@ -190,8 +214,7 @@ class Setup:
         for bind in self.binds:
             for path in (bind.source, bind.target):
                 _plain("bind", path)
-            inside = bind.target.startswith(self.chroot + "/")
-            if not inside or {".", ".."} & {*bind.target.split("/"), *bind.source.split("/")}:
+            if not bind.target.startswith(self.chroot + "/"):
                 raise CannotProvision(f"{bind.target} is not below the chroot {self.chroot}")
             for other in targets:
                 if _below(bind.target, other) or _below(other, bind.target):
@@ -238,7 +261,8 @@ def script(setup: Setup) -> str:
         "binds": setup.binds,
         "origins": setup.origins,
         "subsystem": setup.subsystem,
-        "addresses": setup.addresses,
+        "tried": setup.tried_addresses,
+        "addresses_known": setup.addresses_known,
         "timer": setup.timer,
         "path_unit": setup.path_unit,
         "cron": setup.cron,
@@ -345,12 +369,18 @@ def _plain(what: str, path: str) -> None:
             f"{what} {path!r} cannot be written into the configuration of sshd, fstab and systemd alike: it"
             f" must be absolute, of letters, digits and {' '.join(_PLAIN)}. Rename it, or mount it elsewhere"
         )
+    try:
+        check_path(path)
+    except ValueError as error:
+        raise CannotProvision(f"{what} {error}") from error
 
 
 def _check_address(address: str) -> None:
+    # Python takes any text for the zone of an IPv6 address, and sshd none.
+    _matching(
+        "address", address, _ADDRESS, "is no address or network. Names do not work here: sshd looks none up"
+    )
     try:
         ipaddress.ip_network(address)
     except ValueError as error:
-        raise CannotProvision(
-            f"{address!r} is no address or network ({error}). Names do not work here: sshd looks none up"
-        ) from error
+        raise CannotProvision(f"address {address!r} is no address or network: {error}") from error

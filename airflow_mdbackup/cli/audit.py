@@ -10,6 +10,7 @@ from contextlib import contextmanager, redirect_stdout
 
 from airflow_mdbackup.account.audit import audit
 from airflow_mdbackup.account.findings import as_json, show
+from airflow_mdbackup.cli import printable
 from airflow_mdbackup.cli.providers import find_provider
 from airflow_mdbackup.scheme.errors import BackupError
 
@@ -34,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
                 ssh_conn_id=provider.ssh_conn_id,
             )
     except BackupError as error:
-        print(f"{provider.name}: {error}", file=sys.stderr)
+        print(printable(f"{provider.name}: {error}"), file=sys.stderr)
         return UNREACHED
     if args.format == "json":
         print(as_json(provider.name, found))

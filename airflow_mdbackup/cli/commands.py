@@ -6,19 +6,22 @@ status:
 
     0  done          1  done, and something is wrong (each command says what)
     2  usage: what was asked for cannot be done like this          3  the provider cannot be reached
+    4  an error of this program, with its traceback
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import os
 import sys
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from airflow_mdbackup.cli import UsageError
+from airflow_mdbackup.cli import UsageError, printable
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,18 +212,26 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def run(command: Command, arguments: argparse.Namespace) -> int:
-    """Run one command, tell a user's errors on stderr, and return the exit status."""
+    """Run one command, tell errors on stderr, and return the exit status."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(
+            errors="backslashreplace"
+        )  # as stderr has it, where a terminal knows ASCII only
     module, _, name = command.function.rpartition(".")
     try:
         status: int = getattr(importlib.import_module(module), name)(arguments)
         sys.stdout.flush()
     except UsageError as error:
-        print(f"mdbackup {command.name}: {error}", file=sys.stderr)
+        print(printable(f"mdbackup {command.name}: {error}"), file=sys.stderr)
         return 2
     except BrokenPipeError:
         # Who reads has seen enough; without this, Python complains when it closes standard output.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except Exception:
+        traceback.print_exc()
+        print(f"mdbackup {command.name}: this is an error of the program: please report it", file=sys.stderr)
+        return 4
     return status
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from airflow_mdbackup.cli import UsageError
 from airflow_mdbackup.config import Provider, load, providers_file
@@ -39,17 +40,49 @@ def find_provider(name: str) -> Provider:
 
 
 def find_connection(connection_id: str) -> Connection | None:
-    """Return the Airflow connection of this id, from wherever Airflow keeps it, or None if there is none."""
-    from airflow.exceptions import AirflowNotFoundException
-    from airflow.models.connection import Connection as AirflowConnection
+    """Return the Airflow connection of this id, from wherever Airflow keeps it, or None if there is none.
+
+    Airflow's own look-up says that there is none also where it could not look.
+
+    :raises UsageError: it cannot be looked for, or is malformed.
+    """
+    from airflow.configuration import ensure_secrets_loaded
+    from airflow.secrets.metastore import MetastoreBackend
+
+    for place in ensure_secrets_loaded():
+        if isinstance(place, MetastoreBackend) and not connections_are_kept():
+            continue
+        try:
+            found = place.get_connection(connection_id)
+            if found:
+                return _read(found)
+        except Exception as error:  # of whatever keeps the connections
+            raise UsageError(
+                f"whether there is a connection {connection_id}, and what it says, cannot be told:"
+                f" {type(place).__name__}: {error}. See that `airflow connections get {connection_id}` works"
+            ) from error
+    return None
+
+
+def connections_are_kept() -> bool:
+    """Tell whether Airflow's database has a table of connections; true also if it does not answer."""
+    from airflow import settings
+    from sqlalchemy import inspect
+    from sqlalchemy.exc import SQLAlchemyError
 
     try:
-        found = AirflowConnection.get_connection_from_secrets(connection_id)
-    except AirflowNotFoundException:
-        return None
+        return inspect(settings.get_engine()).has_table("connection")
+    except SQLAlchemyError:
+        return True
+
+
+def _read(found: Any) -> Connection:
+    extra = found.extra_dejson
+    if not isinstance(extra, dict):
+        raise ValueError("its extra is no JSON object")
     return Connection(
         host=found.host or "",
-        port=found.port,
+        port=None if found.port is None else int(found.port),
         login=found.login or "",
-        key_file=str(found.extra_dejson.get("key_file") or ""),
+        key_file=str(extra.get("key_file") or ""),
     )

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import io
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 from airflow_mdbackup.account.provision import Account, Bind, CannotProvision, Setup, script, undo_script
-from airflow_mdbackup.cli import UsageError
-from airflow_mdbackup.cli.providers import Connection, find_connection, find_provider
+from airflow_mdbackup.cli import UsageError, printable
+from airflow_mdbackup.cli.providers import Connection, connections_are_kept, find_connection, find_provider
 from airflow_mdbackup.config import Provider, providers_file
 
 _NUMBERS = {"jobs": (1, 1024), "nice": (0, 19), "limit": (1000, 10**12)}
@@ -22,6 +23,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     :raises UsageError: see its message.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8")  # as A reads it, whatever the terminal here takes
     try:
         if arguments.undo:
             print(undo_script(arguments.name or arguments.provider), end="")
@@ -44,10 +47,13 @@ def plan(provider: Provider, arguments: argparse.Namespace) -> Setup:
     :raises CannotProvision: that cannot be written into a script.
     :raises UsageError: arguments contradict each other or the configuration.
     """
+    asked_chroot = arguments.chroot and (
+        arguments.chroot.rstrip("/") or "/"
+    )  # a shell completes with a slash
     backupop_connection = find_connection(provider.sftp_conn_id) or _NO_CONNECTION
     backupop = arguments.backupop or backupop_connection.login or "backupop"
-    chroot = provider.chroot or arguments.chroot or f"/home/{backupop}"
-    if arguments.chroot and arguments.chroot != chroot:
+    chroot = provider.chroot or asked_chroot or f"/home/{backupop}"
+    if asked_chroot and asked_chroot != chroot:
         raise UsageError(f"the configuration has `chroot: {chroot}`: change it there, and leave out --chroot")
     timer = arguments.timer or ("hourly" if arguments.path_unit else None)
     asked_by_b = bool(provider.ssh_conn_id or arguments.index_account)
@@ -70,7 +76,7 @@ def plan(provider: Provider, arguments: argparse.Namespace) -> Setup:
         cron=arguments.cron,
         indexer_options=dict(_setting(text) for text in arguments.indexer),
         host=arguments.host or backupop_connection.host or None,
-        port=arguments.port or backupop_connection.port,
+        port=backupop_connection.port if arguments.port is None else arguments.port,
     )
 
 
@@ -183,6 +189,11 @@ def _tell_what_to_do(provider: Provider, setup: Setup) -> None:
         steps.insert(2, f"Add to `{provider.name}` in {providers_file()}: {keys}")
     for number, step in enumerate(steps, 1):
         _tell(f"{number}. {step}")
+    if not connections_are_kept():
+        _tell(
+            "Note: Airflow's database is not set up here (`airflow db migrate`), so it was not asked for"
+            " connections."
+        )
     for account in accounts:
         if find_connection(account.connection_id):
             _tell(
@@ -206,4 +217,4 @@ def _below(path: str, directory: str) -> bool:
 
 
 def _tell(text: str) -> None:
-    print(text, file=sys.stderr)
+    print(printable(text), file=sys.stderr)

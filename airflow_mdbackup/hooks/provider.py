@@ -55,6 +55,9 @@ class ProviderHook(SSHHook):
 
     def __init__(self, conn_id: str, *, stall_timeout: float = 60.0) -> None:
         try:
+            extra = self.get_connection(conn_id).extra_dejson
+            if not isinstance(extra, dict):
+                raise ValueError("its extra is no JSON object")
             super().__init__(
                 ssh_conn_id=conn_id,
                 conn_timeout=_CONNECT,
@@ -73,7 +76,6 @@ class ProviderHook(SSHHook):
                 '"ssh-ed25519 AAAA...", and key_file or private_key hold a private key.'
             ) from error
         self.stall_timeout = stall_timeout
-        extra = self.get_connection(conn_id).extra_dejson
         self.compress = str(extra.get("compress", "false")).lower() == "true"
         self.subsystem = str(extra.get("subsystem", "sftp"))
         self._key_text = None if extra.get("private_key_passphrase") else extra.get("private_key")

@@ -17,7 +17,7 @@ import pytest
 from airflow_mdbackup.cli.commands import main
 from airflow_mdbackup.hooks.provider import ProviderHook
 from airflow_mdbackup.scheme.errors import AccessRefused, ConnectionLost
-from demo.provisioned import DEBIAN, WITHOUT_INCLUDE, ProvisionedServer, connections
+from demo.provisioned import COPIED, DEBIAN, EMPTY, WITHOUT_INCLUDE, ProvisionedServer, connections
 from demo.sshd import _namespaces_allowed
 from demo.sshd_files import new_key
 
@@ -34,11 +34,14 @@ Provision = Callable[..., str]
 @pytest.fixture(scope="module", autouse=True)
 def machine_itself_is_unchanged() -> Iterator[None]:
     """After all of these tests, accounts, SSH server and the rest of /etc are what they were."""
-    before = tree(Path("/etc"))
-    home, mounts = os.listdir("/home"), Path("/proc/mounts").read_text()
+
+    def mounts() -> list[str]:
+        points = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()]
+        return [point for point in points if point.startswith((*COPIED, *EMPTY))]
+
+    before = tree(Path("/etc")), os.listdir("/home"), mounts()
     yield
-    assert tree(Path("/etc")) == before
-    assert (os.listdir("/home"), Path("/proc/mounts").read_text()) == (home, mounts)
+    assert (tree(Path("/etc")), os.listdir("/home"), mounts()) == before
     assert not Path("/usr/local/lib/mdbackup").exists()
 
 
@@ -245,7 +248,7 @@ def test_other_users_keep_shell_and_sftp(
 def test_page_can_be_followed_by_hand_with_the_same_result(
     server: ProvisionedServer, provision: Provision, connect: Callable[[str], object], tmp_path: Path
 ) -> None:
-    """Its commands for A, one after the other, make what the script makes."""
+    """Its commands for A, one after the other, make what the script makes, whatever umask root has."""
     output = done(server, provision("web", "--bind", "/srv/www:/backups"))
     connect(output)
     by_script = {name: (server.root / name).read_text() for name in (DROP_IN[1:], "etc/mdbackup/web.json")}
@@ -260,7 +263,7 @@ def test_page_can_be_followed_by_hand_with_the_same_result(
         public = " ".join((tmp_path / "keys" / f"{key}.pub").read_text().split()[:2])
         on_a = on_a.replace(f"KEY_OF_{variable}='ssh-ed25519 AAAA...'", f"KEY_OF_{variable}='{public}'")
     shutil.copy(INDEXER, server.root / "srv/indexer.py")
-    assert done(server, f"set -e\ncd /srv\n{on_a.replace('192.0.2.7', '127.0.0.1')}") == ""
+    assert done(server, f"set -e\numask 027\ncd /srv\n{on_a.replace('192.0.2.7', '127.0.0.1')}") == ""
     server.stop_sshd()
     server.start_sshd()
 
@@ -387,12 +390,82 @@ def test_match_block_that_decides_otherwise_is_named_and_nothing_stays_changed(
     untouched = tree(server.root / "etc/ssh")
     result = server.run_script(provision("web"))
     assert result.returncode == 1
-    assert 'sshd does not apply "PermitTTY no" to backupop, but: permittty yes' in result.stderr
+    because = 'sshd does not apply "PermitTTY no" to backupop from 127.0.0.1, but: permittty yes'
+    assert because in result.stderr
     assert "again what it was" in result.stderr
     now = tree(server.root / "etc/ssh")
     assert {name: now.get(name) for name in untouched} == untouched
     assert not (server.root / DROP_IN.lstrip("/")).exists()
     assert server.sshd_answers()
+
+
+def test_match_block_that_decides_otherwise_for_one_of_several_addresses_is_named(
+    server: ProvisionedServer, provision: Provision
+) -> None:
+    """Each address that B may come from is tried; also when only some other address than A's own is met."""
+    admins = server.root / "etc/ssh/sshd_config.d/05-admins.conf"
+    admins.write_text("Match Address 10.0.0.0/8\n    ForceCommand none\n    PermitTTY yes\n")
+    result = server.run_script(provision("web", "--from", "192.0.2.7", "--from", "10.1.2.3"))
+    assert result.returncode == 1
+    assert 'apply "ForceCommand internal-sftp' in result.stderr
+    assert " to backupop from 10.1.2.3, but: forcecommand none" in result.stderr
+    admins.write_text("Match Address *,!127.0.0.1\n    ForceCommand none\n")
+    result = server.run_script(provision("web"))
+    assert " to backupop from 192.0.2.1, but: forcecommand none" in result.stderr
+    assert not (server.root / DROP_IN.lstrip("/")).exists()
+
+
+@pytest.mark.parametrize("server", [DEBIAN, WITHOUT_INCLUDE], ids=["debian", "rhel8"], indirect=True)
+def test_match_block_that_cannot_be_tried_is_told(server: ProvisionedServer, provision: Provision) -> None:
+    """What it depends on is known only when B comes. Where the accounts are excluded, nothing is told."""
+    main_file = server.root / MAIN.lstrip("/")
+    plain = main_file.read_text()
+    block = "Match %s\n    PermitTTY yes\nMatch all\n"
+    told = "Not proven for every connection, since these lines come before ours"
+
+    def told_of(match: str, *words: str) -> bool:
+        if "Include" not in plain:
+            main_file.write_text(plain + block % match)
+        else:
+            (server.root / "etc/ssh/sshd_config.d/05-ours.conf").write_text(block % match)
+        output = done(server, provision("web", *words))
+        done(server, provision("web", "--undo"))
+        assert (told in output) == (f": Match {match}\n" in output)
+        return told in output
+
+    assert told_of("Address 10.0.0.0/8")
+    assert told_of("Address 10.0.0.0/8", "--from", "192.0.2.0/24")
+    assert not told_of("Address 10.0.0.0/8", "--from", "192.0.2.7", "--from", "2001:db8::7")
+    assert told_of("LocalPort 2222", "--from", "192.0.2.7")
+    assert told_of("User=alice host=*.example.org", "--from", "192.0.2.7")
+    assert not told_of("Address 10.0.0.0/8 User *,!backupop,!mdbackup-index")
+    assert told_of("Address 10.0.0.0/8 User *,!backupop")
+    assert not told_of("User hosting")
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "because"),
+    [
+        ("AcceptEnv *", "", ""),
+        (
+            "PermitRootLogin no",
+            "Match all\n    AcceptEnv LD_PRELOAD LC_ALL\n",
+            "LD_PRELOAD. Another Match block",
+        ),
+    ],
+    ids=["server", "match"],
+)
+def test_variables_that_b_could_set_are_taken_from_it_or_named(
+    server: ProvisionedServer, provision: Provision, before: str, after: str, because: str
+) -> None:
+    """`AcceptEnv` of our block takes the place of the server's own, but adds up with that of other blocks."""
+    config = server.root / MAIN.lstrip("/")
+    config.write_text(config.read_text().replace("AcceptEnv LANG LC_*", before) + after)
+    result = server.run_script(provision("web"))
+    assert (result.returncode, because in result.stderr) == (1 if because else 0, True)
+    effective = server.run("sshd", "-T", "-C", "user=mdbackup-index,host=b,addr=192.0.2.7").stdout
+    if not because:
+        assert re.findall("^acceptenv .*$", effective, re.MULTILINE) == ["acceptenv LANG"]
 
 
 def test_configuration_that_sshd_does_not_accept_is_taken_back(
@@ -443,6 +516,12 @@ def test_chroot_that_sshd_would_refuse_is_named_before_anything_changes(
         ("--shell /bin/bash mdbackup-index", "the account mdbackup-index exists and is an ordinary user's"),
         ("--system --shell /bin/false mdbackup-index", "without a shell sshd cannot run the indexer"),
         ("--non-unique --uid 0 --shell /bin/false backupop", "root by another name"),
+        ("--system --shell /bin/sh --password $y$x mdbackup-index", "usermod -p '*' mdbackup-index"),
+        (
+            "--system --shell /bin/false --password $y$x backupop",
+            "the account backupop exists and has a pass",
+        ),
+        ("--system --shell /bin/sh --groups shadow mdbackup-index", "gpasswd -d mdbackup-index shadow"),
     ],
 )
 def test_account_of_somebody_is_not_taken(
@@ -469,6 +548,22 @@ def test_account_that_was_made_by_hand_is_taken_and_left_by_undo(
     [
         ("rm -r /srv/www", "/srv/www, which is to be mounted on /home/backupop/backups, is no directory"),
         ("mkdir -p /home/backupop/backups/x", "is not empty, and what is in it would be hidden"),
+        ("mkdir -p /home/backupop; touch /home/backupop/backups", "is to be mounted, is no directory"),
+        (
+            "mkdir -p /home/backupop; ln -s /srv /home/backupop/backups",
+            "is a symbolic link, so /srv/www would",
+        ),
+        ("mkdir /home/real; ln -s real /home/backupop", "give the chroot by its real path, /home/real"),
+        (
+            "mkdir -p /home/backupop/backups; mount --bind /srv /home/backupop/backups",
+            "not by this script: umount /home/backupop/backups",
+        ),
+        ("ln -s /srv /etc/mdbackup", "/etc/mdbackup is a symbolic link"),
+        ("echo DenyUsers alice 'back*' >>/etc/ssh/sshd_config", '"denyusers back*" in its configuration'),
+        (
+            "echo DenyGroups 'mdbackup-inde?' >>/etc/ssh/sshd_config",
+            'lets in mdbackup-index, because of "denyg',
+        ),
         ("rm -r /etc/ssh/*.pub", "no host key with a readable public half"),
         ("sed -i /^Subsystem/d /etc/ssh/sshd_config", "has no subsystem sftp"),
     ],
@@ -479,6 +574,7 @@ def test_what_is_missing_is_named_before_anything_changes(
     """With what to do."""
     server.run("sh", "-c", prepare)
     refused(server, provision("web", "--bind", "/srv/www:/backups"), because)
+    server.run("umount", "/home/backupop/backups")
 
 
 def test_damaged_program_is_not_installed(server: ProvisionedServer, provision: Provision) -> None:
@@ -511,6 +607,9 @@ def test_two_set_ups_on_one_server_do_not_disturb_each_other(
     web = provision("web", "--bind", "/srv/www:/backups", "--sftpi")
     connect(done(server, web))
     refused(server, provision("self", "--sftpi"), "the account backupop is that of another set-up")
+    for chroot in ("/home/backupop", "/home/backupop/more", "/home"):
+        theirs = provision("self", "--backupop", "backupop2", "--chroot", chroot)
+        refused(server, theirs, "give this one its own")
     own = ("self", "--backupop", "backupop2", "--bind", "/srv/www:/backups", "--sftpi", "--cron", "@daily")
     server.run("mkdir", "-p", "/etc/cron.d")
     connect(done(server, provision(*own)))
@@ -529,11 +628,44 @@ def test_consumers_that_call_the_provider_the_same_choose_other_names_on_a(
     """By `--as`."""
     done(server, provision("web"))
     own = ("--backupop", "backupop2", "--index-account", "mdbackup-index2")
-    refused(server, provision("web", "--as", "web2", *own), "is the index of another set-up")
-    done(server, provision("self", "--as", "web2", *own))
+    refused(server, provision("web", "--as", "web2", *own), "chroot /home/backupop is that of another set-up")
+    done(server, provision("self", "--as", "web2", "--chroot", "/home/backupop2", *own))
     assert {path.name for path in (server.root / "etc/mdbackup").iterdir()} == {
         "web.json", "web.made", "web2.json", "web2.made",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("server", [WITHOUT_INCLUDE], ids=["rhel8"], indirect=True)
+def test_set_up_that_is_called_like_the_subsystem_keeps_its_restrictions(
+    server: ProvisionedServer, provision: Provision
+) -> None:
+    """Both are marked blocks of the same file."""
+    script = provision("web", "--as", "sftpi", "--sftpi")
+    done(server, script)
+    assert "Nothing to change" in done(server, script)
+    effective = server.run("sshd", "-T", "-C", "user=backupop,host=b,addr=192.0.2.7").stdout
+    assert "subsystem sftpi internal-sftp\n" in effective
+    done(server, provision("web", "--as", "sftpi"))
+    own = ("--backupop", "backupop2", "--sftpi")
+    done(server, provision("self", *own))
+    done(server, provision("self", "--undo"))
+    effective = server.run("sshd", "-T", "-C", "user=backupop,host=b,addr=192.0.2.7").stdout
+    assert "forcecommand internal-sftp -R" in effective
+    assert "subsystem sftpi" not in effective
+
+
+@pytest.mark.parametrize("server", [DEBIAN + "Subsystem sftpi internal-sftp\n"], ids=["sftpi"], indirect=True)
+def test_subsystem_that_is_there_already_is_used_and_left(
+    server: ProvisionedServer, provision: Provision, connect: Callable[[str], object]
+) -> None:
+    """As the original scheme has it."""
+    untouched = machine(server)
+    script = provision("web", "--bind", "/srv/www:/backups", "--sftpi")
+    connect(done(server, script))
+    assert read("web_backupop", b"/backups/alpha") == b"content of alpha\n"
+    assert "Nothing to change" in done(server, script)
+    done(server, provision("web", "--undo"))
+    assert machine(server) == untouched
 
 
 # --- mounts, indexer, schedules -------------------------------------------------------------------
@@ -552,6 +684,22 @@ def test_mounts_are_read_only_and_follow_the_options(server: ProvisionedServer, 
     assert server.run("mount", "-a").returncode == 0
     assert os.listdir(server.root / "home/backupop/backups/www") == ["alpha"]
     assert server.run("touch", "/home/backupop/backups/www/new").returncode == 1
+
+
+def test_another_source_takes_the_place_of_the_one_that_was_mounted(
+    server: ProvisionedServer, provision: Provision
+) -> None:
+    """Also if it has the same name, and is a directory that was made anew."""
+    seen = server.root / "home/backupop/backups"
+    server.run("mkdir", "/srv/other")
+    done(server, provision("web", "--bind", "/srv/www:/backups"))
+    done(server, provision("web", "--bind", "/srv/other:/backups"))
+    assert os.listdir(seen) == []
+    server.run("sh", "-c", "mv /srv/other /srv/old; mkdir /srv/other; touch /srv/other/beta")
+    script = provision("web", "--bind", "/srv/other:/backups")
+    done(server, script)
+    assert os.listdir(seen) == ["beta"]
+    assert "Nothing to change" in done(server, script)
 
 
 def test_index_directory_is_readable_and_of_who_builds_the_index(
@@ -724,6 +872,66 @@ def test_reload_that_failed_is_tried_again(server: ProvisionedServer, provision:
     (server.root / "srv/allowed").touch()
     assert "sshd was reloaded" in done(server, provision("web"))
     assert "sshd was reloaded" not in done(server, provision("web"))
+
+
+def test_run_that_was_killed_is_made_up_for_by_the_next(
+    server: ProvisionedServer, provision: Provision
+) -> None:
+    """sshd has still to read what the killed one wrote, although nothing is left to change."""
+    script = provision("web")
+    killed = script.replace('    expect "$backupop"\n', "    kill -KILL $$\n", 1)
+    assert killed != script
+    assert server.run_script(killed).returncode != 0
+    assert (server.root / DROP_IN.lstrip("/")).exists()
+    assert "sshd was told to read its configuration again" in done(server, script)
+    assert "sshd was told" not in done(server, script)
+    assert not (server.root / "run/mdbackup-web.reload").exists()
+
+
+def test_undo_leaves_an_account_that_somebody_made_after_the_script_could_not(
+    server: ProvisionedServer, provision: Provision
+) -> None:
+    """What the script made is noted when it is made."""
+    script = provision("web")
+    failing = script.replace("    useradd --system", "    false --system")
+    assert server.run_script(failing).returncode == 1
+    by_hand = ("useradd", "--system", "--no-create-home", "--shell", "/usr/sbin/nologin", "backupop")
+    assert server.run(*by_hand).returncode == 0
+    done(server, script)
+    done(server, provision("web", "--undo"))
+    assert server.run("getent", "passwd", "backupop").returncode == 0
+    assert server.run("getent", "passwd", "mdbackup-index").returncode == 2
+
+
+@pytest.mark.parametrize("server", [WITHOUT_INCLUDE], ids=["rhel8"], indirect=True)
+def test_configuration_that_is_a_symbolic_link_stays_one(
+    server: ProvisionedServer, provision: Provision
+) -> None:
+    """As where the files of /etc are kept elsewhere."""
+    server.run("sh", "-c", "mv /etc/ssh/sshd_config /srv/ours; ln -s /srv/ours /etc/ssh/sshd_config")
+    untouched = machine(server)
+    done(server, provision("web"))
+    assert os.readlink(server.root / MAIN.lstrip("/")) == "/srv/ours"
+    assert "Match User backupop\n" in (server.root / "srv/ours").read_text()
+    done(server, provision("web", "--undo"))
+    assert machine(server) == untouched
+
+
+def test_directories_that_were_there_already_become_root_s_alone(
+    server: ProvisionedServer, provision: Provision
+) -> None:
+    """Who could rename files in them could put another program in the indexer's place."""
+    places = ["etc/mdbackup", "etc/ssh/mdbackup", "etc/ssh/mdbackup/web", "usr/local/lib/mdbackup"]
+    for number, place in enumerate(places):
+        (server.root / place).mkdir()
+        (server.root / place).chmod(0o777 if number % 2 else 0o700)
+        os.chown(server.root / place, 1234, 1234)
+    script = provision("web")
+    done(server, script)
+    for place in places:
+        about = (server.root / place).stat()
+        assert (about.st_uid, about.st_mode & 0o777) == (0, 0o755), place
+    assert "Nothing to change" in done(server, script)
 
 
 def test_account_that_gets_another_name_leaves_no_key_behind(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import io
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +25,19 @@ def command_that(function: str) -> Command:
 
 def fails(arguments: argparse.Namespace) -> int:
     raise UsageError("write this instead")
+
+
+def quotes_a_server(arguments: argparse.Namespace) -> int:
+    raise UsageError("it says \x1b[31mred\x9b0m\nand ü")
+
+
+def breaks(arguments: argparse.Namespace) -> int:
+    raise AttributeError("nobody thought of that")
+
+
+def prints_a_name(arguments: argparse.Namespace) -> int:
+    print("/srv/ü")
+    return 0
 
 
 def finds_something(arguments: argparse.Namespace) -> int:
@@ -100,6 +115,57 @@ def test_usage_error_is_one_message_and_status_2(capsys: pytest.CaptureFixture[s
     """No traceback for what a user did wrong; it says which command says so."""
     assert commands.run(command_that("fails"), argparse.Namespace()) == 2
     assert capsys.readouterr() == ("", "mdbackup try: write this instead\n")
+
+
+def test_nothing_that_is_quoted_acts_on_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    """Wherever it comes from; what can be printed stays as it is."""
+    commands.run(command_that("quotes_a_server"), argparse.Namespace())
+    assert capsys.readouterr().err == "mdbackup try: it says \\x1b[31mred\\x9b0m\nand ü\n"
+
+
+def test_error_of_the_program_is_not_taken_for_what_a_command_found(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Status 1 of `audit` means that an account is looser than it should be."""
+    assert commands.run(command_that("breaks"), argparse.Namespace()) == 4
+    told = capsys.readouterr().err
+    assert told.startswith("Traceback ")
+    assert told.endswith("mdbackup try: this is an error of the program: please report it\n")
+
+
+def test_name_that_the_terminal_cannot_show_is_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in standard error."""
+    output = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", output)
+    assert commands.run(command_that("prints_a_name"), argparse.Namespace()) == 0
+    assert output.buffer.getvalue() == b"/srv/\\xfc\n"
+
+
+@pytest.mark.parametrize(
+    ("connection", "because"),
+    [
+        ({"extra": [1, 2]}, "is of no use: its extra is no JSON object"),
+        ({"host": "127.0.0.1\x1b[31m", "login": "x\x1b[31m"}, "web: x\\x1b[31m@127.0.0.1\\x1b[31m:22"),
+    ],
+    ids=["extra", "escapes"],
+)
+def test_audit_tells_what_is_wrong_with_a_connection(
+    connection: dict[str, object],
+    because: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """With status 3, as the provider was not reached; and its escapes do not act on the terminal."""
+    (tmp_path / "providers.yaml").write_text(
+        f"providers: {{web: {{sftp_conn_id: web, source: /backups, dest: {tmp_path}/dest}}}}\n"
+    )
+    monkeypatch.setenv("AIRFLOW__MDBACKUP__PROVIDERS_FILE", str(tmp_path / "providers.yaml"))
+    monkeypatch.setenv("AIRFLOW_CONN_WEB", json.dumps({"conn_type": "sftp"} | connection))
+    assert main(["audit", "web"]) == 3
+    told = capsys.readouterr()
+    assert because in told.err
+    assert "\x1b[31m" not in told.out + told.err
 
 
 def test_status_of_a_command_is_that_of_the_process() -> None:

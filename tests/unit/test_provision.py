@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import shutil
 import stat
 import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -112,7 +114,7 @@ def test_keys_are_restricted_and_bound_to_addresses_and_command() -> None:
     text = script(a_setup())
     options = 'restrict,from="192.0.2.7,2001:db8::/32"'
     assert f"\n{options} {KEY}\n" in text
-    assert f'\n{options},command="@SERVE@" {KEY}\n' in text
+    assert f'\n{options},command="$serve" {KEY}\n' in text
     assert f"\nrestrict {KEY}\n" in script(a_setup(addresses=()))
 
 
@@ -130,6 +132,9 @@ def test_keys_are_restricted_and_bound_to_addresses_and_command() -> None:
         ({"backupop": Account("backupop", "c", "/k\n", KEY)}, "key file"),
         ({"backupop": Account("backupop", "a\x1b[2J", "/k", KEY)}, "connection"),
         ({"chroot": "/"}, "the chroot is `/`"),
+        ({"chroot": "//"}, "empty component"),
+        ({"chroot": "/home/.."}, "has `.` or `..` as a component"),
+        ({"chroot": "/home/backupop/"}, "none at the end"),
         ({"chroot": "/home/%u"}, "chroot '/home/%u' cannot be written"),
         ({"chroot": "/home/back up"}, "chroot '/home/back up' cannot be written"),
         ({"chroot": '/home/"x'}, "cannot be written"),
@@ -143,13 +148,21 @@ def test_keys_are_restricted_and_bound_to_addresses_and_command() -> None:
         ({"source": ("/with blank",), "path_unit": True}, "source '/with blank' cannot be written"),
         ({"binds": (Bind("/srv/a b", "/home/backupop/a"),)}, "bind '/srv/a b' cannot be written"),
         ({"binds": (Bind("/srv/a", "/home/other/a"),)}, "is not below the chroot"),
-        ({"binds": (Bind("/srv/a", "/home/backupop/../x"),)}, "is not below the chroot"),
+        ({"binds": (Bind("/srv/a", "/home/backupop/../x"),)}, "has `.` or `..` as a component"),
+        ({"binds": (Bind("/srv/../a", "/home/backupop/a"),)}, "has `.` or `..` as a component"),
+        ({"indexer": Account("ix", "web_backupop", "/k", KEY)}, "both accounts would have the connection"),
         ({"binds": (Bind("/a", "/home/backupop/a"), Bind("/b", "/home/backupop/a/b"))}, "inside the other"),
         ({"addresses": ("b.example.org",)}, "is no address or network"),
         ({"addresses": ('1.2.3.4" command="id',)}, "is no address or network"),
+        ({"addresses": ("fe80::1%a\nid\n#",)}, "is no address or network"),
+        ({"addresses": ("fe80::1%eth0",)}, "is no address or network"),
         ({"addresses": ("10.0.0.1/8",)}, "has host bits set"),
         ({"timer": "daily\nExecStart=id"}, "calendar"),
         ({"timer": "%h"}, "calendar"),
+        ({"timer": "--version"}, "calendar"),
+        ({"timer": None, "cron": "-5 2 * * *"}, "five fields"),
+        ({"port": -5}, "port -5 is not from 1 to 65535"),
+        ({"port": 65536}, "port 65536 is not from 1 to 65535"),
         ({"timer": None, "cron": "* * * * * root id"}, "five fields"),
         ({"timer": None, "cron": "30 2 * * *\n"}, "five fields"),
         ({"timer": None, "cron": "30 2 * * %"}, "five fields"),
@@ -165,6 +178,37 @@ def test_what_one_of_the_files_would_read_as_something_else_is_refused(
     """With the value, and a way out; nothing is ever escaped in the hope that all six kinds of file agree."""
     with pytest.raises(CannotProvision, match=because):
         a_setup(**changes)
+
+
+@pytest.mark.parametrize(
+    ("addresses", "tried", "known"),
+    [
+        ((), ("127.0.0.1", "192.0.2.1", "2001:db8::1"), False),
+        (("192.0.2.7", "2001:db8::7/128"), ("192.0.2.7", "2001:db8::7"), True),
+        (("192.0.2.7", "10.1.0.0/16"), ("192.0.2.7", "10.1.0.0", "10.1.255.255"), False),
+    ],
+)
+def test_sshd_is_asked_what_it_does_for_each_address_of_b(
+    addresses: tuple[str, ...], tried: tuple[str, ...], known: bool
+) -> None:
+    """Of a network for its ends, which proves nothing of what is between them."""
+    setup = a_setup(addresses=addresses)
+    assert (setup.tried_addresses, setup.addresses_known) == (tried, known)
+    assert f"\naddresses={shlex.quote(' '.join(tried))} " in script(setup)
+
+
+def test_no_word_in_a_path_is_taken_for_a_place_of_the_script() -> None:
+    """Whatever the template uses for what is known on A only."""
+    chroot = "/srv/@SERVE@/@BUILD@"
+    text = script(a_setup(chroot=chroot, binds=(), path_unit=True))
+    assert f"\n    ChrootDirectory {chroot}\n" in text
+    shell = text.partition("\nrestrictions() {")[2].partition("\n}\n")[0]
+    shown = subprocess.run(
+        ["sh", "-c", f"serve=SERVES; restrictions() {{{shell}\n}}; restrictions"],
+        capture_output=True, text=True,
+    ).stdout  # fmt: skip
+    assert f"ChrootDirectory {chroot}\n" in shown
+    assert "ForceCommand SERVES\n" in shown
 
 
 def test_account_without_key_is_refused() -> None:
@@ -285,6 +329,64 @@ def test_connections_that_exist_decide_login_host_port_and_key(
 
 
 @pytest.mark.parametrize(
+    ("connection", "because"),
+    [
+        ('{"conn_type": bad', "EnvironmentVariablesBackend: Expecting value"),
+        ('{"conn_type": "sftp", "extra": [1, 2]}', "EnvironmentVariablesBackend: "),
+        ('{"conn_type": "sftp", "port": "x"}', "EnvironmentVariablesBackend: "),
+    ],
+)
+def test_connection_that_is_malformed_is_no_missing_one(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, connection: str, because: str
+) -> None:
+    """Else the script would be for another account than the connection's, and there would be a new key."""
+    monkeypatch.setenv("AIRFLOW_CONN_WEB_BACKUPOP", connection)
+    status, text, told = run("web")
+    assert (status, text) == (2, "")
+    assert "whether there is a connection web_backupop, and what it says, cannot be told" in told
+    assert because in told
+    assert not (tmp_path / "keys").exists()
+
+
+def test_database_that_does_not_answer_is_no_missing_connection(run: Run, tmp_path: Path) -> None:
+    """In a process of its own, since Airflow opens its database once."""
+    done = subprocess.run(
+        [sys.executable, "-m", "airflow_mdbackup", "provision", "web"],
+        env=os.environ | {"AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{tmp_path}/missing/airflow.db"},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "unable to open database file" in done.stderr
+    assert not (tmp_path / "keys").exists()
+
+
+def test_airflow_that_is_not_set_up_yet_knows_no_connections_and_is_told(run: Run) -> None:
+    """A provider may be set up first."""
+    status, _, told = run("web")
+    assert (status, "Note: Airflow's database is not set up here" in told) == (0, True)
+
+
+def test_script_is_utf_8_whatever_the_terminal_takes(run: Run) -> None:
+    """A reads it, and not the terminal."""
+    done = subprocess.run(
+        [sys.executable, "-m", "airflow_mdbackup", "provision", "web", "--bind", "/srv/ü:/backups"],
+        env=os.environ | {"PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "\n/srv/ü /home/backupop/backups\n".encode() in done.stdout
+
+
+def test_slash_at_the_end_of_a_directory_does_not_matter(run: Run) -> None:
+    """A shell that completes the name leaves one."""
+    plain = run("self", "--chroot", "/srv/op", "--bind", "/srv/www:/backups")
+    assert run("self", "--chroot", "/srv/op/", "--bind", "/srv/www/:/backups/")[:2] == plain[:2]
+    status, text, told = run("self", "--chroot", "//")
+    assert (status, text, "the chroot is `/`" in told) == (2, "", True)
+
+
+@pytest.mark.parametrize(
     ("words", "has", "has_not"),
     [
         ("web", ["Match User mdbackup-index"], ["OnCalendar", "PathChanged", "EOF_CRON"]),
@@ -323,6 +425,7 @@ def test_what_is_not_said_is_what_suits_most(
         ("web --indexer threads=2", "is none of jobs=N"),
         ("web --indexer nice=20", "nice is 0 to 19"),
         ("web --indexer rehash=0", "is none of"),
+        ("web --port 0", "port 0 is not from 1 to 65535"),
         ("web --cron @daily --timer daily", "choose one of them"),
         ("../x --undo", "name '../x'"),
     ],
