@@ -1,0 +1,73 @@
+"""What the pages for people name is there."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+from airflow_mdbackup.scheme import errors
+from airflow_mdbackup.scheme.pull import Outcome
+
+PROJECT = Path(__file__).parents[2]
+PAGES = [PROJECT / "README.md", PROJECT / "CHANGELOG.md", *sorted((PROJECT / "docs").rglob("*.md"))]
+
+
+def names_and_sections() -> tuple[set[str], set[str]]:
+    """Return the names of all tests, and the sections that they are marked with."""
+    tests, sections = set(), set()
+    for path in (PROJECT / "tests").rglob("test_*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
+                tests.add(node.name)
+            elif isinstance(node, ast.Attribute) and node.attr == "guarantee":
+                sections |= set(re.findall(r"guarantee\(\s*\"([^\"]+)\"", path.read_text()))
+    return tests, sections
+
+
+def test_each_guarantee_names_tests_that_exist_and_each_section_has_its_heading() -> None:
+    """A guarantee whose test is gone is none."""
+    page = (PROJECT / "docs" / "guarantees.md").read_text()
+    tests, sections = names_and_sections()
+    named = set(re.findall(r"`(test_\w+)`", page))
+    assert len(named) > 30 and named <= tests, named - tests
+    assert sections
+    for section in sections:
+        number = section.partition(".")[0]
+        assert re.search(rf"^## {number}\. ", page, re.MULTILINE), section
+
+
+def test_each_outcome_and_each_error_is_explained() -> None:
+    """With what it means and what to do."""
+    page = (PROJECT / "docs" / "errors.md").read_text()
+    kinds = [
+        kind.__name__
+        for kind in vars(errors).values()
+        if isinstance(kind, type) and issubclass(kind, errors.BackupError)
+    ]
+    assert len(kinds) > 10
+    for name in [*kinds, *(outcome.value for outcome in Outcome)]:
+        assert name == "BackupError" or f"`{name}`" in page, name
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(PROJECT)))
+def test_links_within_the_pages_lead_somewhere(page: Path) -> None:
+    """To files that exist, and to headings that do."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if "://" in target:
+            continue
+        name, _, anchor = target.partition("#")
+        linked = page.parent / name if name else page
+        assert linked.exists(), target
+        if anchor:
+            assert anchor in {_anchor(line) for line in linked.read_text().splitlines()}, target
+
+
+def _anchor(line: str) -> str:
+    """Return what a heading is linked by."""
+    if not line.startswith("#"):
+        return ""
+    return re.sub(r"[^\w\- ]", "", line.lstrip("# ").lower()).replace(" ", "-")
