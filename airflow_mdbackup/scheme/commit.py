@@ -44,7 +44,7 @@ from airflow_mdbackup.scheme.archive import (
     withdraw_unused,
 )
 from airflow_mdbackup.scheme.clean import clean
-from airflow_mdbackup.scheme.diff import Forget, Plan, read_plan
+from airflow_mdbackup.scheme.diff import Forget, Plan, read_plan, shard_of
 from airflow_mdbackup.scheme.errors import EntriesFailed
 from airflow_mdbackup.scheme.history import PENDING, Change, What, last
 from airflow_mdbackup.scheme.index import Entry, digest, merge, read_entries
@@ -54,7 +54,7 @@ from airflow_mdbackup.scheme.ordered import Alongside
 from airflow_mdbackup.scheme.patience import Patience
 from airflow_mdbackup.scheme.progress import Pace
 from airflow_mdbackup.scheme.pull import Outcome, Result
-from airflow_mdbackup.scheme.records import RecordWriter, read_header, read_records, write_state
+from airflow_mdbackup.scheme.records import RecordWriter, modified, read_header, read_records, write_state
 from airflow_mdbackup.scheme.seen import Seen
 from airflow_mdbackup.scheme.settle import STAGING, Foreseen, consumer_index, finish, reason, settle
 from airflow_mdbackup.scheme.space import told_if_full
@@ -186,6 +186,7 @@ class _Commit:
         self._moved: set[bytes] = set()  # what goes out of the way as a whole
         self._takes = False  # whether entries of the index are untrue for a while
         self._copies = 0
+        self._told_at = [modified(run.results(shard)) for shard in range(len(plan.shards))]
         self._taken = Seen(plan.pull)  # md5s whose staged file goes to one entry; the others get copies
         self._elsewhere: dict[bytes, list[bytes]] | None = None
 
@@ -400,8 +401,14 @@ class _Commit:
         raise _Impossible("its content is no longer in staging; the next run pulls it again")
 
     def _takes_staged(self, result: Result) -> bool:
-        """Whether the staged file itself goes to this entry, the first one with its md5."""
-        return not self._taken.comes_again(result.md5) and self._staging.has(result.md5)
+        """Whether the staged file itself goes to this entry, the first one with its md5.
+
+        One that the results do not vouch for is copied, and so hashed.
+        """
+        if self._taken.comes_again(result.md5):
+            return False
+        told_at = self._told_at[shard_of(result.md5, len(self._told_at))]
+        return self._staging.has_since(result.md5, told_at)
 
     def _sources(self, md5: bytes) -> Iterator[int]:
         """Yield descriptors of files that should have these bytes: the staged one, then live ones."""

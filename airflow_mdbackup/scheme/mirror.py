@@ -255,6 +255,17 @@ class Staging(Folder):
             os.close(descriptor)
         os.rename(name, md5, src_dir_fd=folder.descriptor, dst_dir_fd=self.descriptor)
 
+    def has_since(self, md5: bytes, moment: int) -> bool:
+        """Whether content is staged, and has been since ``moment``, in nanoseconds of the filesystem's clock.
+
+        What was staged later, and not brought onto the disk, a power cut may have spoilt; so results that
+        were written at that moment do not vouch for it.
+        """
+        try:
+            return os.lstat(md5, dir_fd=self.descriptor).st_ctime_ns <= moment
+        except FileNotFoundError:
+            return False
+
     def parts(self) -> set[bytes]:
         """Return the md5s of which a part is there."""
         names = map(os.fsencode, os.listdir(self.descriptor))

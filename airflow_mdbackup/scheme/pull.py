@@ -42,7 +42,7 @@ from airflow_mdbackup.scheme.names import to_text
 from airflow_mdbackup.scheme.ordered import Alongside
 from airflow_mdbackup.scheme.part import Part
 from airflow_mdbackup.scheme.progress import Pace
-from airflow_mdbackup.scheme.records import Record, read_header, read_records, write_records
+from airflow_mdbackup.scheme.records import Record, modified, read_header, read_records, write_records
 from airflow_mdbackup.scheme.settle import consumer_index
 from airflow_mdbackup.scheme.sftp import Attributes, Code, Fetched, Reader, Refusal, Stated, Wanted
 from airflow_mdbackup.scheme.space import make_sure_of_room, told_if_full
@@ -228,6 +228,7 @@ class _Puller:
         self._tree = mirror.tree()
         self._staging = mirror.open_staging()
         self._parts = self._staging.parts()
+        self._told_at = modified(run.results(shard))
         self._committed = Alongside(committed)
         self._folder = Folder(run.folder)
         self._arriving = run.arriving(shard)
@@ -356,7 +357,7 @@ class _Puller:
     def _still_staged(self, earlier: Result) -> bool:
         """Whether an earlier try's durable result vouches for content that is there."""
         brought = earlier.outcome in (Outcome.PULLED, Outcome.COPIED)
-        return brought and self._staging.has(earlier.md5)
+        return brought and self._staging.has_since(earlier.md5, self._told_at)
 
     def _unreached(self, item: Item, earlier: Result | None, error: Exception) -> Result:
         """Return what is known of an item that this try does not come to."""

@@ -148,6 +148,14 @@ def read_records(path: Path, kind: type[R]) -> Iterator[R]:
                 raise DestinationRefused(f"{path}, line {number}: damaged: {error}") from None
 
 
+def modified(path: Path) -> int:
+    """Return when a file was written, in nanoseconds of the filesystem's clock; 0 if it is not there."""
+    try:
+        return path.stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0
+
+
 def write_state(path: Path, state: dict[str, Any]) -> None:
     """Write a small file that is one JSON object, durably and in one step."""
     write_records(path, (), **state)

@@ -582,6 +582,24 @@ def test_content_that_a_power_cut_tore_is_not_put_in_place(pair: Pair) -> None:
     assert pair.index_b() == pair.index_a() and pair.live("alpha").read_bytes() == b"the new content"
 
 
+def test_results_do_not_vouch_for_what_was_staged_after_them(pair: Pair) -> None:
+    """Another run may have staged the same bytes anew, and a power cut torn them since."""
+    pair.put("alpha", b"one")
+    pair.backup()
+    pair.put("alpha", b"the new content")
+    pair.build_index()
+    run = pair.prepare()
+    staged = pair.staged(md5(b"the new content"))
+    staged.unlink()
+    staged.write_bytes(b"the new")
+    pair.archive(run)
+    assert pair.commit(run).outcomes == {"failed": 1}
+    assert pair.live("alpha").read_bytes() == b"one" and pair.versions("alpha") == []
+    pair.pull(run, pair.plan)
+    assert pair.finish(run).outcomes == {"pulled": 1}
+    assert pair.live("alpha").read_bytes() == b"the new content"
+
+
 def test_a_retried_commit_finds_versions_that_it_had_given_another_stamp(pair: Pair) -> None:
     """A crash after the versions of an overlapped run were renamed does not stop its retry."""
     pair.put("alpha", b"one")
