@@ -14,7 +14,9 @@ PYTHON = $(shell for python in python3.11 python3.12 python3.13 python3; do \
 
 SSH_PROGRAMS := sshd:openssh-server ssh:openssh-client sftp:openssh-client
 PEERS := rsync:rsync rclone:rclone lftp:lftp
-TEST_PROGRAMS := $(SSH_PROGRAMS) strace:strace busybox:busybox dash:dash bash:bash csh:csh fish:fish
+FILE_SYSTEMS := mkfs.ext4:e2fsprogs mkfs.btrfs:btrfs-progs mkfs.exfat:exfatprogs mount.exfat-fuse:exfat-fuse \
+    lowntfs-3g:ntfs-3g
+TEST_PROGRAMS := $(SSH_PROGRAMS) $(FILE_SYSTEMS) strace:strace busybox:busybox dash:dash bash:bash csh:csh fish:fish
 
 .PHONY: help
 help: ## Show the targets

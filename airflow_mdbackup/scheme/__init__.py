@@ -9,6 +9,7 @@ module                  what becomes of the data
 :mod:`.sftp`            bytes come from the provider, many files in flight on one channel
 :mod:`.space`           before the first byte, what the plan needs is held against what the disk has free
 :mod:`.pull`            an entry to pull becomes a verified file in staging, with an outcome
+:mod:`.clash`           names that this side's file system cannot hold apart are found
 :mod:`.archive`         the predecessor of a file becomes a version in ``.old``
 :mod:`.commit`          what was pulled is judged once more, and written ahead as history
 :mod:`.settle`          a staged file becomes a live file, and the consumer index is written anew
@@ -19,8 +20,8 @@ module                  what becomes of the data
 Beneath them: :mod:`.mirror` is the only module that knows how all this lies on the disk, :mod:`.tree` reaches
 files without following symlinks, :mod:`.records` are files of one JSON line per record, :mod:`.ordered` walks
 in path order, :mod:`.patience` counts files that never hold still, :mod:`.limit` shares a bandwidth among
-tasks, :mod:`.telltale` knows what ransomware would look like, :mod:`.errors` sorts what can go wrong by what
-to do about it.
+tasks, :mod:`.telltale` knows what ransomware would look like, :mod:`.disk` has words for what a disk does,
+:mod:`.errors` sorts what can go wrong by what to do about it.
 
 Paths are bytes here, absolute, as the provider's backup account sees them. :mod:`.names` makes text of
 them at the edges.

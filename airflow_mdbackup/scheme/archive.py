@@ -24,21 +24,23 @@ import errno
 import heapq
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from operator import attrgetter
+from pathlib import Path
 
 import msgspec
 
+from airflow_mdbackup.scheme.clash import clashes
 from airflow_mdbackup.scheme.diff import Plan, read_plan
 from airflow_mdbackup.scheme.mirror import Mirror, Run, version_path
 from airflow_mdbackup.scheme.names import to_text
 from airflow_mdbackup.scheme.progress import Pace
 from airflow_mdbackup.scheme.pull import Outcome, Result
 from airflow_mdbackup.scheme.records import Record, read_header, read_records, write_records, write_state
-from airflow_mdbackup.scheme.settle import settle
-from airflow_mdbackup.scheme.space import told_if_full
+from airflow_mdbackup.scheme.settle import consumer_index, settle
 from airflow_mdbackup.scheme.tree import Tree, concerns_one_file, copy_of, is_file, md5_of
 
 log = logging.getLogger(__name__)
@@ -81,12 +83,14 @@ def archive(mirror: Mirror, run: Run) -> ArchiveSummary:
 
     :raises RunIncomplete: the run has no plan.
     :raises DestinationBusy: another run holds the lock for too long.
-    :raises ConsumerIndexDamaged: a commit was cut off, and the consumer index was damaged since.
+    :raises ConsumerIndexDamaged: a commit was cut off, or names have to be compared, and somebody damaged the
+        consumer index.
     :raises DestinationFull: there is no room for versions, where they have to be copies.
+    :raises DestinationRefused, DestinationBroken, WorkerExhausted: see :meth:`.Mirror.told_plainly`.
     """
     summary = ArchiveSummary()
     with (
-        told_if_full(mirror),
+        mirror.told_plainly(),
         run.lock("archive_old", mirror.provider),
         mirror.lock(f"archive_old of {run.run_id}"),
         mirror.tree() as tree,
@@ -97,7 +101,9 @@ def archive(mirror: Mirror, run: Run) -> ArchiveSummary:
         archiver = Archiver(run, tree, stamp_of(mirror, run))
         # An earlier try may have archived more than this one will.
         withdraw_unused(mirror, run, tree)
-        write_records(run.archived, _records(archiver, run, plan, summary), stamp=archiver.stamp)
+        clashing = clashing_paths(run, plan, partial(consumer_index, mirror, run.folder / "consumer.md5"))
+        records = _records(archiver, run, plan, clashing, summary)
+        write_records(run.archived, records, stamp=archiver.stamp)
     return summary
 
 
@@ -116,9 +122,20 @@ def stamp_of(mirror: Mirror, run: Run) -> str:
     return stamp
 
 
-def _records(archiver: Archiver, run: Run, plan: Plan, summary: ArchiveSummary) -> Iterator[Archived]:
+def clashing_paths(run: Run, plan: Plan, current_index: Callable[[], Path | None]) -> dict[bytes, bytes]:
+    """Return which paths of the results this side cannot tell from others, and from which.
+
+    :param current_index: gives the consumer index in canonical form, if there is one.
+    """
+    coming = (result.path for result in results(run, plan) if Outcome(result.outcome).good)
+    return clashes(run, coming, current_index)
+
+
+def _records(
+    archiver: Archiver, run: Run, plan: Plan, clashing: Collection[bytes], summary: ArchiveSummary
+) -> Iterator[Archived]:
     for result in results(run, plan):
-        if result.outcome in (Outcome.PULLED, Outcome.COPIED):
+        if result.outcome in (Outcome.PULLED, Outcome.COPIED) and result.path not in clashing:
             try:
                 record = archiver.archive(result.path, result.md5)
             except OSError as error:

@@ -33,9 +33,11 @@ from itertools import chain, count
 from operator import attrgetter
 from typing import Any
 
+from airflow_mdbackup.scheme import clash
 from airflow_mdbackup.scheme.archive import (
     Archived,
     Archiver,
+    clashing_paths,
     finished_shards,
     is_used,
     read_archived,
@@ -57,7 +59,6 @@ from airflow_mdbackup.scheme.pull import Outcome, Result
 from airflow_mdbackup.scheme.records import RecordWriter, modified, read_header, read_records, write_state
 from airflow_mdbackup.scheme.seen import Seen
 from airflow_mdbackup.scheme.settle import STAGING, Foreseen, consumer_index, finish, reason, settle
-from airflow_mdbackup.scheme.space import told_if_full
 from airflow_mdbackup.scheme.tree import Tree, concerns_one_file, copy_of, is_file, syncfs
 
 log = logging.getLogger(__name__)
@@ -130,10 +131,11 @@ def commit(mirror: Mirror, run: Run) -> CommitSummary:
     :raises ConsumerIndexDamaged: somebody damaged the consumer index.
     :raises DestinationBusy: another run holds the lock for too long.
     :raises DestinationFull: there is no room for copies, or for the index; a retry goes on from there.
+    :raises DestinationRefused, DestinationBroken, WorkerExhausted: see :meth:`.Mirror.told_plainly`.
     """
     started = time.monotonic()
     with (
-        told_if_full(mirror),
+        mirror.told_plainly(),
         run.lock("commit_backup", mirror.provider),
         mirror.lock(f"commit_backup of {run.run_id}"),
         mirror.tree() as tree,
@@ -175,6 +177,7 @@ class _Commit:
         self._staging = staging
         self._summary = summary
         self._current = consumer_index(mirror, run.folder / "consumer.md5")
+        self._clashing = clashing_paths(run, plan, lambda: self._current)
         self._again = mirror.has_committed(run)
         archived_at, archived = read_archived(run)
         stamp = stamp_of(mirror, run)
@@ -301,6 +304,8 @@ class _Commit:
             return
         moved = None
         try:
+            if path in self._clashing:
+                raise _Impossible(clash.reason(self._clashing[path]))
             in_the_way, live = self._in_the_way(path)
             if in_the_way is not None and in_the_way not in self._moved:
                 moved = Change(in_the_way, What.MOVED, version=self._free_version(in_the_way))

@@ -141,8 +141,10 @@ def make_plan(
     :raises ConsumerIndexDamaged: the consumer index cannot be read.
     :raises DestinationBusy: an earlier try of this run, or another run, does not end.
     :raises RunIncomplete: the run has no provider index.
+    :raises DestinationFull, DestinationRefused, DestinationBroken, WorkerExhausted: see
+        :meth:`.Mirror.told_plainly`.
     """
-    with run.lock("diff_indexes", mirror.provider):
+    with mirror.told_plainly(), run.lock("diff_indexes", mirror.provider):
         run.begin_again()
         state = run.require(run.state, "fetch_index")
         if digest(run.index) != state["index"]["digest"]:

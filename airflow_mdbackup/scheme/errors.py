@@ -43,6 +43,14 @@ class DestinationFull(BackupError):
     """The disk of ``dest`` has too little room. Free some or enlarge it; what is here is kept."""
 
 
+class DestinationBroken(BackupError):
+    """The disk of ``dest`` gives errors, or is gone. Look at it and its mount; a retry may help then."""
+
+
+class WorkerExhausted(BackupError):
+    """This machine, or the task's process, has used up its open files or its memory. A retry may help."""
+
+
 class DestinationBusy(BackupError):
     """Another run has held the lock on ``dest`` for longer than this one was willing to wait."""
 

@@ -88,15 +88,20 @@ def fetch_index(
     :raises ConnectionLost: the connection broke, or the index never held still.
     :raises DestinationRefused: a symlink stands where the run's directory belongs.
     :raises DestinationBusy: an earlier try of this run does not end.
+    :raises DestinationFull, DestinationRefused, DestinationBroken, WorkerExhausted: see
+        :meth:`.Mirror.told_plainly`.
     """
-    run.folder.mkdir(mode=0o700, exist_ok=True)
-    if run.folder.is_symlink():
-        raise DestinationRefused(f"{mirror.provider}: {run.folder} is a symlink: remove it, and try again")
-    with run.lock("fetch_index", mirror.provider):
-        try:
-            return _fetch_index(mirror, run, connect, index, max_age, max_size, still)
-        finally:
-            run.received.unlink(missing_ok=True)
+    with mirror.told_plainly():
+        run.folder.mkdir(mode=0o700, exist_ok=True)
+        if run.folder.is_symlink():
+            raise DestinationRefused(
+                f"{mirror.provider}: {run.folder} is a symlink: remove it, and try again"
+            )
+        with run.lock("fetch_index", mirror.provider):
+            try:
+                return _fetch_index(mirror, run, connect, index, max_age, max_size, still)
+            finally:
+                run.received.unlink(missing_ok=True)
 
 
 def _fetch_index(

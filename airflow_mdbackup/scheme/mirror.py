@@ -26,7 +26,6 @@ import fcntl
 import hashlib
 import logging
 import os
-import pwd
 import re
 import socket
 import time
@@ -37,6 +36,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
+from airflow_mdbackup.scheme.disk import in_words
 from airflow_mdbackup.scheme.errors import DestinationBusy, DestinationRefused, RunIncomplete
 from airflow_mdbackup.scheme.index import MAX_COMPONENT
 from airflow_mdbackup.scheme.records import read_header, write_state
@@ -75,15 +75,10 @@ class Mirror:
         :param mount: a path that must be a mount point.
         :raises DestinationRefused: it belongs to another provider, is not mounted, holds other things, or
             cannot be made.
+        :raises DestinationFull, DestinationBroken, WorkerExhausted: see :meth:`told_plainly`.
         """
-        try:
+        with self.told_plainly():
             self._claim(known, mount)
-        except PermissionError as error:
-            user = pwd.getpwuid(os.geteuid()).pw_name
-            raise DestinationRefused(
-                f"{self.provider}: {self.dest} cannot be used by {user} on {socket.gethostname()}: "
-                f"{error.strerror}: {error.filename}. As root: install -d -o {user} -m 700 {self.dest}"
-            ) from error
 
     def _claim(self, known: bool, mount: str | None) -> None:
         if mount is not None and not os.path.ismount(mount):
@@ -116,8 +111,8 @@ class Mirror:
                 f"{self.provider}: {self.dest} is not empty (it has {sorted(others)[0]!r}) and holds no "
                 "backup of ours. Name an empty or new directory as dest."
             )
-        for directory in (self.staging, self._runs, self.history, self.files):
-            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for directory in (self._state, self.staging, self._runs, self.history, self.files):
+            directory.mkdir(mode=0o700, exist_ok=True)
         write_state(self._marker, {"provider": self.provider})
         fsync_directory(self.dest)
 
@@ -144,6 +139,28 @@ class Mirror:
                     f"{self.provider}: {directory} is a symlink, and the backup never leaves {self.dest}. "
                     "Put a directory there; to keep the backup elsewhere, change dest."
                 )
+
+    @contextmanager
+    def told_plainly(self) -> Iterator[None]:
+        """Turn an error of the disk, or of the worker, into one that says what to do.
+
+        :raises DestinationFull: the disk, or a quota on it, is full.
+        :raises DestinationRefused: it is read-only, not ours to use, or no longer there.
+        :raises DestinationBroken: it fails.
+        :raises WorkerExhausted: open files or memory are used up.
+        """
+        try:
+            yield
+        except OSError as error:
+            if isinstance(error, FileNotFoundError):
+                self.check()
+            told = in_words(error, self.provider, self.dest)
+            if told is None:
+                raise
+            try:
+                raise told from error
+            finally:
+                del told  # or else it keeps this frame, which keeps it, and files stay open meanwhile
 
     # --- lock and stamps ----------------------------------------------------------------------------
 
@@ -332,6 +349,7 @@ class Run:
         self.archived = folder / "archived.jsonl"
         self.done = folder / "done.json"
         self.copies = folder / "copies"
+        self.names = folder / "names"
 
     def pulls(self, shard: int) -> Path:
         """Return the part of the plan that one shard pulls."""
@@ -471,8 +489,11 @@ def version_path(path: bytes, stamp: str, attempt: int = 0) -> bytes:
     directory, _, name = path.rpartition(b"/")
     suffix = b"." + stamp.encode() + (b".%d" % attempt if attempt else b"")
     if len(name) + len(suffix) > MAX_COMPONENT:
-        known_by = hashlib.md5(name, usedforsecurity=False).hexdigest()[:12].encode()
-        name = name[: MAX_COMPONENT - len(suffix) - 13] + b"~" + known_by
+        known_by = b"~" + hashlib.md5(name, usedforsecurity=False).hexdigest()[:12].encode()
+        cut = MAX_COMPONENT - len(suffix) - len(known_by)
+        # Some filesystems take no name that is not UTF-8, so that no character may be cut in two.
+        cut -= next((n for n in range(4) if name[cut - n] & 0xC0 != 0x80), 0)
+        name = name[:cut] + known_by
     return b"/".join((directory, OLD, name + suffix))
 
 

@@ -28,7 +28,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from enum import StrEnum
@@ -45,7 +45,7 @@ from airflow_mdbackup.scheme.progress import Pace
 from airflow_mdbackup.scheme.records import Record, modified, read_header, read_records, write_records
 from airflow_mdbackup.scheme.settle import consumer_index
 from airflow_mdbackup.scheme.sftp import Attributes, Code, Fetched, Reader, Refusal, Stated, Wanted
-from airflow_mdbackup.scheme.space import make_sure_of_room, told_if_full
+from airflow_mdbackup.scheme.space import make_sure_of_room
 from airflow_mdbackup.scheme.telltale import HEAD, Contents
 from airflow_mdbackup.scheme.tree import Folder, concerns_one_file, copy_of, md5_of, syncfs
 
@@ -132,12 +132,12 @@ def pull(mirror: Mirror, run: Run, shard: int, connect: Callable[[], Reader]) ->
     :raises ConnectionLost: the connection broke; results of what was done are written.
     :raises DestinationFull: the disk has too little room for the run, and nothing was changed; or it became
         full on the way, and what is staged stays.
-    :raises OSError: the disk is broken.
+    :raises DestinationRefused, DestinationBroken, WorkerExhausted: see :meth:`.Mirror.told_plainly`.
     :raises RunIncomplete: the run has no plan.
     :raises DestinationBusy: an earlier try of the same shard does not end.
     """
     with (
-        told_if_full(mirror),
+        mirror.told_plainly(),
         run.lock("pull_changed", mirror.provider, shared=True),
         run.shard_lock(shard, mirror.provider),
         _others_left_alone(),
@@ -225,12 +225,14 @@ class _Puller:
         self.error: Exception | None = None
         self.contents = Contents()
         self._mirror = mirror
-        self._tree = mirror.tree()
-        self._staging = mirror.open_staging()
-        self._parts = self._staging.parts()
+        with ExitStack() as opened:
+            self._tree = opened.enter_context(mirror.tree())
+            self._staging = opened.enter_context(mirror.open_staging())
+            self._folder = opened.enter_context(Folder(run.folder))
+            self._parts = self._staging.parts()
+            self._opened = opened.pop_all()
         self._told_at = modified(run.results(shard))
         self._committed = Alongside(committed)
-        self._folder = Folder(run.folder)
         self._arriving = run.arriving(shard)
         self._provider_time = plan.provider_time
         self._connect = connect
@@ -562,9 +564,7 @@ class _Puller:
 
     def close(self) -> None:
         """Let go of files. Parts that are incomplete stay, for the next try."""
-        self._tree.close()
-        self._staging.close()
-        self._folder.close()
+        self._opened.close()
         for slot in self._slots:
             if slot.part is not None:
                 slot.part.close()

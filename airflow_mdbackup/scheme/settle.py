@@ -267,9 +267,7 @@ def _carry_out(tree: Tree, change: Change, waiting: _Waiting, fresh: bool) -> bo
 
 def _move(tree: Tree, change: Change) -> bool:
     assert change.version is not None
-    if tree.lstat(change.version) is None and tree.lstat(change.path) is not None:
-        tree.move(change.path, change.version)
-    return tree.lstat(change.version) is not None
+    return tree.move_again(change.path, change.version)
 
 
 def _place(tree: Tree, change: Change, folder: Folder | None, name: bytes, fresh: bool) -> bool:

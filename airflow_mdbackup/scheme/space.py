@@ -12,7 +12,7 @@ history. Not so what is staged, the beginnings that earlier tries left, what is 
 share the blocks of their original.
 
 What this does not give: the room is not kept free. Other runs and other programs may take it, a user's quota
-may end before the disk does, and files that grow on the provider need more; then :func:`told_if_full` tells.
+may end before the disk does, and files that grow on the provider need more; :mod:`.disk` has words for that.
 Versions are hard links and need no room; where links do not work, their copies are not counted. Neither are
 new directories. On a filesystem that compresses, a run may be refused that would have fitted.
 
@@ -21,16 +21,12 @@ Source: statvfs(3).
 
 from __future__ import annotations
 
-import errno
 import logging
-import os
 import socket
-import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import NamedTuple
 
 from airflow_mdbackup.scheme.diff import Item, Plan
+from airflow_mdbackup.scheme.disk import NO_LIMIT, Room, amount, free
 from airflow_mdbackup.scheme.errors import DestinationFull
 from airflow_mdbackup.scheme.mirror import Mirror, Run
 from airflow_mdbackup.scheme.progress import Pace
@@ -43,20 +39,8 @@ log = logging.getLogger(__name__)
 
 _RESERVE = 64 << 20
 _RESERVED_FILES = 100
-_NO_LIMIT = sys.maxsize
 _BLOCK = 4096  # not what statvfs tells, which on NFS is the size of a transfer
 _BESIDE = 1024  # of each file: its inode, and its lines in results, archive records and history
-
-
-class _Room(NamedTuple):
-    """Room on a disk, needed or free."""
-
-    size: int
-    files: int
-
-    def holds(self, need: _Room) -> bool:
-        """Whether ``need`` fits in here."""
-        return need.size <= self.size and need.files <= self.files
 
 
 def make_sure_of_room(mirror: Mirror, run: Run, plan: Plan, connect: Callable[[], Reader]) -> None:
@@ -71,58 +55,39 @@ def make_sure_of_room(mirror: Mirror, run: Run, plan: Plan, connect: Callable[[]
         return
     with run.space_lock(mirror.provider):
         judged = read_header(run.space) if run.space.exists() else {}
-        free = _free(mirror)
+        has = free(mirror.staging)
         if judged.get("plan") != plan.digest:
-            need = _needed(mirror, run, plan, free, connect)
+            need = _needed(mirror, run, plan, has, connect)
         elif judged["fits"]:
             return
         else:
-            need = _Room(judged["size"], judged["files"])
-        fits = free.holds(need)
+            need = Room(judged["size"], judged["files"])
+        fits = has.holds(need)
         write_state(run.space, {"plan": plan.digest, "fits": fits, **need._asdict()})
     if not fits:
         raise DestinationFull(
             f"{mirror.provider}: {mirror.dest} on {socket.gethostname()} has too little room for this run, "
-            f"which {_lack(need, free)}. Nothing was changed. Free some room or enlarge the disk, and clear "
+            f"which {_lack(need, has)}. Nothing was changed. Free some room or enlarge the disk, and clear "
             "pull_changed; or exclude some of its files, if only for a while, and clear diff_indexes."
         )
 
 
-@contextmanager
-def told_if_full(mirror: Mirror) -> Iterator[None]:
-    """Turn the error of a disk that became full into one that says what to do.
-
-    :raises DestinationFull: caused by the :class:`OSError`.
-    """
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        free = _free(mirror)
-        raise DestinationFull(
-            f"{mirror.provider}: the disk of {mirror.dest} on {socket.gethostname()} is full: {error} "
-            f"({_told(free)} are free). What has been pulled stays staged. Free "
-            "some room or enlarge the disk; a retry, or else the next run, goes on from there."
-        ) from error
-
-
-def _needed(mirror: Mirror, run: Run, plan: Plan, free: _Room, connect: Callable[[], Reader]) -> _Room:
+def _needed(mirror: Mirror, run: Run, plan: Plan, has: Room, connect: Callable[[], Reader]) -> Room:
     """Return how much room the run needs, or the most that it can need if that is free."""
     beside = _RESERVE + 2 * run.index.stat().st_size  # consumer index and its copy, each beside the old one
     files = sum(plan.shards) - plan.adopt
     told = read_header(run.state)["index"]["size"]
     if told is not None:
-        most = _Room(told + files * (_BLOCK + _BESIDE) + beside, files + _RESERVED_FILES)
-        if free.holds(most):
+        most = Room(told + files * (_BLOCK + _BESIDE) + beside, files + _RESERVED_FILES)
+        if has.holds(most):
             return most
     size, files = _asked(mirror, run, plan, connect)
-    need = _Room(min(size + files * _BESIDE + beside, _NO_LIMIT), files + _RESERVED_FILES)
-    log.info("%s: this run needs %s, and %s are free", mirror.provider, _told(need), _told(free))
+    need = Room(min(size + files * _BESIDE + beside, NO_LIMIT), files + _RESERVED_FILES)
+    log.info("%s: this run needs %s, and %s are free", mirror.provider, need, has)
     return need
 
 
-def _asked(mirror: Mirror, run: Run, plan: Plan, connect: Callable[[], Reader]) -> _Room:
+def _asked(mirror: Mirror, run: Run, plan: Plan, connect: Callable[[], Reader]) -> Room:
     """Return what the content takes that the plan brings, by the sizes that the provider tells.
 
     What it refuses to tell counts as empty: pulling it will be refused too.
@@ -163,7 +128,7 @@ def _asked(mirror: Mirror, run: Run, plan: Plan, connect: Callable[[], Reader]) 
                 log.info("%s sizes asked for so far", f"{asked:,}")
         while reader is not None and reader.busy:
             take(reader.wait())
-    return _Room(size, files)
+    return Room(size, files)
 
 
 def _items(run: Run, plan: Plan) -> Iterator[Item]:
@@ -172,32 +137,11 @@ def _items(run: Run, plan: Plan) -> Iterator[Item]:
         yield from read_records(run.pulls(shard), Item)
 
 
-def _free(mirror: Mirror) -> _Room:
-    """Return what is free for us where the files go; a filesystem need not count its bytes, or files."""
-    disk = os.statvfs(mirror.staging)
-    size = disk.f_bavail * disk.f_frsize if disk.f_blocks else _NO_LIMIT
-    return _Room(size, disk.f_favail if disk.f_files else _NO_LIMIT)
-
-
-def _told(room: _Room) -> str:
-    """Return an amount of room for people."""
-    return _amount(room.size) + (f" and {room.files:,} inodes" if room.files < _NO_LIMIT else "")
-
-
-def _lack(need: _Room, free: _Room) -> str:
+def _lack(need: Room, has: Room) -> str:
     """Return what is needed, and what of it is free, of whatever does not suffice."""
     told = []
-    if need.size > free.size:
-        told.append(f"needs {_amount(need.size)} where {_amount(free.size)} are free")
-    if need.files > free.files:
-        told.append(f"needs {need.files:,} inodes where {free.files:,} are free")
+    if need.size > has.size:
+        told.append(f"needs {amount(need.size)} where {amount(has.size)} are free")
+    if need.files > has.files:
+        told.append(f"needs {need.files:,} inodes where {has.files:,} are free")
     return " and ".join(told)
-
-
-def _amount(size: float) -> str:
-    """Return a number of bytes for people."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:,.1f} TB"

@@ -165,7 +165,9 @@ class Tree:
         try:
             self._parent(path)
         except Blocked as blocked:
-            return blocked
+            # Its traceback leads back to whoever keeps it: files that are open there would stay so.
+            blocked.__context__ = None
+            return blocked.with_traceback(None)
         except FileNotFoundError:
             pass
         return None
@@ -186,6 +188,14 @@ class Tree:
             os.close(descriptor)
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
         return descriptor
+
+    def files_below(self, directory: bytes) -> list[bytes]:
+        """Return the paths of what is no directory below ``directory``, as the file system spells them."""
+        return [
+            directory + folder[1:] + b"/" + name
+            for folder, _, names, _ in os.fwalk(b".", dir_fd=self._directory(directory, create=False))
+            for name in names
+        ]
 
     @contextmanager
     def opened(self, path: bytes) -> Iterator[int]:
@@ -246,6 +256,20 @@ class Tree:
         rename_noreplace(there, name, to, new)
         self.forget_directories()
 
+    def move_again(self, source: bytes, target: bytes) -> bool:
+        """Go on with a :meth:`move` that was cut off, if it was. Return whether ``target`` is there then.
+
+        What came to ``source`` since, if the move was carried out, is a directory where it was none, or the
+        reverse.
+        """
+        if self.lstat(source) is not None:
+            to, new = self._parent(target, create=True)
+            there, name = self._parent(source)
+            drop_placeholder(there, name, to, new)
+            if self.lstat(target) is None:
+                self.move(source, target)
+        return self.lstat(target) is not None
+
     def unlink(self, path: bytes) -> None:
         """Take the name ``path`` away. The caller has made sure that its bytes live on under another."""
         parent, name = self._parent(path)
@@ -296,6 +320,7 @@ def concerns_one_file(error: OSError) -> bool:
 
 _OF_ALL = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ESTALE, errno.ENODEV),
+    *(errno.ENOTCONN, errno.EHOSTDOWN, errno.ETIMEDOUT),  # of network and FUSE file systems
     *(errno.EMFILE, errno.ENFILE, errno.ENOMEM),
 )
 
@@ -377,9 +402,52 @@ def fsync_directory(directory: os.PathLike[str]) -> None:
 
 
 def rename_noreplace(source_directory: int, source: bytes, target_directory: int, target: bytes) -> None:
-    """Rename within one filesystem; fails with :class:`FileExistsError` where ``os.rename`` overwrites."""
-    if _libc.renameat2(source_directory, source, target_directory, target, _RENAME_NOREPLACE) != 0:
-        raise _os_error(target)
+    """Rename within one filesystem; fails with :class:`FileExistsError` where ``os.rename`` overwrites.
+
+    Where the filesystem cannot (NFS, many of FUSE), ``target`` is made first, empty, and then renamed over. A
+    crash in between leaves it: see :func:`drop_placeholder`.
+    """
+    if _libc.renameat2(source_directory, source, target_directory, target, _RENAME_NOREPLACE) == 0:
+        return
+    error = _os_error(target)
+    if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+        raise error
+    make, take_away = _PLACEHOLDERS[stat.S_ISDIR(os.lstat(source, dir_fd=source_directory).st_mode)]
+    make(target, target_directory)
+    try:
+        os.rename(source, target, src_dir_fd=source_directory, dst_dir_fd=target_directory)
+    except BaseException:
+        take_away(target, dir_fd=target_directory)
+        raise
+
+
+def drop_placeholder(source_directory: int, source: bytes, target_directory: int, target: bytes) -> None:
+    """Take ``target`` away if it can only be what a cut-off :func:`rename_noreplace` of ``source`` left."""
+    try:
+        there = os.lstat(target, dir_fd=target_directory)
+    except FileNotFoundError:
+        return
+    is_directory = stat.S_ISDIR(os.lstat(source, dir_fd=source_directory).st_mode)
+    if is_directory and stat.S_ISDIR(there.st_mode):
+        with suppress(OSError):  # it is not empty, and so the thing itself
+            os.rmdir(target, dir_fd=target_directory)
+    elif not is_directory and is_file(there) and not there.st_size:
+        os.unlink(target, dir_fd=target_directory)
+
+
+def _make_file(name: bytes, directory: int) -> None:
+    os.close(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=directory))
+
+
+def _make_directory(name: bytes, directory: int) -> None:
+    os.mkdir(name, 0o700, dir_fd=directory)
+
+
+# How to make and take away what holds the place of a file, and of a directory.
+_PLACEHOLDERS: dict[bool, tuple[Callable[[bytes, int], None], Callable[..., None]]] = {
+    False: (_make_file, os.unlink),
+    True: (_make_directory, os.rmdir),
+}
 
 
 def _os_error(name: bytes) -> OSError:

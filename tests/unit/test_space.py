@@ -21,15 +21,15 @@ from typing import Any
 import pytest
 
 from airflow_mdbackup.scheme import commit as commit_module
+from airflow_mdbackup.scheme import disk as disk_module
 from airflow_mdbackup.scheme import mirror as mirror_module
 from airflow_mdbackup.scheme import part as part_module
 from airflow_mdbackup.scheme import space
-from airflow_mdbackup.scheme.errors import ConnectionLost, DestinationFull
+from airflow_mdbackup.scheme.errors import ConnectionLost, DestinationBroken, DestinationFull
 from airflow_mdbackup.scheme.mirror import Run
 from airflow_mdbackup.scheme.pull import pull
 from airflow_mdbackup.scheme.records import read_header
 from airflow_mdbackup.scheme.sftp import Reader
-from airflow_mdbackup.scheme.space import told_if_full
 from airflow_mdbackup.scheme.tree import shares_blocks
 
 from .channels import ATTRS, OPEN, STAT, CutChannel, ScriptedServer, packet
@@ -613,13 +613,15 @@ def test_a_disk_that_is_full_when_copies_are_made_is_told_too(
     assert not pair.finish(run).failed and len(pair.index_b()) == 2
 
 
-@pytest.mark.parametrize(("number", "kind"), [(errno.EDQUOT, DestinationFull), (errno.EIO, OSError)])
+@pytest.mark.parametrize(
+    ("number", "kind"), [(errno.EDQUOT, DestinationFull), (errno.EIO, DestinationBroken)]
+)
 def test_a_quota_that_ends_is_told_like_a_full_disk_and_a_broken_disk_is_not(
     pair: Pair, number: int, kind: type[Exception]
 ) -> None:
     """There, freeing room would not help."""
     pair.mirror.claim()
-    with pytest.raises(kind, match=re.escape(os.strerror(number))), told_if_full(pair.mirror):
+    with pytest.raises(kind, match=re.escape(os.strerror(number))), pair.mirror.told_plainly():
         raise OSError(number, os.strerror(number))
 
 
@@ -629,4 +631,4 @@ def test_a_quota_that_ends_is_told_like_a_full_disk_and_a_broken_disk_is_not(
 )
 def test_amounts_are_told_in_units_for_people(size: int, told: str) -> None:
     """Powers of ten, as in the configuration."""
-    assert space._amount(size) == told
+    assert disk_module.amount(size) == told

@@ -1,0 +1,420 @@
+"""The disk of the consumer fills up, fails, is read-only, or is not there, at every step of a run."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import re
+import resource
+import shutil
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from airflow_mdbackup.scheme import tree as tree_module
+from airflow_mdbackup.scheme.errors import (
+    DestinationBroken,
+    DestinationFull,
+    DestinationRefused,
+    RunIncomplete,
+    WorkerExhausted,
+)
+from airflow_mdbackup.scheme.mirror import Mirror
+from airflow_mdbackup.scheme.pull import pull
+
+from ..torture import Cases, scaled
+from .conftest import Pair
+from .filesystems import MB, image_of, mount_again, mounted, remount, run
+from .soundness import check_sound, contents_of
+
+guarantee = pytest.mark.guarantee("4. Disks that fail")
+only_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
+
+STEPS = ("fetch", "diff", "pull", "archive", "commit")
+
+
+@pytest.fixture(autouse=True)
+def no_reserve(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let runs begin on disks of a few megabytes."""
+    monkeypatch.setattr("airflow_mdbackup.scheme.space._RESERVE", 0)
+
+
+@contextmanager
+def pair_at(folder: Path) -> Iterator[Pair]:
+    folder.mkdir(exist_ok=True)
+    pair = Pair(folder)
+    try:
+        yield pair
+    finally:
+        for server in pair.servers:
+            server.stop()
+
+
+class Scene:
+    """A run with every kind of entry, on a backup that is there already."""
+
+    def __init__(self, pair: Pair) -> None:
+        self.pair = pair
+        for name in ("changed", "large", "twin", "dir/file", "moved", "gone", "same"):
+            pair.put(name, name.encode() * 3000)
+        pair.backup()
+        self.before = contents_of(pair)
+        pair.put("changed", b"new " * 5000)
+        pair.put("large", os.urandom(300_000))
+        pair.put("twin", b"twin" * 2000)
+        pair.put("twin2", b"twin" * 2000)
+        shutil.rmtree(pair.a / "dir")
+        pair.put("dir", b"a file now " * 1000)
+        os.rename(pair.path("moved"), pair.path("moved2"))
+        os.unlink(pair.path("gone"))
+        pair.build_index()
+        self.run = pair.new_run()
+
+    def act(self, step: str) -> None:
+        pair, run = self.pair, self.run
+        if step == "fetch":
+            pair.fetch(run)
+        elif step == "diff":
+            pair.diff(run)
+        elif step == "pull":
+            pull(pair.mirror, run, 0, pair.connect)
+        elif step == "archive":
+            pair.archive(run)
+        elif not pair.commit(run).superseded:
+            # What could not be pulled fails the run, as the operator of this step has it.
+            pair.outcome.raise_for_failures("srv1")
+
+    def forward(self, before: str) -> None:
+        for step in STEPS[: STEPS.index(before)]:
+            self.act(step)
+
+    def rest(self, after: str) -> None:
+        for step in STEPS[STEPS.index(after) :]:
+            self.act(step)
+
+    def check(self) -> None:
+        """Nothing was lost, and nothing that is not there is claimed."""
+        assert self.before <= contents_of(self.pair), "bytes are lost"
+        check_sound(self.pair)
+
+    def check_end(self) -> None:
+        self.check()
+        assert self.pair.index_b() == self.pair.index_a()
+
+
+def check_words(told: BaseException, pair: Pair, *words: str) -> None:
+    """Make sure that a message names provider, host and path, and says what to do."""
+    assert isinstance(told.__cause__, OSError)
+    for word in ("srv1", socket.gethostname(), str(pair.mirror.dest), *words):
+        assert word in str(told), f"{word!r} is not in {told}"
+
+
+# --- full -------------------------------------------------------------------------------------------
+
+
+def leave(at: Path, blocks: int, files: int = 10_000) -> None:
+    """Have a tmpfs full but for so many blocks and inodes."""
+    disk = os.statvfs(at)
+    size = (disk.f_blocks - disk.f_bfree + blocks) * disk.f_frsize
+    remount(at, f"size={size},nr_inodes={disk.f_files - disk.f_ffree + files}")
+
+
+@only_root
+@guarantee
+@pytest.mark.parametrize("links", [True, False], ids=["links", "no links"])
+@pytest.mark.parametrize("kind", ["blocks", "inodes"])
+@pytest.mark.parametrize("step", STEPS)
+def test_a_disk_that_is_full_at_any_point_of_a_step_is_told_and_healed(
+    tmp_path: Path, cases: Cases, monkeypatch: pytest.MonkeyPatch, step: str, kind: str, links: bool
+) -> None:
+    """So many blocks or inodes are left when it begins. With room again, a retry or the next run goes on."""
+    if not links:
+        monkeypatch.setattr(tree_module.Tree, "link", refuse_link)
+    refused = 0
+    for left in range(0, scaled(24, 150), scaled(3, 1)):
+        with pair_at(tmp_path / str(left)) as pair, mounted("tmpfs", pair.mirror.dest, 16 * MB), cases.one():
+            scene = Scene(pair)
+            scene.forward(before=step)
+            leave(pair.mirror.dest, *((left, 10_000) if kind == "blocks" else (1000, left)))
+            try:
+                scene.act(step)
+                done = True
+            except DestinationFull as error:
+                done = False
+                refused += 1
+                if error.__cause__ is not None:
+                    check_words(error, pair, "is full", "Free some room", "are free")
+            scene.check()
+            leave(pair.mirror.dest, 1000)
+            if left % 2:
+                scene.rest(after=step)
+            else:
+                pair.backup()
+            scene.check_end()
+        if done and left > scaled(20, 60):
+            break
+    assert refused, "the disk was never full"
+
+
+def refuse_link(*_: object) -> None:
+    raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+
+@only_root
+@guarantee
+def test_a_disk_that_fills_up_in_one_run_after_the_other_is_healed_once_there_is_room(
+    tmp_path: Path, cases: Cases
+) -> None:
+    """Ext4, whose last blocks go to a file of somebody else, a few more left each time."""
+    with pair_at(tmp_path) as pair, mounted("ext4", pair.mirror.dest, 16 * MB):
+        scene = Scene(pair)
+        filler = pair.mirror.dest / "lost+found" / "filler"
+        refused = 0
+        for left in range(0, 500_000, scaled(50_000, 7_000)):
+            fill(filler, left)
+            with cases.one():
+                try:
+                    pair.backup()
+                except DestinationFull as error:
+                    refused += 1
+                    if error.__cause__ is not None:
+                        check_words(error, pair, "is full", "Free some room")
+                filler.unlink()
+                scene.check()
+        assert refused
+        pair.backup()
+        scene.check_end()
+
+
+def fill(path: Path, left: int) -> None:
+    """Use up the disk of ``path`` but for about so many bytes."""
+    with path.open("wb") as file:
+        disk = os.statvfs(path)
+        os.posix_fallocate(file.fileno(), 0, disk.f_bavail * disk.f_frsize - left - (64 << 10))
+
+
+@only_root
+@guarantee
+def test_a_quota_that_is_used_up_is_told_like_a_full_disk(tmp_path: Path, cases: Cases) -> None:
+    """The disk has room, the account has not: a Btrfs subvolume with a limit."""
+    with (
+        pair_at(tmp_path) as pair,
+        mounted("btrfs", tmp_path / "disk", 128 * MB) as disk,
+    ):
+        run("btrfs", "quota", "enable", str(disk))
+        run("btrfs", "subvolume", "create", str(disk / "dest"))
+        pair.mirror = Mirror(disk / "dest", "srv1")
+        scene = Scene(pair)
+        for size in (400_000, 600_000):
+            pair.put("large", os.urandom(8 * MB))
+            run("btrfs", "qgroup", "limit", str(MB + size), str(disk / "dest"))
+            with cases.one():
+                with pytest.raises(DestinationFull) as told:
+                    pair.backup()
+                cause = told.value.__cause__
+                assert isinstance(cause, OSError) and cause.errno == errno.EDQUOT
+                check_words(told.value, pair, "is full", "Free some room", "quota")
+                scene.check()
+        run("btrfs", "qgroup", "limit", "none", str(disk / "dest"))
+        pair.backup()
+        scene.check_end()
+
+
+# --- read-only, broken ------------------------------------------------------------------------------
+
+
+@only_root
+@guarantee
+@pytest.mark.parametrize("step", STEPS)
+def test_a_read_only_disk_is_refused_with_words_and_nothing_is_changed(
+    tmp_path: Path, cases: Cases, step: str
+) -> None:
+    """As ext4 becomes after an error. When it can be written to again, the same step goes on."""
+    with pair_at(tmp_path) as pair, mounted("ext4", pair.mirror.dest, 16 * MB):
+        scene = Scene(pair)
+        scene.forward(before=step)
+        remount(pair.mirror.dest, "ro")
+        with cases.one():
+            with pytest.raises(DestinationRefused) as told:
+                scene.act(step)
+            check_words(told.value, pair, "read-only", "dmesg", "clear the failed task")
+            scene.check()
+            remount(pair.mirror.dest, "rw")
+            scene.rest(after=step)
+            scene.check_end()
+
+
+@only_root
+@guarantee
+def test_a_new_dest_on_a_read_only_disk_is_refused_with_words(tmp_path: Path, cases: Cases) -> None:
+    """Nothing can be set up there."""
+    with pair_at(tmp_path) as pair, mounted("ext4", pair.mirror.dest, 16 * MB), cases.one():
+        remount(pair.mirror.dest, "ro")
+        with pytest.raises(DestinationRefused) as told:
+            pair.mirror.claim()
+        check_words(told.value, pair, "read-only")
+
+
+SHUT_DOWN = 0x8004587D  # EXT4_IOC_SHUTDOWN
+
+
+@only_root
+@guarantee
+@pytest.mark.parametrize("step", STEPS)
+def test_a_disk_that_fails_is_told_and_the_next_run_heals_after_it_is_back(
+    tmp_path: Path, cases: Cases, step: str
+) -> None:
+    """Ext4 is shut down, so that all but reading from memory fails, and what was not synced is lost."""
+    with pair_at(tmp_path) as pair, mounted("ext4", pair.mirror.dest, 16 * MB):
+        dest = pair.mirror.dest
+        scene = Scene(pair)
+        scene.forward(before=step)
+        with opened(dest) as disk:
+            fcntl.ioctl(disk, SHUT_DOWN, b"\2\0\0\0")
+        with cases.one():
+            with pytest.raises((DestinationBroken, DestinationRefused)) as told:
+                scene.act(step)
+            check_words(told.value, pair, "dmesg")
+            mount_again(dest)
+            scene.check()
+            pair.backup()
+            scene.check_end()
+
+
+@contextmanager
+def opened(directory: Path) -> Iterator[int]:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+# --- too many open files ----------------------------------------------------------------------------
+
+
+@only_root
+@guarantee
+@pytest.mark.parametrize("step", STEPS)
+def test_too_many_open_files_at_any_point_of_a_step_are_told_and_a_retry_goes_on(
+    tmp_path: Path, cases: Cases, step: str
+) -> None:
+    """The process may open so many more when the step begins."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    refused = 0
+    for left in range(scaled(12, 30)):
+        with pair_at(tmp_path / str(left)) as pair, mounted("tmpfs", pair.mirror.dest, 16 * MB):
+            scene = Scene(pair)
+            scene.forward(before=step)
+            with cases.one():
+                free = free_descriptors(left)
+                resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
+                try:
+                    scene.act(step)
+                    done = True
+                except WorkerExhausted as error:
+                    done = False
+                    check_words(error, pair, "cannot open more files", "ulimit -n")
+                finally:
+                    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+                refused += not done
+                scene.check()
+                scene.rest(after=step)
+                scene.check_end()
+    assert refused
+
+
+def free_descriptors(left: int) -> int:
+    """Return the limit below which so many numbers of descriptors are free."""
+    taken = {int(name) for name in os.listdir("/proc/self/fd")}
+    number = -1
+    while left >= 0:
+        number += 1
+        left -= number not in taken
+    return number
+
+
+# --- the mount that is missing ----------------------------------------------------------------------
+
+
+@only_root
+@guarantee
+@pytest.mark.parametrize("below", ["", "srv1"], ids=["dest is the mount point", "dest lies below it"])
+def test_a_dest_whose_disk_is_not_mounted_is_never_taken_for_a_new_one(
+    tmp_path: Path, cases: Cases, below: str
+) -> None:
+    """Airflow knows of a good run, or `mount` says it outright. Nothing is made in the empty mount point."""
+    disk = tmp_path / "disk"
+    with pair_at(tmp_path) as pair:
+        pair.mirror = Mirror(disk / below, "srv1")
+        pair.put("alpha", b"one")
+        with mounted("ext4", disk, 16 * MB):
+            pair.mirror.claim(mount=str(disk))
+            pair.backup()
+            began = pair.new_run()
+            pair.fetch(began)
+            pair.diff(began)
+        with cases.one():
+            with pytest.raises(
+                DestinationRefused, match=f"srv1: .*{re.escape(socket.gethostname())} has no backup"
+            ):
+                pair.mirror.claim(known=True)
+            assert list(disk.iterdir()) == []
+        with cases.one():
+            with pytest.raises(DestinationRefused, match=r"is not a mount point.*Mount the disk"):
+                pair.mirror.claim(mount=str(disk))
+            assert list(disk.iterdir()) == []
+        later: list[Callable[[], Any]] = [
+            pair.mirror.check,
+            lambda: pair.diff(began),
+            lambda: pair.pull(began, pair.plan),
+            lambda: pair.archive(began),
+            lambda: pair.commit(began),
+        ]
+        for act in later:
+            with cases.one():
+                with pytest.raises((DestinationRefused, RunIncomplete)):
+                    act()
+                assert list(disk.iterdir()) == []
+        run("mount", "-o", "loop", str(image_of(disk)), str(disk))
+        try:
+            with cases.one():
+                pair.mirror.claim(known=True, mount=str(disk))
+                assert pair.index_b() == pair.index_a()
+        finally:
+            run("umount", str(disk))
+
+
+@only_root
+@guarantee
+def test_a_disk_of_another_kind_in_the_place_of_the_right_one_is_refused(
+    tmp_path: Path, cases: Cases
+) -> None:
+    """It is mounted, and empty; or it lost its marker."""
+    with pair_at(tmp_path) as pair, mounted("tmpfs", pair.mirror.dest, MB):
+        with cases.one(), pytest.raises(DestinationRefused, match="has no backup, but one succeeded before"):
+            pair.mirror.claim(known=True, mount=str(pair.mirror.dest))
+        assert list(pair.mirror.dest.iterdir()) == []
+        pair.put("alpha", b"one")
+        pair.backup()
+        (pair.mirror.dest / ".mdbackup" / "provider-id").unlink()
+        for known in (True, False):
+            with cases.one(), pytest.raises(DestinationRefused):
+                pair.mirror.claim(known=known)
+        assert pair.index_b() == pair.index_a()
+
+
+@only_root
+def test_a_disk_that_goes_away_within_a_step_is_told_as_such(tmp_path: Path) -> None:
+    """What is missing then is the marker."""
+    with pair_at(tmp_path) as pair:
+        with mounted("tmpfs", pair.mirror.dest, MB):
+            pair.mirror.claim()
+        missing = pytest.raises(DestinationRefused, match=r"holds no backup .*Is the disk not mounted")
+        with missing, pair.mirror.told_plainly(), pair.mirror.lock("test"):
+            pass
