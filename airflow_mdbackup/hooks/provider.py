@@ -23,7 +23,7 @@ from airflow_mdbackup.provider_side import STOP, Done, IndexRequest
 from airflow_mdbackup.provider_side.conversation import READY_WITHIN, Conversation
 from airflow_mdbackup.scheme.errors import AccessRefused, ConnectionLost, NotOnProvider
 from airflow_mdbackup.scheme.names import to_text
-from airflow_mdbackup.scheme.sftp import WINDOW, Reader
+from airflow_mdbackup.scheme.sftp import PATIENCE, WINDOW, Reader
 
 
 class _Printable(logging.Filter):
@@ -40,6 +40,7 @@ _FAST = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com")
 _CONNECT = 30  # seconds for each of: TCP connection, banner, authentication
 # Seconds of a round trip from which on paramiko, whose window we choose, outruns ssh, whose window is 2 MiB.
 _LONG = 0.03
+_SILENCES = 5  # stall timeouts in which more than a trickle must come
 _LISTEN = 10.0  # seconds between two looks whether a silent connection is still alive
 _STOPPING = 3.0  # seconds that a build gets to stop; Airflow kills a task after five
 
@@ -50,7 +51,8 @@ class ProviderHook(SSHHook):
     Host keys are verified. Compression is off unless the connection asks for it (``"compress": true``).
 
     :param conn_id: the Airflow connection.
-    :param stall_timeout: seconds that an SFTP transfer may be silent.
+    :param stall_timeout: seconds that an SFTP transfer may be silent. In five times as many, and at least
+        five minutes, more than a trickle must come.
     """
 
     def __init__(self, conn_id: str, *, stall_timeout: float = 60.0) -> None:
@@ -76,6 +78,7 @@ class ProviderHook(SSHHook):
                 '"ssh-ed25519 AAAA...", and key_file or private_key hold a private key.'
             ) from error
         self.stall_timeout = stall_timeout
+        self._patience = max(PATIENCE, _SILENCES * stall_timeout)
         self.compress = str(extra.get("compress", "false")).lower() == "true"
         self.subsystem = str(extra.get("subsystem", "sftp"))
         self._key_text = None if extra.get("private_key_passphrase") else extra.get("private_key")
@@ -209,7 +212,7 @@ class ProviderHook(SSHHook):
             with program:  # it has read its files before the server answers
                 channel = SshChannel(program.command, self.stall_timeout)
                 self._channels.append(channel)
-                reader = Reader(channel)
+                reader = Reader(channel, patience=self._patience)
                 if reader.round_trip < _LONG:
                     return reader
             why = "the line is long"
@@ -242,7 +245,7 @@ class ProviderHook(SSHHook):
                 f"({_said(error)}). Check `Subsystem` in its sshd_config, and the connection's extra "
                 "subsystem."
             ) from error
-        return Reader(channel)
+        return Reader(channel, patience=self._patience)
 
     # --- the index account --------------------------------------------------------------------------
 

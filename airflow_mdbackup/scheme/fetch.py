@@ -10,8 +10,8 @@
 Whatever the provider sends, no more than the limit of it comes to the disk, and with the canonical form and
 what sorting takes no more than seven times the limit. After a refusal nothing of it stays.
 
-What this does not give: a limit in time. A provider that sends its index byte by byte, each before the stall
-timer ends, holds up its own backup for as long as Airflow lets the task run.
+What this does not give: a limit in time. A provider that sends its index slowly, though not as slowly as the
+reader gives up, holds up its own backup for as long as Airflow lets the task run.
 
 Source: the seed's section "Copy Process", step 3.
 """
@@ -159,7 +159,7 @@ def _fetch_index(
 
 
 def _receive(reader: Reader, run: Run, index: bytes, where: str, max_size: int) -> Attributes:
-    """Write the index as it comes to the run directory, and return its attributes.
+    """Write the index as it comes to the run directory, and return its attributes, with the size that came.
 
     :raises IndexRefused: it has more than ``max_size`` bytes, by what the provider says or by what comes.
     """
@@ -180,7 +180,7 @@ def _receive(reader: Reader, run: Run, index: bytes, where: str, max_size: int) 
     if answer.refusal is not None:
         raise _not_there(answer.refusal, where)
     assert answer.before is not None
-    return answer.before
+    return answer.before._replace(size=answer.size)
 
 
 def _check_size(size: int, max_size: int, where: str) -> None:

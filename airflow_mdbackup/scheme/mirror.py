@@ -288,6 +288,13 @@ class Staging(Folder):
         names = map(os.fsencode, os.listdir(self.descriptor))
         return {name.removesuffix(b".part") for name in names if name.endswith(b".part")}
 
+    def size(self, md5: bytes) -> int | None:
+        """Return the bytes of staged content; None if a commit has just taken it."""
+        try:
+            return os.lstat(md5, dir_fd=self.descriptor).st_size
+        except FileNotFoundError:
+            return None
+
     def is_being_written(self, md5: bytes) -> bool:
         """Whether some task is at a part now."""
         return _is_locked(md5 + b".part", self.descriptor)

@@ -9,6 +9,7 @@
         a live file may already be it     hash it: adopted
         a live file should have its bytes copy it to staging, hashing: copied
         another item brings its content   wait for that one: copied
+        an earlier try did not come to it ask first whether it is a regular file still: else failed
         else                              fetch it, hashing: pulled; a large one goes on where it was cut off
             md5 is not the index's        fetch once more; then changed, or corrupt
     make all that durable at once (syncfs), then write the results
@@ -209,6 +210,8 @@ class _Slot:
     part: Part | None = None  # where a large file goes
     first: Fetched | None = None  # a first transfer with the wrong md5
     outcome: Outcome = Outcome.PULLED  # if the attributes that were asked for arrive
+    size: int | None = None  # of content that was staged before
+    probed: bool = False  # its attributes were asked for, to open it only if it is a regular file
 
 
 class _Puller:
@@ -348,6 +351,7 @@ class _Puller:
         """The content is staged; only the attributes of this path are missing."""
         self._remember(slot.item.md5)
         slot.outcome = outcome
+        slot.size = self._staging.size(slot.item.md5)
         self._connected().submit_stat(slot.item.path, slot)
 
     def _remember(self, md5: bytes) -> None:
@@ -434,7 +438,19 @@ class _Puller:
         return self._reader
 
     def _fetch(self, slot: _Slot) -> None:
+        """Have the content come.
+
+        If a named pipe was put in the place of a file, whoever opens it waits for its other end, and the
+        server answers nothing more. The try that meets it is lost; the next one must not be.
+        """
         self._fetching.setdefault(slot.item.md5, [])
+        if slot.earlier is not None and slot.earlier.outcome == Outcome.FAILED:
+            slot.probed = True
+            self._connected().submit_stat(slot.item.path, slot)
+        else:
+            self._submit(slot)
+
+    def _submit(self, slot: _Slot) -> None:
         self._connected().submit(Wanted(slot.item.path, slot.item.md5, partial(self._part, slot), slot))
 
     def _part(self, slot: _Slot, attributes: Attributes) -> Part | None:
@@ -516,8 +532,13 @@ class _Puller:
         slot: _Slot = stated.key
         if stated.refusal is not None:
             slot.result = _refused(slot.item, stated.refusal)
+            if slot.probed:
+                self._ready.extend(self._fetching.pop(slot.item.md5))
+        elif slot.probed:
+            slot.probed = False
+            self._submit(slot)
         else:
-            slot.result = _arrived(slot, stated.attributes, None)
+            slot.result = _arrived(slot, stated.attributes, slot.size)
 
     # --- telling ------------------------------------------------------------------------------------
 

@@ -14,7 +14,12 @@ The index names the files, so that nothing is listed and nothing is asked twice:
 Memory is bounded by ``window``, the bytes asked for and not yet processed. It works with an account that is
 cut down to ``internal-sftp -R -p open,close,read,fstat,stat,lstat,realpath,limits``.
 
-What this does not give: it never tries again. After :class:`ConnectionLost` the reader is of no more use.
+A server may be slow, but not without end: the channel ends a silence, and the reader ends a trickle, which is
+less than 1 KiB in all the time that we are patient.
+
+What this does not give: it never tries again. After :class:`ConnectionLost` the reader is of no more use. A
+server that opens a named pipe waits for its other end, with all other files; who fears that there is one asks
+for attributes first. How long requests may take to be sent is the channel's to limit.
 
 Sources: draft-ietf-secsh-filexfer-02 (SFTP version 3), OpenSSH ``PROTOCOL`` section 4.8 (limits@openssh.com).
 """
@@ -22,6 +27,7 @@ Sources: draft-ietf-secsh-filexfer-02 (SFTP version 3), OpenSSH ``PROTOCOL`` sec
 from __future__ import annotations
 
 import hashlib
+import stat
 import struct
 import time
 from collections import deque
@@ -39,6 +45,8 @@ _MOST_FILES = 1000  # in flight, whatever it tells: what fills a line of 20 ms w
 _MOST_CLOSING = 100_000  # CLOSE requests without an answer, which nothing else bounds
 _RECEIVE = 1 << 20
 _LITTLE = 64 << 10  # bytes that are little to receive at once
+_LEAST = 1 << 10  # bytes that are too few for all the time that we are patient
+PATIENCE = 300.0  # seconds
 _MOMENT = 0.001  # seconds
 # OpenSSH sends at most 256 KiB. A server may answer with less than asked for, never with more.
 _MAX_PACKET = (256 << 10) + 1024
@@ -53,6 +61,14 @@ _READ = struct.Struct(">QI").pack
 _ATTRIBUTES = struct.Struct(">IQIIIII").unpack_from  # flags, size, owner, group, mode, atime, mtime
 _EMPTY = memoryview(b"")
 _NOTHING = b"d41d8cd98f00b204e9800998ecf8427e"  # the md5 of no bytes
+_SPECIAL = {
+    stat.S_IFDIR: "a directory",
+    stat.S_IFLNK: "a symlink",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFBLK: "a device",
+    stat.S_IFCHR: "a device",
+}
 
 
 class _Type:
@@ -75,9 +91,10 @@ class _Type:
 
 
 class Code(IntEnum):
-    """Status codes that the scheme tells apart; ``UNWANTED`` is no server's, but our own."""
+    """Status codes that the scheme tells apart; those below zero are no server's, but our own."""
 
     UNWANTED = -1
+    SPECIAL = -2  # a directory, named pipe, socket or device
     EOF = 1
     NO_SUCH_FILE = 2
     PERMISSION_DENIED = 3
@@ -258,6 +275,9 @@ class Reader:
     :param window: bytes asked for and not yet processed, at least 1 MiB. A channel's own should be larger.
     :param throttle: called with the number of bytes received, each time; waits as long as a limit says, and
         returns the bytes per second that hold now, or None for no limit.
+    :param patience: seconds of waiting in which at least 1 KiB must come; several times as long as the
+        channel may be silent. What the throttle, the disk and the caller take does not count.
+    :param clock: tells seconds.
     :raises ConnectionLost: no SFTP server answers.
     """
 
@@ -267,9 +287,15 @@ class Reader:
         *,
         window: int = WINDOW,
         throttle: Callable[[int], int | None] | None = None,
+        patience: float = PATIENCE,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.throttle = throttle
         self._channel = channel
+        self._patience = patience
+        self._clock = clock
+        self._waited = 0.0  # seconds for the server, since it was last judged
+        self._brought = 0  # bytes that came in them
         self._out = bytearray()
         self._in: list[bytes] = []  # what has arrived and is not parsed
         self._arrived = 0  # bytes of it
@@ -314,7 +340,10 @@ class Reader:
         self._ask(_Type.OPEN, body, self._on_open, _Transfer(wanted))
 
     def submit_stat(self, path: bytes, key: Any) -> None:
-        """Ask for the attributes of a path, following symlinks. The result comes from :meth:`wait`."""
+        """Ask for the attributes of a file, following symlinks. The result comes from :meth:`wait`.
+
+        What is no regular file is refused with :attr:`Code.SPECIAL`.
+        """
         self._files += 1
         self._ask(_Type.STAT, len(path).to_bytes(4, "big") + path, self._on_stat, key)
 
@@ -432,6 +461,7 @@ class Reader:
             # Many are on their way, so that a moment's wait costs nothing and brings more of them at once.
             time.sleep(_MOMENT)
         while True:
+            began = self._clock()
             try:
                 data = self._channel.recv(self._portion)
             except TimeoutError:
@@ -440,6 +470,7 @@ class Reader:
                 raise ConnectionLost(f"the connection broke: {str(error) or type(error).__name__}") from error
             if not data:
                 raise ConnectionLost("the server closed the connection")
+            self._judge_pace(self._clock() - began, len(data))
             self._in.append(data)
             self._arrived += len(data)
             self._little = len(data) < _LITTLE
@@ -447,6 +478,19 @@ class Reader:
                 self._keep_to(self.throttle(len(data)))
             if self._arrived >= self._needed:
                 return
+
+    def _judge_pace(self, seconds: float, size: int) -> None:
+        """Give up a server that sends a byte now and then, and so is never silent for long."""
+        self._waited += seconds
+        self._brought += size
+        if self._waited < self._patience:
+            return
+        if self._brought < _LEAST:
+            raise ConnectionLost(
+                f"the connection stalled: only {self._brought} bytes came while we waited for "
+                f"{self._waited:.0f} s"
+            )
+        self._waited, self._brought = 0.0, 0
 
     def _keep_to(self, rate: int | None) -> None:
         """Under a limit, ask for half a second's worth ahead, and receive it little by little."""
@@ -492,10 +536,12 @@ class Reader:
 
     def _on_stat(self, kind: int, body: memoryview, key: Any, *_: int) -> None:
         self._files -= 1
-        if kind == _Type.ATTRS:
-            self._results.append(Stated(key, _attributes(body), None))
-        else:
+        if kind != _Type.ATTRS:
             self._results.append(Stated(key, None, _refusal(kind, body)))
+            return
+        attributes = _attributes(body)
+        special = _special(attributes)
+        self._results.append(Stated(key, None if special else attributes, special))
 
     def _on_open(self, kind: int, body: memoryview, transfer: _Transfer, *_: int) -> None:
         if kind != _Type.HANDLE:
@@ -518,6 +564,8 @@ class Reader:
             transfer.after = attributes
         elif attributes is None:
             transfer.refusal = transfer.refusal or _refusal(kind, body)
+        elif special := _special(attributes):
+            transfer.refusal = special  # it says more than what a read of it was answered with
         else:
             self._on_size(transfer, attributes)
         self._advance(transfer)
@@ -714,6 +762,12 @@ def _attributes(body: memoryview) -> Attributes:
     if flags & 8:
         _, mtime = struct.unpack_from(">II", body, position)
     return Attributes(size, mode, mtime)
+
+
+def _special(attributes: Attributes) -> Refusal | None:
+    """Return a refusal of what is there but is no regular file, as far as the server tells."""
+    what = _SPECIAL.get(stat.S_IFMT(attributes.mode or 0))
+    return Refusal(Code.SPECIAL, f"not a regular file but {what}") if what else None
 
 
 def _refusal(kind: int, body: memoryview) -> Refusal:

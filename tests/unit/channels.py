@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import random
+import select
 import struct
 from collections import deque
-from collections.abc import Callable
-from typing import ClassVar
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar
 
 INIT, VERSION, OPEN, CLOSE, READ, FSTAT, REALPATH, STAT = 1, 2, 3, 4, 5, 8, 16, 17
 STATUS, HANDLE, DATA, ATTRS, EXTENDED, EXTENDED_REPLY = 101, 102, 103, 105, 200, 201
@@ -40,6 +42,101 @@ class CutChannel:
         data = self._channel.recv(min(size, max(self._left, 1)))[: max(self._left, 0)]  # type: ignore[attr-defined]
         self._left -= len(data)
         return data
+
+
+class CutRequestsChannel:
+    """Passes on to another channel, and cuts the connection after ``limit`` bytes for the server."""
+
+    def __init__(self, channel: Any, limit: int) -> None:
+        self._channel = channel
+        self._left = limit
+
+    def sendall(self, data: bytes) -> None:
+        self._channel.sendall(data[: self._left])
+        self._left -= len(data)
+        if self._left < 0:
+            raise BrokenPipeError(32, "Broken pipe")
+
+    def recv(self, size: int) -> bytes:
+        data: bytes = self._channel.recv(size)
+        return data
+
+
+class FlippedChannel:
+    """Passes on to another channel; one bit of byte ``place`` from the server is turned over.
+
+    :param bit: which, of 0 to 7.
+    """
+
+    def __init__(self, channel: Any, place: int, bit: int) -> None:
+        self._channel = channel
+        self._place = place
+        self._bit = bit
+        self.sendall = channel.sendall
+
+    def recv(self, size: int) -> bytes:
+        data = bytearray(self._channel.recv(size))
+        if 0 <= self._place < len(data):
+            data[self._place] ^= 1 << self._bit
+        self._place -= len(data)
+        return bytes(data)
+
+
+class PacketChannel:
+    """Passes on to the socket of a real server, but ``change`` says what becomes of each packet from there.
+
+    :param change: given the number of a packet, its type and all of it, yields what to hand on; what it
+        raises reaches the reader. Numbers 0 and 1 are the handshake's.
+    :ivar passed: how many packets have come from the server.
+    """
+
+    def __init__(self, channel: Any, change: Callable[[int, int, bytes], Iterator[bytes]]) -> None:
+        self._channel = channel
+        self._change = change
+        self.sendall = channel.sendall
+        self.passed = 0
+        self._in = b""
+        self._out = b""
+
+    def recv(self, size: int) -> bytes:
+        while not self._out:
+            if not self._take_in():
+                return b""
+            self._out = b"".join(self.changed())
+        data, self._out = self._out[:size], self._out[size:]
+        return data
+
+    def _take_in(self) -> bool:
+        """Receive what has come; false if that is the end of the connection."""
+        received = self._channel.recv(1 << 20)
+        self._in += received
+        return bool(received)
+
+    def packets(self) -> Iterator[bytes]:
+        """Yield each whole packet that has come."""
+        while len(self._in) >= 4 and len(self._in) >= 4 + (size := struct.unpack(">I", self._in[:4])[0]):
+            whole, self._in = self._in[: 4 + size], self._in[4 + size :]
+            yield whole
+
+    def changed(self) -> Iterator[bytes]:
+        for whole in self.packets():
+            number, self.passed = self.passed, self.passed + 1
+            yield from self._change(number, whole[4], whole)
+
+
+class ShuffledChannel(PacketChannel):
+    """Passes on what a real server answers in another order, as far as it has answered already."""
+
+    def __init__(self, channel: Any, seed: int) -> None:
+        super().__init__(channel, lambda number, kind, whole: iter([whole]))
+        self._random = random.Random(seed)
+
+    def changed(self) -> Iterator[bytes]:
+        while select.select([self._channel], [], [], 0.001)[0] and self._take_in():
+            pass
+        packets = list(super().changed())
+        self._random.shuffle(packets)
+        yield from packets
 
 
 class ScriptedServer:

@@ -130,7 +130,12 @@ def test_what_cannot_be_opened_is_refused_with_the_servers_word(
         os.path.basename(path): fetched.refusal and fetched.refusal.code
         for path, (_, fetched) in found.items()
     }
-    assert codes == {b"good": None, b"missing": Code.NO_SUCH_FILE, b"folder": 4, b"below": Code.NO_SUCH_FILE}
+    assert codes == {
+        b"good": None,
+        b"missing": Code.NO_SUCH_FILE,
+        b"folder": Code.SPECIAL,
+        b"below": Code.NO_SUCH_FILE,
+    }
 
 
 def test_attributes_can_be_asked_for_among_files(server: ServerProcess, tmp_path: Path) -> None:
