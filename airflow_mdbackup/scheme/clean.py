@@ -42,7 +42,8 @@ def _clean_runs(mirror: Mirror, tree: Tree) -> None:
     for changed, run in mirror.out_of_use():
         done = run.done.exists()
         finished += done
-        is_old = (done and finished > _RUNS) or time.time() - changed > _SECONDS
-        if is_old and not run.is_in_use():  # its tasks may have been cleared
-            withdraw_unused(mirror, run, tree)
-            shutil.rmtree(run.folder, ignore_errors=True)
+        if (done and finished > _RUNS) or time.time() - changed > _SECONDS:
+            with run.unused() as unused:
+                if unused:  # its tasks may have been cleared
+                    withdraw_unused(mirror, run, tree)
+                    shutil.rmtree(run.folder, ignore_errors=True)

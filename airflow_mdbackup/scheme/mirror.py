@@ -30,7 +30,7 @@ import re
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from operator import itemgetter
 from pathlib import Path
@@ -297,7 +297,17 @@ class Staging(Folder):
 
     def is_being_written(self, md5: bytes) -> bool:
         """Whether some task is at a part now."""
-        return _is_locked(md5 + b".part", self.descriptor)
+        try:
+            part = os.open(md5 + b".part", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.descriptor)
+        except FileNotFoundError:
+            return False
+        try:
+            fcntl.flock(part, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(part)
+        return False
 
     def lacks(self, md5: bytes, size: int) -> int:
         """Return how many of the ``size`` bytes of content that is not staged have not come yet."""
@@ -376,7 +386,13 @@ class Run:
 
     @contextmanager
     def lock(
-        self, step: str, provider: str, wait: float = LOCK_WAIT, *, shared: bool = False
+        self,
+        step: str,
+        provider: str,
+        wait: float = LOCK_WAIT,
+        *,
+        shared: bool = False,
+        make: bool = False,
     ) -> Iterator[None]:
         """Hold the lock on the run's own files, so that no step of it begins before another one ended.
 
@@ -386,17 +402,39 @@ class Run:
         :param step: what others are told about the holder.
         :param wait: seconds.
         :param shared: hold it together with others who share it, as the shards of one step do.
+        :param make: make the run's directory, if it is not there.
         :raises DestinationBusy: it was not free in time.
         :raises RunIncomplete: the run has no directory.
         """
-        if not self.folder.exists():
-            raise RunIncomplete(
-                f"run {self.run_id!r} has no directory {self.folder}: clear its task fetch_index and those "
-                "after it"
-            )
-        what = f"{provider}: the run {self.run_id}"
-        with _locked(self.folder / "run.lock", what, step, wait, fcntl.LOCK_SH if shared else fcntl.LOCK_EX):
+        path, what = self.folder / "run.lock", f"{provider}: the run {self.run_id}"
+        kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+        while True:
+            if make:
+                self.folder.mkdir(mode=0o700, exist_ok=True)
+            elif not self.folder.exists():
+                raise RunIncomplete(
+                    f"run {self.run_id!r} has no directory {self.folder}: clear its task fetch_index and "
+                    "those after it"
+                )
+            with ExitStack() as held, suppress(FileNotFoundError):
+                file = held.enter_context(_locked(path, what, step, wait, kind))
+                # It may have been taken away, directory and all, before we had the lock.
+                if os.path.samestat(os.fstat(file), path.stat()):
+                    held = held.pop_all()
+                    break
+        with held:
             yield
+
+    @contextmanager
+    def unused(self) -> Iterator[bool]:
+        """Hold the lock on the run's files if no step of it is at work now; yield whether that is so."""
+        with (self.folder / "run.lock").open("a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+            else:
+                yield True
 
     @contextmanager
     def shard_lock(self, shard: int, provider: str, wait: float = LOCK_WAIT) -> Iterator[None]:
@@ -424,10 +462,6 @@ class Run:
         self.plan.unlink(missing_ok=True)
         self.done.unlink(missing_ok=True)
 
-    def is_in_use(self) -> bool:
-        """Whether some step of the run is at work now."""
-        return any(map(_is_locked, self.folder.glob("*.lock")))
-
     @property
     def round_trip(self) -> float | None:
         """Seconds of a round trip to the provider, as FetchIndex found; None if it is not known."""
@@ -448,8 +482,8 @@ class Run:
 
 
 @contextmanager
-def _locked(path: Path, what: str, who: str, wait: float, kind: int = fcntl.LOCK_EX) -> Iterator[None]:
-    """Hold a flock on ``path``, telling whoever waits for it ``who`` does."""
+def _locked(path: Path, what: str, who: str, wait: float, kind: int = fcntl.LOCK_EX) -> Iterator[int]:
+    """Hold a flock on ``path``, telling whoever waits for it ``who`` does. Yields its descriptor."""
     # After a crash anything may be in it.
     with path.open("a+", encoding="utf-8", errors="replace") as file:
         deadline = time.monotonic() + wait
@@ -470,22 +504,7 @@ def _locked(path: Path, what: str, who: str, wait: float, kind: int = fcntl.LOCK
         file.truncate(0)
         file.write(f"{who} (process {os.getpid()} on {socket.gethostname()}, since {_now()})")
         file.flush()
-        yield
-
-
-def _is_locked(path: bytes | os.PathLike[str], directory: int | None = None) -> bool:
-    """Whether somebody holds a flock on a file, which need not be there."""
-    try:
-        file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
-    except FileNotFoundError:
-        return False
-    try:
-        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(file)
-    return False
+        yield file.fileno()
 
 
 def version_path(path: bytes, stamp: str, attempt: int = 0) -> bytes:

@@ -137,7 +137,7 @@ def test_run_whose_tasks_were_cleared_is_not_taken_away_under_them(
     pair.build_index()
     run = pair.prepare()
     pair.finish(run)
-    with run.shard_lock(0, "srv1"):
+    with run.lock("pull_changed", "srv1", shared=True):
         pair.backup()
         assert run.folder.exists()
     with run.lock("diff_indexes", "srv1"):

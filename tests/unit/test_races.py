@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import random
+import shutil
 import signal
 import time
 import traceback
@@ -197,6 +198,21 @@ def test_task_that_was_thought_dead_goes_on_beside_its_retry(tmp_path: Path, ste
         if not stopped:
             break
         number += scaled(7, 1)
+
+
+def test_run_whose_directory_goes_while_a_task_waits_for_it_begins_anew(pair: Pair, cases: Cases) -> None:
+    """Where there is nothing to begin with, the task says what to clear."""
+    pair.put("a", b"1")
+    pair.build_index()
+    run = pair.prepare()
+    for step, status in (("fetch_index", GOOD), ("commit_backup", TOLD)):
+        with cases.one():
+            with run.lock("test", "srv1", make=True):
+                waiting = Task(partial(STEPS[step], pair, run))
+                time.sleep(0.3)
+                shutil.rmtree(run.folder)
+            assert waiting.wait() == status
+    assert not run.folder.exists()
 
 
 def test_waiting_task_says_for_whom_it_waits(pair: Pair, tmp_path: Path, cases: Cases) -> None:
