@@ -133,7 +133,7 @@ def _cells(row: Row, targets: dict[str, str]) -> dict[str, str]:
         "MB/s": _rate(one.size / 1e6, row.seconds),
         "peak MiB": f"{row.peak / (1 << 20):,.0f}" if row.peak else "",
         "ours is": f"{row.ratio:.2f} x" if row.ratio else "",
-        "wanted": targets.get(one.who, ""),
+        "aim": targets.get(one.who, ""),
         "steps": _steps(row.parts, row.busy),
     }
 

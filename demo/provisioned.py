@@ -1,9 +1,10 @@
 """A server A to be set up: a machine of its own in which a script may change everything as root.
 
 It is a copy of this machine in a private mount and process namespace: /etc, /home, /srv and /usr/local/lib
-are copied into memory, /run and /var/log are empty. What runs in there changes nothing outside, and all of it
-is gone when the server stops. There is no running systemd in there. Only root can have one, where namespaces
-are allowed.
+are copied into memory, /run, /var/log and /tmp are empty, and what else is on the file system of / is
+read-only, but for the server's own folder. So what runs in there changes nothing of that outside (other file
+systems that are mounted can be written to), and all of it is gone when the server stops. There is no running
+systemd in there. Only root can have one, where namespaces are allowed.
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ EMPTY = ("/run", "/var/log")
 _SETUP = """
 set -eu
 mount -t proc proc /proc
+folder=$(dirname "$1")
+mount --bind "$folder" "$folder"
+mount -o remount,bind,ro /
 mkdir -p "$1"
 mount -t tmpfs -o mode=0755 tmpfs "$1"
 for directory in $3; do
@@ -38,6 +42,14 @@ for directory in $3; do mount --bind "$1$directory" "$directory"; done
 for directory in $4; do mount -t tmpfs -o mode=0755 tmpfs "$directory"; done
 mkdir -p /etc/ssh/sshd_config.d
 ssh-keygen -A >/dev/null
+# A /tmp of its own, in which the folder is still found.
+mkdir -m 1777 "$1/tmp"
+case $folder in
+    /tmp/*)
+        mkdir -p "$1$folder"
+        mount --bind "$folder" "$1$folder" ;;
+esac
+mount --rbind "$1/tmp" /tmp
 touch "$2"
 exec sleep infinity
 """

@@ -43,6 +43,8 @@ _CRON = re.compile(rf"@(?:hourly|daily|weekly|monthly)|{_CRON_FIELD}(?: {_CRON_F
 _ADDRESS = re.compile(r"[0-9A-Fa-f.:]+(/[0-9]+)?")
 # Without B's address: this machine's own, and two that stand for any other (RFC 5737, RFC 3849).
 _ANY_ADDRESS = ("127.0.0.1", "192.0.2.1", "2001:db8::1")
+# sshd refuses its private keys, which are in there, if an ACL is on them.
+_SSHD_KEYS = "/etc/ssh"
 _HOST_KEY, _SOME_HOST, _SOME_PORT = "@HOST_KEY@", "@HOST@", "@PORT@"
 
 
@@ -259,7 +261,8 @@ def script(setup: Setup) -> str:
         "watched": setup.watched,
         "mounts": [setup.chroot, *(bind.target for bind in setup.binds)],
         "binds": setup.binds,
-        "origins": setup.origins,
+        "granted": [path for path in setup.origins if not _below(_SSHD_KEYS, path)],
+        "not_granted": [path for path in setup.origins if _below(_SSHD_KEYS, path)],
         "subsystem": setup.subsystem,
         "tried": setup.tried_addresses,
         "addresses_known": setup.addresses_known,

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 
 from airflow_mdbackup.account.audit import audit
-from airflow_mdbackup.account.findings import as_json, show
-from airflow_mdbackup.cli import printable
-from airflow_mdbackup.cli.providers import find_provider
+from airflow_mdbackup.account.findings import Audit, as_json, show
+from airflow_mdbackup.cli import UsageError, printable
+from airflow_mdbackup.cli.providers import find_connection, find_provider
 from airflow_mdbackup.scheme.errors import BackupError
 
 TIGHT, LOOSER, UNREACHED = 0, 1, 3
@@ -22,26 +23,56 @@ def run(args: argparse.Namespace) -> int:
 
     :returns: 0: all is tight; 1: something is looser than it should be, or could not be judged; 3: an account
         cannot be reached, or is refused.
-    :raises UsageError: there is no such provider, or it is not configured validly.
+    :raises UsageError: there is no such provider, it is not configured validly, or one of its connections is
+        missing, malformed, or names a key that is not here.
     """
-    provider = find_provider(args.provider)
     try:
-        with _as_a_command():
-            found = audit(
-                provider.name,
-                sftp_conn_id=provider.sftp_conn_id,
-                source=provider.source,
-                index=provider.index,
-                ssh_conn_id=provider.ssh_conn_id,
-            )
-    except BackupError as error:
-        print(printable(f"{provider.name}: {error}"), file=sys.stderr)
+        found = _audit(args.provider)
+    except (BackupError, UsageError) as error:
+        if args.format == "json":
+            print(json.dumps({"provider": args.provider, "error": str(error)}, indent=2))
+        if isinstance(error, UsageError):
+            raise
+        print(printable(f"mdbackup audit: {args.provider}: {error}"), file=sys.stderr)
         return UNREACHED
     if args.format == "json":
-        print(as_json(provider.name, found))
+        print(as_json(args.provider, found))
     else:
-        show(provider.name, found)
+        show(args.provider, found)
     return LOOSER if found.loose else TIGHT
+
+
+def _audit(name: str) -> Audit:
+    provider = find_provider(name)
+    with _as_a_command():
+        for connection_id in (provider.sftp_conn_id, provider.ssh_conn_id):
+            if connection_id:
+                _check_connection(connection_id)
+        return audit(
+            provider.name,
+            sftp_conn_id=provider.sftp_conn_id,
+            source=provider.source,
+            index=provider.index,
+            ssh_conn_id=provider.ssh_conn_id,
+        )
+
+
+def _check_connection(connection_id: str) -> None:
+    """Tell what can be told of a connection before the server is asked.
+
+    :raises UsageError: it is missing, malformed, or names a key that is not here.
+    """
+    connection = find_connection(connection_id)
+    if connection is None:
+        raise UsageError(
+            f"there is no connection {connection_id}: paste the lines `airflow connections add ...` that the"
+            " script of `mdbackup provision` printed on the server"
+        )
+    if connection.key_file and not os.access(os.path.expanduser(connection.key_file), os.R_OK):
+        raise UsageError(
+            f"the connection {connection_id} names the key {connection.key_file}, which is not on this"
+            " machine, or not readable for you: run this where the Airflow workers run, as their user"
+        )
 
 
 @contextmanager

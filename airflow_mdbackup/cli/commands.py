@@ -21,6 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+from airflow_mdbackup import __version__
 from airflow_mdbackup.cli import UsageError, printable
 
 
@@ -136,7 +137,7 @@ COMMANDS = (
                 metavar="KEY=VALUE",
                 action="append",
                 default=[],
-                help="as jobs=2, nice=19, limit=BYTES, rehash=1 (percent)",
+                help="in place of providers_file: jobs=2, limit=50MB, ...",
             ),
             _argument(
                 "--keys",
@@ -194,6 +195,7 @@ def get_airflow_commands() -> list[Any]:
 def main(words: Sequence[str] | None = None) -> int:
     """Run the command line `mdbackup`, and return its exit status."""
     parser = argparse.ArgumentParser(prog="mdbackup", description="Pull backups over read-only SFTP.")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for command in COMMANDS:
         subparser = commands.add_parser(

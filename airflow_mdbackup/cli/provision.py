@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import argparse
 import io
+import os
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
 
 from airflow_mdbackup.account.provision import Account, Bind, CannotProvision, Setup, script, undo_script
 from airflow_mdbackup.cli import UsageError, printable
 from airflow_mdbackup.cli.providers import Connection, connections_are_kept, find_connection, find_provider
 from airflow_mdbackup.config import Provider, providers_file
+from airflow_mdbackup.config.problem import explain
+from airflow_mdbackup.config.provider import Indexer
 
-_NUMBERS = {"jobs": (1, 1024), "nice": (0, 19), "limit": (1000, 10**12)}
 _NO_CONNECTION = Connection(host="", port=None, login="", key_file="")
 
 
@@ -29,6 +35,10 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.undo:
             print(undo_script(arguments.name or arguments.provider), end="")
             _tell("Review this script, and run it on A as root: sh FILE. It removes no data.")
+            _tell(
+                "If the provider is given up, remove on B: its entry in providers_file, its DAG (airflow dags"
+                " delete), its connections (airflow connections delete) and its key pairs."
+            )
             return 0
         provider = find_provider(arguments.provider)
         setup = with_keys(plan(provider, arguments))
@@ -74,7 +84,7 @@ def plan(provider: Provider, arguments: argparse.Namespace) -> Setup:
         timer=timer,
         path_unit=arguments.path_unit,
         cron=arguments.cron,
-        indexer_options=dict(_setting(text) for text in arguments.indexer),
+        indexer_options=_indexer_options(provider, arguments.indexer),
         host=arguments.host or backupop_connection.host or None,
         port=backupop_connection.port if arguments.port is None else arguments.port,
     )
@@ -82,8 +92,8 @@ def plan(provider: Provider, arguments: argparse.Namespace) -> Setup:
 
 def with_keys(setup: Setup) -> Setup:
     """Return the set-up with the public keys of B's key pairs, which are made if they are missing."""
-    backupop = _with_key(setup.backupop, setup.name)
-    indexer = setup.indexer and _with_key(setup.indexer, setup.name)
+    backupop = _with_key(setup.backupop)
+    indexer = setup.indexer and _with_key(setup.indexer)
     return replace(setup, backupop=backupop, indexer=indexer)
 
 
@@ -102,7 +112,7 @@ def _account(
         key_file = str(folder.absolute() / connection_id)
     else:
         key_file = connection.key_file
-        if not Path(key_file).exists():
+        if not os.path.exists(key_file):
             raise UsageError(
                 f"the connection {connection_id} names the key {key_file}, which is not on this machine: run"
                 " this where the Airflow workers run, or have another pair made by --keys DIR"
@@ -110,7 +120,7 @@ def _account(
     return Account(login, connection_id, key_file)
 
 
-def _with_key(account: Account, name: str) -> Account:
+def _with_key(account: Account) -> Account:
     """Return the account with its public key; make the pair if there is none, never touch one that is there.
 
     :raises UsageError: it cannot be made or read.
@@ -122,7 +132,7 @@ def _with_key(account: Account, name: str) -> Account:
             if public.exists():
                 raise UsageError(f"{public} is there without its private key {private}: move it away")
             private.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            comment = f"mdbackup-{name}"
+            comment = account.connection_id
             _ssh_keygen("-q", "-t", "ed25519", "-N", "", "-C", comment, "-f", str(private))
             _tell(
                 f"Made the key pair {private}; it must be readable for the Airflow workers, and nobody else."
@@ -152,29 +162,30 @@ def _bind(text: str, chroot: str) -> Bind:
     return Bind(source.rstrip("/") or "/", chroot + seen.rstrip("/"))
 
 
-def _setting(text: str) -> tuple[str, object]:
-    """Return the key and the value of ``--indexer KEY=VALUE``."""
+def _indexer_options(provider: Provider, words: list[str]) -> dict[str, object]:
+    """Return what the configuration has under `indexer`, and what ``--indexer`` says in its place."""
+    configured = provider.indexer.options()
+    chosen = {key: configured[key] for key in sorted(provider.indexer.model_fields_set)}
+    for text in words:
+        chosen |= _setting(text)
+    return {key: value for key, value in chosen.items() if value is not None}
+
+
+def _setting(text: str) -> dict[str, Any]:
+    """Return what ``--indexer KEY=VALUE`` says; both are as under `indexer` in the configuration.
+
+    :raises UsageError: there is no such key, or it has no such value.
+    """
     key, _, value = text.partition("=")
-    if key in _NUMBERS and value.isascii() and value.isdigit():
-        least, most = _NUMBERS[key]
-        if least <= int(value) <= most:
-            return key, int(value)
-        raise UsageError(f"--indexer {text}: {key} is {least} to {most}")
-    if key == "one_file_system" and value in ("true", "false"):
-        return key, value == "true"
-    if key == "rehash" and value in ("changed", "all"):
-        return key, value
-    if key == "rehash":
-        try:
-            percent = float(value)
-        except ValueError:
-            percent = 0
-        if 0 < percent <= 100:
-            return key, percent
-    raise UsageError(
-        f"--indexer {text!r} is none of jobs=N, nice=0 to 19, limit=BYTES_PER_SECOND, one_file_system=true,"
-        " rehash=all and rehash=PERCENT"
-    )
+    try:
+        read = yaml.safe_load(value)
+    except yaml.YAMLError:
+        read = value
+    try:
+        return {key: Indexer.model_validate({key: read}).options()[key]}
+    except ValidationError as error:
+        why = explain(error.errors()[0], key, Indexer.model_fields)
+        raise UsageError(f"--indexer {text}: `{key}` {why}") from error
 
 
 def _tell_what_to_do(provider: Provider, setup: Setup) -> None:
@@ -207,6 +218,11 @@ def _tell_what_to_do(provider: Provider, setup: Setup) -> None:
     for source in setup.source:
         if not any(_below(path, source) or _below(source, path) for path in seen):
             _tell(f"Note: nothing is mounted for {source}: put files into {setup.chroot}{source}, or --bind.")
+    if provider.ssh_conn_id and (setup.timer or setup.cron):
+        _tell(
+            f"Note: each run has A build the index anew, since `{provider.name}` has `ssh_conn_id`; what A"
+            " builds by itself comes on top of that."
+        )
     if not setup.indexer:
         when = f"cron ({setup.cron})" if setup.cron else f"a systemd timer ({setup.timer})"
         _tell(f"Note: A builds its index itself, by {when}; `max_index_age` must be longer than that.")

@@ -182,8 +182,9 @@ class Provider(BaseModel):
     indexer: Indexer = Field(
         default_factory=Indexer,
         description=(
-            "How each run has the provider build its index. Unused without `ssh_conn_id`; and where the index"
-            " account has a forced command, the provider's own settings hold."
+            "How the provider builds its index. The script of `mdbackup provision` takes this along into the"
+            " provider's own settings, which hold whenever the index account has a forced command, or the"
+            " provider builds its index itself: after a change, print the script again, and run it there."
         ),
         examples=[{"rehash": "1%", "limit": "50MB"}],
     )

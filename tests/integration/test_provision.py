@@ -16,6 +16,7 @@ import pytest
 
 from airflow_mdbackup.cli.commands import main
 from airflow_mdbackup.hooks.provider import ProviderHook
+from airflow_mdbackup.provider_side import IndexRequest
 from airflow_mdbackup.scheme.errors import AccessRefused, ConnectionLost
 from demo.provisioned import COPIED, DEBIAN, EMPTY, WITHOUT_INCLUDE, ProvisionedServer, connections
 from demo.sshd import _namespaces_allowed
@@ -128,6 +129,21 @@ def refused(server: ProvisionedServer, script: str, because: str) -> None:
     assert machine(server) == before
 
 
+def take_cron(server: ProvisionedServer) -> None:
+    """Have a machine with the directory of cron's jobs, and without cron."""
+    server.run("mkdir", "-p", "/etc/cron.d")
+    for program in ("sbin/cron", "sbin/crond", "bin/cron", "bin/crond", "bin/crontab"):
+        if (server.root / "usr" / program).exists():
+            server.run("mount", "--bind", "/dev/null", f"/usr/{program}")
+
+
+def give_cron(server: ProvisionedServer) -> None:
+    """Have a machine with a program that is called like cron; none of its jobs is started."""
+    server.run("mkdir", "-p", "/etc/cron.d")
+    give = "cp -a /usr/sbin /run/sbin; rm -f /run/sbin/cron; cp /bin/true /run/sbin/cron"
+    assert server.run("sh", "-ec", f"{give}; mount --bind /run/sbin /usr/sbin").stderr == ""
+
+
 def read(connection_id: str, path: bytes) -> bytes:
     """Return a file of the provider, by the way that backups take."""
     with ProviderHook(connection_id) as hook:
@@ -161,6 +177,18 @@ def say(connection_id: str, command: str | None) -> str:
 
 
 # --- what is promised of the whole ----------------------------------------------------------------
+
+
+def test_machine_to_set_up_changes_nothing_outside(server: ProvisionedServer) -> None:
+    """Neither in the directories that it has of its own, nor in any other but its folder."""
+    name = f"mdbackup-{os.getpid()}"
+    for directory in ("/etc", "/srv", "/tmp", "/run"):
+        assert server.run("touch", f"{directory}/{name}").returncode == 0
+        assert not Path(directory, name).exists()
+    for directory in ("/", "/usr/bin", "/var/lib", "/root"):
+        assert "Read-only file system" in server.run("touch", f"{directory}/{name}").stderr
+    assert server.run("touch", server.folder / name).returncode == 0
+    assert (server.folder / name).exists()
 
 
 @pytest.mark.parametrize("options", [(), ("--sftpi",)], ids=["plain", "sftpi"])
@@ -272,6 +300,47 @@ def test_page_can_be_followed_by_hand_with_the_same_result(
     assert configuration == json.loads(by_script["etc/mdbackup/web.json"])
     assert read("web_backupop", b"/backups/alpha") == b"content of alpha\n"
     assert "uid=" not in say("web_index", "id")
+
+
+def test_page_tells_how_to_build_the_index_by_a_shell_account(
+    server: ProvisionedServer,
+    provision: Provision,
+    connect: Callable[[str], object],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Beside the account that reads; nothing of the indexer is installed for it."""
+    found = connect(done(server, provision("self", "--bind", "/srv/www:/backups")))
+    page = (Path(__file__).parents[2] / "docs/provider-setup.md").read_text()
+    block = page.partition("\n### A shell account\n")[2].partition("```sh\n")[2].partition("```")[0]
+    block = block.replace("ssh-ed25519 AAAA...", new_key(tmp_path / "shell")).replace(
+        "192.0.2.7", "127.0.0.1"
+    )
+    lines = [line for line in block.splitlines() if not line.startswith("setfacl ")]  # all may read here
+    assert len(lines) == 4
+    assert done(server, "set -e\n" + "\n".join(lines)) == ""
+    shell = {**found["self_backupop"], "conn_type": "ssh", "login": "indexer"}
+    shell["extra"] = {**shell["extra"], "key_file": str(tmp_path / "shell")}
+    monkeypatch.setenv("AIRFLOW_CONN_SHELL", json.dumps(shell))
+    with ProviderHook("shell") as hook:
+        request = IndexRequest(b"/home/backupop", (b"/backups",), b"/.mdbackup/index.md5")
+        assert hook.build_index(request).files == 1
+    assert b"  /backups/alpha\n" in read("self_backupop", b"/.mdbackup/index.md5")
+
+
+def test_files_that_cannot_be_read_are_shown_wherever_the_administrator_is(
+    server: ProvisionedServer, provision: Provision
+) -> None:
+    """As in root's own directory, into which neither account comes."""
+    (server.root / "srv/www/secret").touch(mode=0o600)
+    (server.root / "home/private").mkdir(mode=0o700)
+    output = done(server, provision("web", "--bind", "/srv/www:/backups"))
+    commands = re.findall("^ +(.*runuser .*)$", output, re.MULTILINE)
+    assert len(commands) == 2
+    for command in commands:
+        shown = server.run("sh", "-c", f"cd /home/private\n{command}")
+        assert (shown.returncode, shown.stderr) == (0, "")
+        assert shown.stdout == "/home/backupop/backups/secret\n"
 
 
 # --- the accounts ---------------------------------------------------------------------------------
@@ -577,6 +646,42 @@ def test_what_is_missing_is_named_before_anything_changes(
     server.run("umount", "/home/backupop/backups")
 
 
+@pytest.mark.parametrize(
+    ("prepare", "because"),
+    [
+        (
+            "touch /etc/ssh/sshd_config.d/10-mdbackup-web.conf",
+            "10-mdbackup-web.conf is there already, and not by",
+        ),
+        (
+            "printf 'Match User backupop\\n    PermitTTY no\\n' >>/etc/ssh/sshd_config",
+            '/etc/ssh/sshd_config has a block "Match User backupop" already',
+        ),
+        (
+            "echo '/srv/www /home/backupop/backups/ none bind,ro 0 0' >>/etc/fstab",
+            "/etc/fstab mounts something on /home/backupop/backups already, and not by this script",
+        ),
+    ],
+    ids=["drop-in", "block", "fstab"],
+)
+def test_set_up_by_hand_is_not_overwritten(
+    server: ProvisionedServer, provision: Provision, prepare: str, because: str
+) -> None:
+    """Nor doubled: the two ways know nothing of each other."""
+    server.run("sh", "-c", prepare)
+    refused(server, provision("web", "--bind", "/srv/www:/backups"), because)
+
+
+def test_cron_job_is_refused_where_nothing_would_start_it(
+    server: ProvisionedServer, provision: Provision
+) -> None:
+    """Though there is an /etc/cron.d, which other packages make, too."""
+    take_cron(server)
+    refused(server, provision("self", "--cron", "@daily"), "there is no cron here: install it, or")
+    give_cron(server)
+    done(server, provision("self", "--cron", "@daily"))
+
+
 def test_damaged_program_is_not_installed(server: ProvisionedServer, provision: Provision) -> None:
     """One changed letter in the indexer, and its checksum is another."""
     script = provision("web")
@@ -611,7 +716,7 @@ def test_two_set_ups_on_one_server_do_not_disturb_each_other(
         theirs = provision("self", "--backupop", "backupop2", "--chroot", chroot)
         refused(server, theirs, "give this one its own")
     own = ("self", "--backupop", "backupop2", "--bind", "/srv/www:/backups", "--sftpi", "--cron", "@daily")
-    server.run("mkdir", "-p", "/etc/cron.d")
+    give_cron(server)
     connect(done(server, provision(*own)))
     assert "Nothing to change" in done(server, web)
     for connection_id in ("web_backupop", "self_backupop"):
@@ -718,14 +823,51 @@ def test_index_directory_is_readable_and_of_who_builds_the_index(
 
 
 def test_undo_removes_no_data(server: ProvisionedServer, provision: Provision) -> None:
-    """What somebody put into the chroot stays, the index too, and it says so."""
+    """What somebody put into the chroot stays, beside the index too, and it says so."""
     done(server, provision("web"))
-    for name in ("backups/kept", ".mdbackup/index.md5"):
+    for name in ("backups/kept", ".mdbackup/index.md5.kept", ".mdbackup/index.md5"):
         (server.root / "home/backupop" / name).parent.mkdir(exist_ok=True)
         (server.root / "home/backupop" / name).write_text("data")
     output = done(server, provision("web", "--undo"))
     assert "/home/backupop is not empty, and stays" in output
     assert (server.root / "home/backupop/backups/kept").read_text() == "data"
+    assert os.listdir(server.root / "home/backupop/.mdbackup") == ["index.md5.kept"]
+
+
+@pytest.mark.parametrize("python", [True, False], ids=["python", "sh"])
+def test_undo_removes_the_index_and_what_the_indexer_keeps_beside_it(
+    server: ProvisionedServer, provision: Provision, python: bool
+) -> None:
+    """Nothing is left that would belong to nobody; also what a build leaves that was killed."""
+    if not python:
+        server.run(
+            "mount", "--bind", "/dev/null", server.run("readlink", "-f", "/usr/bin/python3").stdout.strip()
+        )
+    untouched = machine(server)
+    done(server, provision("web", "--bind", "/srv/www:/backups"))
+    script = "index-web.sh" if not python else "indexer.py"
+    words = f"/bin/sh /usr/local/lib/mdbackup/{script} --no-request"
+    if python:
+        words = f"/usr/bin/python3 -I /usr/local/lib/mdbackup/{script} --config /etc/mdbackup/web.json"
+    assert server.run("runuser", "-u", "mdbackup-index", "--", *words.split()).returncode == 0
+    directory = server.root / "home/backupop/.mdbackup"
+    (directory / ".index.md5.7.1.tmp").touch()
+    (directory / ".index.md5.lock.d").mkdir()
+    (directory / ".index.md5.lock.d/holder").touch()
+    (directory / ".index.md5.link").symlink_to("/srv/www/alpha")
+    assert (directory / "index.md5").exists()
+    assert "and stays" not in done(server, provision("web", "--undo"))
+    assert machine(server) == untouched
+
+
+def test_undo_leaves_an_index_in_a_directory_of_somebody(
+    server: ProvisionedServer, provision: Provision
+) -> None:
+    """Only what the script made is for it to empty."""
+    (server.root / "home/backupop/.mdbackup").mkdir(parents=True)
+    (server.root / "home/backupop/.mdbackup/index.md5").write_text("data")
+    done(server, provision("web"))
+    done(server, provision("web", "--undo"))
     assert (server.root / "home/backupop/.mdbackup/index.md5").read_text() == "data"
 
 
@@ -748,7 +890,7 @@ def test_indexer_of_the_shell_is_run_by_the_account_and_by_cron(
     """As the one in Python: what it is asked for does not matter."""
     python = server.run("readlink", "-f", "/usr/bin/python3").stdout.strip()
     server.run("mount", "--bind", "/dev/null", python)
-    server.run("mkdir", "-p", "/etc/cron.d")
+    give_cron(server)
     index = server.root / "home/backupop/.mdbackup/index.md5"
     connect(done(server, provision("web", "--bind", "/srv/www:/backups", "--cron", "@daily")))
     with ProviderHook("web_index") as hook:
@@ -768,7 +910,7 @@ def test_configuration_of_the_indexer_is_that_of_the_provider(
     server: ProvisionedServer, provision: Provision
 ) -> None:
     """Patterns with blanks and quotes come through the shell as they are; only root can change the file."""
-    options = ("--indexer", "jobs=2", "--indexer", "rehash=2.5", "--indexer", "one_file_system=true")
+    options = ("--indexer", "jobs=2", "--indexer", "rehash=2.5%", "--indexer", "one_file_system=true")
     done(server, provision("self", *options))
     file = server.root / "etc/mdbackup/self.json"
     assert json.loads(file.read_text()) == {
@@ -823,7 +965,11 @@ def test_service_and_cron_job_build_the_index(server: ProvisionedServer, provisi
     built = server.run(*re.findall("^ExecStart=(.*)$", service, re.MULTILINE)[0].split())
     assert (built.returncode, index.exists()) == (0, True)
     index.unlink()
-    done(server, provision("self", "--bind", "/srv/www:/backups", "--cron", "30 2 * * *"))
+    give_cron(server)
+    output = done(server, provision("self", "--bind", "/srv/www:/backups", "--cron", "30 2 * * *"))
+    first = re.findall("^The first index: (.*)$", output, re.MULTILINE)[0]
+    assert (server.run("sh", "-c", first).returncode, index.exists()) == (0, True)
+    index.unlink()
     assert not (server.root / "etc/systemd/system/mdbackup-index-self.service").exists()
     job = (server.root / "etc/cron.d/mdbackup-self").read_text().splitlines()[-1]
     assert job.startswith("30 2 * * * root ")

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from airflow_mdbackup.cli import UsageError, commands
+from airflow_mdbackup import __version__
+from airflow_mdbackup.cli import UsageError, commands, printable
 from airflow_mdbackup.cli.commands import COMMANDS, Command, get_airflow_commands, main
 from airflow_mdbackup.get_provider_info import get_provider_info
 
@@ -142,30 +143,53 @@ def test_name_that_the_terminal_cannot_show_is_escaped(monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize(
-    ("connection", "because"),
+    ("connection", "status", "because"),
     [
-        ({"extra": [1, 2]}, "is of no use: its extra is no JSON object"),
-        ({"host": "127.0.0.1\x1b[31m", "login": "x\x1b[31m"}, "web: x\\x1b[31m@127.0.0.1\\x1b[31m:22"),
+        (None, 2, "there is no connection web: paste the lines `airflow connections add ...`"),
+        ({"extra": [1, 2]}, 2, "EnvironmentVariablesBackend: "),
+        (
+            {"extra": {"key_file": "/missing/key"}},
+            2,
+            "names the key /missing/key, which is not on this machine",
+        ),
+        ({"extra": {"host_key": "no key"}}, 3, "web: the connection web is of no use"),
+        ({"host": "127.0.0.1\x1b[31m", "login": "x\x1b[31m"}, 3, "web: x\\x1b[31m@127.0.0.1\\x1b[31m:22"),
     ],
-    ids=["extra", "escapes"],
+    ids=["missing", "extra", "key", "host key", "escapes"],
 )
 def test_audit_tells_what_is_wrong_with_a_connection(
-    connection: dict[str, object],
+    connection: dict[str, object] | None,
+    status: int,
     because: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """With status 3, as the provider was not reached; and its escapes do not act on the terminal."""
+    """With status 2 what can be told without the server; also in JSON. Escapes do not act on the terminal."""
     (tmp_path / "providers.yaml").write_text(
         f"providers: {{web: {{sftp_conn_id: web, source: /backups, dest: {tmp_path}/dest}}}}\n"
     )
     monkeypatch.setenv("AIRFLOW__MDBACKUP__PROVIDERS_FILE", str(tmp_path / "providers.yaml"))
-    monkeypatch.setenv("AIRFLOW_CONN_WEB", json.dumps({"conn_type": "sftp"} | connection))
-    assert main(["audit", "web"]) == 3
+    if connection is not None:
+        monkeypatch.setenv("AIRFLOW_CONN_WEB", json.dumps({"conn_type": "sftp"} | connection))
+    assert main(["audit", "web"]) == status
     told = capsys.readouterr()
+    assert told.out == ""
     assert because in told.err
-    assert "\x1b[31m" not in told.out + told.err
+    assert "\nmdbackup audit: " in "\n" + told.err
+    assert main(["audit", "web", "--format", "json"]) == status
+    again = capsys.readouterr()
+    document = json.loads(again.out)
+    assert (document["provider"], sorted(document)) == ("web", ["error", "provider"])
+    assert printable(document["error"]) in told.err
+    assert "\x1b[31m" not in told.err + again.out + again.err
+
+
+def test_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    """For a report of what went wrong."""
+    with pytest.raises(SystemExit) as end:
+        main(["--version"])
+    assert (end.value.code, capsys.readouterr().out) == (0, f"mdbackup {__version__}\n")
 
 
 def test_status_of_a_command_is_that_of_the_process() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import shutil
 import stat
@@ -19,6 +20,7 @@ import pytest
 from airflow_mdbackup.account import provision as provision_module
 from airflow_mdbackup.account.provision import Account, Bind, CannotProvision, Setup, script, undo_script
 from airflow_mdbackup.cli.commands import main
+from airflow_mdbackup.config.provider import Indexer
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIP3a6yokEkRaAhfgIsXab5pd8oK9n1enHdtMO90CUYwu"
 SHELLS = [shell for shell in ("dash", "bash --posix", "busybox sh") if shutil.which(shell.split()[0])]
@@ -224,6 +226,19 @@ def test_access_is_to_be_given_to_the_files_themselves() -> None:
     assert setup.origins == ("/srv/www", "/var/lib/mysql", "/home/backupop/own")
 
 
+@pytest.mark.parametrize("private", ["/", "/etc", "/etc/ssh"])
+def test_no_acl_is_advised_on_what_holds_the_private_keys_of_sshd(private: str) -> None:
+    """With one, sshd refuses them, and lets in nobody any more."""
+    binds = (Bind(private, "/home/backupop/backups/all"), Bind("/srv/www", "/home/backupop/backups/www"))
+    hints = here_document(script(a_setup(binds=binds)), "EOF_HINTS")
+    granted = re.findall("^    setfacl .* (/.*)$", hints, re.MULTILINE)
+    assert granted == ["/srv/www", "/srv/www"]
+    assert f"Give no ACL to all of {private}:" in hints
+    hints = here_document(script(a_setup(binds=binds[:1])), "EOF_HINTS")
+    assert "setfacl" not in hints
+    assert "Give no ACL to all of" not in here_document(script(a_setup()), "EOF_HINTS")
+
+
 # --- the command -------------------------------------------------------------------------------------
 
 
@@ -422,9 +437,12 @@ def test_what_is_not_said_is_what_suits_most(
         ("web --chroot /srv", "change it there, and leave out --chroot"),
         ("web --bind www", "must be two absolute paths"),
         ("web --bind /a:/b:/c", "must be two absolute paths"),
-        ("web --indexer threads=2", "is none of jobs=N"),
-        ("web --indexer nice=20", "nice is 0 to 19"),
-        ("web --indexer rehash=0", "is none of"),
+        ("web --indexer threads=2", "`threads` is not a key; did you mean `rehash`?"),
+        ("web --indexer nice=20", "`nice` must be at most 19"),
+        ("web --indexer jobs=1024", "`jobs` must be at most 256"),
+        ("web --indexer limit=50000000", "such as `500KB`, `20MB`"),
+        ("web --indexer rehash=101%", "write `0%` to `100%`"),
+        ("web --indexer rehash=%", "must be a share"),
         ("web --port 0", "port 0 is not from 1 to 65535"),
         ("web --cron @daily --timer daily", "choose one of them"),
         ("../x --undo", "name '../x'"),
@@ -435,6 +453,50 @@ def test_wrong_words_get_status_2_and_a_way_out(run: Run, words: str, because: s
     status, text, told = run(*words.split())
     assert (status, text) == (2, "")
     assert because in told
+
+
+def test_indexer_on_a_heeds_the_arguments_and_else_the_configuration(run: Run, tmp_path: Path) -> None:
+    """In the same words, from the same ranges; where neither says anything, the script does not either."""
+
+    def settings(*words: str) -> dict[str, object]:
+        configuration = json.loads(here_document(run("kind", *words)[1], "EOF_CONFIG"))
+        return {key: value for key, value in configuration.items() if key in Indexer.model_fields}
+
+    file = tmp_path / "providers.yaml"
+    plain = file.read_text()
+    provider = "  kind: {sftp_conn_id: kind, source: /backups, dest: " + f"{tmp_path}/kind"
+    file.write_text(f"{plain}\n    {provider}}}\n")
+    assert settings() == {"nice": 10}
+    file.write_text(f"{plain}\n    {provider}, indexer: {{limit: 50MB, rehash: 1%, jobs: 2}}}}\n")
+    assert settings() == {"nice": 10, "limit": 50_000_000, "rehash": 1.0, "jobs": 2}
+    words = ("jobs=4", "limit=1.5GB", "rehash=100%", "nice=19", "one_file_system=true")
+    assert settings(*(part for word in words for part in ("--indexer", word))) == {
+        "jobs": 4,
+        "limit": 1_500_000_000,
+        "rehash": "all",
+        "nice": 19,
+        "one_file_system": True,
+    }
+
+
+@pytest.mark.parametrize("words", ["--timer daily", "--path-unit", "--cron @daily"])
+def test_index_that_is_built_twice_is_told(run: Run, words: str) -> None:
+    """By A itself, though each run asks for it."""
+    assert "Note: each run has A build the index anew" in run("web", *words.split())[2]
+    assert "Note: each run" not in run("web")[2] + run("self", *words.split())[2]
+
+
+def test_key_pair_is_called_like_its_connection(run: Run, tmp_path: Path) -> None:
+    """So that the public halves can be told from each other."""
+    run("web")
+    for name in ("web_backupop", "web_index"):
+        assert (tmp_path / "keys" / f"{name}.pub").read_text().split()[2] == name
+
+
+def test_undo_tells_what_is_left_on_b(run: Run) -> None:
+    """Nothing of that is removed from here."""
+    told = run("web", "--undo")[2]
+    assert [word for word in ("DAG", "entry", "connections delete", "key pairs") if word not in told] == []
 
 
 def test_keys_that_the_configuration_lacks_are_told(run: Run) -> None:
