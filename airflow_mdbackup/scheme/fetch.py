@@ -92,12 +92,11 @@ def fetch_index(
         :meth:`.Mirror.told_plainly`.
     """
     with mirror.told_plainly():
-        run.folder.mkdir(mode=0o700, exist_ok=True)
         if run.folder.is_symlink():
             raise DestinationRefused(
                 f"{mirror.provider}: {run.folder} is a symlink: remove it, and try again"
             )
-        with run.lock("fetch_index", mirror.provider):
+        with run.lock("fetch_index", mirror.provider, make=True):
             try:
                 return _fetch_index(mirror, run, connect, index, max_age, max_size, still)
             finally:

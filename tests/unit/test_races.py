@@ -200,18 +200,28 @@ def test_task_that_was_thought_dead_goes_on_beside_its_retry(tmp_path: Path, ste
         number += scaled(7, 1)
 
 
-def test_run_whose_directory_goes_while_a_task_waits_for_it_begins_anew(pair: Pair, cases: Cases) -> None:
+def test_run_whose_directory_goes_while_a_task_waits_for_it_begins_anew(
+    pair: Pair, tmp_path: Path, cases: Cases
+) -> None:
     """Where there is nothing to begin with, the task says what to clear."""
     pair.put("a", b"1")
     pair.build_index()
     run = pair.prepare()
+
+    def take_away(held: Path) -> None:
+        with run.lock("test", "srv1"):
+            held.touch()
+            time.sleep(0.5)
+            shutil.rmtree(run.folder)
+
     for step, status in (("fetch_index", GOOD), ("commit_backup", TOLD)):
         with cases.one():
-            with run.lock("test", "srv1", make=True):
-                waiting = Task(partial(STEPS[step], pair, run))
-                time.sleep(0.3)
-                shutil.rmtree(run.folder)
-            assert waiting.wait() == status
+            held = tmp_path / step
+            holder = Task(partial(take_away, held))
+            while not held.exists():
+                time.sleep(0.01)
+            waiting = Task(partial(STEPS[step], pair, run))
+            assert holder.wait() == GOOD and waiting.wait() == status
     assert not run.folder.exists()
 
 
