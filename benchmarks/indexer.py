@@ -31,7 +31,7 @@ from benchmarks.work import Work
 WARM = "ours, unchanged"
 MD5SUM = "md5sum"
 FIND = "find"
-_SETTLED = 3  # seconds after which the indexer trusts that a file is not being written
+_SETTLED = 62  # seconds; a file that is hashed when it is younger is hashed once more
 _LOOK = "%s %T@ %C@ %i %D %p\\n"
 
 

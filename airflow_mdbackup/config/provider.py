@@ -123,7 +123,7 @@ class Indexer(BaseModel):
     )
     one_file_system: bool = Field(
         default=False,
-        description="Leave out what is mounted below the sources.",
+        description="Leave out what is mounted below a source, unless it is, or contains, another source.",
         examples=[True],
     )
 

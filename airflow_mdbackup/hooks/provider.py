@@ -20,7 +20,7 @@ from paramiko.ssh_exception import IncompatiblePeer
 
 from airflow_mdbackup.hooks.ssh_program import SshChannel, program_for
 from airflow_mdbackup.provider_side import STOP, Done, IndexRequest
-from airflow_mdbackup.provider_side.conversation import READY_WITHIN, Conversation
+from airflow_mdbackup.provider_side.conversation import Conversation
 from airflow_mdbackup.scheme.errors import AccessRefused, ConnectionLost, NotOnProvider
 from airflow_mdbackup.scheme.names import to_text
 from airflow_mdbackup.scheme.sftp import PATIENCE, WINDOW, Reader
@@ -124,6 +124,8 @@ class ProviderHook(SSHHook):
         except paramiko.SSHException as error:
             raise _classified(where, error) from error
         except (FileNotFoundError, PermissionError) as error:
+            if error.filename is None:  # it is of the network, as where a firewall rejects
+                raise ConnectionLost(f"{where}: {_said(error)}") from error
             raise AccessRefused(f"{where}: the key cannot be read on this worker: {_said(error)}") from error
         except (paramiko.hostkeys.InvalidHostKey, UnicodeError) as error:
             raise AccessRefused(
@@ -285,16 +287,12 @@ class ProviderHook(SSHHook):
 
     def _output(self, channel: paramiko.Channel, conversation: Conversation) -> Iterator[bytes]:
         """Yield what the other side writes, to its end."""
-        channel.settimeout(_LISTEN)
-        began = time.monotonic()
+        conversation.listen()
         while True:
+            channel.settimeout(min(_LISTEN, conversation.patience()))
             try:
                 data = channel.recv(65536)
             except TimeoutError:
-                if not conversation.begun and time.monotonic() - began > READY_WITHIN:
-                    raise ConnectionLost(
-                        f"connection {self.ssh_conn_id}: nothing answers there as an indexer does"
-                    ) from None
                 if self._alive(channel):
                     continue
                 data = b""
@@ -351,7 +349,8 @@ def _classified(where: str, error: paramiko.SSHException) -> AccessRefused | Con
     if isinstance(error, paramiko.AuthenticationException) and not broken:
         return AccessRefused(
             f"{where}: the server refuses the account's key or password ({said}). Check login and key_file "
-            "of the connection, and the AuthorizedKeysFile on the server."
+            "of the connection, the AuthorizedKeysFile on the server, and whether from= of the key there "
+            "names this machine's address as the server sees it; the server's log says which."
         )
     if "known_hosts" in said:
         return AccessRefused(
@@ -365,4 +364,7 @@ def _classified(where: str, error: paramiko.SSHException) -> AccessRefused | Con
 
 def _said(error: BaseException) -> str:
     """Return what an error says. A server's own words may be in it, so that nothing may act on a terminal."""
-    return to_text(str(error).encode("utf-8", "backslashreplace")) or type(error).__name__
+    text = str(error)
+    if isinstance(error, OSError) and error.errno is None and error.strerror:
+        text = error.strerror  # paramiko's have no number, which would be told as None
+    return to_text(text.encode("utf-8", "backslashreplace")) or type(error).__name__

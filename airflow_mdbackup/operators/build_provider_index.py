@@ -25,7 +25,8 @@ class BuildProviderIndex(BaseOperator):
 
     Only what changed there since the last time is hashed. What cannot be read, or has rotted, is told in the
     index, and fails the run at its end; this task stays green. A lost connection does not stop the build, and
-    a retry joins it; a task that is killed stops it.
+    a retry joins it; a task that is killed stops it. A provider of which nothing is heard for three minutes
+    counts as a lost connection.
 
     With an account whose key has the indexer as forced command, what is indexed and how is fixed on the
     provider, and the parameters below say nothing but what is expected.

@@ -52,15 +52,15 @@ class IndexRequest:
     :param chroot: directory that the backup account sees as ``/``.
     :param source: absolute paths as the backup account sees them.
     :param index: absolute path of the index to write, as the backup account sees it.
-    :param id: 1 to 200 printable ASCII characters. If a build of this very request is running already, it is
-        joined; None: never.
+    :param id: 1 to 200 printable ASCII characters. If a build of this very request is running already (the
+        same but for jobs, nice and limit), it is joined; None: never.
     :param exclude: gitignore patterns of what need not be indexed, anchored at the backup account's ``/``.
     :param jobs: processes that hash; None: one for each core.
     :param nice: how much to lower the priority, 0 to 19.
     :param limit: bytes per second to read at most.
     :param rehash: ``"changed"``, ``"all"``, or the percent of all files, over 0 and at most 100, that each
         build hashes whether they changed or not, taking turns.
-    :param one_file_system: leave out what is mounted below a source.
+    :param one_file_system: leave out what is mounted below a source, unless that is a source itself.
     :raises ValueError: a path is not absolute or holds a NUL byte, or another value is none of these.
     """
 

@@ -5,7 +5,9 @@
     conversation = Conversation(request, "connection web_index", log)
     while True:
         run conversation.command over SSH, send conversation.opening, leave standard input open
+        conversation.listen()
         send what conversation.hear(piece) returns for each piece of output
+        give up once conversation.patience() is used up
         if conversation.ends(status): break
     done = conversation.result()
 
@@ -16,6 +18,7 @@ not.
 
 from __future__ import annotations
 
+import time
 from typing import Any, Protocol
 
 from airflow_mdbackup.provider_side import (
@@ -37,11 +40,12 @@ from airflow_mdbackup.provider_side import (
     shell_command,
     shell_input,
 )
-from airflow_mdbackup.scheme.errors import AccessRefused, NotOnProvider
+from airflow_mdbackup.scheme.errors import AccessRefused, ConnectionLost, NotOnProvider
 from airflow_mdbackup.scheme.names import to_text
 from airflow_mdbackup.scheme.progress import Pace
 
 READY_WITHIN = 60.0  # seconds in which the other side should have said what it wants
+SILENT_FOR = 180.0  # seconds; it says something every 5, and every 60 where it waits for another build
 
 _SHOWN = 20  # lines of each kind of a provider's output that are shown
 _LINE = 8192  # bytes that one line of output may have
@@ -64,12 +68,15 @@ class Conversation:
     :ivar command: what is to be run over SSH now.
     :ivar opening: what is to be sent to it at once.
     :ivar begun: the other side has been given the request.
+    :ivar reached: files and bytes that it has passed by, so far as it told.
     """
 
     def __init__(self, request: IndexRequest, where: str, log: Log) -> None:
         self.command = python_command()
         self.opening = b""
         self.begun = False
+        self.reached = (0, 0)
+        self._heard = time.monotonic()  # when the other side last made sense
         self._request = request
         self._where = where
         self._log = log
@@ -80,6 +87,26 @@ class Conversation:
         self._told = 0
         self._pace = Pace()
 
+    def listen(self) -> None:
+        """Count the time that the other side is silent from now."""
+        self._heard = time.monotonic()
+
+    def patience(self) -> float:
+        """Return the seconds for which to wait for more.
+
+        :raises ConnectionLost: it has been waited for long enough. Lines that mean nothing do not count.
+        """
+        left = self._heard + (SILENT_FOR if self.begun else READY_WITHIN) - time.monotonic()
+        if left > 0:
+            return left
+        if not self.begun:
+            raise ConnectionLost(f"{self._where}: nothing answers there as an indexer does")
+        raise ConnectionLost(
+            f"{self._where}: nothing was heard of the build for {SILENT_FOR:.0f} seconds. It may go on, and "
+            "a retry joins it; if that hears nothing either, see whether the indexer hangs on the provider, "
+            "in a read of a dead disk or server."
+        )
+
     def hear(self, data: bytes) -> bytes:
         """Take in output of the other side, and return what to send to it."""
         *lines, self._rest = (self._rest + data).split(b"\n")
@@ -88,7 +115,11 @@ class Conversation:
 
     def _answer(self, line: bytes) -> bytes:
         line = line.rstrip(b"\r")
+        if not self.begun:  # a greeting need not have ended its line
+            line = line[max(0, line.rfind(b"mdbackup ready ")) :]
         report = parse_report(line.decode("ascii", "backslashreplace"))
+        if report is not None and (self.begun or isinstance(report, Ready)):
+            self.listen()
         if isinstance(report, Ready):
             if self.begun:
                 return b""
@@ -97,6 +128,7 @@ class Conversation:
         if isinstance(report, Done | Failed):
             self._last = report
         elif isinstance(report, Progress):
+            self.reached = (report.files, report.bytes)
             if self._pace.due():
                 self._log.info(
                     "%s files so far, %s of them hashed; %.1f MB in %.0f s",

@@ -21,17 +21,18 @@ The data goes this way, and the file reads in the same order:
 
 **When a file is not hashed.** Size, mtime, ctime, inode and device are those of the cache, and the cache's
 record is one to trust. It is if the file was last touched more than 2 seconds (the coarsest clock of a
-filesystem) before it was hashed: else it may have been changed after that within the same tick. Where
-another machine's clock stamps the files (NFS), and with times in the future, that is not known: such a record
-is to be trusted once a second build has found the file unchanged, and hashed it.
+filesystem) before it was hashed: else it may have been changed after that within the same tick. What is
+written through mmap may move the times up to half a minute before the content: a file that was touched in the
+minute before it was hashed is therefore hashed once more, by the first build that finds it older and
+unchanged. Where another machine's clock stamps the files (NFS), and with times in the future, it is not known
+when a file was touched: it is hashed by each build until one finds it unchanged for a minute.
 
 **Rot.** A file that is hashed again (``rehash``) although none of the above changed, and whose content did,
 is rotten: its line keeps the md5 of when it was sound, and a comment in the index names it. It is hashed in
 each build from then on, until its times move (``touch`` it to say that it is right as it is) or it is sound
-again. What is written through mmap may move the times later than the content: a file that was touched in the
-minute before it was hashed is therefore never called rotten, only changed. A rotten file is remembered also
-when a build cannot read it, or does not come by it; and a filesystem of which nothing but the number changed
-is the same.
+again. What differs when a file is hashed once more because of its age, as above, is changed and not rotten.
+A rotten file is remembered also when a build cannot read it, or does not come by it; and a filesystem of
+which nothing but the number changed is the same.
 
 **Memory** is bounded by the largest directory. Files of 32 MiB and more are hashed one by one, and their
 lines are filled in afterwards, so that they hold up nothing else.
@@ -79,13 +80,18 @@ FORMAT = 1
 DEFAULT_INDEX = "/.mdbackup/index.md5"
 LONGEST_PATH = 4096
 LONGEST_NAME = 255
+MOST_LINKS = 40
 LONGEST_REQUEST = 1 << 20
+LEAST_PIPE_BYTES = 512  # PIPE_BUF of POSIX
 REQUEST_SECONDS = 30.0
+LONGEST_CLAIM = 217
 
 TICK_SECONDS = 0.5
 PROGRESS_SECONDS = 5.0
 POLL_SECONDS = 0.2
 REMIND_SECONDS = 60.0
+LAST_WORDS_SECONDS = 30.0
+LAST_READ_SECONDS = 2.0
 LOGGED = 20
 
 HASH_TRIES = 3
@@ -105,6 +111,8 @@ MOST_CRC = 1 << 32
 GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 OPEN_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 OPEN_DIRECTORY = os.O_RDONLY | os.O_NOFOLLOW | os.O_DIRECTORY | os.O_CLOEXEC
+# To go through a directory it need not be readable, where the system can tell the two apart.
+OPEN_PASSAGE = OPEN_DIRECTORY | getattr(os, "O_PATH", 0)
 SLASH = 0x2F
 
 # Filesystems whose files are stamped by this machine's clock.
@@ -250,6 +258,17 @@ def request_of(values: Any) -> Request:
     )
 
 
+def claim(request: Request) -> bytes:
+    """Give what the lock and a wish to stop name a request by, empty if it has no id.
+
+    What is to be indexed is part of it, since a task may be changed before it is tried again.
+    """
+    if request.id is None:
+        return b""
+    what = repr(request._replace(id=None, jobs=None, nice=0, limit=None))
+    return f"{request.id} {hashlib.sha256(what.encode()).hexdigest()[:16]}".encode("ascii")
+
+
 def read_json(text: bytes, what: str) -> Any:
     try:
         return json.loads(text.decode("ascii" if what == "the request" else "utf-8"))
@@ -261,21 +280,19 @@ def read_config(path: bytes) -> Request:
     """Read a request from a file that nobody but root and we ourselves can have written."""
     shown = printable(path)
     try:
-        place = os.path.realpath(path)
-        with open(place, "rb") as stream:
-            checks = [(place, os.fstat(stream.fileno()))]
+        checks = list(passed_by(path))
+        with open(path, "rb") as stream:
+            checks.append((path, os.fstat(stream.fileno())))
             text = stream.read(LONGEST_REQUEST + 1)
-        while place != b"/":
-            place = os.path.dirname(place)
-            checks.append((place, os.stat(place)))
     except OSError as error:
         raise Failure(f"the configuration {shown} cannot be read: {reason_of(error)}") from error
-    if not stat.S_ISREG(checks[0][1].st_mode):
+    if not stat.S_ISREG(checks[-1][1].st_mode):
         raise Failure(f"the configuration {shown} is no regular file")
     for place, status in checks:
         # In a directory like /tmp others may write, but not replace what is not theirs.
         sticky = stat.S_ISDIR(status.st_mode) and status.st_mode & stat.S_ISVTX
-        if status.st_uid not in (0, os.geteuid()) or (status.st_mode & 0o022 and not sticky):
+        writable = status.st_mode & 0o022 and not sticky and not stat.S_ISLNK(status.st_mode)
+        if status.st_uid not in (0, os.geteuid()) or writable:
             raise Failure(
                 f"the configuration {shown} is not used, because others than root can write"
                 f" {printable(place)}: change its owner and mode (chown root, chmod go-w)"
@@ -289,6 +306,31 @@ def read_config(path: bytes) -> Request:
         return request_of(values)
     except Failure as failure:
         raise Failure(f"the configuration {shown}: {failure}") from failure
+
+
+def passed_by(path: bytes) -> Iterator[Tuple[bytes, os.stat_result]]:
+    """Yield each directory and symlink that a path leads through, with its status, and where it leads."""
+    at = b"/"
+    yield at, os.lstat(at)
+    parts = os.path.join(os.getcwdb(), path).split(b"/")
+    links = 0
+    while parts:
+        part = parts.pop(0)
+        if part == b"..":
+            at = os.path.dirname(at)
+        elif part not in (b"", b"."):
+            place = os.path.join(at, part)
+            status = os.lstat(place)
+            yield place, status
+            if not stat.S_ISLNK(status.st_mode):
+                at = place
+                continue
+            links += 1
+            if links > MOST_LINKS:
+                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+            target = os.readlink(place)
+            at = b"/" if target.startswith(b"/") else at
+            parts = target.split(b"/") + parts
 
 
 def served(asked: Any, path: bytes, config: Request) -> Tuple[Request, List[str]]:
@@ -375,7 +417,7 @@ class Report:
         self.rotten: Set[bytes] = set()
         self.saying = False
         self._told: Set[str] = set()
-        self._silent = False
+        self._unsaid = b""  # what standard output has not taken yet
         self._copy: Optional[int] = None
         self._begun = time.monotonic()
         self._next_progress = self._begun + PROGRESS_SECONDS
@@ -386,36 +428,49 @@ class Report:
         self._begun = time.monotonic()
         self._next_progress = self._begun + PROGRESS_SECONDS
 
-    def say(self, line: str) -> None:
-        """Write one line at once, past any buffer that could complain of a lost reader at exit."""
+    def say(self, line: str, passing: bool = False) -> None:
+        """Write one line, past any buffer that could complain of a lost reader at exit.
+
+        Nothing waits for a reader: what standard output does not take at once, it gets with a later line, and
+        what is of interest in passing it does not get then.
+        """
         data = line.encode("ascii") + b"\n"
         self.saying = True
-        if not self._silent:
-            try:
-                write_all(1, data)
-            except OSError:
-                self._silent = True
+        if not (passing and self._unsaid):
+            self._unsaid += data
         if self._copy is not None:
             try:
                 write_all(self._copy, data)
             except OSError:
                 self._copy = None
         self.saying = False
+        self.flush(0)
+
+    def flush(self, seconds: float) -> None:
+        """Have standard output take what it has not yet, for so long at most: a reader may have stopped."""
+        self.saying = True
+        deadline = time.monotonic() + seconds
+        try:
+            while self._unsaid and select.select([], [1], [], max(0, deadline - time.monotonic()))[1]:
+                # What any pipe takes without blocking, when it takes something.
+                self._unsaid = self._unsaid[os.write(1, self._unsaid[:LEAST_PIPE_BYTES]) :]
+        except OSError:
+            self._unsaid = b""  # nobody is there
+        self.saying = False
 
     def seconds(self) -> float:
         return time.monotonic() - self._begun
 
     def progress(self) -> None:
-        """Tell how far it is, if the last time is long enough ago and standard output takes it at once."""
+        """Tell how far it is, if the last time is long enough ago."""
         now = time.monotonic()
         if now < self._next_progress or self.saying:
             return
         self._next_progress = now + PROGRESS_SECONDS
-        if not self._silent and not select.select([], [1], [], 0)[1]:
-            return
         self.say(
             f"mdbackup progress files={self.files} bytes={self.bytes + self.running()} hashed={self.hashed}"
-            f" seconds={int(self.seconds())}"
+            f" seconds={int(self.seconds())}",
+            passing=True,
         )
 
     def note(self, text: str) -> None:
@@ -504,12 +559,12 @@ class Watch:
 
 
 def open_below(root: int, path: bytes) -> int:
-    """Open a directory below another, component by component, following no symlink."""
+    """Open a directory below another, to go into it, component by component, following no symlink."""
     descriptor = os.dup(root)
     for component in path.strip(b"/").split(b"/"):
         if component:
             try:
-                below = os.open(component, OPEN_DIRECTORY, dir_fd=descriptor)
+                below = os.open(component, OPEN_PASSAGE, dir_fd=descriptor)
             finally:
                 os.close(descriptor)
             descriptor = below
@@ -519,10 +574,10 @@ def open_below(root: int, path: bytes) -> int:
 def open_root(chroot: bytes) -> int:
     """Open the chroot, whose own path may contain symlinks."""
     try:
-        return os.open(chroot + b"/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        return os.open(chroot + b"/.", OPEN_PASSAGE)
     except OSError as error:
         raise Failure(
-            f"chroot {printable(chroot) or '/'} is not a directory on the provider that can be read:"
+            f"chroot {printable(chroot) or '/'} is not a directory on the provider that can be entered:"
             f" {reason_of(error)}"
         ) from error
 
@@ -534,6 +589,7 @@ class Place:
         self._request = request
         self.directory, self.name = request.index.rsplit(b"/", 1)
         self.shown = printable(request.chroot + request.index)
+        self._claimed = claim(request)
         self._name = {
             kind: own_name(request, b"." + kind.encode()) for kind in ("cache", "lock", "report", "stop")
         }
@@ -552,12 +608,14 @@ class Place:
 
     def _open(self, root: int) -> int:
         """Make the directory if it is missing; refuse one that the backup account could not follow."""
-        descriptor = os.dup(root)
+        descriptor = os.open(b".", OPEN_PASSAGE if self.directory else OPEN_DIRECTORY, dir_fd=root)
         for prefix in prefixes(self.directory):
             name = prefix.rsplit(b"/", 1)[1]
             above = descriptor
             try:
-                descriptor = os.open(name, OPEN_DIRECTORY, dir_fd=above)
+                descriptor = os.open(
+                    name, OPEN_DIRECTORY if prefix == self.directory else OPEN_PASSAGE, dir_fd=above
+                )
             except FileNotFoundError:
                 os.mkdir(name, dir_fd=above)
                 descriptor = os.open(name, OPEN_DIRECTORY, dir_fd=above)
@@ -596,10 +654,10 @@ class Place:
 
         Gives None with the lock held, or the exit status of the build that was followed.
         """
-        reminded: Tuple[Optional[str], float] = (None, 0.0)
+        reminded: Tuple[Optional[bytes], float] = (None, 0.0)
         while not self._try_lock():
             holder = self._holder()
-            if holder and holder == self._request.id:
+            if holder and holder == self._claimed:
                 status = self._follow(report, watch)
                 if status is not None:
                     return status
@@ -614,15 +672,22 @@ class Place:
         return None
 
     def _try_lock(self) -> bool:
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        return True
+        while True:
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
+            # Somebody may have removed the file: then others lock another one.
+            with contextlib.suppress(FileNotFoundError):
+                there = os.lstat(self._name["lock"], dir_fd=self.folder)
+                if os.path.samestat(there, os.fstat(self._lock)):
+                    return True
+            os.close(self._lock)
+            self._lock = self.open("lock", os.O_RDWR | os.O_CREAT)
 
-    def _holder(self) -> str:
-        """Give the id of the request whose build is running, empty if it has none."""
-        return os.pread(self._lock, 201, 0).split(b"\n")[0].decode("ascii", "replace")
+    def _holder(self) -> bytes:
+        """Give the name of the request whose build is running, empty if it has none."""
+        return os.pread(self._lock, LONGEST_CLAIM + 1, 0).split(b"\n")[0]
 
     def _claim(self, report: Report) -> None:
         """Remove what killed builds left, begin a report, and say whose build this is, in this order."""
@@ -637,7 +702,7 @@ class Place:
         self.remove(self._name["report"])
         report.copy_to(self.open("report", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND))
         os.ftruncate(self._lock, 0)
-        os.pwrite(self._lock, (self._request.id or "").encode("ascii") + b"\n", 0)
+        os.pwrite(self._lock, self._claimed + b"\n", 0)
 
     def _remove_folder(self, name: bytes) -> None:
         with contextlib.suppress(OSError):
@@ -656,21 +721,20 @@ class Place:
 
     def stop_asked(self) -> bool:
         """Tell whether somebody who follows this build asks to stop it."""
-        if self._request.id is None:
+        if not self._claimed:
             return False
         try:
             descriptor = self.open("stop", os.O_RDONLY)
         except OSError:
             return False
         try:
-            return os.read(descriptor, 201) == self._request.id.encode("ascii")
+            return os.read(descriptor, LONGEST_CLAIM + 1) == self._claimed
         finally:
             os.close(descriptor)
 
     def _ask_to_stop(self) -> None:
-        assert self._request.id is not None
         descriptor = self.open("stop", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        write_all(descriptor, self._request.id.encode("ascii"))
+        write_all(descriptor, self._claimed)
         os.close(descriptor)
 
     def _follow(self, report: Report, watch: Watch) -> Optional[int]:
@@ -708,7 +772,7 @@ class Place:
                 if self._try_lock():  # the other build ended; its last words may have come since
                     fcntl.flock(self._lock, fcntl.LOCK_UN)
                     ended = True
-                elif self._holder() != self._request.id:
+                elif self._holder() != self._claimed:
                     ended = True
         finally:
             os.close(descriptor)
@@ -861,7 +925,7 @@ def segment(part: str, excludes: bool) -> Optional[str]:
 # A record of the cache: STATUS, the path, NUL, how far to trust it, the md5.
 STATUS = struct.Struct(">QqqQQ")  # size, mtime_ns, ctime_ns, inode, device
 SOUND = 0x73  # 's', beyond doubt
-YOUNG = 0x79  # 'y', but mmap may have changed it since without a trace
+YOUNG = 0x79  # 'y', but mmap may have changed it since without a trace: once it is older, to be hashed again
 RACY = 0x72  # 'r', hashed too soon after it was touched
 ROTTEN = 0x58  # 'X'
 VALUE_BYTES = 33
@@ -1024,12 +1088,26 @@ def escaped(path: bytes) -> bytes:
 
 def status_of(found: os.stat_result) -> bytes:
     """Give what a record holds of a file's status."""
-    return STATUS.pack(found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino, found.st_dev)
+    size, modified, changed = found.st_size, found.st_mtime_ns, found.st_ctime_ns
+    try:
+        return STATUS.pack(size, modified, changed, found.st_ino, found.st_dev)
+    except struct.error:  # before 1678, or after 2262
+        return STATUS.pack(size, wrapped(modified), wrapped(changed), found.st_ino, found.st_dev)
 
 
-def trust(age: int) -> int:
-    """Tell how far to trust an md5 of a file that had not been touched for so many nanoseconds."""
-    return SOUND if age > WRITEBACK_NS else YOUNG if age > TICK_NS else RACY
+def wrapped(time: int) -> int:
+    """Give a time as 64 bits hold it; another time becomes another number, which is all that counts."""
+    return (time + (1 << 63)) % (1 << 64) - (1 << 63)
+
+
+def trust(age: int, sighted: int) -> int:
+    """Tell how far to trust an md5: of a file that was touched so many nanoseconds before it was hashed.
+
+    The file is still as a build saw it that ended `sighted` nanoseconds before.
+    """
+    if max(age, sighted) > WRITEBACK_NS:
+        return SOUND
+    return YOUNG if age > TICK_NS else RACY
 
 
 class Job(NamedTuple):
@@ -1104,7 +1182,7 @@ class Hasher:
             except Unsteady:
                 answer.refused.append((path, "changed while being read"))
             except OSError as error:
-                if error.errno not in GONE:
+                if error.errno not in GONE and (lost is not None or is_file(name)):
                     answer.refused.append((path, reason_of(error)))
             answer.lines.append(line)
             answer.records.append(record)
@@ -1151,7 +1229,7 @@ class Hasher:
             return None
         if self._advance is not None:
             self._advance(size)
-        status = STATUS.pack(size, modified, changed, found.st_ino, found.st_dev)
+        status = status_of(found)
         value = new_md5(data).hexdigest().encode()
         return status, (b"s" if touched < quiet + TICK_NS - WRITEBACK_NS else b"y") + value, size
 
@@ -1174,12 +1252,16 @@ class Hasher:
                 md5, size = self._content(descriptor)
                 if status != status_of(os.fstat(descriptor)):
                     continue
-                age = begun - max(found.st_mtime_ns, found.st_ctime_ns) if self._is_local(found) else -1
+                age = (
+                    begun - max(found.st_mtime_ns, found.st_ctime_ns)
+                    if self._is_local(found, descriptor)
+                    else -1
+                )
                 if known[: STATUS.size] != status:
-                    return status, b"%c%s" % (trust(age), md5), size
+                    return status, b"%c%s" % (trust(age, 0), md5), size
                 trusted, sound = known[STATUS.size], known[STATUS.size + 1 :]
                 if md5 == sound or trusted not in (SOUND, ROTTEN):
-                    return status, b"%c%s" % (trust(max(age, job.sighted)), md5), size
+                    return status, b"%c%s" % (trust(age, job.sighted), md5), size
                 # To write the file's pages back makes a later change through mmap move its times.
                 with contextlib.suppress(OSError):
                     os.fsync(descriptor)
@@ -1207,11 +1289,32 @@ class Hasher:
             if count == BLOCK_BYTES:
                 self._watch(size)
 
-    def _is_local(self, found: os.stat_result) -> bool:
+    def _is_local(self, found: os.stat_result, descriptor: int) -> bool:
         """Tell whether a file is stamped by this machine's clock, as far as that can be known."""
         if found.st_dev not in self._local:
-            self._local[found.st_dev] = found.st_dev in local_devices()
+            self._local[found.st_dev] = is_local(descriptor, found.st_dev)
         return self._local[found.st_dev]
+
+
+def is_local(descriptor: int, device: int) -> bool:
+    """Tell whether an open file lies on a local filesystem.
+
+    Source: proc_pid_mountinfo(5), and mnt_id of proc_pid_fdinfo(5), since the device of a file on btrfs or
+    overlay need not be that of a mount. Kernels before 3.15 tell the device only.
+    """
+    mount = None
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        with open("/proc/self/fdinfo/%d" % descriptor, "rb") as lines:
+            for line in lines:
+                if line.startswith(b"mnt_id:"):
+                    mount = line.split()[1]
+        with open("/proc/self/mountinfo", "rb") as lines:
+            for line in lines:
+                fields = line.split()
+                major, minor = fields[2].split(b":")
+                if fields[0] == mount if mount else os.makedev(int(major), int(minor)) == device:
+                    return fields[fields.index(b"-") + 1] in LOCAL_FILESYSTEMS
+    return False
 
 
 class Unsteady(Exception):
@@ -1230,6 +1333,14 @@ def local_devices() -> Set[int]:
     return devices
 
 
+def is_file(name: bytes) -> bool:
+    """Tell whether a name is still that of a regular file, as far as that can be told."""
+    try:
+        return stat.S_ISREG(os.lstat(name).st_mode)
+    except OSError as error:
+        return error.errno not in GONE
+
+
 class Throttle:
     """Bytes per second of all processes together.
 
@@ -1239,17 +1350,19 @@ class Throttle:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
+        self._parent = os.getpid()  # of those who take; not asked for later, when it may be gone already
         self.descriptors = os.pipe()
         os.write(self.descriptors[1], struct.pack(">d", 0))
 
     def take(self, count: int) -> None:
-        """Wait until so many bytes may be read."""
+        """Wait until so many bytes may be read; end this process if its parent is gone."""
         (turn,) = struct.unpack(">d", os.read(self.descriptors[0], 8))
         now = time.monotonic()
         turn = max(turn, now - 1)  # a pause is made good for a second
         os.write(self.descriptors[1], struct.pack(">d", turn + count / self._limit))
-        parent = os.getppid()
-        while turn > now and os.getppid() == parent:
+        while turn > now:
+            if os.getppid() != self._parent:
+                os._exit(1)
             time.sleep(min(turn - now, 1))
             now = time.monotonic()
 
@@ -1373,6 +1486,10 @@ class Crew:
             if not pid:
                 try:
                     work(self._root, jobs[0], results[1], self._throttle)
+                except BrokenPipeError:
+                    pass  # the parent is gone
+                except Exception as error:
+                    write_all(results[1], message(str(unexpected(error))))
                 finally:
                     os._exit(1)
             os.close(jobs[0])
@@ -1387,9 +1504,14 @@ class Crew:
         for worker in self._workers:
             with contextlib.suppress(OSError):
                 os.kill(worker.pid, signal.SIGKILL)
-        for worker in self._workers:
+        # One that hangs in a read, of a dead disk or server, ends when that does: nobody waits for it.
+        left = [worker.pid for worker in self._workers]
+        deadline = time.monotonic() + LAST_READ_SECONDS
+        while left and time.monotonic() < deadline:
             with contextlib.suppress(OSError):
-                os.waitpid(worker.pid, 0)
+                left = [pid for pid in left if os.waitpid(pid, os.WNOHANG) == (0, 0)]
+            if left:
+                time.sleep(0.01)
 
     def pump(self, seconds: float) -> Iterator[Tuple[Any, Answer]]:
         """Hand out work, wait so long for something to be done, and yield what is."""
@@ -1403,6 +1525,8 @@ class Crew:
                     for value in worker.receive():
                         if isinstance(value, int):
                             worker.at = value
+                        elif isinstance(value, str):
+                            raise Failure(value)
                         else:
                             worker.at = 0
                             yield worker.queue.popleft(), Answer(*value)
@@ -1627,6 +1751,7 @@ class Level(NamedTuple):
     names: Iterator[bytes]  # in order; those of directories end with a slash
     identity: Tuple[int, int]  # device, inode
     escape: bool  # some name must be escaped
+    passage: bool = False  # on another filesystem, where only the way to the sources below it is walked
 
 
 class Builder:
@@ -1656,13 +1781,13 @@ class Builder:
         else:
             self._due = (position, min(MOST_CRC, int(float(request.rehash) * MOST_CRC / 100) + 1))
         self._position = (position + self._due[1]) % MOST_CRC
-        self._started = now // 10**9
+        self._begun = now
 
     def build(self, watch: Watch) -> None:
         """Build the index and put it in place of the old one; if that fails, the old one stays as it was."""
         if self._request.nice:
             os.nice(self._request.nice)
-        output = Output(self._place, self._report, self._started)
+        output = Output(self._place, self._report, self._begun // 10**9)
         self._output = output
         try:
             if self._cache is None:
@@ -1711,7 +1836,7 @@ class Builder:
                     self._report.refuse(source, what)
                     return None
                 if prefix != source:
-                    below = os.open(name, OPEN_DIRECTORY, dir_fd=directory)
+                    below = os.open(name, OPEN_PASSAGE, dir_fd=directory)
                     os.close(directory)
                     directory = below
         except OSError as error:
@@ -1744,11 +1869,10 @@ class Builder:
             stack = [Level(folder + b"/", descriptor, iter(names), identity, escape)]
         else:
             stack = [self._level(point, descriptor)]
-        device = identity[0]
         while stack:
             subdirectory = self._files(stack[-1])
             if subdirectory:
-                below = self._below(stack, subdirectory, device)
+                below = self._below(stack, subdirectory)
                 if below is not None:
                     stack.append(below)
                 else:
@@ -1758,7 +1882,7 @@ class Builder:
                 if stack:
                     os.fchdir(stack[-1].descriptor)
 
-    def _below(self, stack: List[Level], name: bytes, device: int) -> Optional[Level]:
+    def _below(self, stack: List[Level], name: bytes) -> Optional[Level]:
         """Go into a directory of the one that the walk is in; None if it is not to be walked."""
         above = stack[-1]
         path = above.path + name
@@ -1775,7 +1899,12 @@ class Builder:
             self._refuse(path, error)
             return None
         why = ""
-        if self._request.one_file_system and status.st_dev != device:
+        passage = (
+            self._request.one_file_system
+            and (above.passage or status.st_dev != above.identity[0])
+            and path[:-1] not in self._request.source
+        )
+        if passage and not any(source.startswith(path) for source in self._request.source):
             why = "is on another filesystem"
         elif any(level.identity == (status.st_dev, status.st_ino) for level in stack):
             why = "is a directory above it once more, by a mount"
@@ -1785,9 +1914,9 @@ class Builder:
             if self._noted <= LOGGED:
                 self._report.note(f"{printable(path[:-1])} {why}, and is left out")
             return None
-        return self._level(path, descriptor)
+        return self._level(path, descriptor, passage)
 
-    def _level(self, path: bytes, descriptor: int) -> Level:
+    def _level(self, path: bytes, descriptor: int, passage: bool = False) -> Level:
         """List the directory that the walk has just gone into."""
         names: List[bytes] = []
         add = names.append
@@ -1808,18 +1937,23 @@ class Builder:
             names = short
         if path == self._place.directory + b"/":
             names = [name for name in names if not self._place.is_own(name)]
+        if passage:
+            ways = [source + b"/" for source in self._request.source]
+            names = [
+                name for name in names if any(way.startswith(path + name.rstrip(b"/") + b"/") for way in ways)
+            ]
         names.sort()
         some = range(0, len(names), BATCH_LINES)
         escape = any(MUST_ESCAPE(path + b"".join(names[at : at + BATCH_LINES])) for at in some)
         status = os.fstat(descriptor)
-        return Level(path, descriptor, iter(names), (status.st_dev, status.st_ino), escape)
+        return Level(path, descriptor, iter(names), (status.st_dev, status.st_ino), escape, passage)
 
     def _is_own(self, folder: bytes, name: bytes) -> bool:
         return folder == self._place.directory + b"/" and self._place.is_own(name) is not None
 
     def _refuse(self, path: bytes, error: OSError) -> None:
         """Note a file or directory as unreadable, unless it is gone, or nobody wants it."""
-        excluded = self._excluded.file(path)
+        excluded = (self._excluded.whole if path.endswith(b"/") else self._excluded.file)(path)
         path = path.rstrip(b"/") or b"/"
         # A directory may go while the walk is on its way to it, a source may not.
         if error.errno in GONE:
@@ -1837,6 +1971,7 @@ class Builder:
         take = self._cache.take if self._cache is not None else None
         rehash_all = self._request.rehash == "all"
         due_from, due = self._due
+        grown_up = self._begun - WRITEBACK_NS
         lstat, pack, crc32 = os.lstat, STATUS.pack, zlib.crc32
         batch = self._batch
         first = True
@@ -1850,18 +1985,21 @@ class Builder:
             if take is not None:
                 try:
                     found = lstat(name)
+                    modified, changed = found.st_mtime_ns, found.st_ctime_ns
+                    status = pack(found.st_size, modified, changed, found.st_ino, found.st_dev)
                 except OSError as error:
                     self._refuse(path, error)
                     continue
-                wanted = (
-                    pack(found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino, found.st_dev)
-                    + path
-                    + b"\0"
-                )
+                except struct.error:
+                    status = status_of(found)
+                wanted = status + path + b"\0"
                 value = take(wanted)
                 if value is not None:
                     if (
-                        (value[0] == SOUND or value[0] == YOUNG)
+                        (
+                            value[0] == SOUND
+                            or (value[0] == YOUNG and grown_up < max(modified, changed) < self._begun)
+                        )
                         and not rehash_all
                         and (not due or (crc32(path) - due_from) % MOST_CRC >= due)
                     ):
@@ -2046,15 +2184,27 @@ def run(request: Request, report: Report, watch: Watch) -> int:
             except OSError as error:
                 raise unwritable(request, error) from error
             return report.done()
-        except Failure as failure:  # told before the lock is free, to those who follow
+        except Exception as error:  # told before the lock is free, to those who follow
             watch.end()
-            report.say(f"mdbackup error {failure}")
+            report.say(f"mdbackup error {unexpected(error)}")
             return 1
         finally:
             watch.end()
             place.release()
     except OSError as error:
         raise unwritable(request, error) from error
+
+
+def unexpected(error: Exception) -> Failure:
+    """Give any error as a failure, so that there is a last line whatever happens: others are defects."""
+    if isinstance(error, Failure):
+        return error
+    at = error.__traceback__
+    while at is not None and at.tb_next is not None:
+        at = at.tb_next
+    line = at.tb_lineno if at is not None else 0
+    what = f"{type(error).__name__} in line {line}, {error}"
+    return Failure(f"unexpected: {printable_text(what)[:1000]} (a defect of the indexer, please report it)")
 
 
 def unwritable(request: Request, error: OSError) -> Failure:
@@ -2079,10 +2229,12 @@ def main(arguments: List[str]) -> int:
     try:
         request = read_arguments(arguments, standard_input, report)
         return 0 if request is None else run(request, report, watch)
-    except Failure as failure:
+    except Exception as error:
         watch.end()
-        report.say(f"mdbackup error {failure}")
+        report.say(f"mdbackup error {unexpected(error)}")
         return 1
+    finally:
+        report.flush(LAST_WORDS_SECONDS)
 
 
 def raise_descriptor_limit() -> None:

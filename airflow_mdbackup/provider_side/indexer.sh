@@ -6,7 +6,8 @@
 #
 # Same output, exit status and index as indexer.py, with these differences: everything is hashed each time, one
 # file after the other; a build waits for another one, also of the same request; entries whose names must be
-# escaped come after all others; and a file that changes while it is hashed is not hashed again.
+# escaped come after all others; a file that changes while it is hashed is not hashed again; and a directory that
+# somebody replaces by a symlink between the listing and the hashing is followed, also out of the chroot.
 #
 # Needs the usual tools (GNU, busybox or BSD), xargs with -0 among them. Names with LF, CR or backslash, which the
 # tools do not handle alike, are kept apart and travel as records that end in NUL: path NUL md5-or-reason NUL.
@@ -160,8 +161,8 @@ hash_awkward='
 for path; do
     md5=$($MDBACKUP_MD5 2>/dev/null <"$path") && md5=${md5%% *}
     if [ "${#md5}" -eq 32 ]; then
-        printf "%s\0%s\0" "${path#.}" "$md5" || rm -f "$MDBACKUP_WORK/intact"
-        ls -lnd "$path" 2>/dev/null | awk "NR == 1 { print \$5 }" >>"$MDBACKUP_WORK/sizes"
+        size=$(ls -lnd "$path" 2>/dev/null | awk "NR == 1 { print \$5 }")
+        printf "%s\0%s\0" "${path#.}" "$md5 ${size:-0}" || rm -f "$MDBACKUP_WORK/intact"
     elif [ -e "$path" ]; then
         printf "%s\0%s\0" "${path#.}" "cannot be read" >>"$MDBACKUP_WORK/refused" || rm -f "$MDBACKUP_WORK/intact"
     fi
@@ -286,22 +287,21 @@ flush() {
 }
 
 list_files() {
-    if [ $# -gt 0 ]; then
-        find "$@" $MDBACKUP_XDEV \( -type d -o -type f \) -exec sh -c "$sort_out" sort_out {} + \
-            3>"$work/plain" 4>"$work/awkward" 5>>"$work/refused" 2>"$work/complaints"
+    # One after the other, because the find of busybox takes -xdev to mean the filesystems of all of them.
+    for source; do
+        find "$source" $MDBACKUP_XDEV \( -type d -o -type f \) -exec sh -c "$sort_out" sort_out {} + \
+            3>>"$work/plain" 4>>"$work/awkward" 5>>"$work/refused" 2>"$work/complaints"
         status=$?
         # It complains of what it cannot read; without a word it only fails if it was killed.
         if [ "$status" -gt 125 ] || { [ "$status" -ne 0 ] && ! [ -s "$work/complaints" ]; }; then
             fail "$index" "find ended with status $status"
         fi
-        # Names that find could not even tell are not missed silently: then no source counts as complete.
+        # Names that find could not even tell are not missed silently: then the source does not count as complete.
         if grep -v -e 'Permission denied$' -e 'No such file or directory$' "$work/complaints" >/dev/null; then
-            for path; do
-                path=${path#.}
-                refuse "${path:-/}" "find: $(head -n 1 "$work/complaints" | tr ':' ',')"
-            done
+            path=${source#.}
+            refuse "${path:-/}" "find: $(head -n 1 "$work/complaints" | tr ':' ',')"
         fi
-    fi
+    done
     sort -u -o "$work/plain" "$work/plain" || fail "$index" "the list of files cannot be sorted, is the disk full?"
 }
 
@@ -321,7 +321,9 @@ hash_files() {
     if [ -s "$work/awkward" ]; then
         xargs -0 sh -c "$hash_awkward" hash_awkward <"$work/awkward" >"$work/records" ||
             rm -f "$work/intact"
-        records entry <"$work/records" | sort -u >"$work/awkward-entries" || rm -f "$work/intact"
+        records entry <"$work/records" | sort -u >"$work/sized" || rm -f "$work/intact"
+        cut -d ' ' -f 2 "$work/sized" >>"$work/sizes"
+        sed 's/ [0-9]*  /  /' "$work/sized" >"$work/awkward-entries" || rm -f "$work/intact"
     fi
 }
 
@@ -343,7 +345,8 @@ build() {
     # The sources that can be walked replace the sources that were given, one round through all of them.
     for source; do
         shift
-        if can_walk "$source" && ! lies_in_another "$source" "$@"; then
+        # With -xdev find may not come by one that lies in another; by one that it does, it comes twice.
+        if can_walk "$source" && { [ -n "$MDBACKUP_XDEV" ] || ! lies_in_another "$source" "$@"; }; then
             if [ "$source" = / ]; then set -- "$@" .; else set -- "$@" ".$source"; fi
         fi
     done
@@ -404,7 +407,12 @@ main() {
 
     trap 'fail "$index" "stopped by a signal"' INT TERM
     trap 'say "mdbackup error stopped on request"; exit 1' USR1
-    listen >/dev/null &
+    # Holding none of our output, since without ps what it waits for outlives this shell. By exec, because the
+    # shell keeps what a function's redirections replace.
+    {
+        exec >/dev/null 2>&1
+        listen
+    } &
     listener=$!
     # Not the lock's: that is another build's until it is taken.
     trap 'trap "" INT TERM USR1; end_descendants' EXIT
@@ -440,7 +448,7 @@ serve() {
     request=
     while :; do
         case $request in *"$newline"*) break ;; esac
-        block=$(dd bs=65536 count=1 2>/dev/null | tr -d '\000'; echo .)
+        block=$(exec 2>/dev/null; dd bs=65536 count=1 | tr -d '\000'; echo .)
         if [ "$block" = . ] || [ "${#request}" -gt 1048576 ]; then
             kill $timer
             say "mdbackup error standard input ended, or went on and on, without a line with the request"

@@ -206,6 +206,12 @@ class _Excluded:
     def __call__(self, path: bytes) -> bool:
         return self._spec is not None and self._spec.match_file(os.fsdecode(path[1:]))
 
+    def whole(self, path: bytes) -> bool:
+        """Tell whether a path is excluded, and with it all that is below should it be a directory."""
+        if self._spec is None or any(pattern.include is False for pattern in self._spec.patterns):
+            return False  # one that takes back in may mean something below
+        return self(path) or self(path + b"/")
+
 
 class _Comparison:
     """The merge of both indexes, and the counts that the guard judges."""
@@ -333,7 +339,7 @@ def _remarks(run: Run, remark: Remark, excluded: _Excluded) -> tuple[int, list[s
     # A run that an older version fetched knows of no rotten ones.
     if read_header(run.state)["index"].get(remark):
         for path in read_remarks(run.index, remark):
-            if not excluded(path) and not excluded(path + b"/"):
+            if not excluded.whole(path):
                 number += 1
                 if number <= _SHOWN:
                     paths.append(to_text(path))

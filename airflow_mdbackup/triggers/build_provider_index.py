@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import suppress
 from dataclasses import asdict
-from typing import Any
+from typing import Any, TypeVar
 
 import asyncssh
 from airflow.providers.ssh.hooks.ssh import SSHHookAsync
@@ -14,15 +15,19 @@ from airflow.sdk.exceptions import AirflowException, AirflowNotFoundException
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from airflow_mdbackup.provider_side import STOP, Done, read_request
-from airflow_mdbackup.provider_side.conversation import READY_WITHIN, Conversation
+from airflow_mdbackup.provider_side.conversation import Conversation
 from airflow_mdbackup.scheme.errors import AccessRefused, BackupError, ConnectionLost
 from airflow_mdbackup.scheme.names import to_text
 
 _CONNECT = 60.0  # seconds for connection and login
 _LOST = (ConnectionLost, asyncssh.Error, OSError, EOFError)
-_TRIES = 6  # connections in a row that come to nothing
+_TRIES = 6  # connections in a row that come to nothing: ...
+_LASTING = 300.0  # ... no further than those before, and broken before so many seconds
 _STOPPING = 10.0  # seconds that a build gets to stop
 _BLOCK = 65536
+_pause = asyncio.sleep
+
+Result = TypeVar("Result")
 
 
 class BuildProviderIndexTrigger(BaseTrigger):
@@ -86,8 +91,11 @@ class BuildProviderIndexTrigger(BaseTrigger):
 
     async def _build(self) -> Done:
         tries = 0
+        reached = (0, 0)
+        clock = asyncio.get_running_loop().time
         while True:
             conversation = self._conversation()
+            began = clock()
             try:
                 await self._connect()
                 while not conversation.ends(await self._converse(conversation)):
@@ -95,13 +103,17 @@ class BuildProviderIndexTrigger(BaseTrigger):
                 return conversation.result()
             except _LOST as error:
                 await self.cleanup()
-                tries = 1 if conversation.begun else tries + 1
+                lasted = conversation.begun and clock() - began >= _LASTING
+                tries = 1 if lasted or conversation.reached > reached else tries + 1
+                reached = max(reached, conversation.reached)
                 why = to_text(str(error).encode("utf-8", "backslashreplace")) or type(error).__name__
+                if tries >= _TRIES and isinstance(error, ConnectionLost):
+                    raise
                 if tries >= _TRIES:
                     raise ConnectionLost(f"{self._where}: {why}") from error
                 pause = random.uniform(1, 2) * 2**tries  # noqa: S311 - so that not all come back at once
                 self.log.warning("The connection broke (%s); again in %.0f s, to join the build", why, pause)
-                await asyncio.sleep(pause)
+                await _pause(pause)
 
     def _conversation(self) -> Conversation:
         return Conversation(read_request(self.request), self._where, self.log)
@@ -113,7 +125,7 @@ class BuildProviderIndexTrigger(BaseTrigger):
         """
         try:
             connecting = SSHHookAsync(ssh_conn_id=self.ssh_conn_id).get_conn()
-            self._connection = await asyncio.wait_for(connecting, _CONNECT)
+            self._connection = await _within(connecting, f"{self._where}: the server does not answer")
         except asyncssh.HostKeyNotVerifiable as error:
             raise AccessRefused(
                 f"{self._where}: the server's host key is not the expected one, or unknown. Pin it in the "
@@ -125,6 +137,8 @@ class BuildProviderIndexTrigger(BaseTrigger):
                 "of the connection, and the AuthorizedKeysFile on the server."
             ) from error
         except (asyncssh.KeyImportError, FileNotFoundError, PermissionError, ValueError) as error:
+            if isinstance(error, PermissionError) and error.filename is None:
+                raise  # it is of the network, as where a firewall rejects
             raise AccessRefused(f"{self._where}: its key is of no use on the triggerer: {error}") from error
         except AirflowNotFoundException as error:
             raise AccessRefused(f"{self._where} does not exist") from error
@@ -135,29 +149,41 @@ class BuildProviderIndexTrigger(BaseTrigger):
         """Run the command of a conversation to its end, and return its exit status, if the server tells.
 
         :param stop: have the build stop as soon as it knows which it is.
-        :raises ConnectionLost: nothing there answers as an indexer does.
+        :raises ConnectionLost: nothing there answers as an indexer does, or not any more.
         """
         assert self._connection is not None
-        process = await self._connection.create_process(
-            conversation.command, stderr=asyncssh.STDOUT, encoding=None
-        )
+        opening = self._connection.create_process(conversation.command, stderr=asyncssh.STDOUT, encoding=None)
+        process = await _within(opening, f"{self._where}: the server opens no session")
         self._running = process, conversation
         process.stdin.write(conversation.opening)
-        loop = asyncio.get_running_loop()
-        ready_by = loop.time() + READY_WITHIN
+        conversation.listen()
         while True:
             try:
-                # Only what has not begun yet is waited for with impatience.
-                async with asyncio.timeout_at(None if conversation.begun else ready_by):
+                async with asyncio.timeout(conversation.patience()):
                     data = await process.stdout.read(_BLOCK)
             except TimeoutError:
-                raise ConnectionLost("nothing answers there as an indexer does") from None
+                continue
             if not data:
                 break
-            process.stdin.write(conversation.hear(data))
+            # Nothing is not to be written either, to a command that may have ended already.
+            if answer := conversation.hear(data):
+                process.stdin.write(answer)
             if stop and conversation.begun:
                 process.stdin.write(STOP)
-        await process.wait_closed()
+        # Its output has ended; a server that then tells no status has none to tell.
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_CONNECT):
+                await process.wait_closed()
+        process.close()
         if process.exit_status is None and process.exit_signal is None and self._connection.is_closed():
-            raise ConnectionLost("it ended while the provider was building its index")
+            raise ConnectionLost(f"{self._where}: it broke while the provider was building its index")
         return process.exit_status
+
+
+async def _within(what: Awaitable[Result], otherwise: str) -> Result:
+    """Return what is awaited, or raise ConnectionLost, saying the other words, if that takes too long."""
+    try:
+        async with asyncio.timeout(_CONNECT):
+            return await what
+    except TimeoutError:
+        raise ConnectionLost(f"{otherwise}, for {_CONNECT:.0f} seconds") from None

@@ -6,10 +6,12 @@ What is slow here is so because the provider was told to read slowly (``limit``)
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import re
 import shutil
+import signal
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,18 +20,20 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import asyncssh
 import pytest
 from airflow.sdk.exceptions import TaskDeferred
 
 from airflow_mdbackup.hooks.provider import ProviderHook
 from airflow_mdbackup.operators import BuildProviderIndex
-from airflow_mdbackup.provider_side import Done, IndexRequest, indexer, request_line
+from airflow_mdbackup.provider_side import Done, IndexRequest, conversation, indexer, request_line
 from airflow_mdbackup.scheme.errors import AccessRefused, ConnectionLost, NotOnProvider
 from airflow_mdbackup.triggers.build_provider_index import BuildProviderIndexTrigger
 from demo.sshd import ProviderServer
 
 SetConnection = Callable[[str, dict[str, Any]], None]
 SLOW = 1 << 20  # bytes per second
+DONE = "mdbackup done files=1 bytes=1 hashed=1 unreadable=0 rotten=0 seconds=1.0"
 
 
 @pytest.fixture
@@ -180,14 +184,47 @@ def test_killed_task_stops_its_build_by_a_forced_command_too(server: ProviderSer
     assert not index(server).exists()
 
 
-def test_account_that_answers_nothing_is_given_up(
+@pytest.mark.parametrize("command", ["cat", "while sleep 0.1; do echo hi; done", "yes"])
+def test_account_that_does_not_answer_as_an_indexer_is_given_up(
+    server: ProviderServer, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    """A forced command that is something else, and waits for input, or talks for ever."""
+    monkeypatch.setattr(conversation, "READY_WITHIN", 1)
+    server.force_index_command(command)
+    with pytest.raises(ConnectionLost, match="nothing answers there as an indexer does"):
+        build(request(server, id="1"))
+
+
+def test_indexer_that_hangs_is_given_up_and_a_retry_joins_it(
     server: ProviderServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A forced command that is something else, and waits for input."""
-    monkeypatch.setattr("airflow_mdbackup.hooks.provider.READY_WITHIN", 1)
-    monkeypatch.setattr("airflow_mdbackup.hooks.provider._LISTEN", 0.2)
-    server.force_index_command("cat")
-    with pytest.raises(ConnectionLost, match="nothing answers there as an indexer does"):
+    """Its connection is alive, and says nothing: here it is frozen, as by a dead disk."""
+    make_slow(server)
+    same = request(server, id="run 1", limit=SLOW)
+    with building(server, same) as (_, future):
+        frozen = running(server)
+        for process in frozen:
+            os.kill(process, signal.SIGSTOP)
+        monkeypatch.setattr(conversation, "SILENT_FOR", 1)
+        try:
+            with pytest.raises(
+                ConnectionLost, match="connection index: nothing was heard of the build for 1"
+            ):
+                future.result(25)
+        finally:
+            monkeypatch.setattr(conversation, "SILENT_FOR", 60)
+            for process in frozen:
+                os.kill(process, signal.SIGCONT)
+    assert build(same).files == 3
+
+
+def test_account_that_chatters_after_the_request_is_given_up(
+    server: ProviderServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only what an indexer says counts."""
+    monkeypatch.setattr(conversation, "SILENT_FOR", 1)
+    server.force_index_command("echo mdbackup ready request; while sleep 0.1; do echo hi; done")
+    with pytest.raises(ConnectionLost, match="nothing was heard"):
         build(request(server, id="1"))
 
 
@@ -312,3 +349,125 @@ def test_triggerer_that_is_shut_down_leaves_the_build_and_a_person_stops_it(serv
     asyncio.run(cancelled(by_a_person=True))
     until(lambda: not running(server), 5)
     assert not index(server).exists()
+
+
+# --- a triggerer that gives up ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Have triggers wait shortly and try three times. Gives the pauses between the tries, left out here."""
+    module = "airflow_mdbackup.triggers.build_provider_index"
+    monkeypatch.setattr(conversation, "READY_WITHIN", 1)
+    monkeypatch.setattr(conversation, "SILENT_FOR", 1)
+    monkeypatch.setattr(f"{module}._CONNECT", 2.0)
+    monkeypatch.setattr(f"{module}._TRIES", 3)
+    pauses: list[float] = []
+
+    async def pause(seconds: float) -> None:
+        pauses.append(seconds)
+
+    monkeypatch.setattr(f"{module}._pause", pause)
+    return pauses
+
+
+async def fire_within(trigger: BuildProviderIndexTrigger, seconds: float) -> dict[str, Any]:
+    return await asyncio.wait_for(fire(trigger), seconds)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "while sleep 0.1; do echo hi; done",
+        "yes",
+        "echo mdbackup ready request; read x; kill -9 $PPID",
+        "echo mdbackup ready request; sleep 60",
+        # A build that makes progress, but no more than the one before, is not worth it either.
+        "echo mdbackup ready request; read x; echo mdbackup progress files=5 bytes=7 hashed=5 seconds=5;"
+        " sleep 0.2; kill -9 $PPID",
+    ],
+    ids=["chatters", "floods", "begins and breaks", "begins and hangs", "breaks at the same place"],
+)
+def test_trigger_gives_up_where_nothing_comes_of_it(
+    server: ProviderServer, impatient: list[float], command: str
+) -> None:
+    """After some tries, so that a task does not hang for ever where no timeout ends it."""
+    server.force_index_command(command)
+    event = asyncio.run(fire_within(trigger(request(server, id="1")), 40))
+    assert event["error"] == "ConnectionLost"
+    assert event["message"].count("connection index") == 1
+    assert len(impatient) == 2
+
+
+def test_trigger_goes_on_while_each_connection_gets_further(
+    server: ProviderServer, impatient: list[float]
+) -> None:
+    """A build of hours over a bad line ends well."""
+    count = server.tree / "count"
+    count.write_text("0")
+    count.chmod(0o666)
+    where = f"{server.chroot.rstrip('/')}{server.prefix}/count"
+    server.force_index_command(
+        f"n=$(($(cat {where}) + 1)); echo $n >{where}; echo mdbackup ready request; read x;"
+        f" [ $n -lt 8 ] || {{ echo {DONE}; exit; }};"
+        " echo mdbackup progress files=1 bytes=$n hashed=0 seconds=5; sleep 0.2; kill -9 $PPID"
+    )
+    event = asyncio.run(fire_within(trigger(request(server, id="1")), 60))
+    assert event["done"]["files"] == 1
+    assert len(impatient) == 7
+
+
+def test_trigger_does_not_wait_for_a_command_whose_output_has_ended(
+    server: ProviderServer, impatient: list[float]
+) -> None:
+    """As in a worker: a server that tells no status has none to tell."""
+    server.force_index_command(f"echo mdbackup ready request; echo {DONE}; exec >&- 2>&-; exec sleep 60")
+    event = asyncio.run(fire_within(trigger(request(server, id="1")), 20))
+    assert event["done"]["files"] == 1
+
+
+def test_trigger_gives_up_a_server_that_opens_no_session(
+    impatient: list[float], set_connection: SetConnection
+) -> None:
+    """It lets everybody in, and then does not answer."""
+
+    class Mute(asyncssh.SSHServer):
+        def begin_auth(self, username: str) -> bool:
+            return False
+
+        def session_requested(self) -> Any:
+            async def never() -> None:
+                await asyncio.sleep(1e6)
+
+            return never()
+
+    async def go() -> dict[str, Any]:
+        key = asyncssh.generate_private_key("ssh-ed25519")
+        listener = await asyncssh.create_server(Mute, "127.0.0.1", 0, server_host_keys=[key])
+        host_key = key.export_public_key().decode().strip()
+        connection = {"conn_type": "ssh", "host": "127.0.0.1", "port": listener.get_port(), "login": "x"}
+        set_connection("index", connection | {"extra": {"host_key": host_key}})
+        try:
+            return await fire_within(trigger(IndexRequest(b"/", (b"/a",), b"/i", id="1")), 20)
+        finally:
+            listener.close()
+
+    event = asyncio.run(go())
+    assert (event["error"], "opens no session" in event["message"]) == ("ConnectionLost", True)
+    assert len(impatient) == 2
+
+
+def test_network_that_forbids_the_connection_is_no_matter_of_keys(
+    server: ProviderServer, monkeypatch: pytest.MonkeyPatch, impatient: list[float]
+) -> None:
+    """What a firewall answers looks like a file that may not be read, but for the name of one."""
+
+    def forbidden(*_: Any, **__: Any) -> Any:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr("socket.socket.connect", forbidden)
+    with pytest.raises(ConnectionLost, match="Permission denied"):
+        build(request(server, id="1"))
+    monkeypatch.setattr("asyncssh.connect", forbidden)
+    event = asyncio.run(fire_within(trigger(request(server, id="1")), 20))
+    assert (event["error"], "Permission denied" in event["message"]) == ("ConnectionLost", True)

@@ -123,6 +123,20 @@ def test_nothing_at_or_below_an_unreadable_path_is_forgotten(pair: Pair) -> None
         summary.raise_for_failures("srv1")
 
 
+@pytest.mark.parametrize("patterns", [["shut/", "!shut/keep"], ["shut", "!keep"]], ids=str)
+def test_unreadable_path_is_told_if_a_pattern_takes_back_what_may_be_below(
+    pair: Pair, patterns: list[str]
+) -> None:
+    """Nobody here knows whether it is a directory, and whether what is to be kept is in it."""
+    pair.put("shut/keep", b"1")
+    pair.put("other", b"2")
+    pair.backup(exclude=patterns)
+    summary = pair.backup(unreadable=[pair.path("shut")], exclude=patterns)
+    assert (pair.plan.unreadable, summary.failed) == (1, 1)
+    summary = pair.backup(unreadable=[pair.path("shut")], exclude=patterns[:1])
+    assert (pair.plan.unreadable, summary.failed) == (0, 0)
+
+
 def test_rotten_file_of_the_provider_never_replaces_the_good_copy_and_fails_the_run(pair: Pair) -> None:
     """What rotted there is told each time, until somebody touches it there; what is excluded is not told."""
     rotten, other = pair.put("photo", b"good"), pair.put("other", b"good too")

@@ -215,14 +215,15 @@ def test_times_in_the_future_cost_a_second_hashing_and_no_more(chroot):
     assert done(build(chroot, patch=LATER.format(300))).hashed == 0
 
 
-def test_file_on_a_filesystem_of_another_clock_is_hashed_twice(chroot):
+def test_file_on_a_filesystem_of_another_clock_is_hashed_until_it_held_still_for_a_minute(chroot):
     """An NFS server may be hours behind: a file that was changed just now looks old there."""
     write(chroot + b"/backups/file")
-    remote = "\nindexer.local_devices = set"
+    remote = "\nindexer.is_local = lambda *_: False"
     assert done(build(chroot, patch=LATER.format(100) + remote)).hashed == 1
     assert done(build(chroot, patch=LATER.format(101) + remote)).hashed == 1
     assert done(build(chroot, patch=LATER.format(110) + remote)).hashed == 1
-    assert done(build(chroot, patch=LATER.format(120) + remote)).hashed == 0
+    assert done(build(chroot, patch=LATER.format(200) + remote)).hashed == 1
+    assert done(build(chroot, patch=LATER.format(210) + remote)).hashed == 0
 
 
 def test_rehash_all_reads_everything_and_finds_it_sound(chroot):
@@ -313,7 +314,7 @@ def test_rotten_file_stays_so_when_a_build_could_not_see_it(chroot, away):
         os.rename(chroot + b"/aside", folder)
     elif away == "unreadable":
         failing = """
-def fail(self, stack, name, device):
+def fail(self, stack, name):
     self._refuse(stack[-1].path + name, PermissionError(13, 'Permission denied'))
 indexer.Builder._below = fail
 """
@@ -386,6 +387,47 @@ def test_file_that_was_young_when_it_was_hashed_is_changed_not_rotten(chroot):
     run = build(chroot, b"--rehash", b"all")
     assert (run.status, done(run).rotten) == (0, 0)
     assert read_index(chroot)[0] == {b"/backups/file": md5(b"after!")}
+
+
+def test_file_that_was_young_when_it_was_hashed_is_hashed_once_more_when_it_is_not(chroot):
+    """What was written through mmap into a page that was being written is found, without any re-hash."""
+    path = chroot + b"/backups/file"
+    write(path, b"before")
+    assert done(build(chroot, patch=LATER.format(10))).hashed == 1
+    write(path, b"after!")
+    adopt_status(chroot, b"/backups/file")
+    assert done(build(chroot, patch=LATER.format(40))).hashed == 0
+    run = build(chroot, patch=LATER.format(100))
+    assert (run.status, done(run).hashed, done(run).rotten) == (0, 1, 0)
+    assert read_index(chroot)[0] == {b"/backups/file": md5(b"after!")}
+    assert done(build(chroot, patch=LATER.format(200))).hashed == 0
+
+
+def test_file_that_was_indexed_when_it_came_can_rot_like_any_other(chroot):
+    """As where a build follows each upload: of such a file, too, the good copy is kept."""
+    path = chroot + b"/backups/file"
+    write(path, b"sound")
+    build(chroot, patch=LATER.format(10))
+    build(chroot, patch=LATER.format(200))
+    rot(path, b"r0tt!")
+    adopt_status(chroot, b"/backups/file")
+    run = build(chroot, b"--rehash", b"all", patch=LATER.format(300))
+    assert (run.status, done(run).rotten) == (3, 1)
+    assert read_index(chroot)[0] == {b"/backups/file": md5(b"sound")}
+
+
+@pytest.mark.parametrize("seconds", [-(10**11), 10**10, 10**11], ids=["-1199", "2286", "5138"])
+def test_files_of_any_year_are_indexed_and_hashed_again_only_when_they_change(chroot, seconds):
+    """A filesystem may hold years that nanoseconds in 64 bits do not reach: tmpfs, XFS, ZFS, btrfs."""
+    path = chroot + b"/backups/file"
+    write(path)
+    os.utime(path, (seconds, seconds))  # some filesystems take what is nearest of what they can hold
+    write(chroot + b"/backups/other")
+    assert (build(chroot).status, read_index(chroot)[0].keys()) == (0, {b"/backups/file", b"/backups/other"})
+    assert build(chroot, patch=LATER.format(200)).status == 0
+    assert done(build(chroot, patch=LATER.format(300))).hashed == 0
+    os.utime(path, (seconds + 1, seconds + 1))
+    assert done(build(chroot, patch=LATER.format(400))).hashed == 1
 
 
 def test_file_that_is_being_modified_during_its_rehash_is_not_rotten(chroot):

@@ -18,7 +18,7 @@ from airflow_mdbackup.provider_side import (
     shell_input,
 )
 from airflow_mdbackup.provider_side.conversation import Conversation
-from airflow_mdbackup.scheme.errors import AccessRefused, NotOnProvider
+from airflow_mdbackup.scheme.errors import AccessRefused, ConnectionLost, NotOnProvider
 
 REQUEST = IndexRequest(
     b"/home/\xff",
@@ -49,6 +49,36 @@ def test_shell_account_gets_the_program_and_a_forced_command_the_request_only() 
         told.hear(DONE)
         assert told.ends(3)
         assert told.result() == Done(3, 4, 2, 1, 0, 5.0)
+
+
+def test_greeting_need_not_end_its_line(conversation: Conversation) -> None:
+    """A login shell may print a prompt or a word of welcome without a line end."""
+    assert conversation.hear(b"Welcome to A! mdbackup ready request\n") == request_line(REQUEST)
+
+
+def test_patience_ends_unless_something_of_an_indexer_is_heard(
+    conversation: Conversation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A minute for the first word, which greetings do not prolong; three between two words thereafter."""
+    now = 1000.0
+    monkeypatch.setattr("airflow_mdbackup.provider_side.conversation.time.monotonic", lambda: now)
+    conversation.listen()
+    now += 59
+    conversation.hear(b"hello\nmdbackup note not yet\n")
+    assert conversation.patience() == 1
+    now += 1
+    with pytest.raises(ConnectionLost, match="connection index: nothing answers"):
+        conversation.patience()
+    conversation.hear(b"mdbackup ready request\n")
+    for word in (b"waiting x", b"joined x", b"note x", b"progress files=1 bytes=2 hashed=3 seconds=4"):
+        now += 179
+        conversation.hear(b"mdbackup " + word + b"\nhello\n")
+        assert conversation.patience() == 180
+    now += 180
+    conversation.hear(b"hello\n")
+    with pytest.raises(ConnectionLost, match="connection index: nothing was heard"):
+        conversation.patience()
+    assert conversation.reached == (1, 2)
 
 
 def test_request_is_made_once_however_often_it_is_asked_for(conversation: Conversation) -> None:

@@ -114,13 +114,24 @@ def test_excluded_directory_is_not_walked_unless_something_below_may_be_kept(chr
     """A directory that may not be read tells whether somebody tried."""
     write(chroot + b"/backups/cache/private/x")
     os.chmod(chroot + b"/backups/cache/private", 0)
-    for exclude, status in ((("cache/",), 0), (("cache/", "!kept"), 0), (("*.tmp",), 3)):
+    for exclude, status in ((("cache/",), 0), (("cache/", "!kept"), 3), (("*.tmp",), 3)):
         run = python_program.run(wanted(chroot, exclude=exclude), without_root_power())
         assert run.status == status
     os.chmod(chroot + b"/backups/cache/private", 0o700)
     write(chroot + b"/backups/cache/kept")
     assert python_program.run(wanted(chroot, exclude=("cache/", "!kept"))).status == 0
     assert list(read_index(chroot)[0]) == [b"/backups/cache/kept"]
+
+
+def test_unreadable_directory_is_named_if_a_pattern_takes_back_what_may_be_in_it(chroot, python_program):
+    """Else the consumer would take it for empty, and forget what is to be kept of it."""
+    write(chroot + b"/backups/dir/keep")
+    os.chmod(chroot + b"/backups/dir", 0)
+    patterns = ("/backups/dir/", "!/backups/dir/keep")
+    run = python_program.run(wanted(chroot, exclude=patterns), without_root_power())
+    os.chmod(chroot + b"/backups/dir", 0o700)
+    assert run.status == 3
+    assert read_index(chroot) == ({}, [b"/backups/dir"])
 
 
 def test_patterns_are_anchored_where_the_backup_account_has_its_root(chroot, python_program):

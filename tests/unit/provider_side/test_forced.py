@@ -177,6 +177,36 @@ def test_configuration_in_a_directory_that_others_can_write_is_refused(chroot, c
     assert "others than root can write" in finish(start(b"--config", path)).report[0].message
 
 
+@pytest.mark.parametrize("on_the_way", [False, True], ids=["link", "link to a directory of links"])
+def test_configuration_behind_a_link_that_others_can_replace_is_refused(chroot, config, tmp_path, on_the_way):
+    """Where the link lies counts as much as where it leads, and so does every other link on the way."""
+    evil = tmp_path / "evil"
+    evil.mkdir()
+    (evil / "mine.json").symlink_to(os.fsdecode(config()))
+    name = evil / "mine.json"
+    if on_the_way:
+        (tmp_path / "links").mkdir()
+        (tmp_path / "links" / "sound.json").symlink_to("../evil/mine.json")
+        name = tmp_path / "links" / "sound.json"
+    assert finish(start(b"--config", os.fsencode(name), b"--check")).status == 0
+    evil.chmod(0o777)
+    message = finish(start(b"--config", os.fsencode(name), b"--check")).report[0].message
+    assert "others than root can write" in message and f" {evil}:" in message
+    evil.chmod(0o1777)
+    assert finish(start(b"--config", os.fsencode(name), b"--check")).status == 0
+    os.lchown(evil / "mine.json", 12345, 12345)
+    assert "others than root" in finish(start(b"--config", os.fsencode(name), b"--check")).report[0].message
+
+
+def test_links_that_lead_nowhere_are_told(chroot, tmp_path):
+    """The system's reason, as for any file that is not there; not for ever."""
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    for name in ("a", "a/x"):
+        run = finish(start(b"--config", os.fsencode(tmp_path / name), b"--check"))
+        assert "Too many levels of symbolic links" in run.report[0].message
+
+
 @pytest.mark.parametrize(
     ("changed", "told"),
     [

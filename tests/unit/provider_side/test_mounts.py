@@ -4,11 +4,23 @@ from __future__ import annotations
 
 import os
 import sys
+import time
+from pathlib import Path
 
 import pytest
 
-from airflow_mdbackup.provider_side import Done, Note, indexer
-from tests.unit.provider_side.indexing import Run, finish, md5, read_index, spawn, write
+from airflow_mdbackup.provider_side import Done, IndexRequest, Note, indexer
+from tests.unit.provider_side.indexing import (
+    FOLDER,
+    INDEX,
+    Run,
+    finish,
+    md5,
+    read_index,
+    spawn,
+    wanted,
+    write,
+)
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
 
@@ -49,6 +61,51 @@ def test_one_file_system_leaves_out_what_is_mounted_and_says_so(chroot):
     assert list(read_index(chroot)[0]) == [b"/backups/bound/x"]
     run = build_with(chroot, mounts, "--source", "/backups/memory", "--one-file-system")
     assert list(read_index(chroot)[0]) == [b"/backups/memory/y"]
+
+
+@pytest.mark.parametrize("indexer_program", ["python", "dash", "busybox"], indirect=True)
+def test_one_file_system_keeps_to_each_source_that_is_asked_for(chroot, indexer_program):
+    """Also to one that lies in another one, on what is mounted there: at its root, or deeper in it."""
+    write(chroot + b"/backups/file")
+    for name in (b"here", b"there"):
+        os.mkdir(chroot + b"/backups/" + name)
+    mounts = " ".join(
+        f"mount -t tmpfs none backups/{name}; cd backups/{name}; mkdir -p deep/er/most;"
+        " touch y deep/x deep/erg deep/er/most/z; echo content >'deep/er/a\\b'; cd ../..;"
+        for name in ("here", "there")
+    )
+    enter = ("unshare", "-m", "sh", "-ec", f'cd "$0"; {mounts} exec "$@"', os.fsdecode(chroot))
+    sources = (b"/backups", b"/backups/here", b"/backups/there/deep/er", b"/backups/there/deep/er/most")
+    run = indexer_program.run(IndexRequest(chroot, sources, INDEX, one_file_system=True), enter)
+    assert run.status == 0, run.lines
+    assert set(read_index(chroot)[0]) == {
+        b"/backups/file",
+        b"/backups/here/y",
+        b"/backups/here/deep/x",
+        b"/backups/here/deep/erg",
+        b"/backups/here/deep/er/a\\b",
+        b"/backups/here/deep/er/most/z",
+        b"/backups/there/deep/er/a\\b",
+        b"/backups/there/deep/er/most/z",
+    }
+    assert (run.report[-1].files, run.report[-1].bytes) == (8, 7 + 8 + 8)
+
+
+def test_file_of_a_lower_layer_is_known_to_be_stamped_by_this_clock(chroot, python_program, tmp_path):
+    """Its device is not that of the mount, as on a subvolume of btrfs; and it is hashed once all the same."""
+    write(os.fsencode(tmp_path) + b"/lower/file")
+    os.utime(tmp_path / "lower" / "file", (1, 1))
+    mounts = (
+        "mkdir up; mount -t tmpfs none up; mkdir up/u up/w;"
+        ' mount -t overlay -o "lowerdir=$PWD/../lower,upperdir=$PWD/up/u,workdir=$PWD/up/w" none backups'
+    )
+    later = ["unshare", "-m", "sh", "-ec", f'cd "$0"; {mounts}; exec "$@"', os.fsdecode(chroot)]
+    time.sleep(2.1)
+    first = python_program.run(wanted(chroot), tuple(later))
+    assert (first.status, first.report[-1].hashed) == (0, 1)
+    data = (Path(os.fsdecode(chroot + FOLDER)) / ".index.md5.cache").read_bytes()
+    record = data[: data.index(b"/backups/file\0") + len(b"/backups/file\0") + 1]
+    assert record[-1] != indexer.RACY
 
 
 def test_directory_that_is_mounted_below_itself_is_walked_once(chroot):

@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import subprocess
+import threading
 import time
 from pathlib import Path
 
@@ -159,6 +160,40 @@ def test_nothing_is_left_running_after_a_build(chroot, shell):
         assert time.monotonic() < deadline, output
         time.sleep(0.05)
     process.communicate()
+
+
+def test_output_ends_with_a_build_also_where_there_is_no_ps(chroot, shell, tmp_path):
+    """What still listens for a stop cannot be found and ended then; but it holds nobody's output."""
+    tools = set(COMMON.split()) | {*BSD, "md5sum"}
+    for tool in tools - {"ps", "md5"}:
+        (tmp_path / tool).symlink_to(shutil.which(tool))
+    write(chroot + b"/backups/file")
+    command = ["/usr/bin/env", f"PATH={tmp_path}", shutil.which("sh", path=shell.path), "-s"]
+    process = spawn(command, shell.path, stderr=subprocess.STDOUT)
+    process.stdin.write(shell_input(wanted(chroot)))
+    process.stdin.flush()
+    ended = threading.Timer(20, process.stdin.close)  # which would end it
+    ended.start()
+    output = process.stdout.read()
+    assert b"mdbackup done files=1 " in output
+    assert ended.is_alive()
+    ended.cancel()
+    process.stdin.close()
+    process.wait()
+
+
+def test_output_ends_also_when_no_request_came(chroot, shell, tmp_path):
+    """Although standard input is still open, and something reads from it."""
+    path = tmp_path / "indexer.sh"
+    path.write_bytes(shell_program(wanted(chroot)).replace(b"sleep 30 ", b"sleep 1 "))
+    process = spawn([shutil.which("sh", path=shell.path), str(path)], shell.path, stderr=subprocess.STDOUT)
+    ended = threading.Timer(20, process.stdin.close)
+    ended.start()
+    assert b"mdbackup error no request came" in process.stdout.read()
+    assert ended.is_alive()
+    ended.cancel()
+    process.stdin.close()
+    process.wait()
 
 
 def group(number: int) -> list[str]:

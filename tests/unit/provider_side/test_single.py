@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 
@@ -17,6 +19,8 @@ from airflow_mdbackup.provider_side import (
     Progress,
     Unreadable,
     Waiting,
+    indexer,
+    request_line,
 )
 from tests.unit.provider_side.indexing import (
     FOLDER,
@@ -27,6 +31,7 @@ from tests.unit.provider_side.indexing import (
     md5,
     read_index,
     read_until,
+    run_patched,
     wait_for_temporary,
     wanted,
     without_root_power,
@@ -135,11 +140,84 @@ def test_stop_while_waiting_ends_the_waiting_one_only(chroot, python_program):
 def test_wish_to_stop_another_request_is_not_heard(chroot, python_program):
     """A file that is left from a stopped build, or of another request, stops nothing."""
     os.makedirs(chroot + FOLDER)
-    write(chroot + FOLDER + b"/.index.md5.stop", b"run 1")
+    same = wanted(chroot, id="run 1", limit=10 << 20)
+    claim = indexer.claim(indexer.request_of(json.loads(request_line(same))))
+    write(chroot + FOLDER + b"/.index.md5.stop", claim)
     first = slow(chroot, python_program, id="run 1", limit=10 << 20, size=30 << 20)
+    assert Path(os.fsdecode(chroot + FOLDER + b"/.index.md5.lock")).read_bytes() == claim + b"\n"
     time.sleep(1)
-    write(chroot + FOLDER + b"/.index.md5.stop", b"run 2")
+    write(chroot + FOLDER + b"/.index.md5.stop", claim.replace(b"run 1", b"run 2"))
     assert finish(first).status == 0
+
+
+def test_same_id_with_another_request_is_not_joined(chroot, python_program):
+    """A task that was changed before it is tried again gets what it asks for now."""
+    write(chroot + b"/more/file")
+    first = slow(chroot, python_program, id="run 1", limit=10 << 20, size=20 << 20)
+    request = wanted(chroot, b"/backups", b"/more", id="run 1", limit=10 << 20)
+    second = python_program.run(request)
+    assert finish(first).status == 0
+    assert isinstance(second.report[0], Waiting)
+    assert (second.status, list(read_index(chroot)[0])) == (0, [b"/backups/large", b"/more/file"])
+
+
+def test_lock_that_somebody_removed_is_not_held_twice(chroot, python_program):
+    """Who waited for the old file takes its turn at the new one."""
+    first = slow(chroot, python_program)
+    second = python_program.start(wanted(chroot, limit=10 << 20))
+    read_until(second, Waiting)
+    os.unlink(chroot + FOLDER + b"/.index.md5.lock")
+    third = slow(chroot, python_program, id="run 3", limit=10 << 20, size=40 << 20)
+    kill(first)
+    time.sleep(1)
+    assert third.poll() is None
+    assert finish(third).status == 0
+    assert finish(second).status == 0
+    assert beside_index(chroot) == [b"index.md5"]
+
+
+def test_worker_that_cannot_be_ended_holds_up_nothing(chroot):
+    """One that hangs in a read, of a dead disk or server, does not even hear SIGKILL: here it is not sent."""
+    make_large(chroot + b"/backups/large")
+    patch = """
+        os.kill = lambda *_: None
+        indexer.Hasher.run = lambda *_: indexer.time.sleep(20)
+        indexer.LAST_READ_SECONDS = 0.5
+        real = indexer.Builder._pump
+        def pump(self, seconds):
+            if seconds:
+                raise indexer.Failure("stopped on request")
+            return real(self, seconds)
+        indexer.Builder._pump = pump
+    """
+    begun = time.monotonic()
+    run = run_patched(patch, b"--chroot", chroot, b"--source", b"/backups", b"--jobs", b"1")
+    assert (run.status, run.report[-1]) == (1, Failed("stopped on request"))
+    assert time.monotonic() - begun < 15
+    os.unlink(chroot + b"/backups/large")
+    write(chroot + b"/backups/file")
+    assert run_patched("", b"--chroot", chroot, b"--source", b"/backups").status == 0
+
+
+def test_reader_that_has_stopped_reading_holds_up_neither_build_nor_stop(chroot, python_program):
+    """Nor the next build: standard output is full, and the lock is free soon."""
+    for number in range(18):
+        write(chroot + b"/backups/" + b"/".join([b"\xfc" * 200] * 15) + b"/%d" % number)
+        os.chmod(chroot + b"/backups/" + b"/".join([b"\xfc" * 200] * 15) + b"/%d" % number, 0)
+    make_large(chroot + b"/backups/zz")
+    process = python_program.start(wanted(chroot, id="run 1"), without_root_power())
+    wait_for_temporary(chroot)
+    time.sleep(1)
+    second = python_program.start(wanted(chroot, id="run 1"), without_root_power())
+    read_until(second, Joined)
+    second.stdin.write(STOP)
+    second.stdin.flush()
+    assert finish(second).report[-1] == Failed("stopped on request")
+    os.unlink(chroot + b"/backups/zz")
+    assert python_program.run(wanted(chroot), without_root_power()).status == 3
+    run = finish(process)  # who reads at last gets it all
+    assert run.report[-1] == Failed("stopped on request")
+    assert len([report for report in run.report if isinstance(report, Unreadable)]) == 18
 
 
 def test_other_input_and_its_end_stop_nothing(chroot, python_program):
@@ -151,9 +229,12 @@ def test_other_input_and_its_end_stop_nothing(chroot, python_program):
     first.stdout.close()
 
 
-def test_builder_that_is_killed_takes_its_workers_along(chroot, python_program):
-    """Even if only itself is killed; they would keep reading for hours."""
-    process = slow(chroot, python_program)
+@pytest.mark.parametrize("limit", [None, 100])
+def test_builder_that_is_killed_takes_its_workers_along(chroot, python_program, limit):
+    """Even if only itself is killed, and they wait for their turn to read; they would go on for hours."""
+    for number in range(100 if limit else 0):
+        write(chroot + b"/backups/%d" % number, b"x" * 1000)
+    process = slow(chroot, python_program, limit=limit)
     children = process_tree(process.pid)
     assert len(children) >= 2
     os.kill(process.pid, signal.SIGKILL)

@@ -14,6 +14,7 @@ import pytest
 
 from airflow_mdbackup.provider_side import (
     Failed,
+    IndexRequest,
     Unreadable,
     indexer,
     parse_report,
@@ -27,6 +28,7 @@ from tests.unit.provider_side.indexing import (
     read_index,
     run_patched,
     wanted,
+    without_root_power,
     write,
 )
 
@@ -195,6 +197,65 @@ def test_directory_that_becomes_a_symlink_during_the_walk_is_not_followed(chroot
     assert run.status == 0
     assert os.path.islink(chroot + b"/backups/a")
     assert read_index(chroot) == ({}, [])
+
+
+@pytest.mark.parametrize("kind", ["directory", "socket", "fifo"])
+def test_file_that_becomes_something_else_before_it_is_hashed_is_gone(chroot, kind):
+    """It is not a regular file any more, so it is neither indexed nor unreadable."""
+    write(chroot + b"/backups/file")
+    write(chroot + b"/backups/other")
+    patch = f"""
+        import socket
+        path = {chroot!r} + b"/backups/file"
+        method = indexer.Builder._close_batch
+        def swap(self):
+            global writer
+            if os.path.isfile(path):
+                os.unlink(path)
+                if {kind!r} == "directory":
+                    os.mkdir(path)
+                elif {kind!r} == "socket":
+                    os.chdir(os.path.dirname(path))
+                    socket.socket(socket.AF_UNIX).bind("file")
+                else:
+                    os.mkfifo(path)
+                    writer = os.open(path, os.O_RDWR | os.O_NONBLOCK)
+            return method(self)
+        indexer.Builder._close_batch = swap
+    """
+    run = run_patched(patch, b"--chroot", chroot, b"--source", b"/backups")
+    assert run.status == 0, run.lines
+    assert read_index(chroot) == ({b"/backups/other": md5(b"content")}, [])
+
+
+def test_directories_on_the_way_need_not_be_readable(chroot, python_program):
+    """Those of mode 711 may be passed through: /home often is one, and to the index and the sources alike."""
+    write(chroot + b"/home/user/backups/file")
+    os.makedirs(chroot + b"/home/user/.mdbackup")
+    for name in (b"/home/user", b"/home", b""):
+        os.chmod(chroot + name, 0o111)
+    request = IndexRequest(chroot, (b"/home/user/backups",), b"/home/user" + INDEX)
+    run = python_program.run(request, without_root_power())
+    for name in (b"", b"/home", b"/home/user"):
+        os.chmod(chroot + name, 0o755)
+    assert run.status == 0, run.lines
+    assert b"  /home/user/backups/file\n" in Path(os.fsdecode(chroot + b"/home/user" + INDEX)).read_bytes()
+
+
+@pytest.mark.parametrize("where", ["Builder._files", "Hasher.run"], ids=["the walk", "a worker"])
+def test_defect_of_the_indexer_ends_the_build_with_an_error_line(chroot, where):
+    """Which says what and where, and the old index stays."""
+    write(chroot + b"/backups/file")
+    patch = f"""
+        def fail(*_):
+            raise KeyError("\\x1b")
+        indexer.{where} = fail
+    """
+    run = run_patched(patch, b"--chroot", chroot, b"--source", b"/backups")
+    assert run.status == 1
+    assert [type(report) for report in run.report] == [Failed]
+    assert run.report[0].message.startswith("unexpected: KeyError in line ")
+    assert not os.path.exists(chroot + INDEX)
 
 
 def test_python_indexer_can_be_run_by_hand(chroot):
