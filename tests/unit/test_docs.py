@@ -52,6 +52,43 @@ def test_each_outcome_and_each_error_is_explained() -> None:
         assert name == "BackupError" or f"`{name}`" in page, name
 
 
+# Parts that are not ours, or have something filled in that people look for.
+OTHERS = {"Unable to connect", "Connection refused", "timed out", "connect to host"} | {
+    "is a symlink in the mirror",
+    "is no directory in the mirror",
+    "not a regular file but a directory",
+    "the name .old is reserved",
+    "has too little room for this run, which needs",
+    "files could not be backed up, all others are committed",
+}
+
+
+def test_each_message_that_is_explained_can_come() -> None:
+    """A message that was reworded is explained nowhere any more."""
+    words = told_by_the_code()
+    page = (PROJECT / "docs" / "errors.md").read_text()
+    rows = [line.split(" | ")[0] for line in page.splitlines() if line.startswith("| `")]
+    messages = [message for row in rows for message in re.findall(r"`([^`]+ [^`]+)`", row)]
+    assert len(messages) > 60
+    for message in messages:
+        parts = re.split(r"\.\.\.|\b[NM]\b|KEY=VALUE|\.xyz|3600|180|50%|, over", message)
+        for part in (part.strip(" :,(") for part in parts):
+            assert len(part) < 3 or part in words or part in OTHERS, (message, part)
+
+
+def told_by_the_code() -> str:
+    """Return all texts in our code, what is filled in left out."""
+    texts = []
+    for path in (PROJECT / "airflow_mdbackup").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                texts.append("".join(v.value if isinstance(v, ast.Constant) else "\0" for v in node.values))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                texts.append(node.value)
+    texts += [path.read_text() for path in (PROJECT / "airflow_mdbackup").rglob("*.j2")]
+    return "\n".join(texts)
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(PROJECT)))
 def test_links_within_the_pages_lead_somewhere(page: Path) -> None:
     """To files that exist, and to headings that do."""
