@@ -7,7 +7,7 @@ import os
 import socket
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
@@ -15,7 +15,7 @@ import pytest
 
 from airflow_mdbackup.scheme.archive import ArchiveSummary, archive
 from airflow_mdbackup.scheme.commit import CommitSummary, commit
-from airflow_mdbackup.scheme.diff import Plan, make_plan
+from airflow_mdbackup.scheme.diff import Plan, make_plan, read_plan
 from airflow_mdbackup.scheme.fetch import FetchedIndex, fetch_index
 from airflow_mdbackup.scheme.history import Change, commits
 from airflow_mdbackup.scheme.index import IndexWriter, Remark, read_entries
@@ -185,6 +185,16 @@ def _stopped_after(pair: Pair) -> Iterator[Pair]:
     yield pair
     for server in pair.servers:
         server.stop()
+
+
+# What the tasks of a DAG do with a run, in their order.
+STEPS: dict[str, Callable[[Pair, Run], object]] = {
+    "fetch_index": lambda pair, run: pair.fetch(run),
+    "diff_indexes": lambda pair, run: pair.diff(run),
+    "pull_changed": lambda pair, run: pair.pull(run, read_plan(run)),
+    "archive_old": lambda pair, run: pair.archive(run),
+    "commit_backup": lambda pair, run: pair.commit(run),
+}
 
 
 @pytest.fixture

@@ -26,15 +26,14 @@ from pathlib import Path
 import pytest
 
 from airflow_mdbackup.scheme import tree
-from airflow_mdbackup.scheme.diff import read_plan
 from airflow_mdbackup.scheme.errors import DestinationBusy
 from airflow_mdbackup.scheme.history import Change, What, commits, last, pending
 from airflow_mdbackup.scheme.index import digest
-from airflow_mdbackup.scheme.mirror import Mirror, Run, version_path
+from airflow_mdbackup.scheme.mirror import Mirror, version_path
 from airflow_mdbackup.scheme.records import read_header, read_records
 
 from ..torture import LONG, Cases, scaled
-from .conftest import Pair
+from .conftest import STEPS, Pair
 from .crash import TEARS, HarshPowerCut, PowerCut, crash_at, mixed, steps_of
 
 # The stamp of the last run before the crash is in the future, so that those that follow are known.
@@ -151,15 +150,6 @@ def half_crashed(pair: Pair) -> None:
 
 
 # --- the whole run, and what must hold ----------------------------------------------------------------
-
-
-STEPS: dict[str, Callable[[Pair, Run], object]] = {
-    "fetch": lambda pair, run: pair.fetch(run),
-    "diff": lambda pair, run: pair.diff(run),
-    "pull": lambda pair, run: pair.pull(run, read_plan(run)),
-    "archive": lambda pair, run: pair.archive(run),
-    "commit": lambda pair, run: pair.commit(run),
-}
 
 
 def is_version(path: bytes) -> bool:

@@ -15,13 +15,13 @@ from pathlib import Path
 
 import pytest
 
-from airflow_mdbackup.scheme.diff import Limits, read_plan
+from airflow_mdbackup.scheme.diff import Limits
 from airflow_mdbackup.scheme.errors import BackupError
 from airflow_mdbackup.scheme.mirror import Run
 from airflow_mdbackup.scheme.pull import Outcome
 
 from ..torture import Cases, scaled
-from .conftest import Pair
+from .conftest import STEPS, Pair
 from .crash import stop_at
 from .soundness import check_sound, contents_of, files_of
 
@@ -153,15 +153,6 @@ def test_runs_race_while_the_provider_changes(
     assert statuses == [GOOD] * 3
     check_end(pair)
     assert known <= contents_of(pair)
-
-
-STEPS: dict[str, Callable[[Pair, Run], object]] = {
-    "fetch_index": lambda pair, run: pair.fetch(run),
-    "diff_indexes": lambda pair, run: pair.diff(run),
-    "pull_changed": lambda pair, run: pair.pull(run, read_plan(run)),
-    "archive_old": lambda pair, run: pair.archive(run),
-    "commit_backup": lambda pair, run: pair.commit(run),
-}
 
 
 @pytest.mark.parametrize("step", STEPS)
