@@ -56,7 +56,7 @@ NAMES = [
         b"\n..",
     ),
     *(b"-rf", b"--", b"-", b"~", b"~root", b" ", b"*", b"$(id)", b"`id`", b"${HOME}", b"a;b", b"a|b", b"'\""),
-    *(b"{{ 7*7 }}", b"{% raw %}", b"{{ conn.password }}", b"{# x #}", b"%(x)s", b"%s%n", b"{0}"),
+    *(b"{{ 7*789018901 }}", b"{% raw %}", b"{{ conn.password }}", b"{# x #}", b"%(x)s", b"%s%n", b"{0}"),
     *(b"<script>alert(1)<", b"<img src=x onerror=alert(1)>", b"&amp;", b"[x](javascript:alert(1))", b"|"),
     *(b"\x1b[31mred\x1b[0m", b"\x1b]0;title\x07", b"\x1b]8;;http:x\x1b\\y", b"\x9b31m", "\u009b31m".encode()),
     *("\u202eexe.txt".encode(), "\u2066a\u2069".encode(), "\u200b".encode(), "\u2028".encode(), b"\x7f\x08"),
@@ -626,7 +626,7 @@ def test_crumbs_behind_a_hole_take_no_more_memory_than_the_window(cases: Cases) 
 
 # --- what people get to see -------------------------------------------------------------------------
 
-WORDS = b"\x1b[2J\x1b]0;owned\x07\x9b31m\r\n" + "\u202e\u0085\u200b".encode() + b"<b>{{ 7*7 }}</b>\0"
+WORDS = b"\x1b[2J\x1b]0;owned\x07\x9b31m\r\n" + "\u202e\u0085\u200b".encode() + b"<b>{{ 7*78901 }}</b>\0"
 
 
 def said_by(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -761,7 +761,7 @@ def test_neither_markdown_nor_a_template_acts_on_names_that_a_person_is_asked_ab
             assert choice.startswith("**Approve**")
             assert all(line.startswith("    ") and is_printable(line) for line in text.split("\n"))
             assert text.count("\n") + 1 == len(reasons)
-            assert b"49" not in text.encode() or b"49" in name
+            assert "552307" not in text, "a template in a name was filled in"
 
 
 def _configuration(folder: Path, keys: str) -> Path:
@@ -801,7 +801,7 @@ def test_a_path_that_airflow_would_take_for_a_template_is_refused(
     tmp_path: Path, cases: Cases, begin: str
 ) -> None:
     """It would be another path, or the outcome of an expression, by the time that a task runs."""
-    for keys in (f"index: '/x/{begin} 7*7'", f"exclude: ['{begin} 7*7']"):
+    for keys in (f"index: '/x/{begin} 7*78901'", f"exclude: ['{begin} 7*78901']"):
         with cases.one():
             (problems,) = load(_configuration(tmp_path, keys)).refused.values()
             assert "a template" in str(problems[0])
