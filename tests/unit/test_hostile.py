@@ -56,7 +56,7 @@ NAMES = [
         b"\n..",
     ),
     *(b"-rf", b"--", b"-", b"~", b"~root", b" ", b"*", b"$(id)", b"`id`", b"${HOME}", b"a;b", b"a|b", b"'\""),
-    *(b"{{ 7*789018901 }}", b"{% raw %}", b"{{ conn.password }}", b"{# x #}", b"%(x)s", b"%s%n", b"{0}"),
+    *(b"{{ 7*78901 }}", b"{% raw %}", b"{{ conn.password }}", b"{# x #}", b"%(x)s", b"%s%n", b"{0}"),
     *(b"<script>alert(1)<", b"<img src=x onerror=alert(1)>", b"&amp;", b"[x](javascript:alert(1))", b"|"),
     *(b"\x1b[31mred\x1b[0m", b"\x1b]0;title\x07", b"\x1b]8;;http:x\x1b\\y", b"\x9b31m", "\u009b31m".encode()),
     *("\u202eexe.txt".encode(), "\u2066a\u2069".encode(), "\u200b".encode(), "\u2028".encode(), b"\x7f\x08"),
