@@ -52,12 +52,12 @@ class Site:
     def live(self, provider: str, name: str) -> Path:
         return Path(f"{self.folder}/{provider}/files{self.server.prefix}/{provider}/{name}")
 
-    def start(self, provider: str) -> str:
-        """Start a run and return its id."""
+    def start(self, provider: str, **parameters: Any) -> str:
+        """Start a run, with parameters as a person may give it, and return its id."""
         dag_id = f"mdbackup_{provider}"
         self.stack.wait_for_dag(dag_id)
         self.stack.unpause(dag_id)
-        return self.stack.trigger(dag_id)
+        return self.stack.trigger(dag_id, parameters)
 
     def finish(self, provider: str, run_id: str, timeout: float = 180) -> str:
         return self.stack.wait_for_run(f"mdbackup_{provider}", run_id, timeout=timeout)

@@ -189,8 +189,8 @@ def builders(site: Site) -> list[str]:
     return [p.name for p in mine if "python3" in (p / "cmdline").read_text(errors="replace")]
 
 
-def test_guard_stops_the_run_before_anything_changes(site: Site) -> None:
-    """Everything gone on A: the run fails, and the index on B still has it all."""
+def test_guard_stops_the_run_before_anything_changes_unless_a_person_overrides_it(site: Site) -> None:
+    """Everything gone on A: the run fails, and the index on B still has it all; until somebody has looked."""
     site.put("guarded", "only", b"1")
     assert site.run("guarded")[0] == "success"
     (site.source("guarded") / "only").unlink()
@@ -200,6 +200,10 @@ def test_guard_stops_the_run_before_anything_changes(site: Site) -> None:
     assert tasks["diff_indexes"] == "failed" and tasks["commit_backup"] == "upstream_failed"
     assert "guard" in site.stack.task_log("mdbackup_guarded", run_id, "diff_indexes")
     assert len(index_of(site, "guarded")) == 1
+    run_id = site.start("guarded", override_guard=True)
+    assert site.finish("guarded", run_id) == "success"
+    assert index_of(site, "guarded") == []
+    assert "override_guard" in site.stack.task_log("mdbackup_guarded", run_id, "diff_indexes")
 
 
 @pytest.mark.parametrize(("answer", "state", "left"), [("Reject", "failed", 1), ("Approve", "success", 0)])
