@@ -61,8 +61,13 @@ class Report:
         """Return the table, one line per section."""
         form = "{:<44} {:>12} {:>16} {:>8}"
         lines = [form.format("section", "cases tried", "survived", "losses")]
-        for section in sorted(self.tried.keys() | self.failed.keys()):
+        for section in sorted(self.tried.keys() | self.failed.keys(), key=_number):
             tried, survived = self.tried[section], self.survived[section]
             losses = max(tried - survived, self.failed[section])
             lines.append(form.format(section, f"{tried:,}", f"{survived:,}", f"{losses:,}"))
         return lines
+
+
+def _number(section: str) -> tuple[int, str]:
+    """Return where a section stands, such as ``10. Leak and soak``."""
+    return int(section.partition(".")[0]), section
