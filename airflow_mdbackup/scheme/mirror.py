@@ -113,8 +113,10 @@ class Mirror:
             )
         for directory in (self._state, self.staging, self._runs, self.history, self.files):
             directory.mkdir(mode=0o700, exist_ok=True)
-        write_state(self._marker, {"provider": self.provider})
+        # The marker says that all of them are there, whatever order the disk keeps.
+        fsync_directory(self._state)
         fsync_directory(self.dest)
+        write_state(self._marker, {"provider": self.provider})
 
     def check(self) -> None:
         """Make sure that ``dest`` holds this provider's backup.

@@ -110,6 +110,10 @@ class HarshPowerCut(PowerCut):
             return
         if os.path.isdir(path):
             self._names[path] = self._names_in(path)
+            with os.scandir(path) as entries:
+                for entry in entries:
+                    if entry.is_dir():  # it has its name too, though not those in it
+                        self._names.setdefault(entry.path, {})
         else:
             folder, name = os.path.split(path)
             self._names.setdefault(folder, {})[name] = self._file(path)

@@ -438,7 +438,7 @@ def test_a_power_cut_at_any_step_loses_nothing_where_there_are_no_hard_links(
 @pytest.mark.parametrize(
     ("make", "cutter"),
     scaled(
-        [(every_kind, mixed_cut), (every_kind, harsh), (first_run, mixed_cut)],
+        [(every_kind, mixed_cut), (every_kind, harsh), (first_run, harsh)],
         list(product(ALL, [empty, half, zeros, mixed_cut, harsh])),
     ),
     ids=name_of,

@@ -208,11 +208,13 @@ def test_a_quota_that_is_used_up_is_told_like_a_full_disk(tmp_path: Path, cases:
     ):
         run("btrfs", "quota", "enable", str(disk))
         run("btrfs", "subvolume", "create", str(disk / "dest"))
+        # Asked of the disk, since a change of the limit takes room from whatever it is asked of.
+        group = "0/" + run("btrfs", "inspect-internal", "rootid", str(disk / "dest"))
         pair.mirror = Mirror(disk / "dest", "srv1")
         scene = Scene(pair)
         for size in (400_000, 600_000):
             pair.put("large", os.urandom(8 * MB))
-            run("btrfs", "qgroup", "limit", str(MB + size), str(disk / "dest"))
+            run("btrfs", "qgroup", "limit", str(MB + size), group, str(disk))
             with cases.one():
                 with pytest.raises(DestinationFull) as told:
                     pair.backup()
@@ -220,7 +222,7 @@ def test_a_quota_that_is_used_up_is_told_like_a_full_disk(tmp_path: Path, cases:
                 assert isinstance(cause, OSError) and cause.errno == errno.EDQUOT
                 check_words(told.value, pair, "is full", "Free some room", "quota")
                 scene.check()
-        run("btrfs", "qgroup", "limit", "none", str(disk / "dest"))
+        run("btrfs", "qgroup", "limit", "none", group, str(disk))
         pair.backup()
         scene.check_end()
 

@@ -56,7 +56,8 @@ def traced(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
 def test_hundreds_of_runs_leave_nothing_behind(pair: Pair, cases: Cases, traced: None) -> None:
     """Most of them good; some with a cut connection, a refused index, or a file that changes meanwhile."""
     held: list[Held] = []
-    for number in range(scaled(200, 1000)):
+    runs = scaled(200, 1000)
+    for number in range(runs):
         pair.put("changes", b"%d" % number)
         pair.put(f"some/{number % 7}", b"x" * number)
         pair.put("large", b"%d" % (number // 5) * 200_000)
@@ -70,7 +71,8 @@ def test_hundreds_of_runs_leave_nothing_behind(pair: Pair, cases: Cases, traced:
     check_disk(pair)
     assert len({(h.files, h.threads) for h in held}) == 1, held
     first, second = held[: len(held) // 2], held[len(held) // 2 :]
-    assert min(h.objects for h in second) < min(h.objects for h in first) + 100, held
+    # Less than one more for each run that is between the two.
+    assert min(h.objects for h in second) < min(h.objects for h in first) + runs // 3, held
     assert min(h.size for h in second) < min(h.size for h in first) + _NOISE, held
 
 
