@@ -13,7 +13,8 @@ import time
 from contextlib import suppress
 
 from airflow_mdbackup.scheme.archive import withdraw_unused
-from airflow_mdbackup.scheme.mirror import Mirror
+from airflow_mdbackup.scheme.errors import BackupError
+from airflow_mdbackup.scheme.mirror import Mirror, Run
 from airflow_mdbackup.scheme.tree import Tree
 
 log = logging.getLogger(__name__)
@@ -43,7 +44,17 @@ def _clean_runs(mirror: Mirror, tree: Tree) -> None:
         done = run.done.exists()
         finished += done
         if (done and finished > _RUNS) or time.time() - changed > _SECONDS:
-            with run.unused() as unused:
-                if unused:  # its tasks may have been cleared
-                    withdraw_unused(mirror, run, tree)
-                    shutil.rmtree(run.folder, ignore_errors=True)
+            try:
+                _take_away(mirror, run, tree)
+            except (OSError, BackupError) as error:
+                log.warning("The directory of an earlier run could not be taken away: %s", error)
+
+
+def _take_away(mirror: Mirror, run: Run, tree: Tree) -> None:
+    with run.unused() as unused:
+        if not unused:  # its tasks have been cleared
+            return
+        # Without it, whose versions they were is not known: this was cut off before, once they were seen to.
+        if run.state.exists():
+            withdraw_unused(mirror, run, tree)
+        shutil.rmtree(run.folder, ignore_errors=True)

@@ -302,6 +302,10 @@ class _Commit:
             self._summary.count(Outcome(result.outcome) if mine else Outcome.SUPERSEDED)
             self._withdraw(record)
             return
+        if result.outcome == Outcome.SUPERSEDED and current != result.md5:
+            # What had brought it has been superseded itself; the next run sees to it.
+            self._summary.count(Outcome.SUPERSEDED)
+            return
         moved = None
         try:
             if path in self._clashing:

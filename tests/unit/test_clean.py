@@ -150,3 +150,35 @@ def test_run_whose_tasks_were_cleared_is_not_taken_away_under_them(
     pair.finish(run)
     pair.backup()
     assert not run.folder.exists()
+
+
+def test_versions_stay_when_taking_a_run_away_was_cut_off(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kill may leave what it archived, and not whose it was; history may tell of these versions."""
+    monkeypatch.setattr(clean_module, "_RUNS", 0)
+    monkeypatch.setattr(clean_module, "_SECONDS", -1.0)
+    pair.put("alpha", b"one")
+    pair.backup()
+    pair.put("alpha", b"two")
+    pair.build_index()
+    run = pair.prepare()
+    pair.finish(run)
+    run.state.unlink()
+    pair.put("alpha", b"one")
+    pair.backup()
+    assert pair.live("alpha").read_bytes() == b"one" and pair.versions("alpha") == [b"one", b"two"]
+    assert not run.folder.exists()
+
+
+def test_run_that_resists_is_left_and_the_others_go(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its records are damaged, say; no commit fails for it."""
+    pair.put("alpha", b"one")
+    pair.build_index()
+    first, second = pair.prepare(), pair.prepare()
+    pair.finish(first)
+    pair.finish(second)
+    second.archived.write_bytes(b"no record\n")
+    monkeypatch.setattr(clean_module, "_RUNS", 0)
+    assert pair.backup().failed == 0
+    assert second.folder.exists() and not first.folder.exists()

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from airflow_mdbackup.scheme.diff import Limits
+from airflow_mdbackup.scheme.diff import Limits, read_plan
 from airflow_mdbackup.scheme.errors import BackupError
 from airflow_mdbackup.scheme.mirror import Run
 from airflow_mdbackup.scheme.pull import Outcome
@@ -268,3 +268,28 @@ def test_runs_planned_before_the_first_was_committed_transfer_nothing_again(pair
         assert len(pair.history()) == 1
     check_end(pair)
     cases.add(len(runs))
+
+
+def test_run_whose_predecessor_is_superseded_leaves_it_to_the_next(pair: Pair, cases: Cases) -> None:
+    """It found its file committed, and another run put an older one back before its own commit."""
+    pair.put("a", b"old")
+    pair.backup()
+    runs = []
+    for content in (b"new", b"old", b"new"):
+        pair.put("a", content)
+        pair.build_index()
+        runs.append(pair.new_run())
+        pair.fetch(runs[-1])
+        if content == b"new":
+            pair.diff(runs[-1])
+    first, second, third = runs
+    pair.pull(first, read_plan(first))
+    pair.finish(first)
+    pair.pull(third, read_plan(third))
+    pair.put("a", b"old")
+    pair.pull(second, pair.diff(second))
+    assert pair.finish(second).replaced == 1
+    pair.put("a", b"new")
+    assert pair.finish(third).outcomes == {"superseded": 1}
+    check_end(pair)
+    cases.add(1)
