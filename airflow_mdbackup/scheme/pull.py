@@ -43,7 +43,7 @@ from airflow_mdbackup.scheme.names import to_text
 from airflow_mdbackup.scheme.ordered import Alongside
 from airflow_mdbackup.scheme.part import Part
 from airflow_mdbackup.scheme.progress import Pace
-from airflow_mdbackup.scheme.records import Record, modified, read_header, read_records, write_records
+from airflow_mdbackup.scheme.records import Record, RecordWriter, modified, read_header, read_records
 from airflow_mdbackup.scheme.settle import consumer_index
 from airflow_mdbackup.scheme.sftp import Attributes, Code, Fetched, Reader, Refusal, Stated, Wanted
 from airflow_mdbackup.scheme.space import make_sure_of_room
@@ -164,9 +164,11 @@ def _pull(mirror: Mirror, run: Run, shard: int, plan: Plan, connect: Callable[[]
     puller = _Puller(mirror, run, shard, plan, _committed_since(mirror, run, shard, plan), connect)
     items = read_records(run.pulls(shard), Item)
     try:
-        write_records(
-            run.results(shard), puller.results(items, _earlier(run, shard, plan.digest)), plan=plan.digest
-        )
+        with RecordWriter[Result](run.results(shard), plan=plan.digest) as writer:
+            for result in puller.results(items, _earlier(run, shard, plan.digest)):
+                writer.add(result)
+            # They vouch for what was staged before it was synced, and not for what came meanwhile.
+            writer.modified = puller.synced_from
     except BaseException:
         log.warning("Stopped after %s", puller.progress())
         raise
@@ -227,6 +229,7 @@ class _Puller:
         self.summary = PullSummary()
         self.error: Exception | None = None
         self.contents = Contents()
+        self.synced_from = 0  # when what is staged began to be brought onto the disk, by its own clock
         self._mirror = mirror
         with ExitStack() as opened:
             self._tree = opened.enter_context(mirror.tree())
@@ -269,6 +272,8 @@ class _Puller:
                 yield self._counted(slot.result or self._unreached(slot.item, slot.earlier, error))
             for item, result in pairs:
                 yield self._counted(self._unreached(item, result, error))
+        os.utime(self._folder.descriptor)
+        self.synced_from = os.fstat(self._folder.descriptor).st_mtime_ns
         syncfs(self._mirror.staging)
 
     def _run(self, pairs: Iterator[tuple[Item, Result | None]]) -> Iterator[Result]:

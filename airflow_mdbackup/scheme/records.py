@@ -72,7 +72,11 @@ class RecordWriter(Generic[R]):
     """Writes a file of records beside its name, and gives it the name when the ``with`` block ends well.
 
     Then it is on the disk, whole. After an error nothing is left, and an older file of that name stays.
+
+    :ivar modified: the time that the file is to have, in nanoseconds; None for that of its writing.
     """
+
+    modified: int | None = None
 
     def __init__(self, path: Path, **header: Any) -> None:
         self._path = path
@@ -98,6 +102,8 @@ class RecordWriter(Generic[R]):
         with self._file as file:
             if kind is None:
                 file.flush()
+                if self.modified is not None:
+                    os.utime(file.fileno(), ns=(self.modified, self.modified))
                 os.fsync(file.fileno())
         if kind is None:
             self._temporary.replace(self._path)

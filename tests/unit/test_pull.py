@@ -9,6 +9,7 @@ import logging
 import os
 import re
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -510,3 +511,29 @@ def test_two_tasks_never_pull_one_shard_at_once(pair: Pair) -> None:
         run.shard_lock(0, "srv1", wait=0.3),
     ):
         raise AssertionError
+
+
+def test_results_vouch_for_nothing_that_was_staged_while_all_was_synced(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another run may stage the same bytes anew meanwhile, and a power cut tear them."""
+    pair.put("alpha", b"the new content")
+    pair.build_index()
+    run = pair.new_run()
+    pair.fetch(run)
+    plan = pair.diff(run)
+    staged = pair.staged(hashlib.md5(b"the new content").hexdigest().encode())
+    really = pull_module.syncfs
+
+    def slow(directory: Path) -> None:
+        really(directory)
+        time.sleep(0.05)
+        staged.unlink()
+        staged.write_bytes(b"the new")
+
+    monkeypatch.setattr(pull_module, "syncfs", slow)
+    pair.pull(run, plan)
+    monkeypatch.undo()
+    assert pair.finish(run).outcomes == {"failed": 1} and not pair.live("alpha").exists()
+    assert pair.backup().outcomes == {"pulled": 1}
+    assert pair.live("alpha").read_bytes() == b"the new content"

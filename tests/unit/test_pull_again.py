@@ -266,7 +266,6 @@ def test_everything_is_on_the_disk_before_it_is_told(pair: Pair, monkeypatch: py
     monkeypatch.setattr(settle_module, "syncfs", noting("sync", settle_module.syncfs))
     monkeypatch.setattr(commit_module, "syncfs", noting("sync", commit_module.syncfs))
     monkeypatch.setattr(settle_module, "_write_index", noting("index", settle_module._write_index))
-    monkeypatch.setattr(pull_module, "write_records", noting("results", pull_module.write_records))
     monkeypatch.setattr(Path, "replace", noting("named", Path.replace))
     monkeypatch.setattr(Tree, "put", noting("put", Tree.put))
     pair.pull(run, pair.plan)
