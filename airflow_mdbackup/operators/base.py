@@ -63,7 +63,8 @@ class BackupOperator(BaseOperator):
     def run_of(self, context: Context) -> tuple[Mirror, Run]:
         """Return the provider's backup, made sure to be his, and this DAG run's place in it."""
         mirror = self.mirror
-        mirror.check()
+        with mirror.told_plainly():
+            mirror.check()
         return mirror, mirror.run(context["run_id"])
 
 

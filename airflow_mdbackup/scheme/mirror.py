@@ -348,8 +348,8 @@ class Staging(Folder):
         os.rename(part, md5, src_dir_fd=self.descriptor, dst_dir_fd=self.descriptor)
 
     def drop_part(self, md5: bytes) -> None:
-        """Take away what has come of content. It must be locked."""
-        os.unlink(md5 + b".part", dir_fd=self.descriptor)
+        """Take away what has come of content, if it is there. It must be locked."""
+        self.remove(md5 + b".part")
 
 
 class Run:
