@@ -206,10 +206,12 @@ def _not_there(refusal: Refusal, where: str) -> NotOnProvider | AccessRefused:
             f"{where} is not there. Has it been built yet? Check `index`, and `chroot` if "
             "build_provider_index made it: both sides must mean the same file."
         )
-    return AccessRefused(
-        f"{where} cannot be read by the backup account ({refusal.message}). It must have mode 0644, and its "
-        "directory 0755."
-    )
+    if refusal.code in (Code.PERMISSION_DENIED, Code.SPECIAL):
+        return AccessRefused(
+            f"{where} cannot be read by the backup account ({refusal.message}). It must have mode 0644, and "
+            "its directory 0755."
+        )
+    return NotOnProvider(f"{where} could not be read on the provider ({refusal.message}). Look at its disk.")
 
 
 def _hours(seconds: float) -> str:

@@ -20,7 +20,7 @@ from airflow_mdbackup.scheme.errors import (
 from airflow_mdbackup.scheme.fetch import fetch_index
 from airflow_mdbackup.scheme.sftp import Reader
 
-from .channels import ATTRS, CutChannel, ScriptedServer, packet
+from .channels import ATTRS, FAILURE, CutChannel, ScriptedServer, packet, status
 from .conftest import Pair, ServerProcess
 
 EMPTY = b"d41d8cd98f00b204e9800998ecf8427e"
@@ -73,6 +73,18 @@ def test_an_index_that_may_not_be_read_says_which_mode_it_needs(limited_pair: Pa
     index_file(limited_pair).chmod(0o600 if os.geteuid() == 0 else 0)
     with pytest.raises(AccessRefused, match=r"Permission denied.*mode 0644"):
         fetch(limited_pair)
+
+
+def test_an_index_that_the_server_fails_to_read_is_worth_another_try(pair: Pair) -> None:
+    """It is no matter of rights."""
+
+    class Failing(ScriptedServer):
+        def on_read(self, number: int, body: bytes) -> bytes:
+            return status(number, FAILURE, b"Input/output error")
+
+    pair.mirror.claim()
+    with pytest.raises(NotOnProvider, match=r"could not be read on the provider .Input/output error"):
+        fetch_index(pair.mirror, pair.new_run(), lambda: Reader(Failing({pair.index: b"x"})), pair.index)
 
 
 def test_an_index_that_is_a_directory_is_refused(pair: Pair) -> None:
