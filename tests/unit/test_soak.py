@@ -42,7 +42,7 @@ class Held(NamedTuple):
         gc.collect()
         traces = tracemalloc.take_snapshot().filter_traces([_OURS]).traces
         files = len(os.listdir("/proc/self/fd"))
-        objects = sum(type(thing).__module__.startswith(_KINDS) for thing in gc.get_objects())
+        objects = sum(str(type(thing).__module__).startswith(_KINDS) for thing in gc.get_objects())
         return cls(files, threading.active_count(), objects, sum(t.size for t in traces))
 
 
