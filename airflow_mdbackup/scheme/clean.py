@@ -10,7 +10,8 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 from airflow_mdbackup.scheme.archive import withdraw_unused
 from airflow_mdbackup.scheme.errors import BackupError
@@ -25,36 +26,41 @@ _SECONDS = 14 * 86400.0
 
 def clean(mirror: Mirror, tree: Tree) -> None:
     """Take away what is no longer of use. Needs the lock. What resists is left for the next time."""
-    try:
-        _clean_runs(mirror, tree)
+    with _left_for_next_time("What earlier runs left"):
+        finished = 0
+        for changed, run in mirror.out_of_use():
+            done = run.done.exists()
+            finished += done
+            if (done and finished > _RUNS) or time.time() - changed > _SECONDS:
+                with _left_for_next_time(f"The directory {run.folder} of an earlier run"):
+                    _take_away(mirror, run, tree)
+        for folder in mirror.removed_runs():
+            shutil.rmtree(folder, ignore_errors=True)
         now = time.time()
         for staged in mirror.staging.iterdir():
-            with suppress(FileNotFoundError):  # a task that pulls has just renamed it
+            with _left_for_next_time(f"{staged}, staged long ago,"), suppress(FileNotFoundError):
+                # If it is not there, a task that pulls has just renamed it.
                 if now - staged.stat().st_ctime > _SECONDS:
                     staged.unlink()
         for incomplete in mirror.history.glob("*.tmp"):
-            incomplete.unlink()
-    except OSError as error:
-        log.warning("What earlier runs left could not be taken away: %s", error)
+            with _left_for_next_time(f"{incomplete}"):
+                incomplete.unlink()
 
 
-def _clean_runs(mirror: Mirror, tree: Tree) -> None:
-    finished = 0
-    for changed, run in mirror.out_of_use():
-        done = run.done.exists()
-        finished += done
-        if (done and finished > _RUNS) or time.time() - changed > _SECONDS:
-            try:
-                _take_away(mirror, run, tree)
-            except (OSError, BackupError) as error:
-                log.warning("The directory of an earlier run could not be taken away: %s", error)
+@contextmanager
+def _left_for_next_time(what: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, BackupError) as error:
+        log.warning("%s could not be taken away: %s", what, error)
 
 
 def _take_away(mirror: Mirror, run: Run, tree: Tree) -> None:
     with run.unused() as unused:
         if not unused:  # its tasks have been cleared
             return
-        # Without it, whose versions they were is not known: this was cut off before, once they were seen to.
+        # Without it, whose versions they were is not known.
         if run.state.exists():
             withdraw_unused(mirror, run, tree)
-        shutil.rmtree(run.folder, ignore_errors=True)
+        # Whoever waits for its lock finds it gone as a whole.
+        run.remove()

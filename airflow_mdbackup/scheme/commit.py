@@ -25,8 +25,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import chain, count
@@ -46,20 +45,25 @@ from airflow_mdbackup.scheme.archive import (
     withdraw_unused,
 )
 from airflow_mdbackup.scheme.clean import clean
-from airflow_mdbackup.scheme.diff import Forget, Plan, read_plan, shard_of
+from airflow_mdbackup.scheme.diff import Forget, Plan, read_plan
 from airflow_mdbackup.scheme.errors import EntriesFailed
 from airflow_mdbackup.scheme.history import PENDING, Change, What, last
 from airflow_mdbackup.scheme.index import Entry, digest, merge, read_entries
 from airflow_mdbackup.scheme.mirror import Mirror, Run, Staging, version_path
 from airflow_mdbackup.scheme.names import to_text
-from airflow_mdbackup.scheme.ordered import Alongside
+from airflow_mdbackup.scheme.ordered import Alongside, Covered
 from airflow_mdbackup.scheme.patience import Patience
 from airflow_mdbackup.scheme.progress import Pace
 from airflow_mdbackup.scheme.pull import Outcome, Result
-from airflow_mdbackup.scheme.records import RecordWriter, modified, read_header, read_records, write_state
+from airflow_mdbackup.scheme.records import (
+    read_header,
+    read_records,
+    write_records,
+    write_state,
+)
 from airflow_mdbackup.scheme.seen import Seen
-from airflow_mdbackup.scheme.settle import STAGING, Foreseen, consumer_index, finish, reason, settle
-from airflow_mdbackup.scheme.tree import Tree, concerns_one_file, copy_of, is_file, syncfs
+from airflow_mdbackup.scheme.settle import STAGING, consumer_index, finish, reason, settle
+from airflow_mdbackup.scheme.tree import Tree, concerns_one_file, copy_of, fsync_directory, is_file, syncfs
 
 log = logging.getLogger(__name__)
 
@@ -189,7 +193,6 @@ class _Commit:
         self._moved: set[bytes] = set()  # what goes out of the way as a whole
         self._takes = False  # whether entries of the index are untrue for a while
         self._copies = 0
-        self._told_at = [modified(run.results(shard)) for shard in range(len(plan.shards))]
         self._taken = Seen(plan.pull)  # md5s whose staged file goes to one entry; the others get copies
         self._elsewhere: dict[bytes, list[bytes]] | None = None
 
@@ -204,32 +207,54 @@ class _Commit:
         stamp = self._archiver.stamp
         final = mirror.history_path(stamp, run.run_id)
         path = final.with_name(final.name + PENDING)
-        changes = 0
         header = {"run_id": run.run_id, "provider": mirror.provider, "stamp": stamp, "order": order}
-        with RecordWriter[Change](path, **header, before=before) as writer:
-            forgotten = self._forgotten()
-            judged = heapq.merge(self._judged(), forgotten, key=attrgetter("path"))
-            pace = Pace()
-            for change in chain(self._edited(before), judged):
-                writer.add(change)
-                changes += 1
-                self._tally(change)
-                if pace.due():
-                    log.info("%s changes judged so far", changes)
-            if changes:
-                # Whoever settles a history that has its name relies on the versions and content it tells of.
-                syncfs(mirror.staging)
+        header["before"] = before
+        changes = write_records(run.changes, self._all_changes(before), **header)
+        if self._moved:
+            changes = write_records(run.changes, self._with_all_below(), **header)
         self._count_missing()
         if changes or self._current is None:
-            self._summary.files = finish(
-                *(mirror, path, self._current),
-                foreseen=Foreseen(bool(self._moved), bool(self._moved) or self._takes),
-                missed=self._missed,
-            )
+            # Whoever settles a history that has its name relies on the versions and content it tells of.
+            syncfs(mirror.staging)
+            run.changes.replace(path)
+            fsync_directory(mirror.history)
+            takes = self._takes or bool(self._moved)
+            self._summary.files = finish(mirror, path, self._current, takes=takes, missed=self._missed)
         else:
-            path.unlink()
+            run.changes.unlink()
             self._summary.files = sum(1 for _ in self._entries())
         shutil.rmtree(run.copies, ignore_errors=True)
+
+    def _all_changes(self, before: str) -> Iterator[Change]:
+        """Yield what changes, in path order, behind what was edited by hand."""
+        judged = heapq.merge(self._judged(), self._forgotten(), key=attrgetter("path"))
+        pace = Pace()
+        for number, change in enumerate(chain(self._edited(before), judged), 1):
+            self._tally(change)
+            yield change
+            if pace.due():
+                log.info("%s changes judged so far", number)
+
+    def _with_all_below(self) -> Iterator[Change]:
+        """Yield the changes again, and that entries below what goes as a whole leave the index with it.
+
+        Most of them are forgotten anyway, but for what is excluded, or hidden below an unreadable directory.
+        """
+        moved = Covered(iter(sorted(self._moved)))
+        gone = (
+            Change(path, What.FORGOTTEN, old_md5=md5) for path, md5 in self._entries() if moved.covers(path)
+        )
+        told = b""
+        yield from (change for change in self._changes() if change.what == What.EDITED)
+        judged = (change for change in self._changes() if change.what != What.EDITED)
+        for change in heapq.merge(judged, gone, key=attrgetter("path")):
+            if change.what != What.FORGOTTEN or change.path != told:
+                yield change
+            if change.what != What.MOVED:
+                told = change.path
+
+    def _changes(self) -> Iterator[Change]:
+        return read_records(self._run.changes, Change)
 
     def _tally(self, change: Change, number: int = 1) -> None:
         summary = self._summary
@@ -412,22 +437,19 @@ class _Commit:
     def _takes_staged(self, result: Result) -> bool:
         """Whether the staged file itself goes to this entry, the first one with its md5.
 
-        One that the results do not vouch for is copied, and so hashed.
+        One for which the result does not vouch is copied, and so hashed.
         """
         if self._taken.comes_again(result.md5):
             return False
-        told_at = self._told_at[shard_of(result.md5, len(self._told_at))]
-        return self._staging.has_since(result.md5, told_at)
+        return self._staging.holds(result.md5, result.inode, result.changed)
 
     def _sources(self, md5: bytes) -> Iterator[int]:
         """Yield descriptors of files that should have these bytes: the staged one, then live ones."""
-        with suppress(FileNotFoundError):
-            yield self._staging.open(md5)
+        yield from _if_readable(self._staging.open, md5)
         if self._elsewhere is None:
             self._elsewhere = self._look_elsewhere()
         for path in self._elsewhere.get(md5, ()):
-            with suppress(FileNotFoundError):
-                yield self._tree.open(path)
+            yield from _if_readable(self._tree.open, path)
 
     def _look_elsewhere(self) -> dict[bytes, list[bytes]]:
         """Return where live files should have what is missing in staging, looked up for all at once."""
@@ -453,6 +475,17 @@ class _Commit:
                 self._summary.count(Outcome.FAILED, number)
                 what = f"shard {shard} ({number} files): pull_changed did not finish; see its log"
                 self._summary.fail(Outcome.FAILED, what, number)
+
+
+def _if_readable(opener: Callable[[bytes], int], name: bytes) -> Iterator[int]:
+    """Yield a descriptor of a file, if it can be opened."""
+    try:
+        descriptor = opener(name)
+    except OSError as error:
+        if not concerns_one_file(error):
+            raise
+        return
+    yield descriptor
 
 
 class _Impossible(Exception):

@@ -361,12 +361,12 @@ def _cut(run: Run, plan: Plan, items: Path, ours: Path | None, mirror: Mirror, s
                 if not item.adopt and (source := sources.get(item.md5)):
                     item = Item(item.path, item.md5, item.replaces, source)
                     plan.copy += 1
-                shard = shard_of(item.md5, shards)
+                shard = _shard_of(item.md5, shards)
                 writers[shard].add(item)
                 plan.shards[shard] += 1
 
 
-def shard_of(md5: bytes, shards: int) -> int:
+def _shard_of(md5: bytes, shards: int) -> int:
     """Return which of the shards brings what has this md5, in hexadecimal digits."""
     return int(md5[:8], 16) % shards
 

@@ -30,7 +30,7 @@ class What(StrEnum):
     REPLACED = "replaced"  # the old file is the version named
     ADOPTED = "adopted"  # the live file was it already
     FORGOTTEN = "forgotten"  # left the index; the file stays
-    MOVED = "moved"  # what stood in the way went as a whole to the version named, entries below it too
+    MOVED = "moved"  # what stood in the way went as a whole to the version named; entries below are forgotten
 
 
 class Change(Record, frozen=True):

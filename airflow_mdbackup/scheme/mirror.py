@@ -40,11 +40,12 @@ from airflow_mdbackup.scheme.disk import in_words
 from airflow_mdbackup.scheme.errors import DestinationBusy, DestinationRefused, RunIncomplete
 from airflow_mdbackup.scheme.index import MAX_COMPONENT
 from airflow_mdbackup.scheme.records import read_header, write_state
-from airflow_mdbackup.scheme.tree import Folder, Tree, fsync_directory, write_all
+from airflow_mdbackup.scheme.tree import Folder, Tree, concerns_one_file, fsync_directory, write_all
 
 log = logging.getLogger(__name__)
 
 OLD = b".old"
+_REMOVED = ".removed-"  # no run's directory begins with a full stop
 LOCK_WAIT = 3600.0  # seconds that a task waits for another run before it gives up
 
 
@@ -223,6 +224,8 @@ class Mirror:
         order = str(self.read_status().get("order", ""))
         found = []
         for folder in self._runs.iterdir():
+            if folder.name.startswith(_REMOVED):
+                continue
             try:
                 run = Run(folder, "")
                 if run.state.exists():
@@ -235,6 +238,10 @@ class Mirror:
             except (OSError, KeyError, DestinationRefused) as error:
                 log.info("Left alone: %s (%s)", folder, error)
         return sorted(found, key=itemgetter(0), reverse=True)
+
+    def removed_runs(self) -> Iterator[Path]:
+        """Return what is left of runs that were removed."""
+        return self._runs.glob(f"{_REMOVED}*")
 
     def history_path(self, stamp: str, run_id: str) -> Path:
         """Return the name of the history file of a commit."""
@@ -274,34 +281,38 @@ class Staging(Folder):
             os.close(descriptor)
         os.rename(name, md5, src_dir_fd=folder.descriptor, dst_dir_fd=self.descriptor)
 
-    def has_since(self, md5: bytes, moment: int) -> bool:
-        """Whether content is staged, and has been since ``moment``, in nanoseconds of the filesystem's clock.
-
-        What was staged later, and not brought onto the disk, a power cut may have spoilt; so results that
-        were written at that moment do not vouch for it.
-        """
+    def status(self, name: bytes) -> os.stat_result | None:
+        """Return what is known of a file; None if it is not there, as when a commit has just taken it."""
         try:
-            return os.lstat(md5, dir_fd=self.descriptor).st_ctime_ns <= moment
+            return os.lstat(name, dir_fd=self.descriptor)
         except FileNotFoundError:
-            return False
+            return None
+
+    def holds(self, md5: bytes, inode: int | None, changed: int | None) -> bool:
+        """Whether content is staged that was that inode, last changed then, in nanoseconds.
+
+        What was staged since, and not brought onto the disk, a power cut may have spoilt. So a durable result
+        vouches for the very file of which it tells.
+        """
+        staged = self.status(md5)
+        return staged is not None and (staged.st_ino, staged.st_ctime_ns) == (inode, changed)
 
     def parts(self) -> set[bytes]:
         """Return the md5s of which a part is there."""
         names = map(os.fsencode, os.listdir(self.descriptor))
         return {name.removesuffix(b".part") for name in names if name.endswith(b".part")}
 
-    def size(self, md5: bytes) -> int | None:
-        """Return the bytes of staged content; None if a commit has just taken it."""
-        try:
-            return os.lstat(md5, dir_fd=self.descriptor).st_size
-        except FileNotFoundError:
-            return None
+    def part(self, md5: bytes) -> os.stat_result | None:
+        """Return what is known of what has come of content; None if nothing has."""
+        return self.status(md5 + b".part")
 
     def is_being_written(self, md5: bytes) -> bool:
-        """Whether some task is at a part now."""
+        """Whether some task is at a part now. Of what cannot be opened that is not known."""
         try:
             part = os.open(md5 + b".part", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.descriptor)
-        except FileNotFoundError:
+        except OSError as error:
+            if not concerns_one_file(error):
+                raise
             return False
         try:
             fcntl.flock(part, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -313,15 +324,15 @@ class Staging(Folder):
 
     def lacks(self, md5: bytes, size: int) -> int:
         """Return how many of the ``size`` bytes of content that is not staged have not come yet."""
-        try:
-            return max(0, size - os.lstat(md5 + b".part", dir_fd=self.descriptor).st_size)
-        except FileNotFoundError:
-            return size
+        part = self.part(md5)
+        return size if part is None else max(0, size - part.st_size)
 
     def lock_part(self, md5: bytes) -> int | None:
         """Return a descriptor of what has come of content, locked; None if another task is at it.
 
         What is there may be of any length, and is proven by nothing yet.
+
+        :raises OSError: there is one, but not for us.
         """
         name = md5 + b".part"
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -366,6 +377,7 @@ class Run:
         self.forget = folder / "forget.jsonl"
         self.stamp = folder / "stamp.json"
         self.archived = folder / "archived.jsonl"
+        self.changes = folder / "changes.jsonl"
         self.done = folder / "done.json"
         self.copies = folder / "copies"
         self.names = folder / "names"
@@ -458,6 +470,10 @@ class Run:
         what = f"{provider}: the judgement of free space for {self.run_id}"
         with _locked(self.folder / "space.lock", what, "a shard", LOCK_WAIT):
             yield
+
+    def remove(self) -> None:
+        """Take the run's directory out of sight, in one step; its files can go then, one by one."""
+        self.folder.rename(self.folder.with_name(f"{_REMOVED}{self.folder.name}-{_now()}"))
 
     def begin_again(self) -> None:
         """Take back an earlier plan: until there is a new one, later steps have nothing to go on from."""

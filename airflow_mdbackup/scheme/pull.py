@@ -34,18 +34,17 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from enum import StrEnum
 from functools import partial
+from pathlib import Path
 
 from airflow_mdbackup.scheme.diff import Item, Plan, read_plan
-from airflow_mdbackup.scheme.errors import BackupError, DestinationFull
-from airflow_mdbackup.scheme.index import Entry, read_entries
-from airflow_mdbackup.scheme.mirror import Mirror, Run
+from airflow_mdbackup.scheme.errors import BackupError, DestinationBusy, DestinationFull
+from airflow_mdbackup.scheme.mirror import LOCK_WAIT, Mirror, Run
 from airflow_mdbackup.scheme.names import to_text
-from airflow_mdbackup.scheme.ordered import Alongside
 from airflow_mdbackup.scheme.part import Part
 from airflow_mdbackup.scheme.progress import Pace
-from airflow_mdbackup.scheme.records import Record, RecordWriter, modified, read_header, read_records
-from airflow_mdbackup.scheme.settle import consumer_index
+from airflow_mdbackup.scheme.records import Record, RecordWriter, read_header, read_records
 from airflow_mdbackup.scheme.sftp import Attributes, Code, Fetched, Reader, Refusal, Stated, Wanted
+from airflow_mdbackup.scheme.since import Brought, committed_since
 from airflow_mdbackup.scheme.space import make_sure_of_room
 from airflow_mdbackup.scheme.telltale import HEAD, Contents
 from airflow_mdbackup.scheme.tree import Folder, concerns_one_file, copy_of, md5_of, syncfs
@@ -93,7 +92,8 @@ _REFUSALS: dict[int, Outcome] = {
 class Result(Record, frozen=True):
     """What became of one item.
 
-    :ivar inode: of the live file that was adopted; ``modified`` its time in nanoseconds.
+    :ivar inode: of the live file that was adopted, ``modified`` its time in nanoseconds; or of the staged
+        file, ``changed`` when that was last given a name, or attributes.
     """
 
     path: bytes
@@ -105,6 +105,7 @@ class Result(Record, frozen=True):
     mode: int | None = None
     inode: int | None = None
     modified: int | None = None
+    changed: int | None = None
     detail: str | None = None
 
 
@@ -135,7 +136,8 @@ def pull(mirror: Mirror, run: Run, shard: int, connect: Callable[[], Reader]) ->
         full on the way, and what is staged stays.
     :raises DestinationRefused, DestinationBroken, WorkerExhausted: see :meth:`.Mirror.told_plainly`.
     :raises RunIncomplete: the run has no plan.
-    :raises DestinationBusy: an earlier try of the same shard does not end.
+    :raises DestinationBusy: an earlier try of the same shard does not end, or another task has begun to write
+        what this one needs, and does not get on.
     """
     with (
         mirror.told_plainly(),
@@ -161,14 +163,12 @@ def _others_left_alone() -> Iterator[None]:
 
 def _pull(mirror: Mirror, run: Run, shard: int, plan: Plan, connect: Callable[[], Reader]) -> PullSummary:
     started = time.monotonic()
-    puller = _Puller(mirror, run, shard, plan, _committed_since(mirror, run, shard, plan), connect)
+    puller = _Puller(mirror, run, shard, plan, committed_since(mirror, run, shard, plan), connect)
     items = read_records(run.pulls(shard), Item)
     try:
         with RecordWriter[Result](run.results(shard), plan=plan.digest) as writer:
             for result in puller.results(items, _earlier(run, shard, plan.digest)):
                 writer.add(result)
-            # They vouch for what was staged before it was synced, and not for what came meanwhile.
-            writer.modified = puller.synced_from
     except BaseException:
         log.warning("Stopped after %s", puller.progress())
         raise
@@ -179,18 +179,6 @@ def _pull(mirror: Mirror, run: Run, shard: int, plan: Plan, connect: Callable[[]
     puller.summary.seconds = round(time.monotonic() - started, 3)
     puller.summary.telltale = puller.contents.told()
     return puller.summary
-
-
-def _committed_since(mirror: Mirror, run: Run, shard: int, plan: Plan) -> Iterator[Entry]:
-    """Return the entries of the consumer index, if another run was committed since the plan was made.
-
-    In a backfill all runs may be planned before the first one is committed.
-    """
-    if mirror.last_commit() == plan.committed:
-        return iter(())
-    with mirror.lock(f"pull_changed of {run.run_id}"):
-        current = consumer_index(mirror, run.consumer(shard))
-    return read_entries(current) if current else iter(())
 
 
 def _earlier(run: Run, shard: int, plan: str) -> Iterator[Result | None]:
@@ -212,7 +200,9 @@ class _Slot:
     part: Part | None = None  # where a large file goes
     first: Fetched | None = None  # a first transfer with the wrong md5
     outcome: Outcome = Outcome.PULLED  # if the attributes that were asked for arrive
-    size: int | None = None  # of content that was staged before
+    staged: os.stat_result | None = None  # the file that has its content
+    odd: str | None = None  # why that has no place in staging
+    waiting: tuple[int, float] = -1, 0.0  # how much another task had written of it, and since when
     probed: bool = False  # its attributes were asked for, to open it only if it is a regular file
 
 
@@ -223,13 +213,12 @@ class _Puller:
         run: Run,
         shard: int,
         plan: Plan,
-        committed: Iterator[Entry],
+        committed: Path | None,
         connect: Callable[[], Reader],
     ) -> None:
         self.summary = PullSummary()
         self.error: Exception | None = None
         self.contents = Contents()
-        self.synced_from = 0  # when what is staged began to be brought onto the disk, by its own clock
         self._mirror = mirror
         with ExitStack() as opened:
             self._tree = opened.enter_context(mirror.tree())
@@ -237,12 +226,12 @@ class _Puller:
             self._folder = opened.enter_context(Folder(run.folder))
             self._parts = self._staging.parts()
             self._opened = opened.pop_all()
-        self._told_at = modified(run.results(shard))
-        self._committed = Alongside(committed)
+        self._brought = Brought(committed)
+        self._committed = mirror.has_committed(run)
         self._arriving = run.arriving(shard)
         self._provider_time = plan.provider_time
         self._connect = connect
-        self._make_sure_of_room = partial(make_sure_of_room, mirror, run, plan, self._connected)
+        self._make_sure_of_room = partial(make_sure_of_room, mirror, run, plan, committed, self._connected)
         self._total = sum(plan.shards[shard : shard + 1])
         self._reader: Reader | None = None
         self._slots: deque[_Slot] = deque()
@@ -272,8 +261,6 @@ class _Puller:
                 yield self._counted(slot.result or self._unreached(slot.item, slot.earlier, error))
             for item, result in pairs:
                 yield self._counted(self._unreached(item, result, error))
-        os.utime(self._folder.descriptor)
-        self.synced_from = os.fstat(self._folder.descriptor).st_mtime_ns
         syncfs(self._mirror.staging)
 
     def _run(self, pairs: Iterator[tuple[Item, Result | None]]) -> Iterator[Result]:
@@ -297,11 +284,9 @@ class _Puller:
                     return False
                 slot = _Slot(*pair)
                 self._slots.append(slot)
-                if self._is_committed(slot.item):
+                if self._brought.has(slot.item):
                     self._spared += 1
-                    slot.result = Result(
-                        slot.item.path, slot.item.md5, slot.item.replaces, Outcome.SUPERSEDED
-                    )
+                    slot.result = self._by_whom(slot)
                 else:
                     self._begin(slot)
             else:
@@ -322,15 +307,16 @@ class _Puller:
             time.sleep(0.2)
             for _ in range(len(self._postponed)):
                 slot = self._postponed.popleft()
-                waits = self._staging.is_being_written(slot.item.md5)
-                (self._postponed if waits else self._ready).append(slot)
+                (self._postponed if self._waits(slot) else self._ready).append(slot)
 
     # --- one item -----------------------------------------------------------------------------------
 
-    def _is_committed(self, item: Item) -> bool:
-        """Whether another run has brought the item since. To be asked in path order."""
-        entry = self._committed.find(item.path)
-        return entry is not None and entry.md5 == item.md5
+    def _by_whom(self, slot: _Slot) -> Result:
+        """Return the result of what has been committed since the plan was made."""
+        item, earlier = slot.item, slot.earlier
+        if self._committed and earlier is not None and Outcome(earlier.outcome).good:
+            return earlier  # by this very run, whose task was cleared
+        return Result(item.path, item.md5, item.replaces, Outcome.SUPERSEDED)
 
     def _begin(self, slot: _Slot) -> None:
         item, earlier = slot.item, slot.earlier
@@ -356,7 +342,7 @@ class _Puller:
         """The content is staged; only the attributes of this path are missing."""
         self._remember(slot.item.md5)
         slot.outcome = outcome
-        slot.size = self._staging.size(slot.item.md5)
+        slot.staged = self._staging.status(slot.item.md5)
         self._connected().submit_stat(slot.item.path, slot)
 
     def _remember(self, md5: bytes) -> None:
@@ -368,7 +354,7 @@ class _Puller:
     def _still_staged(self, earlier: Result) -> bool:
         """Whether an earlier try's durable result vouches for content that is there."""
         brought = earlier.outcome in (Outcome.PULLED, Outcome.COPIED)
-        return brought and self._staging.has_since(earlier.md5, self._told_at)
+        return brought and self._staging.holds(earlier.md5, earlier.inode, earlier.changed)
 
     def _unreached(self, item: Item, earlier: Result | None, error: Exception) -> Result:
         """Return what is known of an item that this try does not come to."""
@@ -417,23 +403,42 @@ class _Puller:
         What has come from the provider already is not given up for that.
         """
         assert item.source is not None
-        part = self._staging.lock_part(item.md5)
+        part = self._lock_part(item.md5)
         if part is None:
             return False
         try:
             if os.fstat(part).st_size:
                 return False
-            with self._tree.opened(item.source) as source:
-                if copy_of(source, part) == item.md5:
-                    self._staging.keep_part(item.md5)
-                    return True
+            self._parts.discard(item.md5)
+            if self._staging.has(item.md5):  # another task has just staged it
+                self._staging.drop_part(item.md5)
+                return self._verified(item.md5)
+            if self._copy(item.source, part) == item.md5:
+                self._staging.keep_part(item.md5)
+                return True
+            self._staging.drop_part(item.md5)
+            return False
+        finally:
+            os.close(part)
+
+    def _copy(self, source: bytes, part: int) -> bytes | None:
+        """Copy a live file and return the md5 of what was copied; None if it cannot be read."""
+        try:
+            with self._tree.opened(source) as live:
+                return copy_of(live, part)
         except OSError as error:
             if not concerns_one_file(error):
                 raise
-        finally:
-            os.close(part)
-        self._staging.drop_part(item.md5)
-        return False
+            return None
+
+    def _lock_part(self, md5: bytes) -> int | None:
+        """Return a part, locked; None if another task is at it, or if it is not for us."""
+        try:
+            return self._staging.lock_part(md5)
+        except OSError as error:
+            if not concerns_one_file(error) or self._staging.part(md5) is None:
+                raise
+            return None
 
     # --- from the provider --------------------------------------------------------------------------
 
@@ -461,7 +466,16 @@ class _Puller:
     def _part(self, slot: _Slot, attributes: Attributes) -> Part | None:
         """Return where a large file goes; None if another task writes it, or has just written it."""
         if slot.part is None:
-            descriptor = self._staging.lock_part(slot.item.md5)
+            try:
+                descriptor = self._staging.lock_part(slot.item.md5)
+            except OSError as error:
+                if not concerns_one_file(error) or self._staging.part(slot.item.md5) is None:
+                    raise
+                slot.odd = (
+                    f"{self._part_name(slot)} cannot be written: {error.strerror}. See whose it is, "
+                    "and remove it"
+                )
+                return None
             if descriptor is not None and self._staging.has(slot.item.md5):
                 # Another task has finished it since this one looked.
                 self._staging.drop_part(slot.item.md5)
@@ -476,6 +490,29 @@ class _Puller:
                     )
         return slot.part
 
+    def _waits(self, slot: _Slot) -> bool:
+        """Whether another task is still at the content of an item.
+
+        :raises DestinationBusy: it does not get on.
+        """
+        md5 = slot.item.md5
+        if not self._staging.is_being_written(md5):
+            return False
+        part, now = self._staging.part(md5), time.monotonic()
+        written = part.st_size if part is not None else 0
+        if written != slot.waiting[0]:
+            slot.waiting = written, now
+        elif now - slot.waiting[1] > LOCK_WAIT:
+            raise DestinationBusy(
+                f"{self._mirror.provider}: {to_text(slot.item.path)} is written by another task, which has "
+                f"not got on for {LOCK_WAIT:.0f} s. See which one has {self._part_name(slot)} open (lsof) on "
+                "its worker, and end it; a retry goes on from there."
+            )
+        return True
+
+    def _part_name(self, slot: _Slot) -> str:
+        return f"{self._mirror.staging}/{slot.item.md5.decode()}.part"
+
     def _on_fetched(self, fetched: Fetched) -> None:
         slot: _Slot = fetched.wanted.key
         md5, part = slot.item.md5, slot.part
@@ -487,6 +524,8 @@ class _Puller:
                 self._stage(slot, fetched)
             else:
                 slot.result = self._judge(slot, fetched)
+        elif slot.odd is not None:
+            slot.result = _failed(slot.item, slot.odd)
         elif fetched.refusal.code == Code.UNWANTED:
             self._postponed.append(slot)
         else:
@@ -503,15 +542,27 @@ class _Puller:
         md5 = slot.item.md5
         if slot.item.replaces is not None:
             self.contents.look(slot.item.path, _head(slot, fetched))
-        if fetched.content is None:
+        if self._staging.has(md5):
+            # By another task just now. Its results tell of that file, which may be on the disk already.
+            if fetched.content is None:
+                self._staging.drop_part(md5)
+        elif fetched.content is None:
             self._staging.keep_part(md5)
         else:
             self._staging.store(md5, fetched.content, self._folder, self._arriving)
             if md5 in self._parts:  # of an earlier try, as a file that was larger
-                self._staging.drop_part(md5)
                 self._parts.discard(md5)
+                self._drop_part(md5)
         self._remember(md5)
+        slot.staged = self._staging.status(md5)
         slot.result = _arrived(slot, fetched.before, fetched.size)
+
+    def _drop_part(self, md5: bytes) -> None:
+        """Take away what has come of content that is staged now, unless another task is at it."""
+        part = self._lock_part(md5)
+        if part is not None:
+            self._staging.drop_part(md5)
+            os.close(part)
 
     def _fetch_again(self, slot: _Slot, fetched: Fetched) -> None:
         """Fetch the whole of a file that came with the wrong md5."""
@@ -543,7 +594,7 @@ class _Puller:
             slot.probed = False
             self._submit(slot)
         else:
-            slot.result = _arrived(slot, stated.attributes, slot.size)
+            slot.result = _arrived(slot, stated.attributes, slot.staged and slot.staged.st_size)
 
     # --- telling ------------------------------------------------------------------------------------
 
@@ -568,8 +619,13 @@ class _Puller:
         return (
             f"{done:,} of {self._total:,} files, {megabytes:,.1f} MB in {seconds:,.0f} s "
             f"({(done - self._spared) / seconds:,.0f} files/s, {megabytes / seconds:,.1f} MB/s)"
-            f"{self._left(done, seconds)}"
+            f"{self._left(done, seconds)}{self._whom_it_waits_for()}"
         )
+
+    def _whom_it_waits_for(self) -> str:
+        if not self._postponed or (self._reader is not None and self._reader.busy):
+            return ""
+        return f", waiting for another task that writes {to_text(self._postponed[0].item.path)}"
 
     def _left(self, done: int, seconds: float) -> str:
         """Say how long the rest may take: by the files, or by the bytes, whichever takes longer."""
@@ -601,7 +657,9 @@ def _arrived(slot: _Slot, attributes: Attributes | None, size: int | None) -> Re
     assert attributes is not None
     item = slot.item
     told = attributes.size if size is None else size, attributes.mtime, attributes.mode
-    return Result(item.path, item.md5, item.replaces, slot.outcome, *told)
+    staged = (None, None) if slot.staged is None else (slot.staged.st_ino, slot.staged.st_ctime_ns)
+    inode, changed = staged
+    return Result(*(item.path, item.md5, item.replaces, slot.outcome, *told), inode=inode, changed=changed)
 
 
 def _head(slot: _Slot, fetched: Fetched) -> bytes:

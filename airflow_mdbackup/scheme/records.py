@@ -72,11 +72,7 @@ class RecordWriter(Generic[R]):
     """Writes a file of records beside its name, and gives it the name when the ``with`` block ends well.
 
     Then it is on the disk, whole. After an error nothing is left, and an older file of that name stays.
-
-    :ivar modified: the time that the file is to have, in nanoseconds; None for that of its writing.
     """
-
-    modified: int | None = None
 
     def __init__(self, path: Path, **header: Any) -> None:
         self._path = path
@@ -102,8 +98,6 @@ class RecordWriter(Generic[R]):
         with self._file as file:
             if kind is None:
                 file.flush()
-                if self.modified is not None:
-                    os.utime(file.fileno(), ns=(self.modified, self.modified))
                 os.fsync(file.fileno())
         if kind is None:
             self._temporary.replace(self._path)
@@ -152,14 +146,6 @@ def read_records(path: Path, kind: type[R]) -> Iterator[R]:
                 yield decode(kind, line)
             except ValueError as error:
                 raise DestinationRefused(f"{path}, line {number}: damaged: {error}") from None
-
-
-def modified(path: Path) -> int:
-    """Return when a file was written, in nanoseconds of the filesystem's clock; 0 if it is not there."""
-    try:
-        return path.stat().st_mtime_ns
-    except FileNotFoundError:
-        return 0
 
 
 def write_state(path: Path, state: dict[str, Any]) -> None:

@@ -36,7 +36,6 @@ from airflow_mdbackup.scheme.index import (
 )
 from airflow_mdbackup.scheme.mirror import Mirror
 from airflow_mdbackup.scheme.names import to_text
-from airflow_mdbackup.scheme.ordered import Covered
 from airflow_mdbackup.scheme.progress import Pace
 from airflow_mdbackup.scheme.records import RecordWriter, copy_records, read_header, read_records
 from airflow_mdbackup.scheme.tree import (
@@ -91,23 +90,12 @@ def settle(mirror: Mirror, target: Path) -> None:
         finish(mirror, path, consumer_index(mirror, target))
 
 
-class Foreseen(NamedTuple):
-    """What a commit knows of the history that it has just written ahead.
-
-    :ivar moves: something goes out of the way as a whole.
-    :ivar takes: entries of the consumer index are untrue for a while.
-    """
-
-    moves: bool
-    takes: bool
-
-
 def finish(
     mirror: Mirror,
     path: Path,
     current: Path | None,
     *,
-    foreseen: Foreseen | None = None,
+    takes: bool | None = None,
     missed: Callable[[Change, str], None] | None = None,
 ) -> int:
     """Carry out the history at ``path`` and return how many entries the consumer index has then.
@@ -115,8 +103,9 @@ def finish(
     Needs the lock.
 
     :param current: the consumer index in canonical form, if there is one.
-    :param foreseen: the history was written just now, and its content seen to be there. Without, it is read
-        for what is to come, and content is hashed before it is put in place.
+    :param takes: whether entries of the consumer index will be untrue for a while, as the commit knows that
+        has written this history just now, and has seen its content to be there. None of another commit's:
+        then it is read for what is to come, and content is hashed before it is put in place.
     :param missed: is told of each change that did not come about, and why. Index and history leave it out.
     :raises OSError: the disk is full or broken; the next run takes it up again.
     """
@@ -124,11 +113,10 @@ def finish(
     confirmed = path.with_suffix(".confirmed")
     files = 0
     if not final.exists():
-        fresh = foreseen is not None
-        moves, takes = foreseen or _foresee(current, path)
+        fresh = takes is not None
         # Step 5: the index must not claim what is about to be replaced.
-        if current is None or takes:
-            _write_index(mirror, current, path if current else None, moves, keep_replaced=False)
+        if current is None or (takes if fresh else _takes(current, path)):
+            _write_index(mirror, current, path if current else None, keep_replaced=False)
             current = mirror.index
         changed = 0
         with mirror.tree() as tree, RecordWriter[Change](confirmed) as writer:
@@ -136,7 +124,7 @@ def finish(
                 writer.add(change)
                 changed += 1
         syncfs(mirror.files)
-        files = _write_index(mirror, current, confirmed, moves, keep_replaced=True)
+        files = _write_index(mirror, current, confirmed, keep_replaced=True)
         if changed:
             header = {key: value for key, value in read_header(path).items() if key != "format"}
             _keep_committed(mirror)
@@ -150,33 +138,24 @@ def finish(
 # --- the index --------------------------------------------------------------------------------------
 
 
-def _foresee(current: Path | None, changes: Path) -> Foreseen:
-    moves = any(change.what == What.MOVED for change in read_records(changes, Change))
-    entries = read_entries(current) if current else ()
-    return Foreseen(moves, moves or any(d.left and d.right for d in merge(entries, _claims(changes))))
+def _takes(current: Path, changes: Path) -> bool:
+    """Whether changes take the place of entries of the index."""
+    return any(both.left and both.right for both in merge(read_entries(current), _claims(changes)))
 
 
-def _write_index(
-    mirror: Mirror, current: Path | None, changes: Path | None, moves: bool, *, keep_replaced: bool
-) -> int:
+def _write_index(mirror: Mirror, current: Path | None, changes: Path | None, *, keep_replaced: bool) -> int:
     """Write the consumer index anew, durably and in one step, and return its number of entries."""
     temporary = mirror.index.with_name("index.md5.tmp")
     with IndexWriter(temporary) as writer:
-        revise(writer, current, _revisions(current, changes, moves, keep_replaced) if changes else ())
+        revise(writer, current, _revisions(changes, keep_replaced) if changes else ())
     temporary.replace(mirror.index)
     fsync_directory(mirror.dest)
     return writer.files
 
 
-def _revisions(current: Path | None, changes: Path, moves: bool, keep_replaced: bool) -> Iterator[Entry]:
+def _revisions(changes: Path, keep_replaced: bool) -> Iterator[Entry]:
     """Return what becomes of index entries, in path order; an empty md5 for those that leave."""
-    claims = _claims(changes) if keep_replaced else (Entry(path, b"") for path, _ in _claims(changes))
-    if current is None or not moves:
-        return claims
-    # What went as a whole is no longer where the entries below it say.
-    moved = Covered(iter(sorted(c.path for c in read_records(changes, Change) if c.what == What.MOVED)))
-    leaving = (Entry(path, b"") for path, _ in read_entries(current) if moved.covers(path))
-    return (Entry(path, right or b"") for path, _, right in merge(leaving, claims))
+    return _claims(changes) if keep_replaced else (Entry(path, b"") for path, _ in _claims(changes))
 
 
 def _claims(path: Path) -> Iterator[Entry]:

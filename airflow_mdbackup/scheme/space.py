@@ -6,10 +6,11 @@
     by the plan     else the sizes of what is planned are asked for, many at a time, and summed up
     it fits         no shard judges again, nor a retry, which would count against itself what it has staged
     it does not     each shard and retry compares what was needed with what is free by then, and asks nothing
+                    unless another run was committed meanwhile
 
 Counted are content to pull and to copy, in whole blocks, and what is written beside it: records, indexes,
-history. Not so what is staged, the beginnings that earlier tries left, what is to be adopted, and copies that
-share the blocks of their original.
+history. Not so what is staged, the beginnings that earlier tries left, what is to be adopted, what another
+run has brought since the plan was made, and copies that share the blocks of their original.
 
 What this does not give: the room is not kept free. Other runs and other programs may take it, a user's quota
 may end before the disk does, and files that grow on the provider need more; :mod:`.disk` has words for that.
@@ -24,6 +25,7 @@ from __future__ import annotations
 import logging
 import socket
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from airflow_mdbackup.scheme.diff import Item, Plan
 from airflow_mdbackup.scheme.disk import NO_LIMIT, Room, amount, free
@@ -33,6 +35,7 @@ from airflow_mdbackup.scheme.progress import Pace
 from airflow_mdbackup.scheme.records import read_header, read_records, write_state
 from airflow_mdbackup.scheme.seen import Seen
 from airflow_mdbackup.scheme.sftp import Fetched, Reader, Stated
+from airflow_mdbackup.scheme.since import Brought
 from airflow_mdbackup.scheme.tree import shares_blocks
 
 log = logging.getLogger(__name__)
@@ -43,9 +46,12 @@ _BLOCK = 4096  # not what statvfs tells, which on NFS is the size of a transfer
 _BESIDE = 1024  # of each file: its inode, and its lines in results, archive records and history
 
 
-def make_sure_of_room(mirror: Mirror, run: Run, plan: Plan, connect: Callable[[], Reader]) -> None:
+def make_sure_of_room(
+    mirror: Mirror, run: Run, plan: Plan, committed: Path | None, connect: Callable[[], Reader]
+) -> None:
     """Make sure that what the plan brings fits on the disk, before anything is transferred.
 
+    :param committed: see :func:`.since.committed_since`.
     :param connect: gives a reader, the same one each time; only called if sizes must be asked for.
     :raises DestinationFull: it does not fit.
     :raises ConnectionLost: the connection broke while sizes were asked for.
@@ -55,15 +61,16 @@ def make_sure_of_room(mirror: Mirror, run: Run, plan: Plan, connect: Callable[[]
         return
     with run.space_lock(mirror.provider):
         judged = read_header(run.space) if run.space.exists() else {}
-        has = free(mirror.staging)
-        if judged.get("plan") != plan.digest:
-            need = _needed(mirror, run, plan, has, connect)
-        elif judged["fits"]:
+        has, last = free(mirror.staging), mirror.last_commit()
+        known = judged.get("plan") == plan.digest
+        if known and judged["fits"]:
             return
-        else:
+        if known and judged["committed"] == last:
             need = Room(judged["size"], judged["files"])
+        else:
+            need = _needed(mirror, run, plan, committed, has, connect)
         fits = has.holds(need)
-        write_state(run.space, {"plan": plan.digest, "fits": fits, **need._asdict()})
+        write_state(run.space, {"plan": plan.digest, "committed": last, "fits": fits, **need._asdict()})
     if not fits:
         raise DestinationFull(
             f"{mirror.provider}: {mirror.dest} on {socket.gethostname()} has too little room for this run, "
@@ -72,7 +79,14 @@ def make_sure_of_room(mirror: Mirror, run: Run, plan: Plan, connect: Callable[[]
         )
 
 
-def _needed(mirror: Mirror, run: Run, plan: Plan, has: Room, connect: Callable[[], Reader]) -> Room:
+def _needed(
+    mirror: Mirror,
+    run: Run,
+    plan: Plan,
+    committed: Path | None,
+    has: Room,
+    connect: Callable[[], Reader],
+) -> Room:
     """Return how much room the run needs, or the most that it can need if that is free."""
     beside = _RESERVE + 2 * run.index.stat().st_size  # consumer index and its copy, each beside the old one
     files = sum(plan.shards) - plan.adopt
@@ -81,13 +95,15 @@ def _needed(mirror: Mirror, run: Run, plan: Plan, has: Room, connect: Callable[[
         most = Room(told + files * (_BLOCK + _BESIDE) + beside, files + _RESERVED_FILES)
         if has.holds(most):
             return most
-    size, files = _asked(mirror, run, plan, connect)
+    size, files = _asked(mirror, run, plan, committed, connect)
     need = Room(min(size + files * _BESIDE + beside, NO_LIMIT), files + _RESERVED_FILES)
     log.info("%s: this run needs %s, and %s are free", mirror.provider, need, has)
     return need
 
 
-def _asked(mirror: Mirror, run: Run, plan: Plan, connect: Callable[[], Reader]) -> Room:
+def _asked(
+    mirror: Mirror, run: Run, plan: Plan, committed: Path | None, connect: Callable[[], Reader]
+) -> Room:
     """Return what the content takes that the plan brings, by the sizes that the provider tells.
 
     What it refuses to tell counts as empty: pulling it will be refused too.
@@ -109,7 +125,7 @@ def _asked(mirror: Mirror, run: Run, plan: Plan, connect: Callable[[], Reader]) 
                         lacking = staging.lacks(answer.key, lacking)
                     size += -(-lacking // _BLOCK) * _BLOCK
 
-        for item in _items(run, plan):
+        for item in _items(run, plan, committed):
             if item.adopt:
                 continue
             # What is staged, or has partly come, goes to the first of equal files; the others are copies.
@@ -131,10 +147,11 @@ def _asked(mirror: Mirror, run: Run, plan: Plan, connect: Callable[[], Reader]) 
     return Room(size, files)
 
 
-def _items(run: Run, plan: Plan) -> Iterator[Item]:
-    """Yield the items of all shards."""
+def _items(run: Run, plan: Plan, committed: Path | None) -> Iterator[Item]:
+    """Yield the items of all shards, but for those that another run has brought."""
     for shard in range(len(plan.shards)):
-        yield from read_records(run.pulls(shard), Item)
+        brought = Brought(committed)
+        yield from (item for item in read_records(run.pulls(shard), Item) if not brought.has(item))
 
 
 def _lack(need: Room, has: Room) -> str:

@@ -10,6 +10,7 @@ import pytest
 
 import airflow_mdbackup.scheme.clean as clean_module
 from airflow_mdbackup.scheme.clean import clean
+from airflow_mdbackup.scheme.errors import RunIncomplete
 
 from .conftest import Pair
 
@@ -182,3 +183,59 @@ def test_run_that_resists_is_left_and_the_others_go(pair: Pair, monkeypatch: pyt
     monkeypatch.setattr(clean_module, "_RUNS", 0)
     assert pair.backup().failed == 0
     assert second.folder.exists() and not first.folder.exists()
+
+
+def test_task_that_waits_for_a_run_while_it_is_taken_away_is_told_so(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It finds all of the run's files, or none."""
+    pair.put("alpha", b"one")
+    pair.build_index()
+    run = pair.prepare()
+    pair.finish(run)
+    monkeypatch.setattr(clean_module, "_RUNS", 0)
+    seen: list[object] = []
+
+    def rmtree(folder: Path, **options: object) -> None:
+        if run.folder.name in folder.name:
+            try:
+                pair.archive(run)
+            except RunIncomplete as error:
+                seen.append(error)
+        really(folder, **options)
+
+    really = clean_module.shutil.rmtree
+    monkeypatch.setattr(clean_module.shutil, "rmtree", rmtree)
+    assert pair.backup().failed == 0
+    assert len(seen) == 1 and "clear its task fetch_index" in str(seen[0])
+    assert not run.folder.exists()
+
+
+def test_what_is_left_of_a_run_that_was_being_taken_away_goes(pair: Pair) -> None:
+    """A kill may come at any time."""
+    pair.put("alpha", b"one")
+    pair.build_index()
+    run = pair.prepare()
+    pair.finish(run)
+    run.remove()
+    runs = run.folder.parent
+    assert len(list(runs.iterdir())) == 1
+    pair.backup()
+    assert [path.name for path in runs.iterdir()] == [pair.mirror.run("manual__2").folder.name]
+
+
+def test_one_thing_that_resists_keeps_no_other_from_going(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    pair.mirror.claim()
+    for number in range(3):
+        pair.staged(b"%032d" % number).write_bytes(b"x")
+    (pair.mirror.staging / "odd").mkdir()
+    (pair.mirror.history / "odd.tmp").mkdir()
+    (pair.mirror.history / "other.tmp").write_bytes(b"x")
+    monkeypatch.setattr(clean_module, "_SECONDS", -1.0)
+    with pair.mirror.tree() as tree:
+        clean(pair.mirror, tree)
+    assert [path.name for path in pair.mirror.staging.iterdir()] == ["odd"]
+    assert [path.name for path in pair.mirror.history.iterdir()] == ["odd.tmp"]
+    assert "odd, staged long ago, could not be taken away" in caplog.text

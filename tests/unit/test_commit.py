@@ -24,6 +24,7 @@ from airflow_mdbackup.scheme.tree import Folder, Tree
 
 from .conftest import Pair
 from .crash import crash_at
+from .soundness import check_sound
 
 
 def md5(content: bytes) -> bytes:
@@ -774,3 +775,27 @@ def test_content_missing_in_staging_is_looked_up_once_for_all(
     assert pair.commit(run).outcomes == {"copied": 5}
     assert walks <= 4
     assert pair.live("new3").read_bytes() == b"3"
+
+
+def test_directory_that_cannot_be_moved_out_of_the_way_loses_nothing(pair: Pair) -> None:
+    """Something is mounted there; below it is an entry of which this run knows nothing, being excluded."""
+    pair.put("d/excluded", b"1")
+    pair.put("d/other", b"2")
+    pair.put("z", b"3")
+    pair.backup()
+    shutil.rmtree(pair.a / "d")
+    pair.put("d", b"a file now")
+    pair.build_index()
+    run = pair.prepare(exclude=[os.fsdecode(pair.path("d/excluded"))])
+    directory = str(pair.live("d"))
+    subprocess.run(["mount", "--bind", directory, directory], check=True)
+    try:
+        summary = pair.finish(run)
+        assert summary.failed == 1 and summary.outcomes == {"failed": 1}
+        assert pair.live("d/excluded").read_bytes() == b"1"
+        check_sound(pair)
+    finally:
+        subprocess.run(["umount", directory], check=True)
+    assert pair.backup(exclude=[os.fsdecode(pair.path("d/excluded"))]).outcomes == {"pulled": 1}
+    assert pair.live("d").read_bytes() == b"a file now"
+    check_sound(pair)

@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from airflow_mdbackup.scheme import clash
+from airflow_mdbackup.scheme import commit as commit_module
 from airflow_mdbackup.scheme import mirror as mirror_module
 from airflow_mdbackup.scheme.history import What
 from airflow_mdbackup.scheme.mirror import version_path
@@ -693,3 +694,19 @@ def in_a_child(act: Callable[[], None]) -> None:
         finally:
             os._exit(status)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+@only_root
+@pytest.mark.parametrize("kind", ["tmpfs", "ext4", "btrfs", "exfat", "ntfs"])
+def test_results_vouch_for_what_they_brought_on_every_filesystem(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """However coarse its times are, and whatever it takes for inodes: nothing is hashed twice."""
+    contents = [b"%d" % number * 10 for number in range(50)] + [b"large" * 100_000]
+    with mounted(kind, pair.mirror.dest, 200 * MB):
+        for number, content in enumerate(contents):
+            pair.put(f"f{number}", content)
+        pair.build_index()
+        run = pair.prepare()
+        monkeypatch.setattr(commit_module, "copy_of", lambda source, target: pytest.fail("copied and hashed"))
+        assert pair.finish(run).outcomes == {"pulled": 51}

@@ -365,7 +365,7 @@ def test_time_left_follows_the_files_when_there_are_many(
     """By the rate so far; nothing is said before there is any, or when nothing is left."""
     run = planned(pair, files=1)
     whole = replace(pair.plan, shards=[100])
-    puller = pull_module._Puller(pair.mirror, run, 0, whole, iter(()), pair.connect)
+    puller = pull_module._Puller(pair.mirror, run, 0, whole, None, pair.connect)
     puller.summary.transferred = 1000 if done else 0
     assert puller._left(done, seconds) == (f", about {left} left" if left else "")
     puller.close()
@@ -444,8 +444,7 @@ def test_a_symlink_planted_in_staging_is_not_written_through(pair: Pair, tmp_pat
     victim = tmp_path / "victim"
     victim.write_bytes(b"mine")
     pair.part(digest).symlink_to(victim)
-    with pytest.raises(OSError):
-        pair.pull(run, pair.plan)
+    pair.pull(run, pair.plan)
     assert victim.read_bytes() == b"mine"
 
 

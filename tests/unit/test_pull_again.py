@@ -20,9 +20,9 @@ from airflow_mdbackup.scheme import commit as commit_module
 from airflow_mdbackup.scheme import pull as pull_module
 from airflow_mdbackup.scheme import settle as settle_module
 from airflow_mdbackup.scheme import sftp as sftp_module
-from airflow_mdbackup.scheme.errors import ConnectionLost
+from airflow_mdbackup.scheme.errors import ConnectionLost, DestinationBusy
 from airflow_mdbackup.scheme.index import read_entries
-from airflow_mdbackup.scheme.mirror import Run
+from airflow_mdbackup.scheme.mirror import Run, Staging
 from airflow_mdbackup.scheme.progress import Pace
 from airflow_mdbackup.scheme.pull import pull
 from airflow_mdbackup.scheme.seen import Seen
@@ -323,3 +323,170 @@ def test_server_that_never_says_that_it_closes_is_given_up(monkeypatch: pytest.M
         for _ in range(100):
             reader.submit(Wanted(b"/f", None, lambda _: None))
             reader.wait()
+
+
+# --- beside other tasks -----------------------------------------------------------------------------
+
+
+def test_content_that_another_task_has_just_staged_is_not_written_over(pair: Pair) -> None:
+    """Its results tell of the very file that it has staged, which may be on the disk already."""
+    contents = {name: os.urandom(size) for name, size in {"small": 5, "large": 300_000}.items()}
+    for name, content in contents.items():
+        pair.put(name, content)
+    run = planned(pair)
+
+    class Overtaken(Reader):
+        def submit(self, wanted: Wanted) -> None:
+            super().submit(wanted)
+            pair.staged(wanted.md5 or b"").write_bytes(contents[os.path.basename(wanted.path).decode()])
+            staged.add(pair.staged(wanted.md5 or b"").stat().st_ino)
+
+    def connect() -> Reader:
+        server = ServerProcess()
+        pair.servers.append(server)
+        return Overtaken(server.channel)
+
+    staged: set[int] = set()
+    pull(pair.mirror, run, 0, connect)
+    assert pair.finish(run).outcomes == {"pulled": 2}
+    assert {pair.live(name).stat().st_ino for name in contents} == staged
+    assert left_in_staging(pair) == []
+
+
+def test_part_is_dropped_before_another_task_can_take_it_up(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A copy that turned out wrong is taken away under its lock."""
+    content = b"c" * 400_000
+    pair.put("old", content)
+    pair.backup()
+    pair.put("new", content)
+    run = planned(pair)
+    pair.live("old").write_bytes(b"edited")
+    drop, taken = Staging.drop_part, []
+
+    def dropped(staging: Staging, digest: bytes) -> None:
+        with pair.mirror.open_staging() as other:
+            taken.append(other.lock_part(digest))
+        drop(staging, digest)
+
+    monkeypatch.setattr(Staging, "drop_part", dropped)
+    pair.pull(run, pair.plan)
+    assert taken == [None]
+    assert pair.finish(run).outcomes == {"pulled": 1}
+
+
+def test_beginning_at_which_another_task_is_stays(pair: Pair) -> None:
+    """Also when the content has come as a small file meanwhile."""
+    pair.put("small", b"small")
+    run = planned(pair)
+    with pair.part(md5(b"small")).open("wb") as other:
+        other.write(b"sm")
+        fcntl.flock(other, fcntl.LOCK_EX)
+        pair.pull(run, pair.plan)
+        assert pair.part(md5(b"small")).exists()
+    assert pair.finish(run).outcomes == {"pulled": 1}
+
+
+def test_beginning_that_is_not_ours_fails_its_file_alone(pair: Pair, tmp_path: Path) -> None:
+    """The message says where it is."""
+    pair.put("large", b"large" * 100_000)
+    pair.put("other", b"other" * 100_000)
+    run = planned(pair)
+    part = pair.part(md5(b"large" * 100_000))
+    part.symlink_to(tmp_path / "nowhere")
+    pair.pull(run, pair.plan)
+    summary = pair.finish(run)
+    assert summary.outcomes == {"failed": 1, "pulled": 1}
+    assert f"{part} cannot be written: Too many levels of symbolic links" in summary.failures[0]
+    part.unlink()
+    assert pair.backup().outcomes == {"pulled": 1}
+
+
+def test_copy_is_made_of_a_live_file_where_what_is_staged_is_odd(pair: Pair, tmp_path: Path) -> None:
+    """One source that cannot be opened hides no other."""
+    pair.put("old", b"same")
+    pair.backup()
+    pair.put("new", b"same")
+    pair.build_index()
+    run = pair.prepare()
+    pair.staged(md5(b"same")).unlink()
+    pair.staged(md5(b"same")).symlink_to(tmp_path / "nowhere")
+    assert pair.finish(run).outcomes == {"copied": 1}
+    assert pair.live("new").read_bytes() == b"same"
+
+
+def test_waiting_for_a_task_that_does_not_get_on_has_an_end(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is told meanwhile what is waited for; and whatever can be done is done."""
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(pull_module, "LOCK_WAIT", 1.0)
+    monkeypatch.setattr(Pace, "due", lambda pace: True)
+    large = os.urandom(400_000)
+    pair.put("large", large)
+    pair.put("small", b"small")
+    run = planned(pair)
+    part = pair.part(md5(large))
+    with part.open("wb") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(DestinationBusy, match=f"large is written by another task.*{part} open"):
+            pair.pull(run, pair.plan)
+    assert re.search("1 of 2 files.*waiting for another task that writes .*large", caplog.text)
+    pair.pull(run, pair.plan)
+    assert pair.finish(run).outcomes == {"pulled": 2}
+
+
+def test_waiting_for_a_task_that_gets_on_has_no_end(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pull_module, "LOCK_WAIT", 1.0)
+    large = os.urandom(400_000)
+    pair.put("large", large)
+    run = planned(pair)
+
+    def write() -> None:
+        with pair.part(md5(large)).open("wb", buffering=0) as other:
+            fcntl.flock(other, fcntl.LOCK_EX)
+            begun.set()
+            for number in range(8):
+                other.write(large[number * 50_000 : (number + 1) * 50_000])
+                time.sleep(0.4)
+            os.rename(pair.part(md5(large)), pair.staged(md5(large)))
+
+    begun = threading.Event()
+    thread = threading.Thread(target=write)
+    thread.start()
+    begun.wait(10)
+    pair.pull(run, pair.plan)
+    thread.join()
+    assert pair.finish(run).outcomes == {"pulled": 1}
+
+
+# --- after a commit ---------------------------------------------------------------------------------
+
+
+def test_run_that_is_pulled_again_after_its_own_commit_tells_the_same(pair: Pair) -> None:
+    """Nobody has superseded it."""
+    pair.put("one", b"1")
+    pair.put("two", b"2")
+    run = planned(pair)
+    pair.pull(run, pair.plan)
+    assert pair.finish(run).outcomes == {"pulled": 2}
+    pair.pull(run, pair.plan)
+    assert pair.transferred == 0
+    assert pair.finish(run).outcomes == {"pulled": 2}
+
+
+@pytest.mark.parametrize("clock", ["stands still", "was set back"])
+def test_result_vouches_for_the_very_file_of_which_it_tells(pair: Pair, clock: str) -> None:
+    """Another run may have staged the same bytes anew within the same tick, and a power cut torn them."""
+    pair.put("alpha", b"the new content")
+    run = planned(pair)
+    pair.pull(run, pair.plan)
+    staged = pair.staged(md5(b"the new content"))
+    aside = staged.with_name("aside")
+    aside.write_bytes(b"\0" * len(b"the new content"))
+    aside.rename(staged)
+    later = time.time() + (3600 if clock == "was set back" else 0)
+    os.utime(run.results(0), (later, later))
+    assert pair.finish(run).outcomes == {"failed": 1} and not pair.live("alpha").exists()
+    assert pair.backup().outcomes == {"pulled": 1}

@@ -633,3 +633,25 @@ def test_a_quota_that_ends_is_told_like_a_full_disk_and_a_broken_disk_is_not(
 def test_amounts_are_told_in_units_for_people(size: int, told: str) -> None:
     """Powers of ten, as in the configuration."""
     assert disk_module.amount(size) == told
+
+
+# --- runs side by side ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("judged", [False, True])
+def test_what_another_run_has_brought_needs_no_room(pair: Pair, disk: Disk, judged: bool) -> None:
+    """In a backfill all runs may be planned before the first is committed; some are refused meanwhile."""
+    put_all(pair, 4, 5 * MB)
+    disk.leave(RESERVE + 50 * MB)
+    first, second = planned(pair), planned(pair)
+    if judged:
+        disk.leave(RESERVE + MB)
+        with pytest.raises(DestinationFull):
+            pair.pull(second, pair.plan)
+        disk.leave(RESERVE + 50 * MB)
+    pair.pull(first, pair.plan)
+    pair.finish(first)
+    disk.leave(RESERVE + MB)
+    pair.pull(second, pair.plan)
+    assert pair.transferred == 0
+    assert pair.finish(second).outcomes == {"superseded": 4}

@@ -1,0 +1,42 @@
+"""What other runs have committed since a plan was made.
+
+In a backfill all runs may be planned before the first one is committed. What that one brings need not come
+again.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from airflow_mdbackup.scheme.diff import Item, Plan
+from airflow_mdbackup.scheme.index import read_entries
+from airflow_mdbackup.scheme.mirror import Mirror, Run
+from airflow_mdbackup.scheme.ordered import Alongside
+from airflow_mdbackup.scheme.settle import consumer_index
+
+
+def committed_since(mirror: Mirror, run: Run, shard: int, plan: Plan) -> Path | None:
+    """Return the consumer index, in canonical form, if another run was committed since the plan was made.
+
+    :param shard: the one that asks, whose lock the caller holds.
+    :raises ConsumerIndexDamaged, DestinationBusy: see :func:`.settle.consumer_index`, :meth:`.Mirror.lock`.
+    """
+    if mirror.last_commit() == plan.committed:
+        return None
+    with mirror.lock(f"pull_changed of {run.run_id}"):
+        return consumer_index(mirror, run.consumer(shard))
+
+
+class Brought:
+    """Tells of the items of one shard, in path order, which of them an index has by now.
+
+    :param index: what :func:`committed_since` returned.
+    """
+
+    def __init__(self, index: Path | None) -> None:
+        self._entries = Alongside(read_entries(index) if index else ())
+
+    def has(self, item: Item) -> bool:
+        """Whether another run has brought ``item``."""
+        entry = self._entries.find(item.path)
+        return entry is not None and entry.md5 == item.md5
