@@ -309,7 +309,7 @@ class Provider(BaseModel):
             "When the guard stops a run: `fail` it, or wait for a person to `approve` it in Airflow. Refused,"
             " or without an answer within 24 hours, it fails; until then the provider's next runs wait."
             " Either way, one run that is started by hand can override the guard: by its parameter"
-            " `override_guard`."
+            " `override_guard`, for the index that it finds first."
         ),
         examples=["approve"],
     )

@@ -22,6 +22,8 @@ class DiffIndexes(BackupOperator):
     Returns the shards of the plan, at least one, each ``{"shard": number, "files": count}``: what
     ``PullChanged.expand(shard=...)`` takes. The XCom ``plan`` has the counts, and ``guard`` the reasons for
     which a person should look first; none if the run's parameter ``override_guard`` says that one has looked.
+    That holds for the first index that the run judges, and not for another that it fetches when its tasks are
+    cleared.
 
     :param provider: the provider's name.
     :param dest: absolute path of its backup on the worker.
@@ -56,7 +58,7 @@ class DiffIndexes(BackupOperator):
 
     def execute(self, context: Context) -> list[dict[str, int]]:
         mirror, run = self.run_of(context)
-        overridden = self._overridden(context)
+        override = self._override(context)
         plan = make_plan(
             mirror,
             run,
@@ -65,16 +67,19 @@ class DiffIndexes(BackupOperator):
             shards=self.shards,
             limits=self.limits,
             allow_empty=self.allow_empty,
-            may_trip=overridden or self.on_guard == "approve",
+            may_trip=self.on_guard == "approve",
+            override=override,
         )
         self._tell(plan)
-        if plan.guard and overridden:
+        if plan.guard and plan.overridden:
             self.log.warning("override_guard: this run goes on all the same")
+        elif plan.guard and override:
+            self.log.warning("override_guard was for the index that this run had first: a person is asked")
         context["ti"].xcom_push(key="plan", value=_counts(plan))
-        context["ti"].xcom_push(key="guard", value=[] if overridden else plan.guard)
+        context["ti"].xcom_push(key="guard", value=[] if plan.overridden else plan.guard)
         return [{"shard": shard, "files": files} for shard, files in enumerate(plan.shards)]
 
-    def _overridden(self, context: Context) -> bool:
+    def _override(self, context: Context) -> bool:
         """Whether a person who started this run has said that the guard is to be overridden."""
         if not context["params"].get(OVERRIDE_GUARD):
             return False

@@ -220,6 +220,10 @@ class Archiver:
             taken = self._tree.lstat(version)
             if taken is None:
                 break
+            if is_file(taken) and not taken.st_size:
+                # The placeholder of a renaming that was cut off; if it is an empty file's copy, no bytes go.
+                self._tree.unlink(version)
+                break
             if is_file(taken) and taken.st_size == status.st_size and self._md5(version) == md5:
                 return version  # an earlier try's copy
         self._run.copies.mkdir(exist_ok=True)
@@ -258,6 +262,7 @@ class Archiver:
         for attempt in count():
             version = version_path(record.path, self.stamp, attempt)
             try:
+                self._tree.drop_placeholder(record.version, version)
                 self._tree.move(record.version, version)
                 return msgspec.structs.replace(record, version=version)
             except FileExistsError:

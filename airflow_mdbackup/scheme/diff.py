@@ -32,7 +32,7 @@ from pathlib import Path
 
 import pathspec
 
-from airflow_mdbackup.scheme.errors import GuardTripped, IndexRefused
+from airflow_mdbackup.scheme.errors import GuardTripped, IndexRefused, RunIncomplete
 from airflow_mdbackup.scheme.index import (
     Difference,
     Remark,
@@ -109,6 +109,7 @@ class Plan:
     consumer: int = 0
     shards: list[int] = field(default_factory=list)  # items in each
     guard: list[str] = field(default_factory=list)  # why the guard tripped
+    overridden: bool = False  # the guard, by a person
     telltale: str | None = None  # what ransomware would look like, if it is anything
     digest: str = ""
     provider_time: int = 0  # Unix seconds on A: what changed there since is newer than its index
@@ -130,12 +131,15 @@ def make_plan(
     limits: Limits = Limits(),
     allow_empty: bool = False,
     may_trip: bool = False,
+    override: bool = False,
 ) -> Plan:
     """Compare the run's provider index with the consumer index and write the plan.
 
     :param source: the paths that the provider is configured to index.
     :param exclude: gitignore patterns, against paths without their leading slash.
     :param may_trip: write the plan although the guard trips, because a person decides.
+    :param override: a person has decided already. That is for the first index that the run judges so, and for
+        no other that comes when its tasks are cleared; :attr:`Plan.overridden` tells whether it is this one.
     :raises IndexRefused: the provider index is not what FetchIndex left, or has a reserved name.
     :raises GuardTripped: see ``limits``; nothing was changed.
     :raises ConsumerIndexDamaged: the consumer index cannot be read.
@@ -147,6 +151,10 @@ def make_plan(
     with mirror.told_plainly(), run.lock("diff_indexes", mirror.provider):
         run.begin_again()
         state = run.require(run.state, "fetch_index")
+        if not run.index.exists():
+            raise RunIncomplete(
+                f"run {run.run_id!r} has no accepted index: clear its task fetch_index and those after it"
+            )
         if digest(run.index) != state["index"]["digest"]:
             raise IndexRefused(
                 f"{mirror.provider}: {run.index} is not the file that fetch_index wrote; clear it"
@@ -174,7 +182,8 @@ def make_plan(
                 else:
                     to_pull.add(item)
             plan.guard = comparison.guard(limits, allow_empty)
-            if plan.guard and not may_trip:
+            plan.overridden = override and _is_meant(mirror, run, state["index"]["digest"])
+            if plan.guard and not (may_trip or plan.overridden):
                 raise GuardTripped(
                     f"{mirror.provider}: the guard stopped this run, nothing was changed: "
                     f"{'; '.join(plan.guard)}. If that is meant: trigger a run by hand with override_guard, "
@@ -185,6 +194,17 @@ def make_plan(
         plan.digest = _digest(run, len(plan.shards))
         write_state(run.plan, asdict(plan))
         return plan
+
+
+def _is_meant(mirror: Mirror, run: Run, index: str) -> bool:
+    """Whether a person's override of the guard, given for a run, is for this index. Notes that it is."""
+    try:
+        return bool(read_header(run.override).get("index") == index)
+    except FileNotFoundError:
+        if mirror.has_committed(run):  # and its directory has been taken away since
+            return False
+    write_state(run.override, {"index": index})
+    return True
 
 
 def read_plan(run: Run) -> Plan:

@@ -100,7 +100,7 @@ def in_words(error: OSError, provider: str, dest: Path) -> BackupError | None:
     if number in _DENIED:
         return DestinationRefused(
             f"{provider}: {dest} cannot be used by {_user()} on {socket.gethostname()}: {error.strerror}: "
-            f"{_name(error)}. As root: install -d -o {_user()} -m 700 {dest}"
+            f"{_name(error)}. As root: {_give(dest)}"
         )
     return None
 
@@ -117,6 +117,12 @@ def _user() -> str:
         return pwd.getpwuid(os.geteuid()).pw_name
     except KeyError:
         return str(os.geteuid())
+
+
+def _give(dest: Path) -> str:
+    """Return the command that lets us use ``dest``."""
+    command = f"chown -R {_user()}" if os.path.exists(dest) else f"install -d -o {_user()} -m 700"
+    return f"{command} {dest}"
 
 
 def _name(error: OSError) -> str:

@@ -99,6 +99,9 @@ def fetch_index(
         with run.lock("fetch_index", mirror.provider, make=True):
             try:
                 return _fetch_index(mirror, run, connect, index, max_age, max_size, still)
+            except BaseException:
+                run.index.unlink(missing_ok=True)
+                raise
             finally:
                 run.received.unlink(missing_ok=True)
 

@@ -22,6 +22,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import logging
@@ -34,18 +35,26 @@ from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from airflow_mdbackup.scheme.disk import in_words
-from airflow_mdbackup.scheme.errors import DestinationBusy, DestinationRefused, RunIncomplete
+from airflow_mdbackup.scheme.errors import BackupError, DestinationBusy, DestinationRefused, RunIncomplete
 from airflow_mdbackup.scheme.index import MAX_COMPONENT
 from airflow_mdbackup.scheme.records import read_header, write_state
-from airflow_mdbackup.scheme.tree import Folder, Tree, concerns_one_file, fsync_directory, write_all
+from airflow_mdbackup.scheme.tree import (
+    Folder,
+    Tree,
+    concerns_one_file,
+    fsync_directory,
+    not_followed,
+    write_all,
+)
 
 log = logging.getLogger(__name__)
 
 OLD = b".old"
 _REMOVED = ".removed-"  # no run's directory begins with a full stop
+_NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
 LOCK_WAIT = 3600.0  # seconds that a task waits for another run before it gives up
 
 
@@ -79,7 +88,12 @@ class Mirror:
         :raises DestinationFull, DestinationBroken, WorkerExhausted: see :meth:`told_plainly`.
         """
         with self.told_plainly():
-            self._claim(known, mount)
+            try:
+                self._claim(known, mount)
+            except (FileExistsError, NotADirectoryError) as error:
+                raise DestinationRefused(
+                    f"{self.provider}: {error.filename} is no directory. Name an empty or new one as dest."
+                ) from error
 
     def _claim(self, known: bool, mount: str | None) -> None:
         if mount is not None and not os.path.ismount(mount):
@@ -107,7 +121,7 @@ class Mirror:
         # A killed set-up leaves the state directory without its marker, which comes last.
         others = {entry.name for entry in self.dest.iterdir()} - {"lost+found", ".mdbackup", "files"}
         others |= {entry.name for entry in self.files.glob("*")}
-        if others:
+        if others and not self._marker.exists():  # or else another run has just set it up
             raise DestinationRefused(
                 f"{self.provider}: {self.dest} is not empty (it has {sorted(others)[0]!r}) and holds no "
                 "backup of ours. Name an empty or new directory as dest."
@@ -117,19 +131,24 @@ class Mirror:
         # The marker says that all of them are there, whatever order the disk keeps.
         fsync_directory(self._state)
         fsync_directory(self.dest)
-        write_state(self._marker, {"provider": self.provider})
+        with self.lock("fetch_index, which sets it up"):
+            if not self._marker.exists():
+                write_state(self._marker, {"provider": self.provider})
 
     def check(self) -> None:
         """Make sure that ``dest`` holds this provider's backup.
 
         :raises DestinationRefused: it does not.
+        :raises OSError: that cannot be told; see :meth:`told_plainly`.
         """
         try:
             owner = read_header(self._marker).get("provider")
-        except FileNotFoundError:
+        except OSError as error:
+            if error.errno not in _NO_FILE:
+                raise
             raise DestinationRefused(
-                f"{self.provider}: {self.dest} on {socket.gethostname()} holds no backup ({self._marker} is "
-                "missing). Is the disk not mounted, or is this the wrong worker (queue)?"
+                f"{self.provider}: {self.dest} on {socket.gethostname()} holds no backup ({self._marker}: "
+                f"{error.strerror}). Is the disk not mounted, or is this the wrong worker (queue)?"
             ) from None
         if owner != self.provider:
             raise DestinationRefused(
@@ -155,15 +174,23 @@ class Mirror:
         try:
             yield
         except OSError as error:
-            if isinstance(error, FileNotFoundError):
-                self.check()
-            told = in_words(error, self.provider, self.dest)
+            told = self._in_words(error)
             if told is None:
                 raise
             try:
                 raise told from error
             finally:
                 del told  # or else it keeps this frame, which keeps it, and files stay open meanwhile
+
+    def _in_words(self, error: OSError) -> BackupError | None:
+        if isinstance(error, FileNotFoundError):
+            try:
+                self.check()
+            except DestinationRefused as refused:
+                return refused
+            except OSError as why:
+                error = why
+        return in_words(error, self.provider, self.dest)
 
     # --- lock and stamps ----------------------------------------------------------------------------
 
@@ -381,6 +408,7 @@ class Run:
         self.done = folder / "done.json"
         self.copies = folder / "copies"
         self.names = folder / "names"
+        self.override = folder / "override.json"
 
     def pulls(self, shard: int) -> Path:
         """Return the part of the plan that one shard pulls."""
@@ -418,6 +446,7 @@ class Run:
         :param shared: hold it together with others who share it, as the shards of one step do.
         :param make: make the run's directory, if it is not there.
         :raises DestinationBusy: it was not free in time.
+        :raises DestinationRefused: a symlink has its name.
         :raises RunIncomplete: the run has no directory.
         """
         path, what = self.folder / "run.lock", f"{provider}: the run {self.run_id}"
@@ -442,7 +471,7 @@ class Run:
     @contextmanager
     def unused(self) -> Iterator[bool]:
         """Hold the lock on the run's files if no step of it is at work now; yield whether that is so."""
-        with (self.folder / "run.lock").open("a+") as file:
+        with open(self.folder / "run.lock", "a+", opener=not_followed) as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -502,8 +531,7 @@ class Run:
 @contextmanager
 def _locked(path: Path, what: str, who: str, wait: float, kind: int = fcntl.LOCK_EX) -> Iterator[int]:
     """Hold a flock on ``path``, telling whoever waits for it ``who`` does. Yields its descriptor."""
-    # After a crash anything may be in it.
-    with path.open("a+", encoding="utf-8", errors="replace") as file:
+    with _lock_file(path, what) as file:
         deadline = time.monotonic() + wait
         told = -60.0
         while True:
@@ -523,6 +551,16 @@ def _locked(path: Path, what: str, who: str, wait: float, kind: int = fcntl.LOCK
         file.write(f"{who} (process {os.getpid()} on {socket.gethostname()}, since {_now()})")
         file.flush()
         yield file.fileno()
+
+
+def _lock_file(path: Path, what: str) -> TextIO:
+    try:
+        # After a crash anything may be in it.
+        return open(path, "a+", encoding="utf-8", errors="replace", opener=not_followed)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise DestinationRefused(f"{what}: {path} is a symlink: remove it, and try again") from None
 
 
 def version_path(path: bytes, stamp: str, attempt: int = 0) -> bytes:

@@ -263,12 +263,19 @@ class Tree:
         reverse.
         """
         if self.lstat(source) is not None:
-            to, new = self._parent(target, create=True)
-            there, name = self._parent(source)
-            drop_placeholder(there, name, to, new)
+            self.drop_placeholder(source, target)
             if self.lstat(target) is None:
                 self.move(source, target)
         return self.lstat(target) is not None
+
+    def drop_placeholder(self, source: bytes, target: bytes) -> None:
+        """Take away what stands at ``target``, if it can only be what a cut-off :meth:`move` left there.
+
+        :raises FileNotFoundError: nothing stands at ``source``.
+        """
+        to, new = self._parent(target, create=True)
+        there, name = self._parent(source)
+        drop_placeholder(there, name, to, new)
 
     def unlink(self, path: bytes) -> None:
         """Take the name ``path`` away. The caller has made sure that its bytes live on under another."""

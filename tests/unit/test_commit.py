@@ -98,6 +98,28 @@ def test_a_version_that_was_archived_for_a_superseded_run_is_withdrawn(pair: Pai
     assert pair.versions("alpha") == [] and pair.live("alpha").read_bytes() == b"one"
 
 
+@pytest.mark.parametrize("links", ["links", "no links"])
+def test_a_version_whose_bytes_are_nowhere_else_is_never_taken_back(
+    pair: Pair, links: str, request: pytest.FixtureRequest
+) -> None:
+    """Its run is superseded, but somebody has replaced the live file on B meanwhile, by one of its size."""
+    if links == "no links":
+        request.getfixturevalue("no_links")
+    pair.put("alpha", b"one")
+    pair.backup()
+    pair.put("alpha", b"two")
+    pair.build_index()
+    old = pair.prepare()
+    pair.archive(old)
+    pair.live("alpha").unlink()
+    pair.live("alpha").write_bytes(b"own")
+    pair.put("bravo", b"1")
+    pair.put("alpha", b"one")
+    assert pair.backup().outcomes == {"pulled": 1}
+    assert pair.commit(old).superseded
+    assert pair.versions("alpha") == [b"one"]
+
+
 def test_an_entry_that_a_run_in_between_has_changed_is_judged_again(pair: Pair) -> None:
     """The run with the older index commits first; the newer one finds another predecessor than planned."""
     pair.put("alpha", b"one")
@@ -581,6 +603,27 @@ def test_content_that_a_power_cut_tore_is_not_put_in_place(pair: Pair) -> None:
     assert md5(b"the new content") not in pair.index_b().values()
     assert pair.finish(pair.prepare()).failed == 0
     assert pair.index_b() == pair.index_a() and pair.live("alpha").read_bytes() == b"the new content"
+
+
+def test_archiving_again_leaves_the_versions_that_a_cut_off_commit_tells_of(pair: Pair) -> None:
+    """The history written ahead names them; its files may be in place or not when the tasks are cleared."""
+    for name in ("alpha", "bravo"):
+        pair.put(name, name.encode())
+    pair.backup()
+    for name in ("alpha", "bravo"):
+        pair.put(name, b"new " + name.encode())
+    pair.build_index()
+    run = pair.prepare()
+    pair.archive(run)
+    number = 0
+    while not any(path.suffix == ".pending" for path in pair.mirror.history.iterdir()):
+        number += 1
+        assert crash_at(number, lambda: commit(pair.mirror, run))
+    pair.archive(run)
+    check_sound(pair)
+    assert pair.finish(run).failed == 0
+    check_sound(pair)
+    assert pair.versions("alpha") == [b"alpha"] and pair.versions("bravo") == [b"bravo"]
 
 
 def test_results_do_not_vouch_for_what_was_staged_after_them(pair: Pair) -> None:

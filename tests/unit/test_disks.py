@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import gc
 import os
+import pwd
 import re
 import resource
 import shutil
+import signal
 import socket
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,13 +28,13 @@ from airflow_mdbackup.scheme.errors import (
     RunIncomplete,
     WorkerExhausted,
 )
-from airflow_mdbackup.scheme.mirror import Mirror
+from airflow_mdbackup.scheme.mirror import Mirror, Run
 from airflow_mdbackup.scheme.pull import pull
 
 from ..torture import Cases, scaled
 from .conftest import Pair
 from .filesystems import MB, image_of, mount_again, mounted, remount, run
-from .soundness import check_sound, contents_of
+from .soundness import check_sound, contents_of, in_a_child
 
 guarantee = pytest.mark.guarantee("4. Disks that fail")
 only_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
@@ -295,6 +299,221 @@ def opened(directory: Path) -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+# --- gone within a step -----------------------------------------------------------------------------
+
+
+class Trouble:
+    """Has a method of :class:`.Tree` do something before it is called for the second time."""
+
+    def __init__(self, method: str, act: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> None:
+        self.calls = 0
+        really = getattr(tree_module.Tree, method)
+
+        def tried(*arguments: Any) -> Any:
+            self.calls += 1
+            if self.calls == 2:
+                act()
+            return really(*arguments)
+
+        monkeypatch.setattr(tree_module.Tree, method, tried)
+
+
+def changed_files(pair: Pair) -> Run:
+    """Have four files to be replaced, whose new bytes are staged."""
+    for content in (b"old ", b"new "):
+        for name in ("a", "b", "c", "d"):
+            pair.put(name, content + name.encode())
+        if content == b"old ":
+            pair.backup()
+    pair.build_index()
+    return pair.prepare()
+
+
+@only_root
+@guarantee
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of files that are left open
+@pytest.mark.parametrize(("step", "method"), [("archive", "put_new"), ("commit", "put")])
+def test_a_disk_whose_server_dies_amid_the_files_stops_the_step_at_once(
+    tmp_path: Path, cases: Cases, monkeypatch: pytest.MonkeyPatch, step: str, method: str
+) -> None:
+    """A real FUSE file system: it is no trouble of one file after the other."""
+    with pair_at(tmp_path) as pair, mounted("exfat", pair.mirror.dest, 16 * MB):
+        dest = pair.mirror.dest
+        run_ = changed_files(pair)
+        if step == "commit":
+            pair.archive(run_)
+        trouble = Trouble(method, lambda: kill_server(dest), monkeypatch)
+        with cases.one():
+            with pytest.raises(DestinationBroken) as told:
+                getattr(pair, step)(run_)
+            cause = told.value.__cause__
+            assert isinstance(cause, OSError) and cause.errno == errno.ENOTCONN
+            check_words(told.value, pair, "dmesg", "whether the disk is still mounted")
+            assert trouble.calls == 2
+        del told, cause
+        gc.collect()  # what they keep open keeps the disk from being unmounted
+
+
+def kill_server(mount: Path) -> None:
+    """Kill the process that serves a FUSE file system, and wait until it is felt."""
+    for commands in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            arguments = commands.read_bytes().split(b"\0")
+        except OSError:  # it has ended
+            continue
+        if b"mount.exfat-fuse" in arguments[0] and os.fsencode(mount) in arguments:
+            os.kill(int(commands.parent.name), signal.SIGKILL)
+    with pytest.raises(OSError):
+        while True:
+            os.stat(mount)
+
+
+@guarantee
+@pytest.mark.parametrize(
+    "number", [errno.ENOTCONN, errno.EHOSTDOWN, errno.ETIMEDOUT, errno.ESTALE, errno.ENODEV]
+)
+@pytest.mark.parametrize(("step", "method"), [("archive", "link"), ("commit", "put")])
+def test_an_error_of_a_disk_on_the_net_fails_no_file_but_stops_the_step(
+    pair: Pair, cases: Cases, monkeypatch: pytest.MonkeyPatch, step: str, method: str, number: int
+) -> None:
+    """A retry brings everything."""
+    run_ = changed_files(pair)
+    if step == "commit":
+        pair.archive(run_)
+
+    def fail() -> None:
+        raise OSError(number, os.strerror(number))
+
+    trouble = Trouble(method, fail, monkeypatch)
+    with cases.one():
+        with pytest.raises(DestinationBroken) as told:
+            getattr(pair, step)(run_)
+        check_words(told.value, pair, "dmesg")
+        assert trouble.calls == 2
+        assert pair.finish(run_).failed == 0
+        assert pair.index_b() == pair.index_a()
+        check_sound(pair)
+        assert pair.versions("a") == [b"old a"] and pair.versions("d") == [b"old d"]
+
+
+# --- somebody else's --------------------------------------------------------------------------------
+
+NOBODY = 65534
+
+
+@contextmanager
+def pair_of_nobody() -> Iterator[Pair]:
+    """A pair all of whose files belong to nobody in particular, who can get at them."""
+    with tempfile.TemporaryDirectory(prefix="pair-") as folder:
+        os.chmod(folder, 0o755)
+        with pair_at(Path(folder)) as pair:
+            yield pair
+
+
+def give(*paths: Path, to: int = NOBODY) -> None:
+    for path in paths:
+        os.chown(path, to, to, follow_symlinks=False)
+
+
+NOT_NEEDED = [
+    *((".mdbackup/runs/*", "fetch"), (".mdbackup/lock", "fetch"), (".mdbackup/lock", "pull")),
+    *(("index.md5", "fetch"), ("index.md5", "pull"), ("index.md5", "archive")),
+]
+
+
+def as_nobody(act: Callable[[], object]) -> None:
+    def act_so() -> None:
+        os.setresgid(NOBODY, NOBODY, NOBODY)
+        os.setresuid(NOBODY, NOBODY, NOBODY)
+        act()
+
+    in_a_child(act_so)
+
+
+@only_root
+@guarantee
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("of_root", ["", ".mdbackup", ".mdbackup/runs/*", ".mdbackup/lock", "index.md5"])
+def test_a_dest_of_somebody_else_is_refused_with_the_command_that_mends_it(
+    cases: Cases, of_root: str, step: str
+) -> None:
+    """In words in any step that needs it, and nothing is changed; when it is given back, the step goes on."""
+    with pair_of_nobody() as pair, cases.one():
+        scene = Scene(pair)
+        scene.forward(before=step)
+        folder = pair.mirror.dest.parent
+        give(folder, *folder.rglob("*"))
+        taken = list(pair.mirror.dest.glob(of_root)) if of_root else [pair.mirror.dest]
+        modes = [path.stat().st_mode for path in taken]
+        give(*taken, to=0)
+        for path in taken:
+            path.chmod(0o700 if path.is_dir() else 0o600)
+
+        def act() -> None:
+            try:
+                scene.act(step)
+            except DestinationRefused as told:
+                user = pwd.getpwuid(NOBODY).pw_name
+                give_back = f"As root: chown -R {user} {pair.mirror.dest}"
+                check_words(told, pair, f"cannot be used by {user}", give_back)
+            else:
+                assert (of_root, step) in NOT_NEEDED
+
+        as_nobody(act)
+        scene.check()
+        give(*taken)
+        for path, mode in zip(taken, modes, strict=True):
+            path.chmod(mode & 0o7777)
+        as_nobody(lambda: scene.rest(after=step))
+        scene.check_end()
+
+
+@only_root
+@guarantee
+def test_a_new_dest_in_a_directory_of_somebody_else_is_refused_with_the_command_that_makes_it(
+    cases: Cases,
+) -> None:
+    """The most frequent mistake of a first run."""
+    with pair_of_nobody() as pair, cases.one():
+
+        def act() -> None:
+            with pytest.raises(DestinationRefused) as told:
+                pair.mirror.claim()
+            user = pwd.getpwuid(NOBODY).pw_name
+            check_words(told.value, pair, f"As root: install -d -o {user} -m 700 {pair.mirror.dest}")
+
+        as_nobody(act)
+        assert not pair.mirror.dest.exists()
+
+
+@only_root
+@guarantee
+def test_files_in_a_directory_of_somebody_else_fail_alone(cases: Cases) -> None:
+    """Within the mirror; all others arrive, and these do when it is given back."""
+    with pair_of_nobody() as pair, cases.one():
+        for name in ("a", "d/b", "e"):
+            pair.put(name, b"old " + name.encode())
+        pair.backup()
+        for name in ("a", "d/b", "d/c", "e"):
+            os.chmod(pair.put(name, b"new " + name.encode()), 0o644)
+        folder = pair.mirror.dest.parent
+        give(folder, *folder.rglob("*"))
+        give(pair.live("d"), to=0)
+        pair.live("d").chmod(0o700)
+
+        def act() -> None:
+            summary = pair.backup()
+            assert summary.outcomes == {"pulled": 2, "failed": 2}
+            assert all("Permission denied on this side" in failure for failure in summary.failures)
+
+        as_nobody(act)
+        check_sound(pair)
+        give(pair.live("d"))
+        as_nobody(pair.backup)
+        assert pair.index_b() == pair.index_a()
+        assert pair.versions("d/b") == [b"old d/b"]
 
 
 # --- too many open files ----------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from airflow_mdbackup.scheme import fetch as fetch_module
 from airflow_mdbackup.scheme.errors import (
     AccessRefused,
     ConnectionLost,
@@ -18,7 +19,7 @@ from airflow_mdbackup.scheme.errors import (
     RunIncomplete,
 )
 from airflow_mdbackup.scheme.fetch import fetch_index
-from airflow_mdbackup.scheme.sftp import Reader
+from airflow_mdbackup.scheme.sftp import Attributes, Reader
 
 from .channels import ATTRS, FAILURE, CutChannel, ScriptedServer, packet, status
 from .conftest import Pair, ServerProcess
@@ -211,6 +212,35 @@ def test_fetching_again_takes_back_an_older_plan(pair: Pair) -> None:
         pair.fetch(run, still=0.1)
     with pytest.raises(RunIncomplete):
         pair.commit(run)
+
+
+@pytest.mark.parametrize("fetched_before", [False, True])
+@pytest.mark.parametrize("refusal", ["too old", "never still", "connection lost"])
+def test_of_an_index_that_is_refused_no_later_step_can_make_use(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch, fetched_before: bool, refusal: str
+) -> None:
+    """Nothing of it stays, nor of one that the same run had before; also if their bytes are the same."""
+    pair.put("alpha", b"1")
+    pair.build_index()
+    run = pair.new_run()
+    if fetched_before:
+        pair.fetch(run)
+    if refusal == "too old":
+        os.utime(pair.index, (1_000_000_000, 1_000_000_000))
+        with pytest.raises(IndexRefused, match="max_index_age"):
+            pair.fetch(run, max_age=3600.0)
+    elif refusal == "never still":
+        index_file(pair).write_bytes(b"%s  /a\n" % EMPTY)
+        monkeypatch.setattr(fetch_module, "_stat", lambda *_: Attributes(None, None, None))
+        with pytest.raises(ConnectionLost, match="changed each time"):
+            pair.fetch(run, still=0.0)
+    else:
+        monkeypatch.setattr(pair, "connect", lambda: Reader(CutChannel(ServerProcess().channel, 100)))
+        with pytest.raises(ConnectionLost):
+            pair.fetch(run)
+    assert not run.index.exists() and not run.received.exists()
+    with pytest.raises(RunIncomplete, match="clear its task fetch_index"):
+        pair.diff(run)
 
 
 def test_an_index_that_was_altered_after_the_fetch_is_refused(pair: Pair) -> None:

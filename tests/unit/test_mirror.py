@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -17,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_mdbackup.scheme import mirror as mirror_module
-from airflow_mdbackup.scheme.errors import DestinationBusy, DestinationRefused
+from airflow_mdbackup.scheme.errors import DestinationBroken, DestinationBusy, DestinationRefused
 from airflow_mdbackup.scheme.mirror import Mirror, version_path
 from airflow_mdbackup.scheme.records import read_header
 from airflow_mdbackup.scheme.tree import Folder, Tree, is_file
@@ -120,6 +122,75 @@ def test_a_step_on_a_dest_without_a_backup_says_so(tmp_path: Path) -> None:
         Mirror(tmp_path / "b", "srv1").check()
 
 
+@pytest.mark.parametrize("marker", ["below a file", "a directory", "a circle of links"])
+def test_a_dest_whose_marker_is_no_file_holds_no_backup(mirror: Mirror, marker: str) -> None:
+    """Also when that is found out because something else is missing."""
+    path = mirror.dest / ".mdbackup/provider-id"
+    path.unlink()
+    if marker == "a directory":
+        path.mkdir()
+    elif marker == "a circle of links":
+        path.symlink_to(path)
+    else:
+        shutil.rmtree(path.parent)
+        path.parent.write_text("")
+    for missing in (mirror.check, lambda: os.stat(mirror.dest / "nothing")):
+        with pytest.raises(DestinationRefused, match=r"srv1: .* holds no backup"), mirror.told_plainly():
+            missing()
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"), [(errno.EIO, DestinationBroken), (errno.EACCES, DestinationRefused)]
+)
+def test_a_marker_that_cannot_be_read_is_told_plainly_where_something_is_missing(
+    mirror: Mirror, monkeypatch: pytest.MonkeyPatch, number: int, kind: type[Exception]
+) -> None:
+    """What is missing has the marker looked at, and that error is the one to tell."""
+
+    def refuse(path: Path) -> None:
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr(mirror_module, "read_header", refuse)
+    with pytest.raises(kind, match="provider-id"), mirror.told_plainly():
+        os.stat(mirror.dest / "nothing")
+
+
+@pytest.mark.parametrize("name", ["b", "b/.mdbackup", "b/files", "b/.mdbackup/staging"])
+def test_a_dest_with_a_file_in_the_place_of_a_directory_is_refused(tmp_path: Path, name: str) -> None:
+    """Nothing can be set up there."""
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(DestinationRefused, match=rf"srv1: .*{tmp_path / name} is no directory"):
+        Mirror(tmp_path / "b", "srv1").claim()
+
+
+def test_a_new_dest_may_be_claimed_many_times_at_once(tmp_path: Path) -> None:
+    """By runs of one provider. Of two providers one gets it, and the other one is told so."""
+    for round_ in range(20):
+        providers = ["srv1", "srv1", "srv2", "srv2"]
+        start = threading.Barrier(len(providers))
+        told: dict[int, BaseException] = {}
+
+        def claim(number: int, provider: str, dest: Path = tmp_path / str(round_)) -> None:
+            start.wait()  # noqa: B023 - the threads end within the round
+            try:
+                Mirror(dest, provider).claim()
+            except Exception as error:
+                told[number] = error  # noqa: B023
+
+        threads = [threading.Thread(target=claim, args=each) for each in enumerate(providers)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        owner = read_header(tmp_path / str(round_) / ".mdbackup/provider-id")["provider"]
+        assert {providers[number] for number in told} == {"srv1", "srv2"} - {owner}
+        assert len(told) == 2
+        for error in told.values():
+            assert isinstance(error, DestinationRefused), error
+            assert f"belongs to the provider '{owner}'" in str(error)
+
+
 # --- lock -------------------------------------------------------------------------------------------
 
 
@@ -168,6 +239,27 @@ def test_a_lock_ends_with_its_process(mirror: Mirror) -> None:
     subprocess.run([sys.executable, "-c", program, str(mirror.dest)], cwd=Path(__file__).parents[2])
     with mirror.lock("next", wait=0):
         pass
+
+
+@pytest.mark.parametrize("target", ["elsewhere", "nowhere/at/all"])
+def test_a_symlink_in_the_place_of_a_lock_is_refused_and_nothing_made_where_it_leads(
+    mirror: Mirror, tmp_path: Path, target: str
+) -> None:
+    """Nor is it waited for."""
+    run = mirror.run("manual__1")
+    with run.lock("test", "srv1", make=True), mirror.lock("test"):
+        pass
+    for lock in (run.folder / "run.lock", mirror.dest / ".mdbackup/lock"):
+        lock.unlink()
+        lock.symlink_to(tmp_path / target)
+    refused = pytest.raises(DestinationRefused, match=r"srv1: .* is a symlink: remove it")
+    with refused, mirror.lock("test"):
+        pass
+    with refused, run.lock("test", "srv1"):
+        pass
+    with pytest.raises(OSError), run.unused():
+        pass
+    assert not (tmp_path / target).exists()
 
 
 # --- stamps -----------------------------------------------------------------------------------------

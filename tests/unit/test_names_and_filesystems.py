@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import re
@@ -9,10 +10,10 @@ import shutil
 import stat
 import tempfile
 import time
-import traceback
 import unicodedata
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,7 @@ from ..torture import Cases, scaled
 from .conftest import Pair
 from .crash import crash_at
 from .filesystems import MB, Folding, mounted
-from .soundness import below, check_sound, contents_of, digest, files_of
+from .soundness import below, check_sound, contents_of, digest, files_of, in_a_child
 
 only_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
 guarantee = pytest.mark.guarantee("9. Awkward names and file systems")
@@ -437,6 +438,102 @@ def test_a_crash_while_something_makes_way_is_mended_without_that_renaming_too(
     assert number > 15
 
 
+@pytest.mark.parametrize("kind", ["file", "directory"])
+def test_a_move_that_is_taken_up_again_drops_a_placeholder_and_nothing_else(
+    tmp_path: Path, kind: str
+) -> None:
+    """What is empty, and of the kind that was to be moved. All else is the thing itself, moved before."""
+
+    def make(name: str, content: bytes) -> None:
+        if kind == "file":
+            (tmp_path / name).write_bytes(content)
+        else:
+            (tmp_path / name).mkdir()
+            if content:
+                (tmp_path / name / "in it").write_bytes(content)
+
+    def content(name: str) -> bytes:
+        return (tmp_path / name if kind == "file" else tmp_path / name / "in it").read_bytes()
+
+    for name, old, there in (("cut off", b"old", b""), ("done", b"came back", b"old")):
+        make(f"{name}, source", old)
+        make(f"{name}, target", there)
+        with Tree(tmp_path) as tree:
+            assert tree.move_again(f"/{name}, source".encode(), f"/{name}, target".encode())
+        assert content(f"{name}, target") == b"old"
+    assert not (tmp_path / "cut off, source").exists() and content("done, source") == b"came back"
+
+
+@guarantee
+@pytest.mark.parametrize("old", [b"old", b""], ids=["", "empty file"])
+def test_a_crash_while_a_version_is_copied_leaves_a_retry_no_empty_one(
+    fast: Path, cases: Cases, old: bytes
+) -> None:
+    """Without hard links and that renaming, its name is there before it is, and then in nobody's way."""
+    for number in count(1):
+        folder = fast / str(number)
+        folder.mkdir()
+        pair = Pair(folder)
+        with pytest.MonkeyPatch.context() as patch, cases.one():
+            Folding(bytes, patch)
+            patch.setattr(Folding, "link", _no_link)
+            os.utime(pair.put("alpha", old), (1_000_000_000, 1_000_000_000))
+            pair.backup()
+            pair.put("alpha", b"new")
+            pair.build_index()
+            run = pair.prepare()
+            crashed = crash_at(number, partial(pair.archive, run))
+            assert pair.finish(run).outcomes == {"pulled": 1}
+            check_sound(pair)
+            (version,) = (pair.live("alpha").parent / ".old").iterdir()
+            assert version.read_bytes() == old
+            assert stat.S_IMODE(version.stat().st_mode) == 0o644 and version.stat().st_mtime == 1_000_000_000
+        for server in pair.servers:
+            server.stop()
+        shutil.rmtree(folder)
+        if not crashed:
+            break
+    assert number > 10
+
+
+@guarantee
+def test_a_crash_while_a_version_gets_another_stamp_leaves_a_retry_no_empty_one(
+    fast: Path, cases: Cases
+) -> None:
+    """Another run was committed between archive and commit; where that renaming is lacking, too."""
+    for number in count(1):
+        folder = fast / str(number)
+        folder.mkdir()
+        pair = Pair(folder)
+        with pytest.MonkeyPatch.context() as patch, cases.one():
+            Folding(bytes, patch)
+            pair.put("alpha", b"old")
+            pair.put("bravo", b"1")
+            pair.backup()
+            pair.put("bravo", b"2")
+            pair.build_index()
+            first = pair.prepare()
+            pair.put("alpha", b"new")
+            pair.build_index()
+            second = pair.prepare()
+            pair.archive(second)
+            pair.finish(first)
+            crashed = crash_at(number, partial(pair.commit, second))
+            assert not pair.commit(second).failed
+            check_sound(pair)
+            assert pair.versions("alpha") == [b"old"] and pair.live("alpha").read_bytes() == b"new"
+        for server in pair.servers:
+            server.stop()
+        shutil.rmtree(folder)
+        if not crashed:
+            break
+    assert number > 10
+
+
+def _no_link(*_: object, **__: object) -> None:
+    raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+
 # --- row 10: files and directories that take each other's place -------------------------------------
 
 
@@ -680,20 +777,6 @@ def test_files_of_another_owner_get_versions_though_the_kernel_forbids_to_link_t
             check_sound(pair)
         for server in pair.servers:
             server.stop()
-
-
-def in_a_child(act: Callable[[], None]) -> None:
-    child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            act()
-            status = 0
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(status)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 @only_root

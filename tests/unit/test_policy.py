@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import stat
 from pathlib import Path
 
@@ -489,6 +490,20 @@ def test_a_file_that_changes_in_three_runs_in_a_row_is_a_failure(pair: Pair) -> 
     assert [run(), run(), run()] == [0, 0, 1]
 
 
+def test_runs_that_had_the_same_index_count_as_one_for_what_changed_after_it(pair: Pair) -> None:
+    """Row 14: a backfill is planned side by side, and cron on A builds an index less often than we run."""
+    pair.put("busy", b"1")
+    pair.build_index()
+    runs = [pair.new_run() for _ in range(4)]
+    for run in runs:
+        pair.fetch(run)
+    pair.put("busy", b"2")
+    for run in runs:
+        pair.pull(run, pair.diff(run))
+        summary = pair.finish(run)
+        assert summary.outcomes == {"changed": 1} and summary.failed == 0
+
+
 def test_committing_one_run_again_does_not_count_as_another_change(pair: Pair) -> None:
     """Row 14: three runs, not three tries."""
     pair.put("busy", b"1")
@@ -496,6 +511,28 @@ def test_committing_one_run_again_does_not_count_as_another_change(pair: Pair) -
     pair.put("busy", b"2")
     run = pair.prepare()
     assert [pair.finish(run).failed for _ in range(4)] == [0, 0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\0" * 50, b"[]\n", b'{"format": 1}\n', b'{"format": 1, "run_id": "x"}\n{"path": 1}\n', b"\xff"],
+)
+def test_a_spoilt_count_of_changes_is_as_if_it_were_not_there(
+    pair: Pair, caplog: pytest.LogCaptureFixture, content: bytes
+) -> None:
+    """It fails no commit; the counting begins anew, and somebody is told unless nothing was lost."""
+    pair.put("alpha", b"1")
+    pair.backup()
+    pair.mirror.changing.write_bytes(content)
+    for runs in (1, 2, 3):
+        pair.put("alpha", b"new %d" % runs)
+        pair.build_index()
+        pair.put("alpha", b"newer %d" % runs)
+        summary = pair.finish(pair.prepare())
+        assert summary.outcomes == {"changed": 1} and summary.failed == (runs == 3)
+    assert ("Which files changed in earlier runs is not known" in caplog.text) == (
+        content != b'{"format": 1}\n'
+    )
 
 
 def test_a_file_that_is_gone_from_a_is_a_warning(pair: Pair) -> None:
@@ -647,6 +684,57 @@ def test_a_source_that_is_one_file_trips_the_guard_when_it_is_gone(pair: Pair) -
     pair.backup()
     os.unlink(path)
     assert guarded(pair, source=[path]) == [f"nothing is left of 1 entries in {path.decode()}"]
+
+
+def test_an_override_of_the_guard_is_for_one_index(pair: Pair) -> None:
+    """For a retry too, but not for another index that the run gets when its tasks are cleared."""
+    for name in ("alpha", "bravo"):
+        pair.put(name, b"1")
+    pair.backup()
+    os.unlink(pair.path("alpha"))
+    pair.build_index()
+    limits = Limits(share=0.1, above=0)
+    run = pair.new_run()
+    pair.fetch(run)
+    for _ in range(2):
+        plan = pair.diff(run, limits=limits, override=True)
+        assert plan.guard and plan.overridden and plan.gone == 1
+    with pytest.raises(GuardTripped):
+        pair.diff(run, limits=limits)
+    before = pair.index.decode() + ".before"
+    os.rename(pair.index, before)
+    os.unlink(pair.path("bravo"))
+    pair.put("charlie", b"3")
+    pair.build_index()
+    pair.fetch(run)
+    with pytest.raises(GuardTripped):
+        pair.diff(run, limits=limits, override=True)
+    plan = pair.diff(run, limits=limits, override=True, may_trip=True)
+    assert plan.guard and not plan.overridden
+    os.rename(before, pair.index)
+    pair.fetch(run)
+    pair.pull(run, pair.diff(run, limits=limits, override=True))
+    assert pair.finish(run).forgotten == 1
+
+
+def test_an_override_of_the_guard_is_used_up_though_the_runs_directory_is_gone(pair: Pair) -> None:
+    """The run is cleared long after it was committed."""
+    for name in ("alpha", "bravo"):
+        pair.put(name, b"1")
+    pair.backup()
+    limits = Limits(share=0.1, above=0)
+    run = pair.new_run()
+    for name in ("alpha", "bravo"):
+        os.unlink(pair.path(name))
+        pair.put("charlie", name.encode())
+        pair.build_index()
+        pair.fetch(run)
+        if name == "alpha":
+            pair.pull(run, pair.diff(run, limits=limits, override=True))
+            pair.finish(run)
+            shutil.rmtree(run.folder)
+    with pytest.raises(GuardTripped):
+        pair.diff(run, limits=limits, override=True)
 
 
 def test_an_approved_plan_is_carried_out(pair: Pair) -> None:

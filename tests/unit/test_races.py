@@ -18,7 +18,8 @@ import pytest
 from airflow_mdbackup.scheme.diff import Limits, read_plan
 from airflow_mdbackup.scheme.errors import BackupError
 from airflow_mdbackup.scheme.mirror import Run
-from airflow_mdbackup.scheme.pull import Outcome
+from airflow_mdbackup.scheme.pull import Outcome, pull
+from airflow_mdbackup.scheme.sftp import Reader
 
 from ..torture import Cases, scaled
 from .conftest import STEPS, Pair
@@ -56,6 +57,14 @@ class Task:
     def is_stopped(self) -> bool:
         """Wait until it is stopped, or has ended; then :meth:`wait` must not be called."""
         return os.WIFSTOPPED(os.waitpid(self.pid, os.WUNTRACED)[1])
+
+    def waits(self, log: Path) -> bool:
+        """Wait until its log tells that it waits for a lock, or it has ended; return whether it waits."""
+        while os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+            if log.exists() and "Waiting for the lock" in log.read_text():
+                return True
+            time.sleep(0.02)
+        return False
 
     def go_on(self) -> None:
         os.kill(self.pid, signal.SIGCONT)
@@ -214,6 +223,64 @@ def test_run_whose_directory_goes_while_a_task_waits_for_it_begins_anew(
             waiting = Task(partial(STEPS[step], pair, run))
             assert holder.wait() == GOOD and waiting.wait() == status
     assert not run.folder.exists()
+
+
+def wait_for(path: Path) -> None:
+    while not path.exists():
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_no_step_of_a_run_begins_while_another_one_of_it_is_at_work(
+    pair: Pair, tmp_path: Path, cases: Cases, step: str
+) -> None:
+    """As when tasks are cleared that still run: it would read what is about to change."""
+    pair.put("a", b"1")
+    pair.build_index()
+    pair.mirror.claim()
+    run = pair.new_run()
+    for before in list(STEPS)[: list(STEPS).index(step)]:
+        STEPS[before](pair, run)
+    held, end, log = (tmp_path / name for name in ("held", "end", "log"))
+
+    def hold() -> None:
+        with run.lock("test", "srv1", make=True):
+            held.touch()
+            wait_for(end)
+
+    with cases.one():
+        holder = Task(hold)
+        wait_for(held)
+        task = Task(partial(STEPS[step], pair, run), log)
+        waited = task.waits(log)
+        end.touch()
+        assert waited and "the run manual__1, held by test" in log.read_text()
+        assert holder.wait() == task.wait() == GOOD
+
+
+def test_shards_of_one_run_pull_at_the_same_time(pair: Pair, tmp_path: Path, cases: Cases) -> None:
+    """One is held up at its connection, and the other one ends meanwhile."""
+    for number in range(20):
+        pair.put(f"f{number}", b"%d" % number)
+    pair.build_index()
+    run = pair.new_run()
+    pair.fetch(run)
+    assert all(pair.diff(run, shards=2).shards)
+    held, end, log = (tmp_path / name for name in ("held", "end", "log"))
+
+    def connect_late() -> Reader:
+        held.touch()
+        wait_for(end)
+        return pair.connect()
+
+    with cases.one():
+        first = Task(lambda: pull(pair.mirror, run, 0, connect_late))
+        wait_for(held)
+        second = Task(lambda: pull(pair.mirror, run, 1, pair.connect), log)
+        waited = second.waits(log)
+        end.touch()
+        assert first.wait() == second.wait() == GOOD and not waited
+        assert pair.finish(run).outcomes == {"pulled": 20}
 
 
 def test_waiting_task_says_for_whom_it_waits(pair: Pair, tmp_path: Path, cases: Cases) -> None:
