@@ -24,6 +24,7 @@ from typing import Any
 from airflow.providers.standard.operators.empty import EmptyOperator
 from airflow.sdk import DAG, Param, TriggerRule
 
+from airflow_mdbackup.alerts import Teller
 from airflow_mdbackup.assets import provider_asset
 from airflow_mdbackup.config import Problem, Provider, load, providers_file
 from airflow_mdbackup.operators import (
@@ -72,6 +73,10 @@ def provider_dag(provider: Provider) -> DAG:
     """Return the DAG that backs up one provider."""
     asset = provider_asset(provider.name)
     common: dict[str, Any] = {"provider": provider.name, "dest": provider.dest}
+    teller = Teller(provider) if provider.alerts else None
+    first: dict[str, Any] = {"inlets": [asset]}
+    if teller is not None:
+        first["on_execute_callback"] = [teller.note_start]
     with DAG(
         dag_id=f"mdbackup_{provider.name}",
         description=f"Back up {provider.name} to {provider.dest}",
@@ -81,8 +86,9 @@ def provider_dag(provider: Provider) -> DAG:
         catchup=False,
         max_active_runs=1,
         tags={"mdbackup", *provider.tags},
-        default_args=_task_defaults(provider),
+        default_args=_task_defaults(provider, teller),
         params={OVERRIDE_GUARD: _OVERRIDE},
+        on_failure_callback=[teller.tell_failed_run] if teller else None,
     ) as dag:
         fetch = FetchIndex(
             task_id="fetch_index",
@@ -93,7 +99,7 @@ def provider_dag(provider: Provider) -> DAG:
             max_index_size=provider.max_index_size,
             mount=provider.mount,
             stall_timeout=provider.stall_timeout,
-            inlets=[asset],
+            **({"inlets": [asset]} if provider.ssh_conn_id else first),
         )
         if provider.ssh_conn_id is not None:
             build = BuildProviderIndex(
@@ -106,6 +112,7 @@ def provider_dag(provider: Provider) -> DAG:
                 exclude=list(provider.exclude),
                 indexer=provider.indexer.options(),
                 **({} if provider.deferrable is None else {"deferrable": provider.deferrable}),
+                **first,
             )
             build >> fetch
         diff = DiffIndexes(
@@ -125,6 +132,7 @@ def provider_dag(provider: Provider) -> DAG:
                 reasons=diff.output["guard"],  # type: ignore[index]
                 subject=f"Backup of {provider.name}: much is gone or changed. Back it up all the same?",
                 response_timeout=_APPROVAL,
+                notifiers=[teller.tell_approval] if teller else None,
                 retries=0,  # else a refusal would be asked again
             )
             diff >> accepted
@@ -144,13 +152,15 @@ def provider_dag(provider: Provider) -> DAG:
         )
         archive = ArchiveOld(task_id="archive_old", **common)
         commit = CommitBackup(task_id="commit_backup", **common, outlets=[asset])
+        if teller is not None:
+            commit.on_success_callback = [teller.tell_good_run]
         fetch >> diff
         accepted >> pull >> finished
         [accepted, finished] >> archive >> commit
     return dag
 
 
-def _task_defaults(provider: Provider) -> dict[str, Any]:
+def _task_defaults(provider: Provider, teller: Teller | None) -> dict[str, Any]:
     defaults: dict[str, Any] = {
         "retries": provider.retries,
         "retry_delay": provider.retry_delay,
@@ -158,6 +168,8 @@ def _task_defaults(provider: Provider) -> dict[str, Any]:
         # Runs of a backfill overlap whatever max_active_runs says; so their steps do not.
         "max_active_tis_per_dag": 1,
     }
+    if teller is not None:
+        defaults["on_failure_callback"] = [teller.note_failure]
     if provider.queue is not None:
         defaults["queue"] = provider.queue
     if provider.pool is not None:

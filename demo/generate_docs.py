@@ -113,6 +113,8 @@ def kind(schema: dict[str, Any]) -> str:
             return " or ".join(f"`{value}`" for value in values)
         case {"type": "array", "items": item}:
             return f"list ({kind(item)})"
+        case {"type": "object", "title": title}:
+            return title
         case {"type": "integer", "minimum": lowest, "maximum": highest}:
             return f"whole number, {lowest} to {highest}"
         case {"type": "integer", "minimum": lowest}:
@@ -127,7 +129,8 @@ def kind(schema: dict[str, Any]) -> str:
 
 
 def keys() -> list[tuple[str, dict[str, Any], bool]]:
-    """Return name, schema and whether it is required of every key; those of a mapping follow it, dotted."""
+    """Return name, schema and whether it is required of every key; those of a mapping follow it,
+    dotted; so do those of the mappings in a list."""
     # As it is written out, so that defaults look as they do in a file.
     schema = Provider.model_json_schema(mode="serialization")
     found = []
@@ -135,8 +138,8 @@ def keys() -> list[tuple[str, dict[str, Any], bool]]:
         if name == "name":
             continue
         found.append((name, item, name in schema["required"]))
-        if "$ref" in item:
-            inner = schema["$defs"][item["$ref"].rpartition("/")[2]]
+        if mapping := item.get("$ref") or item.get("items", {}).get("$ref"):
+            inner = schema["$defs"][mapping.rpartition("/")[2]]
             found += [(f"{name}.{key}", value, False) for key, value in inner["properties"].items()]
     return found
 
@@ -167,7 +170,10 @@ def reference() -> str:
 def sample() -> str:
     """Return the text of the sample file, a valid configuration also without its comment marks."""
     lines = [f"# {_MADE_BY}", _SAMPLE_HEAD.rstrip("\n")]
+    lists = {name for name, schema, _ in keys() if "items" in schema}
     for name, schema, required in keys():
+        if name.rpartition(".")[0] in lists:  # it stands in the list's example
+            continue
         indent = "      " if "." in name else "    "
         told = " ".join(filter(None, [schema["description"], default_text(schema, required)]))
         mark = f"{indent}# "

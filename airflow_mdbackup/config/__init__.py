@@ -5,6 +5,7 @@ module                  what it knows
 ======================  ==============================================================================
 :mod:`.values`          how a duration, a percentage, a path, a schedule is written
 :mod:`.bandwidth`       how a bandwidth limit is written, and which one holds at what time of day
+:mod:`.alert`           the keys of one entry of a provider's ``alerts``
 :mod:`.provider`        the keys of a provider: the schema, from which the reference page is generated
 :mod:`.problem`         what is wrong, and where, as a person reads it
 :mod:`.yaml_file`       one YAML file: read strictly, each fault told with its line
@@ -16,6 +17,7 @@ Nothing here imports Airflow when it is imported itself, so that a command line 
 the same files.
 """
 
+from airflow_mdbackup.config.alert import AlertRule
 from airflow_mdbackup.config.configuration import (
     Configuration,
     ConfigurationError,
@@ -27,6 +29,7 @@ from airflow_mdbackup.config.provider import Guard, Provider
 from airflow_mdbackup.config.settings import providers_file, web_path
 
 __all__ = [
+    "AlertRule",
     "Configuration",
     "ConfigurationError",
     "Guard",

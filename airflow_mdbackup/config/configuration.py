@@ -13,9 +13,10 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
 from airflow_mdbackup.config.problem import Problem, as_text, explain, quoted, unknown_key
 from airflow_mdbackup.config.provider import Provider, check_name, is_reserved
@@ -90,15 +91,17 @@ def load(path: Path) -> Configuration:
     )
 
 
-def raise_for_problems(configuration: Configuration) -> None:
+def raise_for_problems(configuration: Configuration, others: Iterable[Problem] = ()) -> None:
     """Do nothing if the configuration has no problems.
 
+    :param others: problems that refuse no provider.
     :raises ConfigurationError: it has some; what several providers share is told once.
     """
-    if not configuration.problems:
+    problems = [*configuration.problems, *others]
+    if not problems:
         return
     providers_of: dict[tuple[Path, str | None, str], list[str | None]] = defaultdict(list)
-    for problem in configuration.problems:
+    for problem in problems:
         providers_of[problem.file, problem.key, problem.message].append(problem.provider)
     texts = []
     for (file, key, message), providers in providers_of.items():
@@ -171,11 +174,18 @@ def _judge(definition: Definition) -> Provider | list[Problem]:
             if path == ["name"] or (wrong["type"] == "too_short" and wrong["input"]):
                 continue
             where = "defaults." if path[0] in values and path[0] not in keys else ""
-            mapping: Any = Provider if len(path) == 1 else Provider.model_fields[path[0]].annotation
-            fields = mapping.model_fields
-            problems.append(problem(where + ".".join(path), explain(wrong, path[-1], fields)))
+            problems.append(problem(where + ".".join(path), explain(wrong, path[-1], _fields(path))))
         return list(dict.fromkeys(problems))
     return problems or provider
+
+
+def _fields(path: list[str]) -> dict[str, FieldInfo]:
+    """Return the fields among which the last key of ``path`` is one."""
+    if len(path) == 1:
+        return Provider.model_fields
+    kind: Any = Provider.model_fields[path[0]].annotation
+    mapping: type[BaseModel] = next(iter(get_args(kind)), kind)  # of a list, that of its elements
+    return mapping.model_fields
 
 
 def _same_name(definition: Definition, elsewhere: Iterable[Path]) -> Problem:

@@ -9,10 +9,19 @@ from __future__ import annotations
 import re
 from datetime import timedelta
 from itertools import combinations
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
+from airflow_mdbackup.config.alert import AlertRule
 from airflow_mdbackup.config.bandwidth import Bandwidth, Rate
 from airflow_mdbackup.config.values import (
     AbsolutePath,
@@ -25,6 +34,7 @@ from airflow_mdbackup.config.values import (
     Size,
     Tags,
     Text,
+    as_tuple,
     seen,
 )
 from airflow_mdbackup.scheme.fetch import MAX_SIZE
@@ -297,6 +307,19 @@ class Provider(BaseModel):
         default=(),
         description="Tags of the DAG in the Airflow UI, beside those that every backup DAG has.",
         examples=[["production"]],
+    )
+    alerts: Annotated[tuple[AlertRule, ...], BeforeValidator(as_tuple)] = Field(
+        default=(),
+        description=(
+            "Who is told when a run fails or waits for approval, and, if asked, of other runs: a list, each"
+            " entry one way of telling. Examples to copy are in docs/alerts.md."
+        ),
+        examples=[
+            [
+                {"email": "ops@example.org", "also": ["warning"]},
+                {"ping_url": "https://hc-ping.com/your-uuid-here"},
+            ]
+        ],
     )
     guard: Guard = Field(
         default_factory=Guard,

@@ -11,6 +11,7 @@ import re
 import reprlib
 from datetime import timedelta
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 from croniter import croniter
 from pathspec import GitIgnoreSpec
@@ -192,6 +193,47 @@ def check_schedule(value: object) -> str | None:
     return value
 
 
+def check_dotted_path(path: str) -> str:
+    """Return the dotted path of a class, such as ``package.module.Class``.
+
+    :raises ValueError: it is not written like one. Whether it is there is not looked at.
+    """
+    if "." not in path or not all(part.isidentifier() for part in path.split(".")):
+        raise ValueError(
+            f"{_shorten.repr(path)} is not the dotted path of a class: write for example"
+            " `airflow.providers.slack.notifications.slack.SlackNotifier`"
+        )
+    return path
+
+
+def check_address(address: str) -> str:
+    """Return an e-mail address.
+
+    :raises ValueError: it is none, or has what could begin another header of the mail.
+    """
+    if not re.fullmatch(r"[^@\s<>,;]+@[^@\s<>,;]+", address):
+        raise ValueError(
+            f"{_shorten.repr(address)} is not an e-mail address: write it alone, such as `ops@example.org`"
+        )
+    return address
+
+
+def check_web_address(url: str) -> str:
+    """Return the URL of a web service, without a trailing slash.
+
+    :raises ValueError: it is none. The message leaves it out: who has such a URL can speak for the provider.
+    """
+    try:
+        parts = urlsplit(url)
+        fine = parts.scheme in ("http", "https") and bool(parts.hostname) and url.isprintable()
+        fine = fine and parts.port != 0  # reading it refuses what is no port
+    except ValueError:
+        fine = False
+    if not fine or " " in url or parts.query or parts.fragment:
+        raise ValueError("is not the URL of a check: write it from `https://` on, without `?` and `#`")
+    return url.rstrip("/")
+
+
 def check_pattern(pattern: str) -> str:
     """Return a gitignore pattern if it is one that can match something.
 
@@ -212,12 +254,13 @@ def check_pattern(pattern: str) -> str:
     return pattern
 
 
-def _as_tuple(value: Any) -> Any:
+def as_tuple(value: Any) -> Any:
+    """Return a list of YAML as the tuple that it becomes, and anything else as it is."""
     return tuple(value) if isinstance(value, list) else value
 
 
 def _one_or_several(value: Any) -> Any:
-    return (value,) if isinstance(value, str) else _as_tuple(value)
+    return (value,) if isinstance(value, str) else as_tuple(value)
 
 
 # What a value is called where people read of it is the title in the schema.
@@ -249,6 +292,10 @@ Share = Annotated[
 ]
 Schedule = Annotated[str | None, BeforeValidator(check_schedule), _titled("cron expression, preset or null")]
 Pattern = Annotated[str, AfterValidator(check_pattern), _titled("gitignore pattern")]
-Tags = Annotated[tuple[Tag, ...], BeforeValidator(_as_tuple)]
-Patterns = Annotated[tuple[Pattern, ...], BeforeValidator(_as_tuple)]
+Tags = Annotated[tuple[Tag, ...], BeforeValidator(as_tuple)]
+Patterns = Annotated[tuple[Pattern, ...], BeforeValidator(as_tuple)]
 Paths = Annotated[tuple[AbsolutePath, ...], BeforeValidator(_one_or_several)]
+DottedPath = Annotated[str, AfterValidator(check_dotted_path), _titled("dotted path of a class")]
+Address = Annotated[str, AfterValidator(check_address), _titled("e-mail address")]
+Addresses = Annotated[tuple[Address, ...], BeforeValidator(_one_or_several)]
+WebAddress = Annotated[str, AfterValidator(check_web_address), _titled("URL")]

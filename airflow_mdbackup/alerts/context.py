@@ -1,0 +1,165 @@
+"""What Airflow knows of a run when one of its callbacks is called, as an alert.
+
+A DAG's callback runs in the DAG processor, which can read XCom and the states of tasks, but no state store of
+an asset. So what it tells is left to it by the tasks, as XCom.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import quote
+
+from airflow.configuration import conf
+
+from airflow_mdbackup.alerts import message
+from airflow_mdbackup.alerts.message import Alert, Failure
+from airflow_mdbackup.assets import LAST_GOOD, provider_asset
+
+log = logging.getLogger(__name__)
+
+_FAILURE = "failure"  # keys of XCom
+_LAST_GOOD = "last_good"
+_COMMIT = "commit_backup"
+_HEADLINES = {
+    "failure": "backup FAILED",
+    "approval": "backup WAITS for a person's approval: much is gone or changed",
+    "success": "backup is good",
+}
+
+
+def keep_last_good(context: Mapping[str, Any], provider: str) -> None:
+    """Leave, as XCom of the first task, when the last good backup was: a time in ISO form, or empty."""
+    store = context["asset_state_store"][provider_asset(provider)]
+    context["ti"].xcom_push(key=_LAST_GOOD, value=(store.get(LAST_GOOD) or {}).get("at", ""))
+
+
+def keep_failure(context: Mapping[str, Any]) -> None:
+    """Leave, as XCom of a task that has failed for good, why it did; nothing if only Airflow knows that."""
+    error = context.get("exception")
+    if isinstance(error, BaseException):
+        kind, text = message.kind_of(error)
+        ti = context["ti"]
+        ti.xcom_push(key=_FAILURE, value={"kind": kind, "text": text, "log_url": ti.log_url})
+
+
+def failed_run(context: Mapping[str, Any], provider: str) -> Alert:
+    """Return the alert of a failed run, from the context of its DAG's callback."""
+    dag, run_id = context["dag"], context["run_id"]
+    failures = [_failure(dag.dag_id, run_id, *where) for where in _failed(context)]
+    timed_out = context.get("reason") == "timed_out"
+    return message.failed(
+        provider,
+        failures,
+        last_good=_last_good(dag, run_id),
+        run_url=_run_url(dag.dag_id, run_id),
+        outcomes=_outcomes(_xcom(dag.dag_id, run_id, _COMMIT)),
+        headline=f"backup FAILED: {message.TIMED_OUT}" if timed_out else "",
+    )
+
+
+def failed_task(context: Mapping[str, Any], provider: str) -> Alert:
+    """Return the alert of a failed task that stands alone, from the context of its own callback."""
+    ti, error = context["ti"], context.get("exception")
+    kind, text = message.kind_of(error) if isinstance(error, BaseException) else (message.KILLED, "")
+    failure = Failure(_step(ti.task_id, -1 if ti.map_index is None else ti.map_index), kind, text, ti.log_url)
+    headline = (text.splitlines() or [kind])[0][:150]
+    return Alert(provider, "failure", headline, (("Run", _run_url(ti.dag_id, ti.run_id)),), (failure,))
+
+
+def approval(context: Mapping[str, Any], provider: str) -> Alert:
+    """Return the alert of a run that waits for a person, from the context of ApproveChanges."""
+    ti, task = context["ti"], context["task"]
+    facts = [
+        *(("Guard", message.cut(reason)) for reason in task.reasons),
+        ("Answer until", f"{datetime.now(UTC) + task.response_timeout:%Y-%m-%d %H:%M} UTC"),
+        ("Answer here", f"{_run_url(ti.dag_id, ti.run_id)}/tasks/{ti.task_id}/required_actions"),
+    ]
+    return Alert(provider, "approval", _HEADLINES["approval"], tuple(facts))
+
+
+def good_run(context: Mapping[str, Any], provider: str) -> Alert:
+    """Return the alert of a good run, from the context of CommitBackup."""
+    ti = context["ti"]
+    told: dict[str, Any] = ti.xcom_pull(task_ids=ti.task_id) or {}
+    warnings = {name: told.get("outcomes", {}).get(name, 0) for name in ("changed", "vanished")}
+    headline = _HEADLINES["success"]
+    if any(warnings.values()):
+        counts = [f"{count} {name}" for name, count in warnings.items() if count]
+        headline += f", with WARNINGS: {' and '.join(counts)} meanwhile"
+    facts = (("Files", told.get("summary", "")), ("Run", _run_url(ti.dag_id, ti.run_id)))
+    return Alert(provider, "success", headline, facts, warning=any(warnings.values()))
+
+
+def meagre(context: Mapping[str, Any], provider: str, event: str) -> Alert:
+    """Return an alert for when even Airflow cannot be asked."""
+    return Alert(provider, event, _HEADLINES[event], (("Run", str(context.get("run_id", "unknown"))),))
+
+
+def _failed(context: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
+    """Yield task and map index of each failed task, in the order of the DAG."""
+    dag, run_id = context["dag"], context["run_id"]
+    states = _states(dag.dag_id, run_id)
+    for task in dag.topological_sort():
+        # Of mapped tasks the index is part of the key.
+        found = re.compile(re.escape(task.task_id) + r"(?:_(\d+))?")
+        for key, state in states.items():
+            if state == "failed" and (match := found.fullmatch(key)):
+                yield task.task_id, -1 if match[1] is None else int(match[1])
+
+
+def _states(dag_id: str, run_id: str) -> dict[str, str]:
+    from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
+
+    return dict(RuntimeTaskInstance.get_task_states(dag_id=dag_id, run_ids=[run_id]).get(run_id) or {})
+
+
+def _failure(dag_id: str, run_id: str, task_id: str, map_index: int) -> Failure:
+    kept = _xcom(dag_id, run_id, task_id, _FAILURE, map_index)
+    mapped = f"/mapped/{map_index}" if map_index >= 0 else ""
+    known = {
+        "kind": message.KILLED,
+        "text": "",
+        "log_url": f"{_run_url(dag_id, run_id)}/tasks/{task_id}{mapped}",
+        **(kept if isinstance(kept, dict) else {}),
+    }
+    return Failure(_step(task_id, map_index), known["kind"], known["text"], known["log_url"])
+
+
+def _step(task_id: str, map_index: int) -> str:
+    return f"{task_id}, shard {map_index}" if map_index >= 0 else task_id
+
+
+def _last_good(dag: Any, run_id: str) -> str | None:
+    """Return since when there is a good backup, in words; None if that is not known."""
+    for task_id in dag.task_ids:
+        at = _xcom(dag.dag_id, run_id, task_id, _LAST_GOOD)
+        if isinstance(at, str):
+            return message.age(datetime.fromisoformat(at), datetime.now(UTC)) if at else "never"
+    return None
+
+
+def _outcomes(summary: Any) -> str:
+    """Return how many files came to which end, from what CommitBackup left."""
+    if not isinstance(summary, dict):
+        return ""
+    counts = [f"{count} {outcome}" for outcome, count in sorted(summary.get("outcomes", {}).items()) if count]
+    return ", ".join(counts)
+
+
+def _xcom(dag_id: str, run_id: str, task_id: str, key: str = "return_value", map_index: int = -1) -> Any:
+    from airflow.sdk.execution_time.xcom import XCom
+
+    # What cannot be read is missing from the alert, which is sent all the same.
+    with contextlib.suppress(Exception):
+        return XCom.get_one(key=key, dag_id=dag_id, run_id=run_id, task_id=task_id, map_index=map_index)
+    return None
+
+
+def _run_url(dag_id: str, run_id: str) -> str:
+    base = conf.get("api", "base_url", fallback=None) or "http://localhost:8080"
+    return f"{base.rstrip('/')}/dags/{dag_id}/runs/{quote(run_id, safe='')}"

@@ -1,0 +1,84 @@
+"""How an alert is sent: as an e-mail, by any notifier, or as a ping. Nothing here raises.
+
+A DAG processor ends a callback that takes too long, so pings give up after ten seconds.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from typing import Any
+from urllib.parse import urlsplit
+
+from airflow_mdbackup.alerts.message import Alert
+from airflow_mdbackup.config import AlertRule
+from airflow_mdbackup.config.notifiers import find_notifier
+
+log = logging.getLogger(__name__)
+
+TIMEOUT = 10.0
+"""Seconds that a ping may wait for each of connection, sending and answer."""
+
+_PATHS = {"start": "/start", "failure": "/fail", "success": ""}
+_LONGEST_BODY = 10_000
+
+
+def send(rule: AlertRule, event: str, alert: Alert | None, context: Any) -> None:
+    """Send an alert in one way.
+
+    :param event: ``start``, ``failure``, ``approval`` or ``success``.
+    :param alert: what is told; None for the start, which only pings tell of.
+    """
+    try:
+        if rule.ping_url is not None:
+            _ping(rule.ping_url, event, alert.text if alert else "")
+        elif alert is None:
+            return
+        elif rule.email is not None:
+            _mail(rule, alert, context)
+        else:
+            _notify(rule, alert, context)
+    except Exception as error:
+        log.error(
+            "The alert was NOT sent by %s: %s. Backups go on; correct `alerts` in the configuration, or what"
+            " it names",
+            *(_way(rule), f"{type(error).__name__}: {error}"),
+        )
+    else:
+        log.info("Told of the %s by %s", event, _way(rule))
+
+
+def _way(rule: AlertRule) -> str:
+    """Return how a rule tells, without what is secret of it."""
+    if rule.ping_url is not None:
+        return f"ping_url at {urlsplit(rule.ping_url).hostname}"
+    return f"e-mail to {', '.join(rule.email)}" if rule.email else str(rule.notifier)
+
+
+def _ping(url: str, event: str, body: str) -> None:
+    import httpx
+
+    address = url + _PATHS[event]
+    answer = httpx.post(address, content=body[:_LONGEST_BODY].encode(errors="replace"), timeout=TIMEOUT)
+    if answer.is_error or answer.is_redirect:
+        raise RuntimeError(f"the service answered {answer.status_code} {answer.reason_phrase}")
+
+
+def _mail(rule: AlertRule, alert: Alert, context: Any) -> None:
+    from airflow.providers.smtp.notifications.smtp import SmtpNotifier
+
+    notifier = SmtpNotifier(
+        to=list(rule.email or ()),
+        from_email=rule.sender,
+        subject=alert.subject,
+        html_content=alert.html,
+        smtp_conn_id=rule.smtp_conn_id,
+    )
+    # Not called but told to notify: a call would take what is in the alert for templates.
+    notifier.notify(context)
+
+
+def _notify(rule: AlertRule, alert: Alert, context: Any) -> None:
+    notifier = find_notifier(str(rule.notifier))(**copy.deepcopy(rule.arguments))
+    # Without the DAG, which in some places is one that cannot render.
+    notifier({**{key: context[key] for key in context if key != "dag"}, "alert": alert})

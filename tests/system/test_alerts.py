@@ -1,0 +1,299 @@
+"""Who is told of what, with a real scheduler, a real mail server and a real web server for the pings."""
+
+from __future__ import annotations
+
+import email
+import email.policy
+import hashlib
+import html
+import json
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from email.message import EmailMessage
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiosmtpd.controller import Controller
+
+from demo.processes import free_port
+from demo.sshd import ProviderServer
+from demo.stack import AirflowStack
+
+from .conftest import PROJECT, Site, provider_yaml
+
+HOSTILE = "<b>bold<b> {{ 7 * 7 }}"
+
+# Two providers whose runs take too long, and a notifier of somebody else's.
+DAGS = """
+from datetime import timedelta
+from airflow_mdbackup.dag import provider_dags
+dags = provider_dags()
+dags["mdbackup_slow"].get_task("build_provider_index").execution_timeout = timedelta(seconds=3)
+dags["mdbackup_late"].dagrun_timeout = timedelta(seconds=5)
+globals().update(dags)
+"""
+NOTIFIER = """
+from airflow.sdk import BaseNotifier
+class ToFile(BaseNotifier):
+    template_fields = ("text",)
+    def __init__(self, *, path, text, **kwargs):
+        super().__init__(**kwargs)
+        self.path, self.text = path, text
+    def notify(self, context):
+        with open(self.path, "a") as file:
+            file.write(self.text)
+"""
+
+
+class Mailbox:
+    """A mail server, and what it has received."""
+
+    def __init__(self) -> None:
+        self.mails: list[EmailMessage] = []
+        self.port = free_port()
+        self._controller = Controller(self, hostname="127.0.0.1", port=self.port)
+
+    async def handle_DATA(self, server: Any, session: Any, envelope: Any) -> str:
+        self.mails.append(email.message_from_bytes(envelope.content, policy=email.policy.default))  # type: ignore[arg-type]
+        return "250 OK"
+
+    def __enter__(self) -> Mailbox:
+        self._controller.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._controller.stop()
+
+    def of(self, provider: str) -> list[EmailMessage]:
+        return [mail for mail in self.mails if f" {provider}: " in mail["subject"]]
+
+
+class Checks:
+    """A web server that takes pings, and the path and body of each."""
+
+    def __init__(self) -> None:
+        self.pings: list[tuple[str, str]] = []
+        pings = self.pings
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                length = int(self.headers.get("Content-Length") or 0)
+                pings.append((self.path, self.rfile.read(length).decode()))
+                self.send_response(200)
+                self.end_headers()
+
+            def log_message(self, *arguments: Any) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+
+    def __enter__(self) -> Checks:
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+    def of(self, check: str) -> list[str]:
+        return [path for path, _ in self.pings if path.startswith(f"/{check}")]
+
+
+@pytest.fixture(scope="module")
+def mailbox() -> Iterator[Mailbox]:
+    with Mailbox() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def checks() -> Iterator[Checks]:
+    with Checks() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def site(
+    airflow_stack: Callable[..., AirflowStack],
+    tmp_path_factory: pytest.TempPathFactory,
+    mailbox: Mailbox,
+    checks: Checks,
+) -> Iterator[Site]:
+    folder = tmp_path_factory.mktemp("site")
+    dags = folder / "dags"
+    dags.mkdir()
+    (dags / "backups.py").write_text(DAGS)
+    (dags / "own_notifier.py").write_text(NOTIFIER)
+    shutil.copy(PROJECT / "dags" / "mdbackup_config.py", dags)
+    mail = {"email": "ops@example.org", "sender": "backup@example.org", "smtp_conn_id": "mail"}
+    to_file = {
+        "notifier": "own_notifier.ToFile",
+        "arguments": {"path": str(folder / "told.txt"), "text": "{{ alert.text }}"},
+    }
+    with ProviderServer(folder / "server") as server:
+
+        def provider(name: str, *alerts: Any, **keys: Any) -> dict[str, Any]:
+            return provider_yaml(server, folder, name, alerts=[*alerts, mail], **keys)
+
+        dead = {"ping_url": f"http://127.0.0.1:{free_port()}/dead-secret"}
+        missing = {"notifier": "nowhere.to.be.Found"}
+        slow = {"indexer": {"limit": "500KB"}}
+        providers = {
+            "told": provider("told", {"ping_url": f"{checks.url}/told-secret"}, to_file, shards=2),
+            "warned": provider(
+                *("warned", missing, dead), **{"ssh_conn_id": None, "max_index_age": None}, shards=1
+            ),
+            "killed": provider("killed", bandwidth_limit="500KB"),
+            "slow": provider("slow", **slow),
+            "late": provider("late", **slow),
+            "asking": provider("asking", on_guard="approve"),
+        }
+        providers["warned"]["alerts"][-1] = mail | {"also": ["warning"]}
+        (folder / "providers.yaml").write_text(json.dumps({"providers": providers}))
+        smtp = {
+            "conn_type": "smtp",
+            "host": "127.0.0.1",
+            "port": mailbox.port,
+            "extra": {"disable_ssl": True, "disable_tls": True, "timeout": 10, "retry_limit": 1},
+        }
+        env = {
+            "AIRFLOW_CONN_BACKUPOP": json.dumps(server.sftp_connection()),
+            "AIRFLOW_CONN_INDEX": json.dumps(server.ssh_connection()),
+            "AIRFLOW_CONN_MAIL": json.dumps(smtp),
+            "AIRFLOW__MDBACKUP__PROVIDERS_FILE": str(folder / "providers.yaml"),
+            "NO_PROXY": "127.0.0.1",
+        }
+        yield Site(airflow_stack(dags, env), server, folder)
+
+
+def only(mails: Callable[[], list[EmailMessage]]) -> tuple[str, str]:
+    """Return subject and text of the only mail; what comes late is waited for, and so is a second one."""
+    until(lambda: bool(mails()))
+    time.sleep(5)
+    (mail,) = mails()
+    assert mail["to"] == "ops@example.org" and mail["from"] == "backup@example.org"
+    body = mail.get_body(("html",))
+    assert body is not None
+    return mail["subject"], body.get_content()
+
+
+def until(condition: Callable[[], object], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+def test_failed_run_is_told_once_in_each_way_and_a_good_one_only_pinged(
+    site: Site, mailbox: Mailbox, checks: Checks
+) -> None:
+    """The message has step, kind, path with outcome, the last good backup and links; HTML and templates in
+    names stay text; and nobody finds the URL of the ping in a log or in the database.
+    """
+    for number in range(20):
+        site.put("told", f"file{number}", b"%d" % number)
+    assert site.run("told")[0] == "success"
+    until(lambda: len(checks.of("told-secret")) == 2)
+    assert checks.of("told-secret") == ["/told-secret/start", "/told-secret"]
+    assert "20 new" in checks.pings[1][1]
+
+    site.put("told", HOSTILE, b"x")
+    site.put("told", "another", b"y")
+    for name in (HOSTILE, "another"):
+        (site.source("told") / name).chmod(0)
+    run_id = site.start("told")
+    assert site.finish("told", run_id) == "failed"
+    subject, body = only(lambda: mailbox.of("told"))
+    assert subject == "[mdbackup] told: backup FAILED in commit_backup: some files could not be backed up"
+    assert "2 files could not be backed up" in body and "told/another" in body
+    assert html.escape(HOSTILE) in body and "<b>bold" not in body
+    assert "2 unreadable" in body
+    assert "Last good backup</td><td>less than a minute ago" in body or " minute ago (" in body
+    link = f"{site.stack.url}/dags/mdbackup_told/runs/{run_id}"
+    assert f'href="{link}"' in body and f'href="{link}/tasks/commit_backup' in body
+    assert checks.of("told-secret")[2:] == ["/told-secret/start", "/told-secret/fail"]
+    assert HOSTILE in (site.folder / "told.txt").read_text()
+    assert (site.folder / "told.txt").read_text().count("FAILED") == 1
+    kept = [file for file in site.stack.home.rglob("*") if file.is_file() and file.suffix != ".pyc"]
+    assert any(b"Told of the failure by ping_url" in file.read_bytes() for file in kept)
+    assert not [file for file in kept if b"told-secret" in file.read_bytes()]
+
+
+def test_killed_task_is_told_though_it_left_no_word(site: Site, mailbox: Mailbox) -> None:
+    """SIGKILL on the process that pulls."""
+    site.put("killed", "big", os.urandom(20_000_000))
+    run_id = site.start("killed")
+    staging = site.folder / "killed" / ".mdbackup" / "staging"
+    until(lambda: pulling(staging))
+    for pid in pulling(staging):
+        os.kill(pid, 9)
+    assert site.finish("killed", run_id) == "failed"
+    subject, body = only(lambda: mailbox.of("killed"))
+    assert "FAILED in pull_changed, shard 0: it was killed, or its worker was lost" in subject
+    assert "Last good backup</td><td>never" in body and "commit_backup" in body
+
+
+def pulling(staging: Path) -> set[int]:
+    """Return the processes that hold the lock on an incomplete file."""
+    parts = {path.stat().st_ino for path in staging.glob("*.part")}
+    locks = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
+    return {int(lock[4]) for lock in locks if lock[1] == "FLOCK" and int(lock[5].rpartition(":")[2]) in parts}
+
+
+@pytest.mark.parametrize(
+    ("provider", "said"),
+    [
+        ("slow", "FAILED in build_provider_index: it took longer than its execution_timeout"),
+        ("late", "FAILED: the run took longer than its dagrun_timeout"),
+    ],
+)
+def test_task_or_run_that_takes_too_long_is_told(
+    site: Site, mailbox: Mailbox, provider: str, said: str
+) -> None:
+    """By Airflow's own time-outs, which end a task from within, and a run from without."""
+    site.put(provider, "big", os.urandom(20_000_000))
+    run_id = site.start(provider)
+    assert site.finish(provider, run_id) == "failed"
+    subject, _ = only(lambda: mailbox.of(provider))
+    assert said in subject
+
+
+def test_warnings_of_a_good_run_are_told_if_asked_whatever_other_ways_do(
+    site: Site, mailbox: Mailbox
+) -> None:
+    """A file that is gone since its index; before the mail, a notifier and a ping fail, and fail nothing."""
+    site.put("warned", "there", b"1")
+    lines = [
+        f"{hashlib.md5(b'1').hexdigest()}  {site.server.prefix}/warned/{name}" for name in ("gone", "there")
+    ]
+    end = "# mdbackup end format=1 files=2 unreadable=0 bytes=2"
+    index = site.server.tree / ".mdbackup" / "warned.md5"
+    index.write_text("\n".join([*lines, end, ""]))
+    index.chmod(0o644)
+    run_id = site.start("warned")
+    assert site.finish("warned", run_id) == "success"
+    subject, _ = only(lambda: mailbox.of("warned"))
+    assert subject == "[mdbackup] warned: backup is good, with WARNINGS: 1 vanished meanwhile"
+    log = site.stack.task_log("mdbackup_warned", run_id, "commit_backup")
+    assert "NOT sent by ping_url at 127.0.0.1" in log and "dead-secret" not in log
+    (error,) = site.stack.get("/importErrors")["import_errors"]
+    assert "`nowhere.to.be.Found` cannot be imported" in error["stack_trace"]
+
+
+def test_approval_that_is_waited_for_is_told_at_once(site: Site, mailbox: Mailbox) -> None:
+    """With the guard's reasons and where to answer; nobody is told while the guard is quiet."""
+    site.put("asking", "only", b"1")
+    assert site.run("asking")[0] == "success"
+    assert not mailbox.of("asking")
+    (site.source("asking") / "only").unlink()
+    run_id = site.start("asking")
+    subject, body = only(lambda: mailbox.of("asking"))
+    assert subject.endswith("asking: backup WAITS for a person's approval: much is gone or changed")
+    assert "Guard</td>" in body
+    assert f"{site.stack.url}/dags/mdbackup_asking/runs/{run_id}/tasks/approve/required_actions" in body
+    assert site.stack.task_states("mdbackup_asking", run_id)["approve"] == "awaiting_input"
