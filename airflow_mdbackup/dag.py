@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from airflow.sdk import DAG, Param, TriggerRule
 from airflow_mdbackup.alerts import Teller
 from airflow_mdbackup.assets import provider_asset
 from airflow_mdbackup.config import Problem, Provider, load, providers_file
+from airflow_mdbackup.config.schedule import Assets, Timetable, UnusableTimetable
 from airflow_mdbackup.operators import (
     RETRY_POLICY,
     ApproveChanges,
@@ -47,6 +49,7 @@ log = logging.getLogger(__name__)
 # Naive, so that Airflow reads it, and with it every cron expression, in its own default time zone.
 _START = datetime(2020, 1, 1)
 _APPROVAL = timedelta(hours=24)
+_LONGEST_DELAY = timedelta(hours=1)
 _OVERRIDE = Param(
     False,
     type="boolean",
@@ -64,13 +67,24 @@ def provider_dags(path: Path | None = None) -> dict[str, DAG]:
     :param path: the configuration; by default what Airflow's options name.
     """
     configuration = load(providers_file() if path is None else path)
-    dags = [provider_dag(provider) for provider in configuration.providers]
+    dags = [_dag_of(provider) for provider in configuration.providers]
     dags += [_invalid_dag(name, problems) for name, problems in configuration.refused.items()]
     return {dag.dag_id: dag for dag in dags}
 
 
+def _dag_of(provider: Provider) -> DAG:
+    try:
+        return provider_dag(provider)
+    except UnusableTimetable as error:
+        return _invalid_dag(provider.name, (f"schedule: {error}",))
+
+
 def provider_dag(provider: Provider) -> DAG:
-    """Return the DAG that backs up one provider."""
+    """Return the DAG that backs up one provider.
+
+    :raises UnusableTimetable: its schedule is one that Airflow cannot use.
+    """
+    schedule, timeouts = provider.schedule, provider.timeouts
     asset = provider_asset(provider.name)
     common: dict[str, Any] = {"provider": provider.name, "dest": provider.dest}
     teller = Teller(provider) if provider.alerts else None
@@ -81,7 +95,7 @@ def provider_dag(provider: Provider) -> DAG:
         dag_id=f"mdbackup_{provider.name}",
         description=f"Back up {provider.name} to {provider.dest}",
         doc_md=_doc(provider),
-        schedule=provider.schedule,
+        schedule=schedule.made() if isinstance(schedule, Assets | Timetable) else schedule,
         start_date=_START,
         catchup=False,
         max_active_runs=1,
@@ -99,6 +113,7 @@ def provider_dag(provider: Provider) -> DAG:
             max_index_size=provider.max_index_size,
             mount=provider.mount,
             stall_timeout=provider.stall_timeout,
+            execution_timeout=timeouts.fetch_index,
             **({"inlets": [asset]} if provider.ssh_conn_id else first),
         )
         if provider.ssh_conn_id is not None:
@@ -111,6 +126,7 @@ def provider_dag(provider: Provider) -> DAG:
                 index=provider.index,
                 exclude=list(provider.exclude),
                 indexer=provider.indexer.options(),
+                execution_timeout=timeouts.build_provider_index,
                 **({} if provider.deferrable is None else {"deferrable": provider.deferrable}),
                 **first,
             )
@@ -124,6 +140,7 @@ def provider_dag(provider: Provider) -> DAG:
             limits=Limits(provider.guard.share, provider.guard.number, provider.guard.above),
             allow_empty=provider.allow_empty,
             on_guard=provider.on_guard,
+            execution_timeout=timeouts.diff_indexes,
         )
         accepted: Any = diff
         if provider.on_guard == "approve":
@@ -142,6 +159,7 @@ def provider_dag(provider: Provider) -> DAG:
             sftp_conn_id=provider.sftp_conn_id,
             stall_timeout=provider.stall_timeout,
             bandwidth_limit=provider.bandwidth_limit,
+            execution_timeout=timeouts.pull_changed,
             max_active_tis_per_dag=provider.shards,
             map_index_template="shard {{ task.shard.shard }}: {{ task.shard.files }} files",
         ).expand(shard=diff.output)
@@ -150,8 +168,13 @@ def provider_dag(provider: Provider) -> DAG:
             trigger_rule=TriggerRule.ALL_DONE,
             doc_md=_JOIN_DOC,
         )
-        archive = ArchiveOld(task_id="archive_old", **common)
-        commit = CommitBackup(task_id="commit_backup", **common, outlets=[asset])
+        archive = ArchiveOld(task_id="archive_old", **common, execution_timeout=timeouts.archive_old)
+        commit = CommitBackup(
+            task_id="commit_backup",
+            **common,
+            execution_timeout=timeouts.commit_backup,
+            outlets=[asset],
+        )
         if teller is not None:
             commit.on_success_callback = [teller.tell_good_run]
         fetch >> diff
@@ -164,6 +187,8 @@ def _task_defaults(provider: Provider, teller: Teller | None) -> dict[str, Any]:
     defaults: dict[str, Any] = {
         "retries": provider.retries,
         "retry_delay": provider.retry_delay,
+        "retry_exponential_backoff": 2.0,
+        "max_retry_delay": max(provider.retry_delay, _LONGEST_DELAY),
         "retry_policy": RETRY_POLICY,
         # Runs of a backfill overlap whatever max_active_runs says; so their steps do not.
         "max_active_tis_per_dag": 1,
@@ -177,7 +202,7 @@ def _task_defaults(provider: Provider, teller: Teller | None) -> dict[str, Any]:
     return defaults
 
 
-def _invalid_dag(name: str, problems: tuple[Problem, ...]) -> DAG:
+def _invalid_dag(name: str, problems: Sequence[Problem | str]) -> DAG:
     message = "\n\n".join(map(str, problems))
     with DAG(
         dag_id=f"mdbackup_{name}",

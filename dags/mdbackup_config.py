@@ -4,7 +4,7 @@ A file of its own, without DAGs, because an import error stops all DAGs of its f
 """
 
 from airflow_mdbackup.config import load, providers_file, raise_for_problems
-from airflow_mdbackup.config.notifiers import unusable_notifiers
+from airflow_mdbackup.config.foreign import unusable
 
 configuration = load(providers_file())
-raise_for_problems(configuration, unusable_notifiers(configuration, providers_file()))
+raise_for_problems(configuration, unusable(configuration, providers_file()))

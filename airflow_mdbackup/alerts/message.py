@@ -29,6 +29,7 @@ _KINDS = {
     "RunIncomplete": "an earlier step left no result",
     "EntriesFailed": "some files could not be backed up",
     "AirflowTaskTimeout": "it took longer than its execution_timeout",
+    "TaskDeferralTimeout": "it took longer than its execution_timeout",
     "HITLRejectException": "a person refused what the guard stopped",
     "HITLTimeoutError": "nobody answered in time whether to go on",
 }

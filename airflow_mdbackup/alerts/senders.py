@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from airflow_mdbackup.alerts.message import Alert
 from airflow_mdbackup.config import AlertRule
-from airflow_mdbackup.config.notifiers import find_notifier
+from airflow_mdbackup.config.classes import find_class
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +79,6 @@ def _mail(rule: AlertRule, alert: Alert, context: Any) -> None:
 
 
 def _notify(rule: AlertRule, alert: Alert, context: Any) -> None:
-    notifier = find_notifier(str(rule.notifier))(**copy.deepcopy(rule.arguments))
+    notifier = find_class(str(rule.notifier))(**copy.deepcopy(rule.arguments))
     # Without the DAG, which in some places is one that cannot render.
     notifier({**{key: context[key] for key in context if key != "dag"}, "alert": alert})

@@ -143,6 +143,23 @@ class Indexer(BaseModel):
         return {**self.model_dump(), "rehash": words.get(self.rehash, self.rehash * 100)}
 
 
+def _limit(hours: int, of: str) -> Any:
+    return Field(default=timedelta(hours=hours), description=f"Of {of}.", examples=[f"{2 * hours}h"])
+
+
+class Timeouts(BaseModel):
+    """How long each task may take. Immutable."""
+
+    model_config = _STRICT
+
+    build_provider_index: Duration | None = _limit(12, "building the index on the provider")
+    fetch_index: Duration | None = _limit(2, "fetching it")
+    diff_indexes: Duration | None = _limit(4, "comparing it with the consumer index")
+    pull_changed: Duration | None = _limit(24, "one shard's pull")
+    archive_old: Duration | None = _limit(12, "archiving what is about to be replaced")
+    commit_backup: Duration | None = _limit(12, "putting all in place")
+
+
 class Provider(BaseModel):
     """One provider: a server A whose files are backed up, and how. Immutable."""
 
@@ -243,9 +260,18 @@ class Provider(BaseModel):
         description=(
             "When the backup runs, in Airflow's default time zone: a cron expression of five fields, one of"
             " the presets `@hourly`, `@daily`, `@weekly`, `@monthly`, `@quarterly` and `@yearly` (in quotes:"
-            " no plain text in YAML begins with `@` or `*`), or `null`: only a person starts it."
+            " no plain text in YAML begins with `@` or `*`), or `null`: only a person starts it. A mapping"
+            " names assets, by URI or name: a run begins when all of them have been updated (`mdbackup://web`"
+            " is, by each good backup of `web`). Or it names a timetable, by its dotted path, and arguments."
         ),
-        examples=["0 3 * * *"],
+        examples=[
+            "0 3 * * *",
+            {"assets": ["mdbackup://web"]},
+            {
+                "timetable": "airflow.sdk.CronTriggerTimetable",
+                "arguments": {"expression": "0 3 * * *", "timezone": "Europe/Vienna"},
+            },
+        ],
     )
     exclude: Patterns = Field(
         default=(),
@@ -287,8 +313,20 @@ class Provider(BaseModel):
     )
     retry_delay: Duration = Field(
         default=timedelta(minutes=5),
-        description="How long Airflow waits before it tries a failed task again.",
+        description=(
+            "How long Airflow waits before it tries a failed task again; before each further try about twice"
+            " as long, but at most an hour, unless this is longer."
+        ),
         examples=["15m"],
+    )
+    timeouts: Timeouts = Field(
+        default_factory=Timeouts,
+        description=(
+            "How long each task may take, before it is stopped and tried again as after an error; `null` for"
+            " ever. What a pull has brought by then stays staged, and the next try goes on from there. An"
+            " hour of each may be spent waiting for another run."
+        ),
+        examples=[{"pull_changed": "3d"}],
     )
     queue: Text | None = Field(
         default=None,

@@ -17,6 +17,8 @@ from croniter import croniter
 from pathspec import GitIgnoreSpec
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, WithJsonSchema
 
+from airflow_mdbackup.config.schedule import Assets, Timetable
+
 SCHEDULE_PRESETS = ("@hourly", "@daily", "@weekly", "@monthly", "@quarterly", "@yearly")
 
 _DURATION = re.compile(
@@ -169,17 +171,22 @@ def _not_the_root(path: str) -> str:
     return path
 
 
-def check_schedule(value: object) -> str | None:
-    """Return a cron expression of five fields, or one of :data:`SCHEDULE_PRESETS`, or None (by hand only).
+def check_schedule(value: object) -> str | Assets | Timetable | None:
+    """Return a schedule: a cron expression of 5 fields, one of :data:`SCHEDULE_PRESETS`, or None (by hand).
+
+    Or what a mapping says of assets, or of a timetable; whether that is there is not looked at.
 
     :raises ValueError: it is something else, or never comes.
     """
     how = "write a cron expression such as `0 3 * * *`, a preset such as '@daily' (quoted), or `null`"
     if value is None or (isinstance(value, str) and value in SCHEDULE_PRESETS):
         return value
-    # Timetables and assets find their place here, as the mappings that YAML makes of them.
+    if isinstance(value, Assets | Timetable):
+        return value
+    if isinstance(value, dict):
+        return _schedule_of(value)
     if not isinstance(value, str):
-        raise ValueError(f"must be text or null, but YAML reads {seen(value)}: {how}")
+        raise ValueError(f"must be text, a mapping or null, but YAML reads {seen(value)}: {how}")
     if value.startswith("@"):
         raise ValueError(f"{seen(value)} is not one of the presets {', '.join(SCHEDULE_PRESETS)}")
     # A sixth field would be seconds: one run every second, for someone who meant something else. `r` is
@@ -191,6 +198,27 @@ def check_schedule(value: object) -> str | None:
     except ValueError as error:
         raise ValueError(f"{seen(value)} is not a schedule ({error}): {how}") from error
     return value
+
+
+def _schedule_of(mapping: dict[Any, Any]) -> Assets | Timetable:
+    if set(mapping) == {"assets"}:
+        assets = mapping["assets"]
+        names = (assets,) if isinstance(assets, str) else as_tuple(assets)
+        if not isinstance(names, tuple) or not names or not all(isinstance(n, str) and n for n in names):
+            raise ValueError("`assets` must be a list of URIs or names: write `{assets: ['mdbackup://web']}`")
+        return Assets(names)
+    if "timetable" in mapping and set(mapping) <= {"timetable", "arguments"}:
+        path, arguments = mapping["timetable"], mapping.get("arguments") or {}
+        if (
+            not isinstance(path, str)
+            or not isinstance(arguments, dict)
+            or not all(isinstance(name, str) for name in arguments)
+        ):
+            raise ValueError("`timetable` must be a dotted path, and `arguments` a mapping of names")
+        return Timetable(check_dotted_path(path), arguments)
+    raise ValueError(
+        "as a mapping is either `{assets: [...]}` or `{timetable: package.module.Class, arguments: {...}}`"
+    )
 
 
 def check_dotted_path(path: str) -> str:
@@ -290,7 +318,11 @@ Share = Annotated[
     PlainSerializer(write_share, when_used="json"),
     _titled("percentage, or number from 0 to 1"),
 ]
-Schedule = Annotated[str | None, BeforeValidator(check_schedule), _titled("cron expression, preset or null")]
+Schedule = Annotated[
+    str | Assets | Timetable | None,
+    BeforeValidator(check_schedule),
+    _titled("cron expression, preset, mapping or null"),
+]
 Pattern = Annotated[str, AfterValidator(check_pattern), _titled("gitignore pattern")]
 Tags = Annotated[tuple[Tag, ...], BeforeValidator(as_tuple)]
 Patterns = Annotated[tuple[Pattern, ...], BeforeValidator(as_tuple)]

@@ -91,6 +91,7 @@ class BuildProviderIndex(BaseOperator):
         self.defer(
             trigger=BuildProviderIndexTrigger(self.ssh_conn_id, request_line(request).decode()),
             method_name="execute_complete",
+            timeout=self.execution_timeout,  # a retry joins the build, if it goes on
         )
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:

@@ -53,6 +53,12 @@ class FetchIndex(BackupOperator):
         self.stall_timeout = stall_timeout
 
     def execute(self, context: Context) -> dict[str, Any]:
+        if context["dag_run"].run_type == "backfill":
+            self.log.warning(
+                "%s: a backup always takes the provider's present state. So this backfill brings no state of "
+                "another day back, and the first of its runs does all there is to do",
+                self.provider,
+            )
         mirror = self.mirror
         mirror.claim(known=self._had_good_run(context), mount=self.mount)
         run = mirror.run(context["run_id"])

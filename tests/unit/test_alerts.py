@@ -22,7 +22,7 @@ from airflow.sdk.exceptions import AirflowFailException
 from airflow_mdbackup.alerts import Teller, callbacks, message, senders
 from airflow_mdbackup.alerts.message import Alert, Failure
 from airflow_mdbackup.config import AlertRule, Configuration, Provider, load
-from airflow_mdbackup.config.notifiers import unusable_notifiers
+from airflow_mdbackup.config.foreign import unusable
 from airflow_mdbackup.dag import provider_dag
 from airflow_mdbackup.scheme import errors
 
@@ -126,7 +126,7 @@ class Told(BaseNotifier):
 def told(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     texts: list[str] = []
     monkeypatch.setattr(Told, "texts", texts)
-    monkeypatch.setattr("airflow_mdbackup.alerts.senders.find_notifier", {"tests.Told": Told}.__getitem__)
+    monkeypatch.setattr("airflow_mdbackup.alerts.senders.find_class", {"tests.Told": Told}.__getitem__)
     return texts
 
 
@@ -330,7 +330,7 @@ def test_notifier_that_cannot_be_made_is_a_problem_that_refuses_nobody(
     """It is found when the configuration is looked at, not when it is needed; the backup goes on."""
     configuration = read(tmp_path, [rule])
     assert configuration.providers and not configuration.problems
-    problems = unusable_notifiers(configuration, tmp_path / "providers.yaml")
+    problems = unusable(configuration, tmp_path / "providers.yaml")
     assert (said is None) == (not problems)
     if said:
         assert said in str(problems[0]) and "provider `web`: `alerts`" in str(problems[0])

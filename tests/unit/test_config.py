@@ -24,6 +24,7 @@ from airflow_mdbackup.config import (
     raise_for_problems,
 )
 from airflow_mdbackup.config.bandwidth import BandwidthLimit, parse_bandwidth_limit, parse_rate, write_rate
+from airflow_mdbackup.config.schedule import Assets, Timetable
 from airflow_mdbackup.config.values import parse_duration, write_duration
 from demo import generate_docs
 
@@ -492,6 +493,28 @@ def test_what_is_no_bandwidth_limit_is_refused(refusals, text, said):
     assert said in refusals(f"bandwidth_limit: {text}")["bandwidth_limit"]
 
 
+def one_with(read, keys: str) -> Provider:
+    """Return the provider that has these keys besides what it must have."""
+    return one(read(f"providers: {{web: {{{MINIMAL}, {keys}}}}}"))
+
+
+def test_a_schedule_may_name_assets_or_a_timetable(read):
+    """Whether they are there shows when the DAG is made."""
+    named = one_with(read, "schedule: {assets: [mdbackup://other, name]}").schedule
+    assert named == Assets(("mdbackup://other", "name"))
+    assert one_with(read, "schedule: {assets: mdbackup://other}").schedule == Assets(("mdbackup://other",))
+    made = one_with(read, "schedule: {timetable: some.module.Class, arguments: {cron: 0 3 * * *}}").schedule
+    assert made == Timetable("some.module.Class", {"cron": "0 3 * * *"})
+
+
+def test_each_task_has_a_time_limit_that_can_be_changed_or_taken_away(read):
+    """The others keep theirs."""
+    timeouts = one_with(read, "timeouts: {pull_changed: 3d, diff_indexes: null}").timeouts
+    assert timeouts.pull_changed == timedelta(days=3)
+    assert timeouts.diff_indexes is None
+    assert timeouts.fetch_index == timedelta(hours=2)
+
+
 @pytest.mark.parametrize("text", ["{rate: 5MB, rate: 6MB}", "[{rate: 5MB, rate: 6MB}, 50MB]"])
 def test_a_key_given_twice_in_a_bandwidth_limit_is_refused(refusals, text):
     """Also in an entry of a list."""
@@ -509,9 +532,16 @@ def test_a_key_given_twice_in_a_bandwidth_limit_is_refused(refusals, text):
         ('"H 3 * * *"', "is not a schedule"),
         ('"@dayly"', "is not one of the presets @hourly, @daily, @weekly, @monthly, @quarterly, @yearly"),
         ("daily", "a preset such as '@daily' (quoted)"),
-        ("5", "must be text or null, but YAML reads the number 5"),
-        ("{timetable: x}", "must be text or null, but YAML reads a mapping"),
-        ("[a, b]", "must be text or null, but YAML reads a list"),
+        ("5", "must be text, a mapping or null, but YAML reads the number 5"),
+        ("[a, b]", "must be text, a mapping or null, but YAML reads a list"),
+        ("{timetable: x}", "'x' is not the dotted path of a class"),
+        ("{timetable: 5}", "`timetable` must be a dotted path"),
+        ("{timetable: a.B, arguments: [1]}", "`arguments` a mapping of names"),
+        ("{timetable: a.B, arguments: {1: 2}}", "`arguments` a mapping of names"),
+        ("{assets: []}", "`assets` must be a list of URIs or names"),
+        ("{assets: [5]}", "`assets` must be a list of URIs or names"),
+        ("{assets: a, cron: b}", "is either `{assets: [...]}` or `{timetable: package.module.Class"),
+        ("{}", "is either `{assets: [...]}` or `{timetable: package.module.Class"),
     ],
 )
 def test_what_is_no_schedule_is_refused(refusals, schedule, said):

@@ -6,14 +6,17 @@ import json
 import os
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from airflow.dag_processing.dagbag import DagBag
-from airflow.sdk import DAG, TriggerRule
+from airflow.sdk import DAG, CronTriggerTimetable, TriggerRule
 from airflow.serialization.serialized_objects import DagSerialization
 
+from airflow_mdbackup.config import load
+from airflow_mdbackup.config.foreign import unusable
 from airflow_mdbackup.dag import provider_dags
 
 PROJECT = Path(__file__).parents[2]
@@ -105,6 +108,66 @@ def test_invalid_provider_becomes_a_dag_that_fails_with_the_reason_and_others_st
     (task,) = found["mdbackup_bad"].tasks
     with pytest.raises(Exception, match="sftp_conn_id"):
         task.execute({})
+
+
+@pytest.mark.parametrize(
+    ("schedule", "summary"),
+    [
+        ("{{assets: ['mdbackup://other', name]}}", "Asset"),
+        (
+            "{{timetable: airflow.sdk.CronTriggerTimetable, "
+            "arguments: {{expression: 0 3 * * *, timezone: Europe/Vienna}}}}",
+            "0 3 * * *",
+        ),
+    ],
+)
+def test_schedule_by_assets_or_timetable_reaches_airflows_own_copy_of_the_dag(
+    tmp_path: Path, schedule: str, summary: str
+) -> None:
+    dag = dags(tmp_path, GOOD + f"    schedule: {schedule}\n")["mdbackup_web"]
+    stored: Any = DagSerialization.from_dict(DagSerialization.to_dict(dag))
+    assert stored.timetable.summary == summary
+
+
+@pytest.mark.parametrize(
+    ("timetable", "said"),
+    [
+        ("missing.module.Class", "cannot be imported"),
+        ("airflow.sdk.Missing", "cannot be used"),
+        ("airflow.sdk.CronTriggerTimetable", "cannot be used"),  # it needs arguments
+        ("tests.unit.test_dag.Unregistered", "list it in the `timetables` of an Airflow plugin"),
+    ],
+)
+def test_timetable_that_cannot_be_used_fails_its_provider_alone(
+    tmp_path: Path, timetable: str, said: str
+) -> None:
+    """Its DAG fails with the reason, and the file without DAGs shows it as an import error."""
+    other = GOOD.replace("web", "other") + f"    schedule: {{{{timetable: {timetable}}}}}\n"
+    made = dags(tmp_path, GOOD + other)
+    assert made["mdbackup_other"].task_ids == ["invalid_configuration"]
+    assert said in (made["mdbackup_other"].doc_md or "")
+    assert len(made["mdbackup_web"].tasks) > 1
+    path = tmp_path / "providers.yaml"
+    (problem,) = unusable(load(path), path)
+    assert problem.provider == "other" and said in problem.message
+
+
+class Unregistered(CronTriggerTimetable):
+    """A timetable that no plugin lists."""
+
+    def __init__(self) -> None:
+        super().__init__("0 3 * * *", timezone="UTC")
+
+
+def test_tasks_have_time_limits_and_wait_longer_before_each_further_try(tmp_path: Path) -> None:
+    """An hour at most, unless the configuration says more."""
+    dag = dags(tmp_path, FULL)["mdbackup_full"]
+    limits = {task.task_id: task.execution_timeout for task in dag.tasks}
+    assert limits["pull_changed"] == timedelta(hours=24) and limits["build_provider_index"]
+    assert {task_id for task_id, limit in limits.items() if limit is None} == {"approve", "shards_finished"}
+    pull = dag.get_task("pull_changed").partial_kwargs
+    assert pull["retry_exponential_backoff"] == 2.0
+    assert pull["max_retry_delay"] == timedelta(hours=1)
 
 
 def test_bandwidth_limit_reaches_the_pulling_tasks_and_airflows_own_copy_of_the_dag(tmp_path: Path) -> None:

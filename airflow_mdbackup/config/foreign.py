@@ -1,0 +1,50 @@
+"""What the configuration names of other people's code, looked at before it is needed.
+
+Importing it may be slow and may fail, so that a DAG file does no more of it than it must. What shows mistakes
+does, and a provider whose notifier is missing keeps its backups.
+"""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+from airflow_mdbackup.config.alert import AlertRule
+from airflow_mdbackup.config.classes import find_class
+from airflow_mdbackup.config.configuration import Configuration
+from airflow_mdbackup.config.problem import Problem
+from airflow_mdbackup.config.schedule import Timetable, UnusableTimetable, why_not
+
+_EMAIL = "airflow.providers.smtp.notifications.smtp.SmtpNotifier"
+
+
+def unusable(configuration: Configuration, file: Path) -> tuple[Problem, ...]:
+    """Return a problem for each notifier and timetable that cannot be made of what the configuration says.
+
+    Imports them, which may take seconds.
+
+    :param file: where the configuration was read.
+    """
+    problems = []
+    for provider in configuration.providers:
+        if isinstance(provider.schedule, Timetable):
+            try:
+                provider.schedule.made()
+            except UnusableTimetable as error:
+                problems.append(Problem(file, provider.name, "schedule", str(error)))
+        for rule in provider.alerts:
+            if why := _why_unusable(rule):
+                problems.append(Problem(file, provider.name, "alerts", why))
+    return tuple(problems)
+
+
+def _why_unusable(rule: AlertRule) -> str:
+    if rule.ping_url is not None:
+        return ""
+    path = rule.notifier or _EMAIL
+    arguments = rule.arguments if rule.notifier else {"to": list(rule.email or ())}
+    try:
+        find_class(path)(**copy.deepcopy(arguments))
+    except Exception as error:  # whatever other people's code raises
+        return f"`{path}` {why_not(error)}"
+    return ""
