@@ -28,7 +28,7 @@ from airflow.sdk import DAG, Param, TriggerRule
 from airflow_mdbackup.alerts import Teller
 from airflow_mdbackup.assets import provider_asset
 from airflow_mdbackup.config import Problem, Provider, load, providers_file
-from airflow_mdbackup.config.schedule import Assets, Timetable, UnusableTimetable
+from airflow_mdbackup.config.schedule import Assets, Timetable, UnusableSchedule
 from airflow_mdbackup.operators import (
     RETRY_POLICY,
     ApproveChanges,
@@ -75,14 +75,14 @@ def provider_dags(path: Path | None = None) -> dict[str, DAG]:
 def _dag_of(provider: Provider) -> DAG:
     try:
         return provider_dag(provider)
-    except UnusableTimetable as error:
+    except UnusableSchedule as error:
         return _invalid_dag(provider.name, (f"schedule: {error}",))
 
 
 def provider_dag(provider: Provider) -> DAG:
     """Return the DAG that backs up one provider.
 
-    :raises UnusableTimetable: its schedule is one that Airflow cannot use.
+    :raises UnusableSchedule: its schedule is one that Airflow cannot use.
     """
     schedule, timeouts = provider.schedule, provider.timeouts
     asset = provider_asset(provider.name)

@@ -6,13 +6,11 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
 
 from airflow_mdbackup.account.audit import audit
 from airflow_mdbackup.account.findings import Audit, as_json, show
 from airflow_mdbackup.cli import UsageError, printable
-from airflow_mdbackup.cli.providers import find_connection, find_provider
+from airflow_mdbackup.cli.providers import as_a_command, find_connection, find_provider
 from airflow_mdbackup.scheme.errors import BackupError
 
 TIGHT, LOOSER, UNREACHED = 0, 1, 3
@@ -44,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _audit(name: str) -> Audit:
     provider = find_provider(name)
-    with _as_a_command():
+    with as_a_command():
         for connection_id in (provider.sftp_conn_id, provider.ssh_conn_id):
             if connection_id:
                 _check_connection(connection_id)
@@ -73,20 +71,3 @@ def _check_connection(connection_id: str) -> None:
             f"the connection {connection_id} names the key {connection.key_file}, which is not on this"
             " machine, or not readable for you: run this where the Airflow workers run, as their user"
         )
-
-
-@contextmanager
-def _as_a_command() -> Iterator[None]:
-    """Use Airflow as its own commands do: it looks for connections in its database, too.
-
-    Its log, for which it takes standard output, goes to standard error.
-    """
-    context = "_AIRFLOW_PROCESS_CONTEXT"
-    before = os.environ.get(context)
-    os.environ[context] = before or "server"
-    try:
-        with redirect_stdout(sys.stderr):
-            yield
-    finally:
-        if before is None:
-            del os.environ[context]

@@ -171,6 +171,24 @@ COMMANDS = (
         ),
         "airflow_mdbackup.cli.audit.run",
     ),
+    Command(
+        "init",
+        "Make the pools that the configuration names, and tell what is missing",
+        "Make in Airflow each pool that the configuration names and that is missing: without its pool, no"
+        " task ever starts. Tell of connections that are missing, and of providers that are not configured"
+        " validly. Exit status 1: there are such.",
+        (("after each change of the configuration", "init"), ("two tasks at a time", "init --slots 2")),
+        (
+            _argument(
+                "--slots",
+                metavar="N",
+                type=int,
+                default=4,
+                help="how many tasks a new pool lets run at a time (default: 4)",
+            ),
+        ),
+        "airflow_mdbackup.cli.init.run",
+    ),
 )
 
 

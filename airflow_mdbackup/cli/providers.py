@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,3 +90,20 @@ def _read(found: Any) -> Connection:
         login=found.login or "",
         key_file=str(extra.get("key_file") or ""),
     )
+
+
+@contextmanager
+def as_a_command() -> Iterator[None]:
+    """Use Airflow as its own commands do: it looks for connections in its database, too.
+
+    Its log, for which it takes standard output, goes to standard error.
+    """
+    context = "_AIRFLOW_PROCESS_CONTEXT"
+    before = os.environ.get(context)
+    os.environ[context] = before or "server"
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        if before is None:
+            del os.environ[context]

@@ -13,7 +13,7 @@ from airflow_mdbackup.config.alert import AlertRule
 from airflow_mdbackup.config.classes import find_class
 from airflow_mdbackup.config.configuration import Configuration
 from airflow_mdbackup.config.problem import Problem
-from airflow_mdbackup.config.schedule import Timetable, UnusableTimetable, why_not
+from airflow_mdbackup.config.schedule import Assets, Timetable, UnusableSchedule, why_not
 
 _EMAIL = "airflow.providers.smtp.notifications.smtp.SmtpNotifier"
 
@@ -27,10 +27,10 @@ def unusable(configuration: Configuration, file: Path) -> tuple[Problem, ...]:
     """
     problems = []
     for provider in configuration.providers:
-        if isinstance(provider.schedule, Timetable):
+        if isinstance(provider.schedule, Assets | Timetable):
             try:
                 provider.schedule.made()
-            except UnusableTimetable as error:
+            except UnusableSchedule as error:
                 problems.append(Problem(file, provider.name, "schedule", str(error)))
         for rule in provider.alerts:
             if why := _why_unusable(rule):

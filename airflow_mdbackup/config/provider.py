@@ -336,7 +336,8 @@ class Provider(BaseModel):
     pool: Text | None = Field(
         default=None,
         description=(
-            "The Airflow pool whose slots the tasks take. The pool must exist, otherwise no task starts."
+            "The Airflow pool whose slots the tasks take. While it does not exist, no task starts:"
+            " `airflow mdbackup init` makes it."
             " Default: Airflow's default pool."
         ),
         examples=["backup"],

@@ -22,10 +22,20 @@ class Assets:
     assets: tuple[str, ...]
 
     def made(self) -> list[Any]:
-        """Return what a DAG takes for it."""
+        """Return what a DAG takes for it.
+
+        :raises UnusableSchedule: one is no URI that Airflow accepts.
+        """
         from airflow.sdk import Asset
 
-        return [Asset.ref(uri=asset) if "://" in asset else Asset.ref(name=asset) for asset in self.assets]
+        try:
+            # By the spelling that Airflow gives to URIs of assets, and does not give to references.
+            return [
+                Asset.ref(uri=Asset(name=asset, uri=asset).uri) if "://" in asset else Asset.ref(name=asset)
+                for asset in self.assets
+            ]
+        except ValueError as error:
+            raise UnusableSchedule(f"an asset cannot be used ({error}): correct its URI") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +52,7 @@ class Timetable:
     def made(self) -> Any:
         """Return what a DAG takes for it.
 
-        :raises UnusableTimetable: it cannot be imported or made, or Airflow cannot store it.
+        :raises UnusableSchedule: it cannot be imported or made, or Airflow cannot store it.
         """
         from airflow.serialization.encoders import encode_timetable
 
@@ -51,12 +61,12 @@ class Timetable:
             # What Airflow cannot store would make all DAGs of the file stale.
             encode_timetable(timetable)
         except Exception as error:  # whatever other people's code raises
-            raise UnusableTimetable(f"`{self.path}` {why_not(error)}") from error
+            raise UnusableSchedule(f"`{self.path}` {why_not(error)}") from error
         return timetable
 
 
-class UnusableTimetable(ValueError):
-    """A provider's timetable cannot be used; the message says why and what to do."""
+class UnusableSchedule(ValueError):
+    """A provider's schedule cannot be used; the message says why and what to do."""
 
 
 def why_not(error: Exception) -> str:

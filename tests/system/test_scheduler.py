@@ -35,6 +35,8 @@ def site(
             "deferred": provider_yaml(
                 server, folder, "deferred", deferrable=True, indexer={"limit": "500KB"}, retries=1
             ),
+            "pooled": provider_yaml(server, folder, "pooled", pool="disks"),
+            "follower": provider_yaml(server, folder, "follower", schedule={"assets": ["mdbackup://pooled"]}),
             "invalid": {"nonsense": 1},
         }
         (folder / "providers.yaml").write_text(json.dumps({"providers": providers}))
@@ -91,6 +93,27 @@ def test_good_commit_updates_the_asset_and_its_state(site: Site) -> None:
 
 def index_of(site: Site, provider: str) -> list[Any]:
     return list(read_entries(site.folder / provider / "index.md5"))
+
+
+def test_init_makes_the_pool_without_which_no_task_runs_and_one_backup_follows_another(site: Site) -> None:
+    """Of what is missing, it makes what it can, and tells of what it cannot."""
+    site.put("pooled", "file", b"one")
+    site.put("follower", "file", b"two")
+    site.stack.wait_for_dag("mdbackup_follower")
+    site.stack.unpause("mdbackup_follower")
+    for line in ("pool disks: made, with 3 slots", "pool disks: there, with 3 slots"):
+        made = site.stack.airflow("mdbackup", "init", "--slots", "3")
+        assert made.returncode == 1, made.stdout
+        assert line in made.stdout and "provider invalid: NOT configured validly" in made.stdout
+    state, tasks = site.run("pooled")
+    assert state == "success", tasks
+    deadline = time.monotonic() + 60
+    while not (runs := site.stack.get("/dags/mdbackup_follower/dagRuns")["dag_runs"]):
+        assert time.monotonic() < deadline
+        time.sleep(1)
+    assert runs[0]["run_type"] == "asset_triggered" and runs[0]["logical_date"] is None
+    assert site.finish("follower", runs[0]["dag_run_id"]) == "success"
+    assert site.live("follower", "file").read_bytes() == b"two"
 
 
 def test_without_an_index_the_run_fails_and_later_tasks_do_not_run(site: Site) -> None:

@@ -57,7 +57,8 @@ def test_help_of_a_command_fits_a_screen_and_has_examples(
     lines = capsys.readouterr().out.splitlines()
     assert end.value.code == 0
     assert len(lines) <= A_SCREEN
-    assert lines[0] == f"usage: mdbackup {command.name} [options] PROVIDER"
+    provider = {"init": "", "status": " [PROVIDER ...]"}.get(command.name, " PROVIDER")
+    assert lines[0] == f"usage: mdbackup {command.name} [options]{provider}"
     assert any(line.startswith(f"  mdbackup {command.name} ") for line in lines)
 
 
@@ -65,10 +66,11 @@ def test_help_of_a_command_fits_a_screen_and_has_examples(
 def test_examples_are_understood(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the help shows is what the parser takes."""
     asked = []
-    monkeypatch.setattr(commands, "run", lambda command, arguments: asked.append(arguments.provider) or 0)
+    monkeypatch.setattr(commands, "run", lambda command, arguments: asked.append(vars(arguments)) or 0)
     for _, line in command.examples:
         main(line.partition(" > ")[0].split())
-    assert asked == ["web"] * len(command.examples)
+    assert len(asked) == len(command.examples)
+    assert all(arguments.get("provider", "web") == "web" for arguments in asked)
 
 
 def test_airflow_shows_the_same_commands_with_the_same_arguments() -> None:

@@ -130,19 +130,20 @@ def test_schedule_by_assets_or_timetable_reaches_airflows_own_copy_of_the_dag(
 
 
 @pytest.mark.parametrize(
-    ("timetable", "said"),
+    ("schedule", "said"),
     [
-        ("missing.module.Class", "cannot be imported"),
-        ("airflow.sdk.Missing", "cannot be used"),
-        ("airflow.sdk.CronTriggerTimetable", "cannot be used"),  # it needs arguments
-        ("tests.unit.test_dag.Unregistered", "list it in the `timetables` of an Airflow plugin"),
+        ("assets: ['mdbackup://a/path']", "the URI of a backup is mdbackup://<provider>"),
+        ("timetable: missing.module.Class", "cannot be imported"),
+        ("timetable: airflow.sdk.Missing", "cannot be used"),
+        ("timetable: airflow.sdk.CronTriggerTimetable", "cannot be used"),  # it needs arguments
+        ("timetable: tests.unit.test_dag.Unregistered", "list it in the `timetables` of an Airflow plugin"),
     ],
 )
-def test_timetable_that_cannot_be_used_fails_its_provider_alone(
-    tmp_path: Path, timetable: str, said: str
+def test_schedule_that_cannot_be_used_fails_its_provider_alone(
+    tmp_path: Path, schedule: str, said: str
 ) -> None:
     """Its DAG fails with the reason, and the file without DAGs shows it as an import error."""
-    other = GOOD.replace("web", "other") + f"    schedule: {{{{timetable: {timetable}}}}}\n"
+    other = GOOD.replace("web", "other") + f"    schedule: {{{{{schedule}}}}}\n"
     made = dags(tmp_path, GOOD + other)
     assert made["mdbackup_other"].task_ids == ["invalid_configuration"]
     assert said in (made["mdbackup_other"].doc_md or "")

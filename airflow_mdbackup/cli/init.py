@@ -1,0 +1,65 @@
+"""``mdbackup init``: make in Airflow what the configuration names, and tell what only a person can make."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+
+from airflow_mdbackup.cli import UsageError, printable
+from airflow_mdbackup.cli.providers import as_a_command, find_connection
+from airflow_mdbackup.config import Configuration, load, providers_file
+
+_DESCRIPTION = "Made by `airflow mdbackup init`: tasks of airflow-mdbackup that run at the same time"
+
+
+def run(args: argparse.Namespace) -> int:
+    """Make the pools that are missing, with ``args.slots`` slots each, and tell of what else is missing.
+
+    :returns: 0: all is there now; 1: connections are missing, or providers are not configured validly.
+    :raises UsageError: Airflow's database cannot be used, or the number of slots is none.
+    """
+    if args.slots < 1:
+        raise UsageError("a pool without slots lets no task run: --slots must be 1 or more")
+    file = providers_file()
+    configuration = load(file)
+    with as_a_command():
+        lines = [*_pools(configuration, args.slots)]
+        missing = [*_missing(configuration)]
+    for line in [*lines, *missing] or [f"{file} names no provider yet, so there is nothing to make"]:
+        print(printable(line))
+    return 1 if missing else 0
+
+
+def _pools(configuration: Configuration, slots: int) -> Iterator[str]:
+    """Make each pool that is missing, and yield what became of each."""
+    from airflow.models.pool import Pool
+    from sqlalchemy.exc import SQLAlchemyError
+
+    for name in sorted({provider.pool for provider in configuration.providers if provider.pool}):
+        try:
+            found = Pool.get_pool(name)
+            if found is None:
+                Pool.create_or_update_pool(name, slots, _DESCRIPTION, include_deferred=False)
+        except SQLAlchemyError as error:
+            why = str(error).splitlines()[0]
+            raise UsageError(
+                f"Airflow's database cannot be used for the pool {name}: {why}. If it is new: `airflow db"
+                " migrate`"
+            ) from error
+        yield (
+            f"pool {name}: made, with {slots} slots; `airflow pools set {name} SLOTS TEXT` changes that"
+            if found is None
+            else f"pool {name}: there, with {found.slots} slots"
+        )
+
+
+def _missing(configuration: Configuration) -> Iterator[str]:
+    for provider in configuration.providers:
+        for connection_id in (provider.sftp_conn_id, provider.ssh_conn_id):
+            if connection_id and find_connection(connection_id) is None:
+                yield (
+                    f"connection {connection_id} of {provider.name}: MISSING; `airflow mdbackup provision "
+                    f"{provider.name}` prints the script that sets the account up and tells how to add it"
+                )
+    for name in configuration.refused:
+        yield f"provider {name}: NOT configured validly, so it is not backed up; see its DAG"
