@@ -16,7 +16,8 @@ SSH_PROGRAMS := sshd:openssh-server ssh:openssh-client sftp:openssh-client
 PEERS := rsync:rsync rclone:rclone lftp:lftp
 FILE_SYSTEMS := mkfs.ext4:e2fsprogs mkfs.btrfs:btrfs-progs mkfs.exfat:exfatprogs mount.exfat-fuse:exfat-fuse \
     lowntfs-3g:ntfs-3g
-TEST_PROGRAMS := $(SSH_PROGRAMS) $(FILE_SYSTEMS) strace:strace busybox:busybox dash:dash bash:bash csh:csh fish:fish
+AIRFLOW_SERVERS := redis-server:redis-server initdb:postgresql
+TEST_PROGRAMS := $(SSH_PROGRAMS) $(AIRFLOW_SERVERS) $(FILE_SYSTEMS) strace:strace busybox:busybox dash:dash bash:bash csh:csh fish:fish
 
 .PHONY: help
 help: ## Show the targets
@@ -29,7 +30,7 @@ demo: venv ## See the main job: a real SSH server, a real Airflow, three runs; K
 
 .PHONY: test
 test: venv system-packages ## Run all tests
-	$(BIN)/python -m pytest tests/unit tests/integration tests/system
+	$(BIN)/python -m pytest tests/unit tests/integration tests/system tests/distributed
 
 .PHONY: test-unit
 test-unit: venv system-packages ## Run the tests that need no server
@@ -42,6 +43,10 @@ test-integration: venv system-packages ## Run the tests against a real SSH serve
 .PHONY: test-system
 test-system: venv system-packages ## Run the tests with a real Airflow scheduler
 	$(BIN)/python -m pytest tests/system
+
+.PHONY: test-distributed
+test-distributed: venv system-packages ## Run the tests with Celery workers, Redis and PostgreSQL (root)
+	$(BIN)/python -m pytest tests/distributed
 
 .PHONY: torture
 torture: venv system-packages ## Run the long forms of the tests of docs/guarantees.md, and count what they tried
@@ -89,6 +94,11 @@ bench: venv ## Measure speed, also of sftp, rsync, rclone, lftp: WORK="small lar
 	$(BIN)/python -m benchmarks.run $(WORK) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(RTT),--rtt $(RTT)) \
 	    $(if $(SCALE),--scale $(SCALE)) $(if $(DEST),--dest $(DEST))
 
+.PHONY: bench-many
+bench-many: venv ## Measure what many providers and runs cost Airflow: time to parse, rows, time of a run
+	@sh demo/system-packages.sh $(SSH_PROGRAMS)
+	$(BIN)/python -m benchmarks.many
+
 .PHONY: bench-plots
 bench-plots: venv ## Draw the pictures of what `make bench` measured into docs/images
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt matplotlib
@@ -108,7 +118,7 @@ $(INSTALLED): setup.cfg pyproject.toml constraints.txt
 	@touch $@
 
 .PHONY: system-packages
-system-packages: ## Install the SSH server and the shells that tests need, where missing (root, Debian)
+system-packages: ## Install the servers and programs that tests need, where missing (root, Debian)
 	@sh demo/system-packages.sh $(TEST_PROGRAMS)
 
 .PHONY: constraints

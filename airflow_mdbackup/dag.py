@@ -17,13 +17,14 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from airflow.providers.standard.operators.empty import EmptyOperator
-from airflow.sdk import DAG, Param, TriggerRule
+from airflow.sdk import DAG, Param, TriggerRule, get_parsing_context
 
 from airflow_mdbackup.alerts import Teller
 from airflow_mdbackup.assets import provider_asset
@@ -63,13 +64,22 @@ def provider_dags(path: Path | None = None) -> dict[str, DAG]:
     """Return the DAGs of all providers, by id: a failing one for each whose configuration is invalid.
 
     Never raises for what the configuration says: an import error would stop the backups of all others too.
+    Where a worker reads the file for one task, that task's DAG is the only one.
 
     :param path: the configuration; by default what Airflow's options name.
     """
     configuration = load(providers_file() if path is None else path)
-    dags = [_dag_of(provider) for provider in configuration.providers]
-    dags += [_invalid_dag(name, problems) for name, problems in configuration.refused.items()]
-    return {dag.dag_id: dag for dag in dags}
+    makers: dict[str, Callable[[], DAG]] = {
+        _dag_id(provider.name): partial(_dag_of, provider) for provider in configuration.providers
+    }
+    makers |= {
+        _dag_id(name): partial(_invalid_dag, name, problems)
+        for name, problems in configuration.refused.items()
+    }
+    only = get_parsing_context().dag_id
+    if only in makers:
+        makers = {only: makers[only]}
+    return {dag_id: make() for dag_id, make in makers.items()}
 
 
 def _dag_of(provider: Provider) -> DAG:
@@ -92,7 +102,7 @@ def provider_dag(provider: Provider) -> DAG:
     if teller is not None:
         first["on_execute_callback"] = [teller.note_start]
     with DAG(
-        dag_id=f"mdbackup_{provider.name}",
+        dag_id=_dag_id(provider.name),
         description=f"Back up {provider.name} to {provider.dest}",
         doc_md=_doc(provider),
         schedule=schedule.made() if isinstance(schedule, Assets | Timetable) else schedule,
@@ -183,6 +193,10 @@ def provider_dag(provider: Provider) -> DAG:
     return dag
 
 
+def _dag_id(provider: str) -> str:
+    return f"mdbackup_{provider}"
+
+
 def _task_defaults(provider: Provider, teller: Teller | None) -> dict[str, Any]:
     defaults: dict[str, Any] = {
         "retries": provider.retries,
@@ -197,6 +211,8 @@ def _task_defaults(provider: Provider, teller: Teller | None) -> dict[str, Any]:
         defaults["on_failure_callback"] = [teller.note_failure]
     if provider.queue is not None:
         defaults["queue"] = provider.queue
+    if provider.pod_template_file is not None:
+        defaults["executor_config"] = {"pod_template_file": provider.pod_template_file}
     if provider.pool is not None:
         defaults["pool"] = provider.pool
     return defaults
@@ -205,7 +221,7 @@ def _task_defaults(provider: Provider, teller: Teller | None) -> dict[str, Any]:
 def _invalid_dag(name: str, problems: Sequence[Problem | str]) -> DAG:
     message = "\n\n".join(map(str, problems))
     with DAG(
-        dag_id=f"mdbackup_{name}",
+        dag_id=_dag_id(name),
         description=f"{name} is NOT backed up: its configuration is invalid",
         doc_md=f"# {name} is not backed up\n\n```\n{message}\n```\n",
         schedule="@daily",

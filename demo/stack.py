@@ -1,4 +1,4 @@
-"""A throw-away Airflow: real API server, scheduler (LocalExecutor) and DAG processor on a SQLite database.
+"""A throw-away Airflow: real API server, scheduler and DAG processor; by default LocalExecutor and SQLite.
 
 Everything lies below one directory, which is also the servers' HOME, so that no configuration, plugin, SSH
 setting or database of the caller's own Airflow takes part. Only 127.0.0.1 is listened on.
@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -40,23 +40,35 @@ class AirflowStack(AirflowClient):
     :param dags_folder: directory with DAG files.
     :param env: further environment variables, such as AIRFLOW_CONN_... ; they win over those set here.
     :param triggerer: start a triggerer too, for deferrable operators.
+    :param database: URL of an empty metadata database; default: an SQLite file below `home`.
+    :param further: components beside these, such as Celery workers: their commands, by name. `airflow` is
+        found in their PATH.
     """
 
     def __init__(
-        self, home: Path, *, dags_folder: Path, env: Mapping[str, str] | None = None, triggerer: bool = False
+        self,
+        home: Path,
+        *,
+        dags_folder: Path,
+        env: Mapping[str, str] | None = None,
+        triggerer: bool = False,
+        database: str | None = None,
+        further: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         self.home = home.resolve()
         self.port = processes.free_port()
         self.user, self.password = "admin", secrets.token_urlsafe(9)
         super().__init__(f"http://127.0.0.1:{self.port}", self.user, self.password)
-        self.environment = self._environment(dags_folder.resolve()) | dict(env or {})
-        self._components = {
-            "api-server": ["api-server"],
-            "scheduler": ["scheduler", "--skip-serve-logs"],
-            "dag-processor": ["dag-processor"],
+        self.environment = self._environment(dags_folder.resolve(), database) | dict(env or {})
+        airflow = _airflow_program()
+        self._components: dict[str, Sequence[str]] = {
+            "api-server": [airflow, "api-server"],
+            "scheduler": [airflow, "scheduler", "--skip-serve-logs"],
+            "dag-processor": [airflow, "dag-processor"],
         }
         if triggerer:
-            self._components["triggerer"] = ["triggerer", "--skip-serve-logs"]
+            self._components["triggerer"] = [airflow, "triggerer", "--skip-serve-logs"]
+        self._components |= further or {}
         self._running: dict[str, subprocess.Popen[bytes]] = {}
 
     def __enter__(self) -> AirflowStack:
@@ -103,6 +115,10 @@ class AirflowStack(AirflowClient):
         with self.without(name):
             pass
 
+    def kill(self, name: str) -> None:
+        """End a component, and all that it was doing, as a power cut would; it stays ended."""
+        processes.kill(self._running.pop(name))
+
     @contextmanager
     def without(self, *names: str) -> Iterator[None]:
         """Have some components ended meanwhile, so that they do not write to the database either.
@@ -119,7 +135,7 @@ class AirflowStack(AirflowClient):
 
     def _start(self, name: str) -> None:
         self._running[name] = processes.start(
-            [_airflow_program(), *self._components[name]],
+            self._components[name],
             log=self.home / f"logs-{name}.log",
             environment=self.environment,
         )
@@ -157,7 +173,7 @@ class AirflowStack(AirflowClient):
         log = self.home / f"logs-{name}.log"
         return log.read_text(errors="replace")[-3000:]
 
-    def _environment(self, dags_folder: Path) -> dict[str, str]:
+    def _environment(self, dags_folder: Path, database: str | None) -> dict[str, str]:
         settings = {
             ("core", "dags_folder"): str(dags_folder),
             ("core", "load_examples"): "False",
@@ -167,9 +183,7 @@ class AirflowStack(AirflowClient):
             ("core", "simple_auth_manager_passwords_file"): f"{self.home}/passwords.json",
             ("core", "execution_api_server_url"): f"{self.url}/execution/",
             ("core", "fernet_key"): base64.urlsafe_b64encode(secrets.token_bytes(32)).decode(),
-            ("database", "sql_alchemy_conn"): f"sqlite:///{self.home}/airflow.db",
-            ("database", "sql_alchemy_connect_args"): "stack_settings.CONNECT_ARGS",
-            ("database", "sql_alchemy_connect_args_async"): "stack_settings.CONNECT_ARGS",
+            ("database", "sql_alchemy_conn"): database or f"sqlite:///{self.home}/airflow.db",
             ("api", "host"): "127.0.0.1",
             ("api", "port"): str(self.port),
             ("api", "base_url"): self.url,
@@ -183,6 +197,9 @@ class AirflowStack(AirflowClient):
             ("dag_processor", "bundle_refresh_check_interval"): "2",
             ("logging", "base_log_folder"): f"{self.home}/logs",
         }
+        if database is None:
+            settings["database", "sql_alchemy_connect_args"] = "stack_settings.CONNECT_ARGS"
+            settings["database", "sql_alchemy_connect_args_async"] = "stack_settings.CONNECT_ARGS"
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW")}
         programs = f"{Path(sys.executable).parent}:{inherited.get('PATH', os.defpath)}"
         return (

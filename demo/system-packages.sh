@@ -8,6 +8,9 @@
 set -eu
 
 PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
+for directory in /usr/lib/postgresql/*/bin; do
+    PATH=$PATH:$directory
+done
 missing=
 for pair; do
     program=${pair%%:*}
@@ -33,9 +36,12 @@ export DEBIAN_FRONTEND=noninteractive
 apt-get -qq update
 # shellcheck disable=SC2086  # one word for each package
 apt-get -qq install --no-install-recommends --yes $missing >/dev/null
-case $missing in
-    *openssh-server*)
-        if command -v systemctl >/dev/null; then
-            systemctl --quiet disable ssh.service ssh.socket 2>/dev/null || true
-        fi ;;
-esac
+if command -v systemctl >/dev/null; then
+    for package in $missing; do
+        case $package in
+            openssh-server) systemctl --quiet disable ssh.service ssh.socket 2>/dev/null || true ;;
+            postgresql) systemctl --quiet disable postgresql.service 2>/dev/null || true ;;
+            redis-server) systemctl --quiet disable redis-server.service 2>/dev/null || true ;;
+        esac
+    done
+fi

@@ -333,6 +333,14 @@ class Provider(BaseModel):
         description="The queue of the Airflow workers that have `dest`. Default: Airflow's default queue.",
         examples=["backup"],
     )
+    pod_template_file: PathBelowRoot | None = Field(
+        default=None,
+        description=(
+            "For the KubernetesExecutor, which has no queues: the pod template, on the scheduler's machine,"
+            " with which the tasks run. It mounts the volume that has `dest`. Default: Airflow's template."
+        ),
+        examples=["/opt/airflow/pod_templates/backup.yaml"],
+    )
     pool: Text | None = Field(
         default=None,
         description=(

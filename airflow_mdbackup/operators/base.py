@@ -58,7 +58,7 @@ class BackupOperator(BaseOperator):
     @property
     def mirror(self) -> Mirror:
         """The provider's backup on this worker."""
-        return Mirror(self.dest, self.provider)
+        return Mirror(self.dest, self.provider, self.queue)
 
     def run_of(self, context: Context) -> tuple[Mirror, Run]:
         """Return the provider's backup, made sure to be his, and this DAG run's place in it."""

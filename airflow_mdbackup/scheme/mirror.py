@@ -59,11 +59,15 @@ LOCK_WAIT = 3600.0  # seconds that a task waits for another run before it gives 
 
 
 class Mirror:
-    """The backup of one provider below ``dest``."""
+    """The backup of one provider below ``dest``.
 
-    def __init__(self, dest: str | os.PathLike[str], provider: str) -> None:
+    :param queue: what had the work done on this machine; told to whoever must find out why it is not there.
+    """
+
+    def __init__(self, dest: str | os.PathLike[str], provider: str, queue: str | None = None) -> None:
         self.dest = Path(dest)
         self.provider = provider
+        self._queue = queue
         self.files = self.dest / "files"
         self.index = self.dest / "index.md5"
         self._state = self.dest / ".mdbackup"
@@ -98,8 +102,8 @@ class Mirror:
     def _claim(self, known: bool, mount: str | None) -> None:
         if mount is not None and not os.path.ismount(mount):
             raise DestinationRefused(
-                f"{self.provider}: {mount} is not a mount point on {socket.gethostname()}. Mount the disk, "
-                "or pin the provider to the worker that has it (queue)."
+                f"{self.provider}: {mount} is not a mount point on {self._here()}. Mount the disk, or pin "
+                "the provider to the worker that has it (queue)."
             )
         if not self._marker.exists():
             self._set_up(known)
@@ -113,9 +117,9 @@ class Mirror:
     def _set_up(self, known: bool) -> None:
         if known:
             raise DestinationRefused(
-                f"{self.provider}: {self.dest} on {socket.gethostname()} has no backup, but one succeeded "
-                "before. Is the disk not mounted, or is this the wrong worker (queue)? If the backup is "
-                "really to begin anew, delete the state of the provider's asset in Airflow."
+                f"{self.provider}: {self.dest} on {self._here()} has no backup, but one succeeded before. "
+                "Is the disk not mounted, or is this the wrong worker (queue)? If the backup is really to "
+                "begin anew, delete the state of the provider's asset in Airflow."
             )
         self.dest.mkdir(mode=0o700, parents=True, exist_ok=True)
         # A killed set-up leaves the state directory without its marker, which comes last.
@@ -147,7 +151,7 @@ class Mirror:
             if error.errno not in _NO_FILE:
                 raise
             raise DestinationRefused(
-                f"{self.provider}: {self.dest} on {socket.gethostname()} holds no backup ({self._marker}: "
+                f"{self.provider}: {self.dest} on {self._here()} holds no backup ({self._marker}: "
                 f"{error.strerror}). Is the disk not mounted, or is this the wrong worker (queue)?"
             ) from None
         if owner != self.provider:
@@ -161,6 +165,10 @@ class Mirror:
                     f"{self.provider}: {directory} is a symlink, and the backup never leaves {self.dest}. "
                     "Put a directory there; to keep the backup elsewhere, change dest."
                 )
+
+    def _here(self) -> str:
+        """Return what to call this machine in a message."""
+        return socket.gethostname() + (f" (queue {self._queue!r})" if self._queue else "")
 
     @contextmanager
     def told_plainly(self) -> Iterator[None]:

@@ -13,6 +13,9 @@ from typing import Any
 import pytest
 from airflow.dag_processing.dagbag import DagBag
 from airflow.sdk import DAG, CronTriggerTimetable, TriggerRule
+from airflow.sdk.definitions._internal.dag_parsing_context import (
+    _AIRFLOW_PARSING_CONTEXT_DAG_ID as PARSED_FOR,
+)
 from airflow.serialization.serialized_objects import DagSerialization
 
 from airflow_mdbackup.config import load
@@ -38,6 +41,7 @@ FULL = """
     on_guard: approve
     queue: b
     pool: disks
+    pod_template_file: /opt/pod.yaml
     tags: [production]
     retries: 7
     schedule: 0 3 * * *
@@ -81,6 +85,7 @@ def test_dag_with_everything_has_build_and_approval_and_the_settings_of_its_prov
     for task in dag.tasks:
         retries = 0 if task.task_id == "approve" else 7
         assert (task.queue, task.pool, task.retries) == ("b", "disks", retries), task.task_id
+        assert task.executor_config == {"pod_template_file": "/opt/pod.yaml"}, task.task_id
         assert task.max_active_tis_per_dag == (4 if task.task_id == "pull_changed" else 1)
 
 
@@ -217,6 +222,21 @@ def test_example_dag_of_the_documentation_imports_and_has_the_shape_of_ours() ->
     edges = downstream(bag.dags["backup_srv1_by_hand"])
     assert edges["diff_indexes"] == {"pull_changed", "archive_old"}
     assert edges["shards_finished"] == {"archive_old"}
+
+
+def test_worker_that_parses_for_one_task_makes_only_the_dag_of_that_task(
+    configured: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a hundred providers it would make a hundred DAGs before each task. So it is with a failing one."""
+    configured.write_text("providers:" + (GOOD + FULL).format(folder=configured.parent) + "  bad: {x: 1}\n")
+    everything = {"mdbackup_web", "mdbackup_full", "mdbackup_bad"}
+    assert set(load_dags().dag_ids) == everything
+    for dag_id in ("mdbackup_web", "mdbackup_bad"):
+        monkeypatch.setenv(PARSED_FOR, dag_id)
+        assert set(load_dags().dag_ids) == {dag_id}
+    # A task of another DAG may have started what parses here.
+    monkeypatch.setenv(PARSED_FOR, "somebody_elses")
+    assert set(load_dags().dag_ids) == everything
 
 
 def test_parsing_the_dag_file_imports_neither_paramiko_nor_asyncssh(configured: Path) -> None:

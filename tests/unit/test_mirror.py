@@ -8,10 +8,12 @@ import logging
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -114,6 +116,19 @@ def test_a_newer_format_is_refused(mirror: Mirror) -> None:
     (mirror.dest / ".mdbackup/provider-id").write_text('{"format": 2, "provider": "srv1"}')
     with pytest.raises(DestinationRefused, match="format 2, newer than this version knows: update"):
         mirror.claim()
+
+
+def test_a_refusal_on_what_may_be_the_wrong_worker_names_host_and_queue(tmp_path: Path) -> None:
+    """With these, whoever reads it finds out why the work was done there."""
+    mirror = Mirror(tmp_path / "b", "srv1", "disks")
+    attempts: list[Callable[[], None]] = [
+        lambda: mirror.claim(known=True),
+        lambda: mirror.claim(mount=str(tmp_path)),
+        mirror.check,
+    ]
+    for attempt in attempts:
+        with pytest.raises(DestinationRefused, match=rf"{re.escape(socket.gethostname())} \(queue 'disks'\)"):
+            attempt()
 
 
 def test_a_step_on_a_dest_without_a_backup_says_so(tmp_path: Path) -> None:

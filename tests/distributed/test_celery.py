@@ -1,0 +1,102 @@
+"""Backups on several workers: who does what, and what follows when one is lost or is the wrong one."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import pytest
+
+from demo.sshd import _namespaces_allowed
+from tests.distributed.conftest import Machines
+from tests.system.test_scheduler import pulling, until
+
+pytestmark = pytest.mark.skipif(
+    os.geteuid() != 0 or not _namespaces_allowed(), reason="only root can play several machines"
+)
+
+
+def test_each_queue_has_its_workers_and_its_disk(machines: Machines) -> None:
+    """One folder of DAGs, two disks: the tasks of each provider run where its dest is."""
+    far, near = machines.site("west"), machines.site("east")
+    far.put("far", "file", b"1")
+    near.put("misled", "file", b"2")
+    runs = {"far": far.start("far"), "misled": near.start("misled")}
+    assert far.finish("far", runs["far"]) == near.finish("misled", runs["misled"]) == "success"
+    assert far.live("far", "file").read_bytes() == b"1"
+    assert near.live("misled", "file").read_bytes() == b"2"
+    assert hosts(machines, "far", runs["far"]) == {"west-1"}
+    assert hosts(machines, "misled", runs["misled"]) <= {"east-1", "east-2"}
+    assert [list(machines.mount(queue).iterdir()) for queue in ("east", "west")] == [[], []]
+
+
+def instances(machines: Machines, provider: str, run_id: str) -> dict[tuple[str, int], dict[str, Any]]:
+    """Return what Airflow knows of each task instance that some worker did, by task and map index."""
+    tasks = machines.stack.task_instances(f"mdbackup_{provider}", run_id)
+    return {(task["task_id"], task["map_index"]): task for task in tasks if task["hostname"]}
+
+
+def hosts(machines: Machines, provider: str, run_id: str) -> set[str]:
+    return {task["hostname"] for task in instances(machines, provider, run_id).values()}
+
+
+def test_shards_of_one_provider_are_pulled_by_two_workers_at_once(machines: Machines) -> None:
+    """Two slots each, four shards: no worker has them all. What they staged is committed as one."""
+    site = machines.site("east")
+    contents = {f"dir{number % 3}/file{number}": os.urandom(600_000) for number in range(16)}
+    for name, content in contents.items():
+        site.put("shared", name, content)
+    run_id = site.start("shared")
+    assert site.finish("shared", run_id) == "success"
+    pulls = [instances(machines, "shared", run_id)["pull_changed", shard] for shard in range(4)]
+    assert len({pull["pid"] for pull in pulls}) == 4
+    assert {pull["hostname"] for pull in pulls} == {"east-1", "east-2"}
+    assert max(pull["start_date"] for pull in pulls) < min(pull["end_date"] for pull in pulls)
+    outcomes = site.stack.xcom("mdbackup_shared", run_id, "commit_backup")["outcomes"]
+    assert outcomes == {"pulled": len(contents)}
+    for name, content in contents.items():
+        assert site.live("shared", name).read_bytes() == content
+
+
+def test_task_on_the_wrong_worker_fails_and_names_host_and_queue(machines: Machines) -> None:
+    """A mistaken queue: no new backup is begun there, because Airflow knows of the one elsewhere."""
+    site = machines.site("east")
+    machines.configure("misled", "east", queue="west")
+    until(lambda: queue_of(machines, "fetch_index") == "west")
+    run_id = site.start("misled")
+    assert site.finish("misled", run_id) == "failed"
+    log = site.stack.task_log("mdbackup_misled", run_id, "fetch_index")
+    assert f"misled: {machines.mount('east')}/misled on west-1 (queue 'west') has no backup" in log, log
+    assert list(machines.mount("east").iterdir()) == []
+    machines.configure("misled", "east")
+    until(lambda: queue_of(machines, "fetch_index") == "east")
+    site.put("misled", "file", b"3")
+    assert site.run("misled")[0] == "success"
+    assert site.live("misled", "file").read_bytes() == b"3"
+
+
+def queue_of(machines: Machines, task: str) -> Any:
+    return machines.stack.get(f"/dags/mdbackup_misled/tasks/{task}")["queue"]
+
+
+def test_worker_that_is_lost_in_mid_pull_is_replaced_by_another(machines: Machines) -> None:
+    """A power cut, as it were: by itself the run ends well, and goes on where the lost task was."""
+    site = machines.site("east")
+    contents = {f"file{number}": os.urandom(4_000_000) for number in range(2)}
+    for name, content in contents.items():
+        site.put("lost", name, content)
+    run_id = site.start("lost")
+    staging = machines.disk("east") / "lost" / ".mdbackup" / "staging"
+    until(lambda: (parts := [*staging.glob("*.part")]) and all(p.stat().st_size > 500_000 for p in parts))
+    holders = pulling(staging)
+    tasks = instances(machines, "lost", run_id).items()
+    (shard, lost), *_ = [(index, task) for (_, index), task in tasks if task["pid"] in holders]
+    machines.stack.kill(lost["hostname"])
+    assert site.finish("lost", run_id) == "success"
+    again = instances(machines, "lost", run_id)["pull_changed", shard]
+    assert (again["try_number"], again["state"]) == (2, "success")
+    assert {lost["hostname"], again["hostname"]} == {"east-1", "east-2"}
+    log = site.stack.task_log("mdbackup_lost", run_id, "pull_changed", 2, shard)
+    assert "going on behind" in log, log
+    for name, content in contents.items():
+        assert site.live("lost", name).read_bytes() == content
