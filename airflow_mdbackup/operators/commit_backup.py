@@ -9,6 +9,7 @@ from airflow.sdk.exceptions import AirflowFailException
 
 from airflow_mdbackup.assets import LAST_GOOD, provider_asset
 from airflow_mdbackup.operators.base import BackupOperator, megabytes
+from airflow_mdbackup.operators.metrics import tell_commit
 from airflow_mdbackup.scheme.commit import CommitSummary, commit
 from airflow_mdbackup.scheme.errors import EntriesFailed
 
@@ -30,6 +31,7 @@ class CommitBackup(BackupOperator):
 
     def execute(self, context: Context) -> dict[str, Any]:
         summary = commit(*self.run_of(context))
+        tell_commit(self.provider, summary)
         told = _told(summary)
         counts = {
             "outcomes": summary.outcomes,

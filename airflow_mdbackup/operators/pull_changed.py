@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from airflow_mdbackup.config.bandwidth import BandwidthLimit, parse_bandwidth_limit
 from airflow_mdbackup.config.settings import local_time
 from airflow_mdbackup.operators.base import BackupOperator, megabytes, provider_hook
+from airflow_mdbackup.operators.metrics import tell_pull
 from airflow_mdbackup.scheme.limit import Limiter
 from airflow_mdbackup.scheme.pull import pull
 from airflow_mdbackup.scheme.sftp import Reader
@@ -67,6 +68,7 @@ class PullChanged(BackupOperator):
                 return self._hook.reader(throttle, run.round_trip)
 
             summary = pull(mirror, run, self.shard["shard"], connect)
+        tell_pull(self.provider, summary)
         told = ", ".join(f"{count} {outcome}" for outcome, count in sorted(summary.outcomes.items()))
         rate = summary.transferred / max(summary.seconds, 0.001)
         self.log.info(

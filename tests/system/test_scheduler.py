@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,9 +21,44 @@ from demo.stack import AirflowStack
 from .conftest import PROJECT, Site, provider_yaml
 
 
+class StatsdServer:
+    """Keeps what Airflow sends to it."""
+
+    def __init__(self) -> None:
+        self._socket = socket.socket(type=socket.SOCK_DGRAM)
+        self._socket.bind(("127.0.0.1", 0))
+        self.port: int = self._socket.getsockname()[1]
+        self._lines: list[str] = []
+        self._thread = threading.Thread(target=self._listen)
+        self._thread.start()
+
+    def _listen(self) -> None:
+        while data := self._socket.recv(65536):
+            self._lines += data.decode().splitlines()
+
+    def stop(self) -> None:
+        self._socket.sendto(b"", ("127.0.0.1", self.port))
+        self._thread.join(10)
+        self._socket.close()
+
+    def told(self, prefix: str) -> dict[str, str]:
+        """Return the last value of each metric whose name, below Airflow's own prefix, begins so."""
+        lines = [line.removeprefix("airflow.").partition(":") for line in self._lines]
+        return {name.removeprefix(prefix): value for name, _, value in lines if name.startswith(prefix)}
+
+
+@pytest.fixture(scope="module")
+def statsd() -> Iterator[StatsdServer]:
+    server = StatsdServer()
+    yield server
+    server.stop()
+
+
 @pytest.fixture(scope="module")
 def site(
-    airflow_stack: Callable[..., AirflowStack], tmp_path_factory: pytest.TempPathFactory
+    airflow_stack: Callable[..., AirflowStack],
+    tmp_path_factory: pytest.TempPathFactory,
+    statsd: StatsdServer,
 ) -> Iterator[Site]:
     folder = tmp_path_factory.mktemp("site")
     with ProviderServer(folder / "server") as server:
@@ -44,6 +81,9 @@ def site(
             "AIRFLOW_CONN_BACKUPOP": json.dumps(server.sftp_connection()),
             "AIRFLOW_CONN_INDEX": json.dumps(server.ssh_connection()),
             "AIRFLOW__MDBACKUP__PROVIDERS_FILE": str(folder / "providers.yaml"),
+            "AIRFLOW__METRICS__STATSD_ON": "True",
+            "AIRFLOW__METRICS__STATSD_HOST": "127.0.0.1",
+            "AIRFLOW__METRICS__STATSD_PORT": str(statsd.port),
         }
         stack = airflow_stack(PROJECT / "dags", env, triggerer=True)
         yield Site(stack, server, folder)
@@ -68,6 +108,19 @@ def test_first_run_second_run_and_a_run_with_nothing_to_do(site: Site) -> None:
     assert site.finish("good", run_id) == "success"
     assert "nothing to do" in site.stack.task_log("mdbackup_good", run_id, "commit_backup")
     assert site.stack.xcom("mdbackup_good", run_id, "commit_backup")["outcomes"] == {}
+
+
+def test_metrics_tell_of_each_run(site: Site, statsd: StatsdServer) -> None:
+    """By the names that the documentation has."""
+    site.put("good", "new", b"x" * 100)
+    before = int(time.time())
+    assert site.run("good")[0] == "success"
+    told = statsd.told("mdbackup.good.")
+    files = sum(path.is_file() for path in site.source("good").rglob("*"))
+    assert told["entries.pulled"] == "1|c" and told["placed"] == "100|c"
+    assert told["files"] == f"{files}|g" and told["failed"] == "0|g"
+    assert int(told["last_good"].removesuffix("|g")) >= before
+    assert {"commit", "pull", "transferred"} <= set(told)
 
 
 def test_good_commit_updates_the_asset_and_its_state(site: Site) -> None:

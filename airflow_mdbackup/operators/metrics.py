@@ -1,0 +1,31 @@
+"""What Airflow's metrics (StatsD, OpenTelemetry) are told of a backup; docs/monitoring.md has the names."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from airflow.providers.common.compat.sdk import Stats
+
+if TYPE_CHECKING:
+    from airflow_mdbackup.scheme.commit import CommitSummary
+    from airflow_mdbackup.scheme.pull import PullSummary
+
+
+def tell_pull(provider: str, summary: PullSummary) -> None:
+    """Tell of the pull of one shard."""
+    Stats.incr(f"mdbackup.{provider}.transferred", summary.transferred, tags={"provider": provider})
+    Stats.timing(f"mdbackup.{provider}.pull", summary.seconds * 1000, tags={"provider": provider})
+
+
+def tell_commit(provider: str, summary: CommitSummary) -> None:
+    """Tell of a commit, good or not."""
+    tags = {"provider": provider}
+    for outcome, count in summary.outcomes.items():
+        Stats.incr(f"mdbackup.{provider}.entries.{outcome}", count, tags=tags)
+    Stats.incr(f"mdbackup.{provider}.placed", summary.size, tags=tags)
+    Stats.timing(f"mdbackup.{provider}.commit", summary.seconds * 1000, tags=tags)
+    Stats.gauge(f"mdbackup.{provider}.files", summary.files, tags=tags)
+    Stats.gauge(f"mdbackup.{provider}.failed", summary.failed, tags=tags)
+    if not summary.failed and not summary.superseded:
+        Stats.gauge(f"mdbackup.{provider}.last_good", int(time.time()), tags=tags)
