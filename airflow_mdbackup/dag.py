@@ -40,7 +40,8 @@ from airflow_mdbackup.operators import (
     FetchIndex,
     PullChanged,
 )
-from airflow_mdbackup.operators.diff_indexes import OVERRIDE_GUARD
+from airflow_mdbackup.operators.build_provider_index import REHASH
+from airflow_mdbackup.operators.diff_indexes import DRY_RUN, ONLY, OVERRIDE_GUARD
 from airflow_mdbackup.operators.invalid_configuration import InvalidConfiguration
 from airflow_mdbackup.scheme.diff import Limits
 from airflow_mdbackup.scheme.names import to_text
@@ -51,12 +52,40 @@ log = logging.getLogger(__name__)
 _START = datetime(2020, 1, 1)
 _APPROVAL = timedelta(hours=24)
 _LONGEST_DELAY = timedelta(hours=1)
-_OVERRIDE = Param(
-    False,
-    type="boolean",
-    title="Override the guard",
-    description="I have looked: back up this once, though much is gone or changed on the provider.",
-)
+_PARAMS = {
+    ONLY: Param(
+        [],
+        type="array",
+        items={"type": "string", "pattern": "^/"},
+        maxItems=100,
+        title="Only these paths",
+        description=(
+            "Files, and directories with all below, as backupop sees them; one on each line. Nothing "
+            "elsewhere is touched or forgotten. Such a run is not counted as a good backup."
+        ),
+    ),
+    DRY_RUN: Param(
+        False,
+        type="boolean",
+        title="Dry run",
+        description="End with the plan, which the log of diff_indexes tells: nothing is pulled or changed.",
+    ),
+    REHASH: Param(
+        False,
+        type="boolean",
+        title="Hash all files again",
+        description=(
+            "Have the provider find what rotted on its disk. Without effect where it builds its index "
+            "itself, or by a forced command."
+        ),
+    ),
+    OVERRIDE_GUARD: Param(
+        False,
+        type="boolean",
+        title="Override the guard",
+        description="I have looked: back up this once, though much is gone or changed on the provider.",
+    ),
+}
 _JOIN_DOC = "Does nothing, and is always green: it lets the commit follow however the shards ended."
 
 
@@ -111,7 +140,7 @@ def provider_dag(provider: Provider) -> DAG:
         max_active_runs=1,
         tags={"mdbackup", *provider.tags},
         default_args=_task_defaults(provider, teller),
-        params={OVERRIDE_GUARD: _OVERRIDE},
+        params=_PARAMS,
         on_failure_callback=[teller.tell_failed_run] if teller else None,
     ) as dag:
         fetch = FetchIndex(

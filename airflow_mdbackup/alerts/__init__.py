@@ -65,7 +65,8 @@ class Teller:
         """
         with _nothing_raised("tell of the start"):
             seen.keep_last_good(context, self.provider.name)
-        self._tell("start", context, lambda: None)
+        if _is_of_all(context):
+            self._tell("start", context, lambda: None)
 
     def note_failure(self, context: Any) -> None:
         """Keep why a task has failed for good, for the run's alert. For its ``on_failure_callback``."""
@@ -86,7 +87,8 @@ class Teller:
 
     def tell_good_run(self, context: Any) -> None:
         """Tell of a good run, if asked. For ``on_success_callback`` of ``commit_backup``."""
-        self._tell("success", context, lambda: seen.good_run(context, self.provider.name))
+        if _is_of_all(context):
+            self._tell("success", context, lambda: seen.good_run(context, self.provider.name))
 
     def _tell(self, event: str, context: Any, alert_of: Callable[[], Alert | None]) -> None:
         with _nothing_raised(f"tell of the {event}"):
@@ -99,6 +101,12 @@ class Teller:
             for rule in sorted(self.provider.alerts, key=lambda rule: rule.ping_url is None):
                 if _wanted(rule, event, alert):
                     send(rule, event, alert, context)
+
+
+def _is_of_all(context: Any) -> bool:
+    """Tell whether a run backs all up. One that a person limits says nothing of whether there is a backup."""
+    params = context.get("params") or {}
+    return not (params.get("only") or params.get("dry_run"))
 
 
 def _wanted(rule: AlertRule, event: str, alert: Alert | None) -> bool:

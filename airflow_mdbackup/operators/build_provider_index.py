@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from airflow_mdbackup.hooks.provider import ProviderHook
 
+REHASH = "rehash"  # a parameter of a run that a person starts
+
 
 class BuildProviderIndex(BaseOperator):
     """Have the provider renew its index, atomically, over SSH with the index account.
@@ -76,7 +78,7 @@ class BuildProviderIndex(BaseOperator):
             self.index.encode(),
             id=_request_id(context),
             exclude=tuple(self.exclude),
-            **self.indexer,
+            **self.indexer | ({"rehash": "all"} if context["params"].get(REHASH) else {}),
         )
         if self.deferrable:
             self._defer(request)

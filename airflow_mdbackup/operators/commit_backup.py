@@ -51,7 +51,7 @@ class CommitBackup(BackupOperator):
             context["ti"].xcom_push(key="return_value", value=counts)
             self.log.info("%s: %s", self.provider, told)
             raise AirflowFailException(str(error)) from None
-        if not summary.superseded:
+        if not summary.superseded and not summary.partial:
             self._remember(context, counts)
         self.log.info("%s: %s", self.provider, told)
         return counts
@@ -83,4 +83,6 @@ def _told(summary: CommitSummary) -> str:
         told += f" ({copied} copied from content that was here)"
     if summary.size:
         told += f", {megabytes(summary.size)} in {summary.seconds:.1f} s"
+    if summary.partial:
+        told += ", limited to the paths that were asked for"
     return f"{told}; {summary.files} files in the index"

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from airflow.sdk.exceptions import AirflowSkipException
+
 from airflow_mdbackup.operators.base import BackupOperator
 from airflow_mdbackup.scheme.diff import Limits, Plan, make_plan
 
@@ -12,7 +14,10 @@ if TYPE_CHECKING:
     from airflow.sdk import Context
 
 
+# Parameters of a run that a person starts.
 OVERRIDE_GUARD = "override_guard"
+ONLY = "only"
+DRY_RUN = "dry_run"
 """The DAG parameter that says, for one run, that a person has looked."""
 
 
@@ -23,7 +28,8 @@ class DiffIndexes(BackupOperator):
     ``PullChanged.expand(shard=...)`` takes. The XCom ``plan`` has the counts, and ``guard`` the reasons for
     which a person should look first; none if the run's parameter ``override_guard`` says that one has looked.
     That holds for the first index that the run judges, and not for another that it fetches when its tasks are
-    cleared.
+    cleared. The parameter ``only`` limits the run to some paths, and ``dry_run`` ends it here: the tasks that
+    follow are skipped.
 
     :param provider: the provider's name.
     :param dest: absolute path of its backup on the worker.
@@ -69,6 +75,7 @@ class DiffIndexes(BackupOperator):
             allow_empty=self.allow_empty,
             may_trip=self.on_guard == "approve",
             override=override,
+            only=[path.encode("utf-8", "surrogateescape") for path in context["params"].get(ONLY) or ()],
         )
         self._tell(plan)
         if plan.guard and plan.overridden:
@@ -77,6 +84,9 @@ class DiffIndexes(BackupOperator):
             self.log.warning("override_guard was for the index that this run had first: a person is asked")
         context["ti"].xcom_push(key="plan", value=_counts(plan))
         context["ti"].xcom_push(key="guard", value=[] if plan.overridden else plan.guard)
+        if context["params"].get(DRY_RUN):
+            run.begin_again()  # or else clearing a later task would carry it out
+            raise AirflowSkipException(f"{self.provider}: a dry run ends with the plan; nothing was changed")
         return [{"shard": shard, "files": files} for shard, files in enumerate(plan.shards)]
 
     def _override(self, context: Context) -> bool:

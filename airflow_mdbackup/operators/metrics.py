@@ -27,5 +27,5 @@ def tell_commit(provider: str, summary: CommitSummary) -> None:
     Stats.timing(f"mdbackup.{provider}.commit", summary.seconds * 1000, tags=tags)
     Stats.gauge(f"mdbackup.{provider}.files", summary.files, tags=tags)
     Stats.gauge(f"mdbackup.{provider}.failed", summary.failed, tags=tags)
-    if not summary.failed and not summary.superseded:
+    if not (summary.failed or summary.superseded or summary.partial):
         Stats.gauge(f"mdbackup.{provider}.last_good", int(time.time()), tags=tags)

@@ -85,6 +85,7 @@ class CommitSummary:
     :ivar size: bytes that were put in place.
     :ivar files: entries in the consumer index afterwards.
     :ivar superseded: a run with a newer provider index was committed before, and nothing was changed.
+    :ivar partial: the run was limited to some paths, so that it is no good run of all.
     :ivar failures: the first of the entries for which the run fails, as text.
     :ivar failed: how many there are.
     """
@@ -97,6 +98,7 @@ class CommitSummary:
     size: int = 0
     files: int = 0
     superseded: bool = False
+    partial: bool = False
     failed: int = 0
     failures: list[str] = field(default_factory=list)
     seconds: float = 0.0
@@ -148,7 +150,7 @@ def commit(mirror: Mirror, run: Run) -> CommitSummary:
         plan = read_plan(run)
         order = str(read_header(run.state)["order"])
         settle(mirror, run.folder / "consumer.md5")
-        summary = CommitSummary()
+        summary = CommitSummary(partial=plan.partial)
         status = mirror.read_status()
         # A kill may have come between the history and the status.
         if max(str(where.get("order", "")) for where in (status, last(mirror))) > order:
@@ -525,5 +527,5 @@ def _write_status(
         "outcomes": summary.outcomes,
     }
     new = {"provider": mirror.provider, "order": order, "files": summary.files, "last_commit": now}
-    good = status.get("last_good") if summary.failed else now
+    good = status.get("last_good") if summary.failed or summary.partial else now
     write_state(mirror.status, {**new, "last_good": good} if good else new)

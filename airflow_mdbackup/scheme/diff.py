@@ -3,7 +3,7 @@
 ::
 
     settled   what a crashed run left is finished (see commit)
-    excluded  entries are passed over on both sides
+    excluded  entries are passed over on both sides, and those that lie outside of what is asked for
     merged    provider index with consumer index, both in path order:
                 only on A                     pull; if a live file is there all the same: adopt
                 on both, md5 differs          pull, replacing
@@ -110,6 +110,7 @@ class Plan:
     shards: list[int] = field(default_factory=list)  # items in each
     guard: list[str] = field(default_factory=list)  # why the guard tripped
     overridden: bool = False  # the guard, by a person
+    partial: bool = False  # only some paths were asked for
     telltale: str | None = None  # what ransomware would look like, if it is anything
     digest: str = ""
     provider_time: int = 0  # Unix seconds on A: what changed there since is newer than its index
@@ -132,6 +133,7 @@ def make_plan(
     allow_empty: bool = False,
     may_trip: bool = False,
     override: bool = False,
+    only: Sequence[bytes] = (),
 ) -> Plan:
     """Compare the run's provider index with the consumer index and write the plan.
 
@@ -140,7 +142,9 @@ def make_plan(
     :param may_trip: write the plan although the guard trips, because a person decides.
     :param override: a person has decided already. That is for the first index that the run judges so, and for
         no other that comes when its tasks are cleared; :attr:`Plan.overridden` tells whether it is this one.
-    :raises IndexRefused: the provider index is not what FetchIndex left, or has a reserved name.
+    :param only: files, and directories with all below, to which the run is limited; nothing for no limit.
+    :raises IndexRefused: the provider index is not what FetchIndex left, or has a reserved name; or neither
+        index has anything of ``only``.
     :raises GuardTripped: see ``limits``; nothing was changed.
     :raises ConsumerIndexDamaged: the consumer index cannot be read.
     :raises DestinationBusy: an earlier try of this run, or another run, does not end.
@@ -163,7 +167,8 @@ def make_plan(
             settle(mirror, run.folder / "consumer.md5")
             ours = consumer_index(mirror, run.folder / "consumer.md5")
             plan = Plan(provider_time=state["index"]["time"], committed=mirror.last_commit())
-        excluded = _Excluded(exclude)
+        excluded = _Excluded(exclude, only)
+        plan.partial = bool(only)
         plan.unreadable, plan.unreadable_paths = _remarks(run, Remark.UNREADABLE, excluded)
         plan.rotten, plan.rotten_paths = _remarks(run, Remark.ROTTEN, excluded)
         items = run.folder / "items.jsonl"
@@ -173,7 +178,7 @@ def make_plan(
             tree = stack.enter_context(mirror.tree())
             hidden = Covered(read_remarks(run.index, Remark.UNREADABLE) if plan.unreadable else iter(()))
             comparison = _Comparison(mirror.provider, plan, source, hidden)
-            for item in comparison.run(_differences(run.index, ours, excluded if exclude else None)):
+            for item in comparison.run(_differences(run.index, ours, excluded if exclude or only else None)):
                 if isinstance(item, Forget):
                     to_forget.add(item)
                 elif ours and item.replaces is None and tree.has_file(item.path):
@@ -181,7 +186,12 @@ def make_plan(
                     plan.adopt += 1
                 else:
                     to_pull.add(item)
-            plan.guard = comparison.guard(limits, allow_empty)
+            if only and not comparison.files and not plan.consumer:
+                raise IndexRefused(
+                    f"{mirror.provider}: neither index has anything at {', '.join(map(to_text, only))}. "
+                    "Write the paths as backupop sees them"
+                )
+            plan.guard = comparison.guard(limits, allow_empty or bool(only))
             plan.overridden = override and _is_meant(mirror, run, state["index"]["digest"])
             if plan.guard and not (may_trip or plan.overridden):
                 raise GuardTripped(
@@ -218,16 +228,21 @@ def read_plan(run: Run) -> Plan:
 
 
 class _Excluded:
-    """The paths that patterns exclude."""
+    """The paths that patterns exclude, and those that lie elsewhere than what is asked for."""
 
-    def __init__(self, patterns: Sequence[str]) -> None:
+    def __init__(self, patterns: Sequence[str], only: Sequence[bytes] = ()) -> None:
         self._spec = pathspec.GitIgnoreSpec.from_lines(patterns) if patterns else None
+        self._only = [path.rstrip(b"/") for path in only]
 
     def __call__(self, path: bytes) -> bool:
+        if self._only and not any(_is_in(path, wanted) for wanted in self._only):
+            return True
         return self._spec is not None and self._spec.match_file(os.fsdecode(path[1:]))
 
     def whole(self, path: bytes) -> bool:
         """Tell whether a path is excluded, and with it all that is below should it be a directory."""
+        if self._only and not any(_is_in(path, wanted) or _is_in(wanted, path) for wanted in self._only):
+            return True
         if self._spec is None or any(pattern.include is False for pattern in self._spec.patterns):
             return False  # one that takes back in may mean something below
         return self(path) or self(path + b"/")
@@ -240,7 +255,7 @@ class _Comparison:
         self._provider = provider
         self._plan = plan
         self._hidden = hidden  # what the provider could not look at
-        self._files = 0  # of the provider
+        self.files = 0  # of the provider
         self._lost: list[bytes] = []  # the first entries that are gone or changed
         self._names = Names()
         # By source, which is a directory or a file: how many entries each side has of it.
@@ -252,7 +267,7 @@ class _Comparison:
         pace = Pace()
         for difference in differences:
             if pace.due():
-                log.info("%s entries of the provider compared so far", self._files)
+                log.info("%s entries of the provider compared so far", self.files)
             if isinstance(difference, Same):
                 self._count_same(difference)
                 continue
@@ -284,7 +299,7 @@ class _Comparison:
         plan.telltale = self._names.told()
 
     def _count_same(self, same: Same) -> None:
-        self._files += same.count
+        self.files += same.count
         self._plan.consumer += same.count
         self._plan.same += same.count
         for source, counts in self._sources.items():
@@ -296,7 +311,7 @@ class _Comparison:
             counts[1] += below
 
     def _count(self, path: bytes, left: bytes | None, right: bytes | None, kept: bool) -> None:
-        self._files += left is not None
+        self.files += left is not None
         self._plan.consumer += right is not None
         for source, counts in self._sources.items():
             if _is_in(path, source):
@@ -309,7 +324,7 @@ class _Comparison:
 
     def way_out(self) -> str:
         """Return what lets a plan pass for which :meth:`guard` has reasons."""
-        emptied = not self._files or any(ours and not theirs for theirs, ours in self._sources.values())
+        emptied = not self.files or any(ours and not theirs for theirs, ours in self._sources.values())
         return "set allow_empty" if emptied else "widen the guard"
 
     def guard(self, limits: Limits, allow_empty: bool) -> list[str]:
@@ -317,7 +332,7 @@ class _Comparison:
         plan = self._plan
         reasons = []
         if not allow_empty:
-            if not self._files:
+            if not self.files:
                 unreadable = ", ".join(plan.unreadable_paths)
                 why = f", because it could not read {unreadable}" if unreadable else ""
                 reasons.append(f"the provider's index is empty{why}")

@@ -110,6 +110,31 @@ def test_first_run_second_run_and_a_run_with_nothing_to_do(site: Site) -> None:
     assert site.stack.xcom("mdbackup_good", run_id, "commit_backup")["outcomes"] == {}
 
 
+def test_person_can_look_at_the_plan_first_and_back_up_some_paths_only(site: Site) -> None:
+    """Neither is taken for a good backup."""
+    site.put("good", "wanted/file", b"wanted")
+    site.put("good", "other", b"other")
+    good = last_good(site, "good")
+    run_id = site.start("good", dry_run=True)
+    assert site.finish("good", run_id) == "success"
+    tasks = site.stack.task_states("mdbackup_good", run_id)
+    assert tasks["diff_indexes"] == tasks["archive_old"] == tasks["commit_backup"] == "skipped", tasks
+    assert "2 new" in site.stack.task_log("mdbackup_good", run_id, "diff_indexes")
+    assert not site.live("good", "other").exists()
+    run_id = site.start("good", only=[f"{site.server.prefix}/good/wanted"])
+    assert site.finish("good", run_id) == "success"
+    assert site.live("good", "wanted/file").exists() and not site.live("good", "other").exists()
+    assert last_good(site, "good") == good
+    assert site.run("good")[0] == "success"
+    assert site.live("good", "other").exists() and last_good(site, "good") != good
+
+
+def last_good(site: Site, provider: str) -> object:
+    """Return the last good run as the state of the provider's asset has it."""
+    (asset,) = site.stack.get("/assets", uri_pattern=f"mdbackup://{provider}")["assets"]
+    return site.stack.get(f"/assets/{asset['id']}/state-store/last_good")["value"]
+
+
 def test_metrics_tell_of_each_run(site: Site, statsd: StatsdServer) -> None:
     """By the names that the documentation has."""
     site.put("good", "new", b"x" * 100)

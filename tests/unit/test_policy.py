@@ -19,6 +19,7 @@ from airflow_mdbackup.scheme.index import Entry, IndexWriter
 from airflow_mdbackup.scheme.pull import Outcome
 
 from .conftest import Pair
+from .soundness import check_sound
 
 # Long before any index, so that a file with this time has not changed since.
 LONG_AGO = 1_000_000_000
@@ -955,3 +956,59 @@ def test_status_tells_the_last_good_run_and_the_last_commit(pair: Pair) -> None:
     status = json.loads(pair.mirror.status.read_text())
     assert status["last_good"] == good["last_good"] and status["last_commit"]["run_id"] == "manual__2"
     assert status["last_commit"]["outcomes"] == {"pulled": 1, "unreadable": 1}
+
+
+# --- a run that is limited to some paths ------------------------------------------------------------
+
+
+def test_a_run_of_some_paths_touches_and_forgets_nothing_else(pair: Pair) -> None:
+    """Both indexes are limited, so that what is outside is neither new nor gone; a file is a path, too."""
+    for name in ("in/one", "in/two", "in-between", "out/three", "out/four", "single"):
+        pair.put(name, name.encode())
+    pair.backup()
+    for name in ("in/one", "in-between", "out/three", "single"):
+        pair.put(name, f"{name}, changed".encode())
+    for name in ("in/two", "out/four"):
+        os.unlink(pair.path(name))
+    summary = pair.backup(only=[pair.path("in") + b"/", pair.path("single")])
+    assert summary.outcomes == {"pulled": 2} and summary.forgotten == 1
+    assert pair.live("in/one").read_bytes() == b"in/one, changed"
+    assert pair.live("single").read_bytes() == b"single, changed"
+    assert pair.live("in-between").read_bytes() == b"in-between"
+    assert set(pair.index_b()) == set(
+        map(pair.path, ("in/one", "in-between", "out/three", "out/four", "single"))
+    )
+    assert pair.backup().outcomes == {"pulled": 2}
+    assert pair.index_b() == pair.index_a()
+    check_sound(pair)
+
+
+def test_a_run_of_some_paths_is_no_good_backup(pair: Pair) -> None:
+    """Whoever watches must not take it for one."""
+    pair.put("in/one", b"1")
+    pair.put("out/two", b"2")
+    pair.backup()
+    good = pair.mirror.read_status()["last_good"]
+    assert pair.backup(only=[pair.path("in")]).partial
+    status = pair.mirror.read_status()
+    assert status["last_good"] == good and status["last_commit"]["run_id"] != good["run_id"]
+
+
+def test_a_run_of_some_paths_fails_only_for_what_is_unreadable_there(pair: Pair) -> None:
+    """Or around it."""
+    pair.put("in/one", b"1")
+    pair.put("out/two", b"2")
+    assert pair.backup(unreadable=[pair.path("out")], only=[pair.path("in")]).failed == 0
+    assert pair.backup(unreadable=[pair.path("in/x")], only=[pair.path("in")]).failed == 1
+    assert pair.backup(unreadable=[os.fsencode(pair.a)], only=[pair.path("in")]).failed == 1
+
+
+def test_paths_of_which_nothing_is_anywhere_are_refused(pair: Pair) -> None:
+    """A typing error must not look like a backup; while what is gone on A only is forgotten."""
+    pair.put("in/one", b"1")
+    pair.put("out/two", b"2")
+    pair.backup()
+    with pytest.raises(IndexRefused, match=r"neither index has anything at .*/inn"):
+        pair.backup(only=[pair.path("inn")])
+    os.unlink(pair.path("in/one"))
+    assert pair.backup(only=[pair.path("in")]).forgotten == 1
