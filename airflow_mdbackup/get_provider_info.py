@@ -24,6 +24,7 @@ def get_provider_info() -> dict[str, Any]:
                     "airflow_mdbackup.operators.archive_old",
                     "airflow_mdbackup.operators.commit_backup",
                     "airflow_mdbackup.operators.audit_provider",
+                    "airflow_mdbackup.operators.watch_backup",
                 ],
             }
         ],

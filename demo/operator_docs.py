@@ -20,6 +20,7 @@ _STEPS = [
     operators.ArchiveOld,
     operators.CommitBackup,
     operators.AuditProvider,
+    operators.WatchBackup,
 ]
 
 _INTRODUCTION = """\
@@ -29,7 +30,7 @@ _INTRODUCTION = """\
 and you can wire them yourself. All parameters are keyword-only, and those marked *templated* are
 rendered by Airflow. Every step finds the state of its run below `dest`, so that all but
 `BuildProviderIndex` must run where that is, and a retried or cleared task goes on from there. XComs are
-small summaries only. `AuditProvider` is no step of a backup, and runs anywhere.
+small summaries only. `AuditProvider` and `WatchBackup` are no steps of a backup, and run anywhere.
 
 Pass `RETRY_POLICY` as `retry_policy`: then what no retry can heal (a refused key, a damaged index, a
 tripped guard) fails at once. `ArchiveOld` and `CommitBackup` belong behind the plan *and* behind a join

@@ -52,8 +52,12 @@ class Command:
 
     def usage(self, program: str) -> str:
         """Return the first line of its help."""
-        positional = [a.options["metavar"] for a in self.arguments if not a.flags[0].startswith("-")]
-        return " ".join([program, self.name, "[options]", *positional])
+        positional = [a for a in self.arguments if not a.flags[0].startswith("-")]
+        names = [
+            f"[{a.options['metavar']} ...]" if a.options.get("nargs") == "*" else a.options["metavar"]
+            for a in positional
+        ]
+        return " ".join([program, self.name, "[options]", *names])
 
     def epilog(self, program: str) -> str:
         """Return the examples as they are shown below the help."""
@@ -188,6 +192,43 @@ COMMANDS = (
             ),
         ),
         "airflow_mdbackup.cli.init.run",
+    ),
+    Command(
+        "status",
+        "Tell how old the backups are, and fail if one is too old",
+        "Tell for each provider, or those that are named, when its last good run was, by what `dest` shows:"
+        " for cron, or a monitoring agent. Run this where `dest` is, as the user of the workers. Needs no"
+        " database of Airflow. Exit status 1: a backup is stale, was never made, cannot be seen, or is not"
+        " configured validly.",
+        (
+            ("all backups, for people", "status"),
+            ("without Airflow's own configuration, which takes seconds", "status --providers-file FILE"),
+            (
+                "for the textfile collector of node_exporter",
+                "status --format prometheus --output /var/lib/node_exporter/mdbackup.prom",
+            ),
+        ),
+        (
+            _argument(
+                "providers",
+                metavar="PROVIDER",
+                nargs="*",
+                help="name of a provider in providers_file (default: all)",
+            ),
+            _argument(
+                "--format",
+                choices=("text", "json", "prometheus"),
+                default="text",
+                help="how the result is printed (default: text)",
+            ),
+            _argument("--output", metavar="FILE", help="replace FILE by the result, in one step"),
+            _argument(
+                "--providers-file",
+                metavar="FILE",
+                help="in place of the one that Airflow's options name",
+            ),
+        ),
+        "airflow_mdbackup.cli.status.run",
     ),
 )
 

@@ -23,6 +23,7 @@ from pydantic import (
 
 from airflow_mdbackup.config.alert import AlertRule
 from airflow_mdbackup.config.bandwidth import Bandwidth, Rate
+from airflow_mdbackup.config.max_age import default_max_age
 from airflow_mdbackup.config.values import (
     AbsolutePath,
     Duration,
@@ -35,6 +36,7 @@ from airflow_mdbackup.config.values import (
     Tags,
     Text,
     as_tuple,
+    check_schedule,
     seen,
 )
 from airflow_mdbackup.scheme.fetch import MAX_SIZE
@@ -47,6 +49,15 @@ _STRICT = ConfigDict(frozen=True, extra="forbid", strict=True)
 def is_reserved(name: str) -> bool:
     """Tell whether a name belongs to a DAG of our own that backs nothing up."""
     return name in RESERVED_NAMES or name.startswith("verify_")
+
+
+def is_name(name: str) -> bool:
+    """Tell whether a provider may be called so."""
+    try:
+        check_name(name)
+    except ValueError:
+        return False
+    return True
 
 
 def check_name(name: object) -> str:
@@ -273,6 +284,16 @@ class Provider(BaseModel):
             },
         ],
     )
+    max_age: Duration | None = Field(
+        default=None,
+        description=(
+            "How long ago the last good run may be, before `mdbackup status` and the watchdog call the backup"
+            " stale. `null`: any time. Default: two hours more than the longest time between two days"
+            " on which `schedule` has runs, so `26h` of a daily one; any time with `schedule: null`, assets"
+            " or a timetable."
+        ),
+        examples=["26h", "8d"],
+    )
     exclude: Patterns = Field(
         default=(),
         description=(
@@ -400,6 +421,17 @@ class Provider(BaseModel):
         if isinstance(values, dict) and values.get("ssh_conn_id") is None:
             return {"max_index_age": timedelta(hours=26), **values}
         return values
+
+    @model_validator(mode="before")
+    @classmethod
+    def _limit_the_age_of_the_backup(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or "max_age" in values:
+            return values
+        try:
+            schedule = check_schedule(values.get("schedule", "@daily"))
+        except ValueError:
+            return values  # which is told of the schedule itself
+        return {"max_age": default_max_age(schedule), **values}
 
     @field_validator("name")
     @classmethod

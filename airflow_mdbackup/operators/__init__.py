@@ -1,4 +1,4 @@
-"""The steps of a backup as Airflow operators, in the order in which they run, and beside them the audit.
+"""The steps of a backup as Airflow operators, in the order in which they run; beside them, audit and watch.
 
 They only orchestrate: connections and context in, one call of :mod:`airflow_mdbackup.scheme`, a summary
 out. All steps find the run's state on the consumer's disk, below ``dest``, so that a retried or cleared
@@ -14,6 +14,7 @@ from airflow_mdbackup.operators.commit_backup import CommitBackup
 from airflow_mdbackup.operators.diff_indexes import DiffIndexes
 from airflow_mdbackup.operators.fetch_index import FetchIndex
 from airflow_mdbackup.operators.pull_changed import PullChanged
+from airflow_mdbackup.operators.watch_backup import WatchBackup
 
 __all__ = [
     "RETRY_POLICY",
@@ -25,4 +26,5 @@ __all__ = [
     "DiffIndexes",
     "FetchIndex",
     "PullChanged",
+    "WatchBackup",
 ]

@@ -15,6 +15,7 @@ module                  what becomes of the data
 :mod:`.settle`          a staged file becomes a live file, and the consumer index is written anew
 :mod:`.history`         what each commit changed
 :mod:`.clean`           what runs leave behind is taken away, never files, versions or history
+:mod:`.status`          whether the last good run is as recent as it should be
 ======================  ==============================================================================
 
 Beneath them: :mod:`.mirror` is the only module that knows how all this lies on the disk, :mod:`.tree` reaches

@@ -302,7 +302,7 @@ def test_an_unknown_key_is_refused_and_the_similar_one_named(refusals):
     assert "`name`" not in wrong["colour"]
 
 
-@pytest.mark.parametrize("key", ["max_age: 2d", "name: web"])
+@pytest.mark.parametrize("key", ["max_ages: 2d", "name: web"])
 def test_keys_that_a_provider_does_not_have_are_refused(refusals, key):
     """Also those which one might expect."""
     assert "is not a key" in refusals(key)[key.partition(":")[0]]

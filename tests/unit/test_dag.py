@@ -18,6 +18,7 @@ from airflow.sdk.definitions._internal.dag_parsing_context import (
 )
 from airflow.serialization.serialized_objects import DagSerialization
 
+from airflow_mdbackup.assets import provider_asset
 from airflow_mdbackup.config import load
 from airflow_mdbackup.config.foreign import unusable
 from airflow_mdbackup.dag import provider_dags
@@ -200,11 +201,11 @@ def load_dags() -> DagBag:
 
 
 def test_dag_files_import_without_errors_and_with_one_dag_per_provider(configured: Path) -> None:
-    """Both files of dags/ load as Airflow loads them."""
+    """All files of dags/ load as Airflow loads them."""
     configured.write_text("providers:" + (GOOD + FULL).format(folder=configured.parent))
     bag = load_dags()
     assert bag.import_errors == {}
-    assert set(bag.dag_ids) == {"mdbackup_web", "mdbackup_full"}
+    assert set(bag.dag_ids) == {"mdbackup_web", "mdbackup_full", "mdbackup_watchdog"}
 
 
 @pytest.mark.parametrize("text", ["providers:\n  web: {", "", "- 1\n", "providers:\n  bad: {nonsense: 1}\n"])
@@ -213,6 +214,23 @@ def test_broken_configuration_shows_only_on_the_file_without_dags(configured: Pa
     configured.write_text(text)
     (path,) = load_dags().import_errors
     assert Path(path).name == "mdbackup_config.py"
+
+
+def test_watchdog_has_a_task_for_each_provider_that_could_be_one_whatever_the_configuration_says(
+    configured: Path,
+) -> None:
+    """By name, so that each keeps its history; one that is refused is watched too. None is worth a DAG."""
+    text = "providers:" + GOOD.format(folder=configured.parent)
+    configured.write_text(text + "  bad: {nonsense: 1}\n  Configuration: {nonsense: 1}\n")
+    dag = load_dags().dags["mdbackup_watchdog"]
+    assert set(dag.task_ids) == {"Configuration", "web", "bad"}
+    assert dag.is_paused_upon_creation is False
+    for task_id in ("web", "bad"):
+        task = dag.get_task(task_id)
+        assert task.inlets == [provider_asset(task_id)]
+        assert (task.queue, task.pool) == ("default", "default_pool")
+    configured.unlink()
+    assert load_dags().dags["mdbackup_watchdog"].task_ids == ["Configuration"]
 
 
 def test_example_dag_of_the_documentation_imports_and_has_the_shape_of_ours() -> None:
@@ -229,11 +247,12 @@ def test_worker_that_parses_for_one_task_makes_only_the_dag_of_that_task(
 ) -> None:
     """With a hundred providers it would make a hundred DAGs before each task. So it is with a failing one."""
     configured.write_text("providers:" + (GOOD + FULL).format(folder=configured.parent) + "  bad: {x: 1}\n")
-    everything = {"mdbackup_web", "mdbackup_full", "mdbackup_bad"}
+    watchdog = "mdbackup_watchdog"  # in a file of its own
+    everything = {"mdbackup_web", "mdbackup_full", "mdbackup_bad", watchdog}
     assert set(load_dags().dag_ids) == everything
     for dag_id in ("mdbackup_web", "mdbackup_bad"):
         monkeypatch.setenv(PARSED_FOR, dag_id)
-        assert set(load_dags().dag_ids) == {dag_id}
+        assert set(load_dags().dag_ids) == {dag_id, watchdog}
     # A task of another DAG may have started what parses here.
     monkeypatch.setenv(PARSED_FOR, "somebody_elses")
     assert set(load_dags().dag_ids) == everything
@@ -244,8 +263,8 @@ def test_parsing_the_dag_file_imports_neither_paramiko_nor_asyncssh(configured: 
     configured.write_text("providers:" + (GOOD + FULL).format(folder=configured.parent))
     code = (
         "import runpy, sys, airflow.sdk; "
-        "found = runpy.run_path('dags/mdbackup.py'); "
-        "assert 'mdbackup_full' in found; "
+        "found = runpy.run_path('dags/mdbackup.py') | runpy.run_path('dags/mdbackup_watchdog.py'); "
+        "assert {'mdbackup_full', 'mdbackup_watchdog'} <= set(found); "
         "print(sorted({'paramiko', 'asyncssh'} & set(sys.modules)))"
     )
     done = subprocess.run(

@@ -1,0 +1,87 @@
+"""``mdbackup status [PROVIDER...]``: how old the backups are, for people, cron and monitoring.
+
+Imports no Airflow, and needs none when ``--providers-file`` is given.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+
+from airflow_mdbackup.cli import UsageError, printable
+from airflow_mdbackup.cli.status_formats import Report, as_json, as_prometheus, as_text
+from airflow_mdbackup.config import load, providers_file
+from airflow_mdbackup.scheme.mirror import Mirror
+from airflow_mdbackup.scheme.status import State, Status, look
+
+GOOD, NOT_GOOD = 0, 1
+_FORMATS: dict[str, Callable[[Report], str]] = {
+    "text": as_text,
+    "json": as_json,
+    "prometheus": as_prometheus,
+}
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print how old the backups of ``args.providers``, or of all providers, are.
+
+    :returns: 0: all are good; 1: one is not, none is configured, or the configuration has problems.
+    :raises UsageError: there is no provider of that name, or ``args.output`` cannot be written.
+    """
+    file = Path(args.providers_file) if args.providers_file else providers_file()
+    report = _report(file, args.providers, datetime.now(UTC))
+    text = printable(_FORMATS[args.format](report))
+    if args.output:
+        _replace(Path(args.output), text)
+    else:
+        print(text, end="")
+    return GOOD if report.good else NOT_GOOD
+
+
+def _report(file: Path, names: Sequence[str], now: datetime) -> Report:
+    configuration = load(file)
+    statuses = [
+        look(Mirror(provider.dest, provider.name), provider.max_age, now)
+        for provider in configuration.providers
+        if provider.name in names or not names
+    ]
+    refused = configuration.refused
+    statuses += [
+        Status(name, State.INVALID, message="; ".join(map(str, problems)))
+        for name, problems in refused.items()
+        if name in names or not names
+    ]
+    general = [str(problem) for problem in configuration.problems if problem.provider not in refused]
+    unknown = sorted(set(names) - {status.provider for status in statuses})
+    # With a file that cannot be read, whether there is such a provider cannot be told.
+    if unknown and not general:
+        known = ", ".join([*(provider.name for provider in configuration.providers), *refused]) or "none"
+        raise UsageError(f"there is no provider {', '.join(map(repr, unknown))} in {file} (there: {known})")
+    return Report(now, tuple(sorted(statuses, key=lambda status: status.provider)), tuple(general))
+
+
+def _replace(file: Path, text: str) -> None:
+    """Write a file that others may read, whole or not at all.
+
+    :raises UsageError: it cannot be written.
+    """
+    try:
+        # With another ending than a collector looks for.
+        descriptor, temporary = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.", suffix=".tmp")
+    except OSError as error:
+        raise UsageError(f"{file} cannot be written: {error.strerror}") from error
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as output:
+            output.write(text)
+            os.fchmod(output.fileno(), 0o644)
+        os.replace(temporary, file)
+    except OSError as error:
+        raise UsageError(f"{file} cannot be written: {error.strerror}") from error
+    finally:
+        with suppress(FileNotFoundError):
+            os.unlink(temporary)

@@ -1,0 +1,180 @@
+"""How the command `status` writes what it found: for people, for programs, for Prometheus."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from airflow_mdbackup.cli import printable
+from airflow_mdbackup.scheme.status import Commit, State, Status, in_words
+
+_FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What there is to say of several backups.
+
+    :ivar problems: what is wrong in the configuration beside the providers that are told of.
+    """
+
+    now: datetime
+    statuses: tuple[Status, ...]
+    problems: tuple[str, ...]
+
+    @property
+    def good(self) -> bool:
+        """Whether there is a backup, all of them are good, and nothing is wrong in the configuration."""
+        return bool(self.statuses) and not self.problems and not self.bad
+
+    @property
+    def bad(self) -> int:
+        """How many backups are not good."""
+        return sum(status.state != State.GOOD for status in self.statuses)
+
+
+def as_text(report: Report) -> str:
+    """Return a line that says all, and one for each provider, the bad ones first."""
+    total = len(report.statuses)
+    if not total:
+        first = "no provider is configured" if not report.problems else "no provider can be told of"
+    elif report.bad:
+        first = f"{report.bad} of {total} backups not good"
+    else:
+        first = f"{total} of {total} backups good"
+    lines = [first, *(f"configuration: {_one_line(problem)}" for problem in report.problems)]
+    width = max((len(status.provider) for status in report.statuses), default=0)
+    for status in sorted(report.statuses, key=lambda status: status.state == State.GOOD):
+        state = status.state if status.state == State.GOOD else status.state.upper()
+        told = "; ".join(map(_one_line, _told(status, report.now)))
+        lines.append(f"{status.provider:{width}}  {state:10}  {told}")
+    return "\n".join(lines) + "\n"
+
+
+def _told(status: Status, now: datetime) -> Iterable[str]:
+    if status.message:
+        yield status.message
+    if status.last_good is not None:
+        at = status.last_good.at
+        limit = f", of at most {in_words(status.max_age)}" if status.max_age is not None else ""
+        ago = "" if status.message else f" ({in_words(now - at)} ago{limit})"
+        yield f"last good {at:%Y-%m-%d %H:%M} UTC{ago}"
+    if status.files is not None:
+        yield f"{status.files} files"
+    last = status.last_commit
+    if last is not None and last != status.last_good:
+        outcomes = ", ".join(f"{number} {outcome}" for outcome, number in last.outcomes.items())
+        yield f"last run {last.at:%Y-%m-%d %H:%M} UTC was not good: {outcomes} ({last.run_id})"
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def as_json(report: Report) -> str:
+    """Return one JSON object; moments are ISO 8601 in UTC, durations seconds."""
+    found: dict[str, Any] = {
+        "format": _FORMAT,
+        "at": _iso(report.now),
+        "good": report.good,
+        "problems": list(report.problems),
+        "providers": [_object(status, report.now) for status in report.statuses],
+    }
+    return json.dumps(found, indent=2) + "\n"
+
+
+def _object(status: Status, now: datetime) -> dict[str, Any]:
+    last_good = status.last_good
+    return {
+        "provider": status.provider,
+        "state": status.state.value,
+        "message": status.message,
+        "age": round((now - last_good.at).total_seconds()) if last_good is not None else None,
+        "max_age": round(status.max_age.total_seconds()) if status.max_age is not None else None,
+        "files": status.files,
+        "last_good": _commit(last_good),
+        "last_commit": _commit(status.last_commit),
+    }
+
+
+def _commit(commit: Commit | None) -> dict[str, Any] | None:
+    if commit is None:
+        return None
+    return {"run_id": commit.run_id, "at": _iso(commit.at), "outcomes": commit.outcomes}
+
+
+def _iso(at: datetime) -> str:
+    return at.isoformat(timespec="seconds")
+
+
+def as_prometheus(report: Report) -> str:
+    """Return the text exposition format, as the textfile collector of node_exporter reads it.
+
+    Source: "Text-based format" of the Prometheus documentation on exposition formats.
+    """
+    statuses = report.statuses
+    metrics: list[tuple[str, str, list[tuple[dict[str, str], float]]]] = [
+        (
+            "configuration_problems",
+            "What is wrong in the configuration beside the providers that are told of.",
+            [({}, len(report.problems))],
+        ),
+        (
+            "provider_state",
+            "1 for the state in which the provider's backup is, 0 for the others.",
+            [
+                ({"provider": status.provider, "state": state.value}, int(status.state == state))
+                for status in statuses
+                for state in State
+            ],
+        ),
+        (
+            "last_good_timestamp_seconds",
+            "When the last run was that backed up everything.",
+            [(_of(s), s.last_good.at.timestamp()) for s in statuses if s.last_good is not None],
+        ),
+        (
+            "last_commit_timestamp_seconds",
+            "When the last run was that committed anything, good or not.",
+            [(_of(s), s.last_commit.at.timestamp()) for s in statuses if s.last_commit is not None],
+        ),
+        (
+            "last_commit_outcomes",
+            "How many entries had which outcome in the last run that committed.",
+            [
+                (_of(s) | {"outcome": outcome}, number)
+                for s in statuses
+                if s.last_commit is not None
+                for outcome, number in sorted(s.last_commit.outcomes.items())
+            ],
+        ),
+        (
+            "max_age_seconds",
+            "How long ago the last good run may be.",
+            [(_of(s), s.max_age.total_seconds()) for s in statuses if s.max_age is not None],
+        ),
+        (
+            "files",
+            "Files in the backup's index.",
+            [(_of(s), s.files) for s in statuses if s.files is not None],
+        ),
+    ]
+    lines = []
+    for name, told, samples in metrics:
+        if samples:
+            lines += [f"# HELP mdbackup_{name} {told}", f"# TYPE mdbackup_{name} gauge"]
+        for labels, value in samples:
+            marks = ",".join(f'{label}="{_escaped(text)}"' for label, text in labels.items())
+            lines.append(f"mdbackup_{name}{f'{{{marks}}}' if marks else ''} {value:.15g}")
+    return "\n".join(lines) + "\n"
+
+
+def _of(status: Status) -> dict[str, str]:
+    return {"provider": status.provider}
+
+
+def _escaped(text: str) -> str:
+    return printable(text).replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")

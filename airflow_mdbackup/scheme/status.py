@@ -1,0 +1,151 @@
+"""Whether a backup is as recent as it should be: what the command `status` and the watchdog tell.
+
+Two sources tell when the last good run was: ``status.json`` in ``dest``, which :func:`look` reads, and what
+Airflow remembers of it, for which the caller asks Airflow. :func:`judge` judges both alike.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from typing import Any
+
+from airflow_mdbackup.scheme.errors import BackupError
+from airflow_mdbackup.scheme.mirror import Mirror
+
+_AHEAD = timedelta(hours=1)  # by how much the clocks of two machines may differ
+# A little less than a day, since an hourly look is not to the second.
+_REMIND = timedelta(hours=23, minutes=30)
+
+
+class State(StrEnum):
+    """How a provider's backup is. All but ``good`` are to be told."""
+
+    GOOD = "good"
+    STALE = "stale"  # the last good run was too long ago
+    NEVER = "never"  # there was no good run yet
+    UNREADABLE = "unreadable"  # dest does not show when it was
+    INVALID = "invalid"  # the configuration is wrong, so that nothing is backed up
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """A run that committed what it had.
+
+    :ivar outcomes: how many entries had each outcome.
+    """
+
+    run_id: str
+    at: datetime
+    outcomes: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """What there is to say of one provider's backup.
+
+    :ivar max_age: how long ago the last good run may be; None if any age will do.
+    :ivar last_commit: the last run that committed anything, which need not have been good.
+    :ivar files: entries in the consumer index.
+    :ivar message: why it is not good; empty if it is.
+    """
+
+    provider: str
+    state: State
+    max_age: timedelta | None = None
+    last_good: Commit | None = None
+    last_commit: Commit | None = None
+    files: int | None = None
+    message: str = ""
+
+
+def look(mirror: Mirror, max_age: timedelta | None, now: datetime) -> Status:
+    """Return the status that ``dest`` shows. Reads only, and never raises for what is, or is not, there."""
+    provider = mirror.provider
+    try:
+        if not mirror.dest.exists() or not os.listdir(mirror.dest):
+            message = f"{mirror.dest} is empty or missing: no run was here yet, or its disk is not mounted"
+            return Status(provider, State.NEVER, max_age, message=message)
+        mirror.check()
+        found = mirror.read_status()
+    except BackupError as error:
+        return Status(provider, State.UNREADABLE, max_age, message=str(error))
+    except OSError as error:
+        message = f"{mirror.dest} cannot be read ({error.strerror}): run this as the user of the workers"
+        return Status(provider, State.UNREADABLE, max_age, message=message)
+    try:
+        last_good, last_commit = (_commit(found.get(key)) for key in ("last_good", "last_commit"))
+        files = int(found["files"]) if "files" in found else None
+    except (KeyError, TypeError, ValueError):
+        message = f"{mirror.status} is damaged: delete it, the next good run writes it anew"
+        return Status(provider, State.UNREADABLE, max_age, message=message)
+    state, message = judge(last_good.at if last_good else None, max_age, now)
+    return Status(provider, state, max_age, last_good, last_commit, files, message)
+
+
+def _commit(found: Any) -> Commit | None:
+    if found is None:
+        return None
+    outcomes = {str(outcome): int(number) for outcome, number in found["outcomes"].items()}
+    return Commit(str(found["run_id"]), moment(found["at"]), outcomes)
+
+
+def moment(text: str) -> datetime:
+    """Return the moment that was stored as ``text``.
+
+    :raises ValueError: it is none, or has no time zone.
+    """
+    at = datetime.fromisoformat(text)
+    if at.tzinfo is None:
+        raise ValueError(f"{text!r} has no time zone")
+    return at.astimezone(UTC)
+
+
+def judge(
+    last_good: datetime | None, max_age: timedelta | None, now: datetime, since: datetime | None = None
+) -> tuple[State, str]:
+    """Return how recent a backup is, and what to say if it is not recent enough.
+
+    :param last_good: when the last good run was; None if there was none.
+    :param max_age: how long ago it may be; None for any time.
+    :param since: when this began to be watched. Without a good run, a provider has ``max_age`` from then on
+        for its first one, and is good until then. None: it has no time left.
+    """
+    if last_good is None:
+        message = "there was no good run yet"
+        if since is not None:
+            if max_age is None or now - since <= max_age:
+                return State.GOOD, ""
+            message += f", in the {in_words(now - since)} since this is watched"
+        return State.NEVER, message
+    age = now - last_good
+    if age < -_AHEAD:
+        return State.STALE, f"the last good run is {in_words(-age)} in the future: look at the clocks"
+    if max_age is not None and age > max_age:
+        return State.STALE, f"the last good run was {in_words(age)} ago, more than {in_words(max_age)}"
+    return State.GOOD, ""
+
+
+def is_due(told: datetime | None, now: datetime) -> bool:
+    """Whether people are to be told of what is wrong: at once, and then once a day.
+
+    :param told: when they last were, of the same trouble.
+    """
+    return told is None or not timedelta() <= now - told < _REMIND
+
+
+def in_words(duration: timedelta) -> str:
+    """Return a duration to the two largest of its units: ``3 d 4 h``, ``26 h``, ``5 min``, ``12 s``."""
+    seconds = max(0, round(duration.total_seconds()))
+    if seconds < 60:
+        return f"{seconds} s"
+    minutes = seconds // 60
+    if minutes < 60:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 48:
+        return f"{hours} h {minutes} min" if minutes else f"{hours} h"
+    days, hours = divmod(hours, 24)
+    return f"{days} d {hours} h" if hours else f"{days} d"

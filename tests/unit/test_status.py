@@ -1,0 +1,370 @@
+"""How old the backups are: what `mdbackup status` says, in each format, and with which exit status."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from airflow_mdbackup.cli.commands import main
+from airflow_mdbackup.cli.status_formats import Report, as_prometheus, as_text
+from airflow_mdbackup.config import load
+from airflow_mdbackup.config.max_age import default_max_age
+from airflow_mdbackup.config.values import parse_duration
+from airflow_mdbackup.scheme.mirror import Mirror
+from airflow_mdbackup.scheme.records import write_state
+from airflow_mdbackup.scheme.status import Commit, State, Status, in_words, is_due, judge, look
+
+from .conftest import Pair
+
+HOUR = timedelta(hours=1)
+NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("last_good", "since", "state", "said"),
+    [
+        (NOW - 26 * HOUR, None, State.GOOD, ""),
+        (NOW - 27 * HOUR, None, State.STALE, "the last good run was 27 h ago, more than 26 h"),
+        (NOW + 30 * HOUR, None, State.STALE, "30 h in the future"),
+        (NOW + timedelta(minutes=5), None, State.GOOD, ""),
+        (None, None, State.NEVER, "there was no good run yet"),
+        (None, NOW - 26 * HOUR, State.GOOD, ""),
+        (None, NOW - 27 * HOUR, State.NEVER, "no good run yet, in the 27 h since this is watched"),
+        (NOW - 27 * HOUR, NOW, State.STALE, "27 h ago"),
+    ],
+)
+def test_backup_is_good_up_to_its_max_age_and_then_stale(
+    last_good: datetime | None, since: datetime | None, state: State, said: str
+) -> None:
+    """One that never was has that long from when it is first seen; a clock that is wrong hides nothing."""
+    judged, message = judge(last_good, 26 * HOUR, NOW, since)
+    assert judged == state
+    assert said in message and bool(said) == bool(message)
+
+
+def test_without_a_max_age_any_good_run_will_do() -> None:
+    """`max_age: null` switches the alarm off, and a backup that never was is still no backup."""
+    assert judge(NOW - 9000 * HOUR, None, NOW) == (State.GOOD, "")
+    assert judge(None, None, NOW)[0] == State.NEVER
+    assert judge(None, None, NOW, since=NOW - 9000 * HOUR) == (State.GOOD, "")
+
+
+def test_people_are_told_at_once_and_then_once_a_day() -> None:
+    """By an hourly look that may come some minutes early; a clock that went back does not silence it."""
+    assert is_due(None, NOW)
+    assert [hours for hours in range(1, 26) if is_due(NOW - hours * HOUR, NOW)] == [24, 25]
+    assert is_due(NOW - 24 * HOUR + timedelta(minutes=5), NOW)
+    assert is_due(NOW + HOUR, NOW)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(12, "12 s"), (300, "5 min"), (3600, "1 h"), (5400, "1 h 30 min"), (93600, "26 h"), (273600, "3 d 4 h")],
+)
+def test_durations_are_told_in_their_two_largest_units(seconds: int, text: str) -> None:
+    """As people say them."""
+    assert in_words(timedelta(seconds=seconds)) == text
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("@hourly", "26h"),
+        ("@daily", "26h"),
+        ("15 3 * * *", "26h"),
+        ("*/10 * * * *", "26h"),
+        ("@weekly", "170h"),
+        ("0 3 * * 0", "170h"),
+        ("0 3 * * 1-5", "74h"),
+        ("*/5 8-18 * * 1-5", "74h"),
+        ("0 3 1 * *", "746h"),
+        ("0 3 1-20 * *", "290h"),
+        ("0 3 * 6 *", "8066h"),
+        (None, None),
+    ],
+)
+def test_max_age_follows_the_longest_time_between_two_runs(
+    schedule: str | None, expected: str | None
+) -> None:
+    """A weekly backup is not stale on Tuesday, one of weekdays not on Monday; by hand, it never is."""
+    assert default_max_age(schedule) == (parse_duration(expected) if expected else None)
+
+
+def test_max_age_of_the_configuration_wins_over_the_schedule(tmp_path: Path) -> None:
+    """Also `null`, and that of `defaults`."""
+    keys = "sftp_conn_id: a, source: /b"
+    (tmp_path / "p.yaml").write_text(
+        "providers:\n"
+        f"  daily: {{{keys}, dest: /x/1}}\n"
+        f"  weekly: {{{keys}, dest: /x/2, schedule: '@weekly'}}\n"
+        f"  said: {{{keys}, dest: /x/3, max_age: 3h}}\n"
+        f"  never: {{{keys}, dest: /x/4, max_age: null}}\n"
+        f"  wrong: {{{keys}, dest: /x/5, schedule: '@often'}}\n"
+    )
+    (tmp_path / "q.yaml").write_text(
+        f"defaults: {{max_age: 2d}}\nproviders:\n  other: {{{keys}, dest: /x/6, schedule: '@weekly'}}\n"
+    )
+    configuration = load(tmp_path)
+    ages = {provider.name: provider.max_age for provider in configuration.providers}
+    expected = {"daily": 26 * HOUR, "weekly": 170 * HOUR, "said": 3 * HOUR, "never": None, "other": 48 * HOUR}
+    assert ages == expected
+    (problem,) = configuration.problems
+    assert problem.key == "schedule"
+
+
+def test_status_is_what_a_real_run_left(pair: Pair) -> None:
+    """Fresh after it, stale later; reading changes nothing on the disk."""
+    pair.put("one", b"1")
+    pair.put("two", b"2")
+    pair.backup()
+    before = sorted((str(path), path.lstat().st_mtime_ns) for path in pair.mirror.dest.rglob("*"))
+    status = look(pair.mirror, 26 * HOUR, datetime.now(UTC))
+    assert (status.state, status.files, status.message) == (State.GOOD, 2, "")
+    assert status.last_good == status.last_commit is not None
+    assert status.last_good is not None and status.last_good.outcomes == {"pulled": 2}
+    later = look(pair.mirror, 26 * HOUR, datetime.now(UTC) + 27 * HOUR)
+    assert later.state == State.STALE
+    assert sorted((str(path), path.lstat().st_mtime_ns) for path in pair.mirror.dest.rglob("*")) == before
+
+
+def set_up(dest: Path, **status: Any) -> Mirror:
+    mirror = Mirror(dest, "web")
+    mirror.claim()
+    if status:
+        write_state(mirror.status, {"provider": "web", "order": "1", **status})
+    return mirror
+
+
+def test_destination_without_a_good_run_is_told_as_never_backed_up(tmp_path: Path) -> None:
+    """Missing, empty (a disk that is not mounted), set up, or with runs that all failed."""
+    failed = {"run_id": "r", "at": "2026-11-24T03:00:00+00:00", "outcomes": {"denied": 3}}
+    (tmp_path / "empty").mkdir()
+    for mirror in (
+        Mirror(tmp_path / "missing", "web"),
+        Mirror(tmp_path / "empty", "web"),
+        set_up(tmp_path / "new"),
+        set_up(tmp_path / "failed", files=0, last_commit=failed),
+    ):
+        status = look(mirror, HOUR, NOW)
+        assert status.state == State.NEVER and status.message
+    assert status.last_commit == Commit("r", datetime(2026, 11, 24, 3, tzinfo=UTC), {"denied": 3})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "no JSON",
+        '{"format": 2}',
+        '{"format": 1, "last_good": 1}',
+        '{"format": 1, "last_good": {"run_id": "r", "at": "yesterday", "outcomes": {}}}',
+        '{"format": 1, "last_good": {"run_id": "r", "at": "2026-11-24T03:00:00", "outcomes": {}}}',
+        '{"format": 1, "files": "many"}',
+    ],
+)
+def test_damaged_status_is_told_as_unreadable_and_never_raised(tmp_path: Path, text: str) -> None:
+    """One backup that cannot be judged must not hide the others."""
+    mirror = set_up(tmp_path / "dest")
+    mirror.status.write_text(text)
+    status = look(mirror, HOUR, NOW)
+    assert status.state == State.UNREADABLE and str(mirror.status) in status.message
+
+
+def test_destination_of_another_provider_is_told_as_unreadable(tmp_path: Path) -> None:
+    """Its good runs are not this one's."""
+    set_up(tmp_path / "dest")
+    status = look(Mirror(tmp_path / "dest", "other"), HOUR, NOW)
+    assert status.state == State.UNREADABLE and "belongs to the provider 'web'" in status.message
+
+
+def test_destination_that_may_not_be_read_is_told_as_unreadable(tmp_path: Path) -> None:
+    """Whoever runs this as a wrong user is told so, and does not hear that there is no backup."""
+    mirror = set_up(tmp_path / "dest")
+    root = os.geteuid() == 0
+    if root:
+        os.seteuid(65534)
+    else:
+        mirror.dest.chmod(0)
+    try:
+        status = look(mirror, HOUR, NOW)
+    finally:
+        if root:
+            os.seteuid(0)
+        mirror.dest.chmod(0o700)
+    assert status.state == State.UNREADABLE and "run this as the user of the workers" in status.message
+
+
+# --- the command ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """A configuration with a good provider, a stale one, one without a backup and one that is invalid."""
+    now = datetime.now(UTC)
+    for name, age in (("good", HOUR), ("stale", 50 * HOUR)):
+        run = {"run_id": "r1", "at": (now - age).isoformat(), "outcomes": {"pulled": 7}, "seconds": 1.0}
+        last = run if name == "good" else {**run, "run_id": "r2", "outcomes": {"denied": 3, "pulled": 1}}
+        mirror = Mirror(tmp_path / name, name)
+        mirror.claim()
+        write_state(mirror.status, {"order": "1", "files": 7, "last_commit": last, "last_good": run})
+    keys = {"sftp_conn_id": "a", "source": "/b"}
+    providers: dict[str, Any] = {
+        name: {**keys, "dest": str(tmp_path / name)} for name in ("good", "never", "stale")
+    }
+    path = tmp_path / "providers.yaml"
+    path.write_text(json.dumps({"providers": {**providers, "invalid": {"nonsense": 1}}}))
+    return path
+
+
+def test_text_says_the_worst_first_and_fails(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The first line says all, for agents that show one; then a line for each, the bad ones first."""
+    assert main(["status", "--providers-file", str(file)]) == 1
+    first, *lines = capsys.readouterr().out.splitlines()
+    assert first == "3 of 4 backups not good"
+    assert [line.split()[:2] for line in lines] == [
+        ["invalid", "INVALID"],
+        ["never", "NEVER"],
+        ["stale", "STALE"],
+        ["good", "good"],
+    ]
+    assert "the last good run was 2 d 2 h ago, more than 26 h" in lines[2]
+    assert "was not good: 3 denied, 1 pulled (r2)" in lines[2]
+    assert "1 h ago, of at most 26 h" in lines[3] and "7 files" in lines[3]
+
+
+@pytest.mark.parametrize(
+    ("names", "status"),
+    [(["good"], 0), (["stale"], 1), (["never"], 1), (["invalid"], 1), (["good", "stale"], 1), (["nope"], 2)],
+)
+def test_exit_status_is_that_of_the_providers_asked_for(file: Path, names: list[str], status: int) -> None:
+    """0 only if all of them are good; 2 for a name that is not configured."""
+    assert main(["status", "--providers-file", str(file), *names]) == status
+
+
+@pytest.mark.parametrize("text", [None, "providers: {", "providers: {}"])
+def test_no_providers_at_all_is_an_alarm(
+    tmp_path: Path, text: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A configuration that is lost, broken or empty means that nothing is backed up."""
+    path = tmp_path / "providers.yaml"
+    if text is not None:
+        path.write_text(text)
+    assert main(["status", "--providers-file", str(path), "--format", "json"]) == 1
+    said = json.loads(capsys.readouterr().out)
+    assert said["good"] is False and said["providers"] == []
+
+
+def test_json_has_each_provider_with_the_same_keys(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What a program relies on."""
+    main(["status", "--providers-file", str(file), "--format", "json"])
+    said = json.loads(capsys.readouterr().out)
+    assert set(said) == {"format", "at", "good", "problems", "providers"}
+    assert {p["provider"]: p["state"] for p in said["providers"]} == {
+        "good": "good",
+        "invalid": "invalid",
+        "never": "never",
+        "stale": "stale",
+    }
+    keys = {"provider", "state", "message", "age", "max_age", "files", "last_good", "last_commit"}
+    assert all(set(provider) == keys for provider in said["providers"])
+    stale = said["providers"][3]
+    assert stale["max_age"] == 93600 and 180000 <= stale["age"] < 180000 + 600
+    assert stale["last_commit"]["outcomes"] == {"denied": 3, "pulled": 1}
+
+
+def parsed(text: str) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+    """Return the samples of a text exposition, having checked that each is announced, once and by type."""
+    samples, types = {}, set()
+    for line in text.splitlines():
+        if line.startswith("#"):
+            _, kind, name, rest = line.split(" ", 3)
+            assert kind == "HELP" or rest == "gauge"
+            if kind == "TYPE":
+                assert name not in types
+                types.add(name)
+            continue
+        match = re.fullmatch(r'([a-z_]+)(?:\{((?:[a-z_]+="(?:[^"\\\n]|\\["\\n])*",?)*)\})? (\S+)', line)
+        assert match and match[1] in types, line
+        labels = re.findall(r'([a-z_]+)="((?:[^"\\]|\\.)*)"', match[2] or "")
+        read = frozenset((name, re.sub(r"\\.", unescaped, value)) for name, value in labels)
+        assert (match[1], read) not in samples
+        samples[match[1], read] = float(match[3])
+    return samples
+
+
+def unescaped(found: re.Match[str]) -> str:
+    return {"\\\\": "\\", '\\"': '"', "\\n": "\n"}[found[0]]
+
+
+def test_prometheus_file_is_replaced_in_one_step_and_readable_for_others(file: Path) -> None:
+    """The collector of node_exporter runs as another user, and reads at any moment."""
+    output = file.parent / "mdbackup.prom"
+    output.write_text("old")
+    command = ["status", "--providers-file", str(file), "--format", "prometheus", "--output", str(output)]
+    with output.open() as open_before:
+        assert main(command) == 1
+        assert open_before.read() == "old"
+    samples = parsed(output.read_text())
+    for provider, state in (("good", "good"), ("stale", "stale"), ("never", "never"), ("invalid", "invalid")):
+        states = {s: samples["mdbackup_provider_state", of(provider=provider, state=s.value)] for s in State}
+        assert [s for s, value in states.items() if value] == [state]
+    at = samples["mdbackup_last_good_timestamp_seconds", of(provider="stale")]
+    assert abs(datetime.now(UTC).timestamp() - 50 * 3600 - at) < 600
+    assert samples["mdbackup_last_commit_outcomes", of(provider="stale", outcome="denied")] == 3
+    assert samples["mdbackup_max_age_seconds", of(provider="never")] == 93600
+    assert samples["mdbackup_files", of(provider="good")] == 7
+    assert samples["mdbackup_configuration_problems", of()] == 0
+    assert output.stat().st_mode & 0o777 == 0o644
+    assert [path.name for path in file.parent.iterdir() if "prom" in path.name] == ["mdbackup.prom"]
+
+
+def of(**labels: str) -> frozenset[tuple[str, str]]:
+    return frozenset(labels.items())
+
+
+def test_output_that_cannot_be_written_is_a_usage_error(
+    file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It names the file; and leaves nothing where a directory stands in its place."""
+    for output in (file.parent / "none" / "x.prom", file.parent / "good"):
+        assert main(["status", "--providers-file", str(file), "--output", str(output)]) == 2
+        assert f"{output} cannot be written" in capsys.readouterr().err
+    assert not [path.name for path in file.parent.iterdir() if path.name.endswith(".tmp")]
+
+
+def test_odd_names_cannot_break_the_formats_or_the_terminal() -> None:
+    """Whatever a status file or a file of the configuration says."""
+    odd = 'a"b\\c\nd\x1b[31m'
+    commit = Commit(odd, NOW, {odd: 1})
+    report = Report(NOW, (Status("web", State.STALE, HOUR, None, commit, 1, odd),), (odd,))
+    assert len(as_text(report).splitlines()) == 3
+    outcomes = [labels for name, labels in parsed(as_prometheus(report)) if name.endswith("outcomes")]
+    assert outcomes == [of(provider="web", outcome='a"b\\c\nd\\x1b[31m')]
+
+
+def test_command_needs_no_airflow(file: Path) -> None:
+    """It tells of the backups when Airflow is broken, and takes no second of its start."""
+    code = (
+        "import sys\n"
+        "class Broken:\n"
+        "    def find_spec(self, name, *rest):\n"
+        "        assert name.partition('.')[0] != 'airflow', f'{name} is imported'\n"
+        "sys.meta_path.insert(0, Broken())\n"
+        "from airflow_mdbackup.cli.commands import main\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "status", "--providers-file", str(file), "good"],
+        env=dict(os.environ),
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("1 of 1 backups good\n")
