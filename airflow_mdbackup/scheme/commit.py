@@ -63,7 +63,15 @@ from airflow_mdbackup.scheme.records import (
 )
 from airflow_mdbackup.scheme.seen import Seen
 from airflow_mdbackup.scheme.settle import STAGING, consumer_index, finish, reason, settle
-from airflow_mdbackup.scheme.tree import Tree, concerns_one_file, copy_of, fsync_directory, is_file, syncfs
+from airflow_mdbackup.scheme.tree import (
+    Tree,
+    concerns_one_file,
+    copy_of,
+    fsync_directory,
+    is_file,
+    md5_of,
+    syncfs,
+)
 
 log = logging.getLogger(__name__)
 
@@ -439,11 +447,20 @@ class _Commit:
     def _takes_staged(self, result: Result) -> bool:
         """Whether the staged file itself goes to this entry, the first one with its md5.
 
-        One for which the result does not vouch is copied, and so hashed.
+        One for which the result does not vouch is hashed first.
         """
         if self._taken.comes_again(result.md5):
             return False
-        return self._staging.holds(result.md5, result.inode, result.changed)
+        return self._staging.holds(result.md5, result.inode, result.changed) or self._is_staged(result.md5)
+
+    def _is_staged(self, md5: bytes) -> bool:
+        """Whether what is staged has this content, by hashing it."""
+        for source in _if_readable(self._staging.open, md5):
+            try:
+                return md5_of(source) == md5
+            finally:
+                os.close(source)
+        return False
 
     def _sources(self, md5: bytes) -> Iterator[int]:
         """Yield descriptors of files that should have these bytes: the staged one, then live ones."""

@@ -644,6 +644,21 @@ def test_results_do_not_vouch_for_what_was_staged_after_them(pair: Pair) -> None
     assert pair.live("alpha").read_bytes() == b"the new content"
 
 
+def test_content_for_which_no_result_vouches_is_hashed_and_taken_all_the_same(pair: Pair) -> None:
+    """Some filesystems give a file another inode now and then. Nothing is left of it then, and not copied."""
+    pair.put("alpha", b"one")
+    pair.put("bravo", b"two" * 100_000)
+    pair.build_index()
+    run = pair.prepare()
+    inodes = set()
+    for staged in pair.mirror.staging.iterdir():
+        os.chmod(staged, 0o640)  # it has another change time since
+        inodes.add(staged.stat().st_ino)
+    assert pair.finish(run).outcomes == {"pulled": 2}
+    assert {pair.live(name).stat().st_ino for name in ("alpha", "bravo")} == inodes
+    assert not list(pair.mirror.staging.iterdir())
+
+
 def test_a_retried_commit_finds_versions_that_it_had_given_another_stamp(pair: Pair) -> None:
     """A crash after the versions of an overlapped run were renamed does not stop its retry."""
     pair.put("alpha", b"one")
