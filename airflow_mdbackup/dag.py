@@ -68,7 +68,7 @@ _PARAMS = {
         False,
         type="boolean",
         title="Dry run",
-        description="End with the plan, which the log of diff_indexes tells: nothing is pulled or changed.",
+        description="End with the plan, which the log of diff_indexes has: nothing is pulled or changed.",
     ),
     REHASH: Param(
         False,

@@ -7,13 +7,18 @@ exits with 1 when one of them is not what the code says.
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import textwrap
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from airflow_mdbackup.config import Provider
 from airflow_mdbackup.config.problem import as_yaml
+from airflow_mdbackup.config.values import write_duration
 from demo.operator_docs import operators_page
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -151,6 +156,8 @@ def default_text(schema: dict[str, Any], required: bool) -> str:
     if "$ref" in schema or "Default:" in schema["description"]:
         return ""
     default = schema.get("default")
+    if isinstance(default, str) and re.fullmatch("P[0-9DTHMS]+", default):  # ISO 8601, beside null
+        default = write_duration(TypeAdapter(timedelta).validate_python(default))
     return f"Default: {'none' if default in (None, []) else '`' + as_yaml('', default)[2:] + '`'}."
 
 

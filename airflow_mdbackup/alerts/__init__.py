@@ -65,8 +65,7 @@ class Teller:
         """
         with _nothing_raised("tell of the start"):
             seen.keep_last_good(context, self.provider.name)
-        if _is_of_all(context):
-            self._tell("start", context, lambda: None)
+        self._tell("start", context, lambda: None)
 
     def note_failure(self, context: Any) -> None:
         """Keep why a task has failed for good, for the run's alert. For its ``on_failure_callback``."""
@@ -87,8 +86,7 @@ class Teller:
 
     def tell_good_run(self, context: Any) -> None:
         """Tell of a good run, if asked. For ``on_success_callback`` of ``commit_backup``."""
-        if _is_of_all(context):
-            self._tell("success", context, lambda: seen.good_run(context, self.provider.name))
+        self._tell("success", context, lambda: seen.good_run(context, self.provider.name))
 
     def _tell(self, event: str, context: Any, alert_of: Callable[[], Alert | None]) -> None:
         with _nothing_raised(f"tell of the {event}"):
@@ -99,14 +97,15 @@ class Teller:
                 log.exception("The alert of %s says less than it should", self.provider.name)
                 alert = seen.meagre(context, self.provider.name, event)
             for rule in sorted(self.provider.alerts, key=lambda rule: rule.ping_url is None):
+                if rule.ping_url is not None and not _is_of_all(context):
+                    continue
                 if _wanted(rule, event, alert):
                     send(rule, event, alert, context)
 
 
 def _is_of_all(context: Any) -> bool:
-    """Tell whether a run backs all up. One that a person limits says nothing of whether there is a backup."""
-    params = context.get("params") or {}
-    return not (params.get("only") or params.get("dry_run"))
+    """Tell whether a run backs all up. One that a person limits, and watches, says nothing to pings."""
+    return not seen.limits(context)
 
 
 def _wanted(rule: AlertRule, event: str, alert: Alert | None) -> bool:

@@ -7,6 +7,7 @@ an asset. So what it tells is left to it by the tasks, as XCom.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import re
 from collections.abc import Iterator, Mapping
@@ -32,6 +33,14 @@ _HEADLINES = {
 }
 
 
+def limits(context: Mapping[str, Any]) -> str:
+    """Return how a person has limited a run, in words; nothing if it backs all up."""
+    asked = context.get("params") or getattr(context.get("dag_run"), "conf", None) or {}
+    if asked.get("dry_run"):
+        return "dry run"
+    return "limited to some paths" if asked.get("only") else ""
+
+
 def keep_last_good(context: Mapping[str, Any], provider: str) -> None:
     """Leave, as XCom of the first task, when the last good backup was: a time in ISO form, or empty."""
     store = context["asset_state_store"][provider_asset(provider)]
@@ -52,7 +61,7 @@ def failed_run(context: Mapping[str, Any], provider: str) -> Alert:
     dag, run_id = context["dag"], context["run_id"]
     failures = [_failure(dag.dag_id, run_id, *where) for where in _failed(context)]
     timed_out = context.get("reason") == "timed_out"
-    return message.failed(
+    alert = message.failed(
         provider,
         failures,
         last_good=_last_good(dag, run_id),
@@ -60,6 +69,8 @@ def failed_run(context: Mapping[str, Any], provider: str) -> Alert:
         outcomes=_outcomes(_xcom(dag.dag_id, run_id, _COMMIT)),
         headline=f"backup FAILED: {message.TIMED_OUT}" if timed_out else "",
     )
+    how = limits(context)
+    return dataclasses.replace(alert, headline=f"{alert.headline} ({how})") if how else alert
 
 
 def failed_task(context: Mapping[str, Any], provider: str) -> Alert:
@@ -67,7 +78,7 @@ def failed_task(context: Mapping[str, Any], provider: str) -> Alert:
     ti, error = context["ti"], context.get("exception")
     kind, text = message.kind_of(error) if isinstance(error, BaseException) else (message.KILLED, "")
     failure = Failure(_step(ti.task_id, -1 if ti.map_index is None else ti.map_index), kind, text, ti.log_url)
-    headline = (text.splitlines() or [kind])[0][:150]
+    headline = (text.splitlines() or [kind])[0].removeprefix(f"{provider}: ")[:150]
     return Alert(provider, "failure", headline, (("Run", _run_url(ti.dag_id, ti.run_id)),), (failure,))
 
 

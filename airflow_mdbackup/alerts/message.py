@@ -16,7 +16,7 @@ LONGEST = 4000
 
 _KINDS = {
     "ConnectionLost": "the connection to the provider was lost",
-    "AccessRefused": "the provider refused access, or its host key is not the expected one",
+    "AccessRefused": "no access: by the connection on this side, the account, or the host key",
     "NotOnProvider": "the provider lacks a file that the run needs",
     "IndexRefused": "the provider's index was refused",
     "ConsumerIndexDamaged": "the consumer's index is damaged",

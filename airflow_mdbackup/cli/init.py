@@ -15,7 +15,7 @@ _DESCRIPTION = "Made by `airflow mdbackup init`: tasks of airflow-mdbackup that 
 def run(args: argparse.Namespace) -> int:
     """Make the pools that are missing, with ``args.slots`` slots each, and tell of what else is missing.
 
-    :returns: 0: all is there now; 1: connections are missing, or providers are not configured validly.
+    :returns: 0: all is there now; 1: connections are missing, or the configuration has problems.
     :raises UsageError: Airflow's database cannot be used, or the number of slots is none.
     """
     if args.slots < 1:
@@ -25,7 +25,9 @@ def run(args: argparse.Namespace) -> int:
     with as_a_command():
         lines = [*_pools(configuration, args.slots)]
         missing = [*_missing(configuration)]
-    for line in [*lines, *missing] or [f"{file} names no provider yet, so there is nothing to make"]:
+    if not missing:
+        lines.append(f"{file}: {len(configuration.providers)} providers, and all that they name is there")
+    for line in [*lines, *missing]:
         print(printable(line))
     return 1 if missing else 0
 
@@ -61,5 +63,9 @@ def _missing(configuration: Configuration) -> Iterator[str]:
                     f"connection {connection_id} of {provider.name}: MISSING; `airflow mdbackup provision "
                     f"{provider.name}` prints the script that sets the account up and tells how to add it"
                 )
-    for name in configuration.refused:
-        yield f"provider {name}: NOT configured validly, so it is not backed up; see its DAG"
+    for provider in configuration.providers:
+        for rule in provider.alerts:
+            if rule.email and rule.smtp_conn_id and find_connection(rule.smtp_conn_id) is None:
+                yield f"connection {rule.smtp_conn_id} of {provider.name}: MISSING, for its alerts"
+    for problem in configuration.problems:
+        yield f"NOT configured validly: {problem}"

@@ -67,7 +67,8 @@ def _told(status: Status, now: datetime) -> Iterable[str]:
     last = status.last_commit
     if last is not None and last != status.last_good:
         outcomes = ", ".join(f"{number} {outcome}" for outcome, number in last.outcomes.items())
-        yield f"last run {last.at:%Y-%m-%d %H:%M} UTC was not good: {outcomes} ({last.run_id})"
+        how = "was limited to some paths" if last.partial else "was not good"
+        yield f"last run {last.at:%Y-%m-%d %H:%M} UTC {how}: {outcomes} ({last.run_id})"
 
 
 def _one_line(text: str) -> str:

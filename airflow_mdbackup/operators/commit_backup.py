@@ -42,6 +42,7 @@ class CommitBackup(BackupOperator):
             "bytes": summary.size,
             "files": summary.files,
             "failed": summary.failed,
+            "partial": summary.partial,
             "summary": told,
         }
         try:
@@ -51,7 +52,7 @@ class CommitBackup(BackupOperator):
             context["ti"].xcom_push(key="return_value", value=counts)
             self.log.info("%s: %s", self.provider, told)
             raise AirflowFailException(str(error)) from None
-        if not summary.superseded and not summary.partial:
+        if not summary.superseded:
             self._remember(context, counts)
         self.log.info("%s: %s", self.provider, told)
         return counts
@@ -60,7 +61,10 @@ class CommitBackup(BackupOperator):
         asset = provider_asset(self.provider)
         if asset not in self.outlets:
             return
+        # Airflow updates the asset after each good task, so that whoever follows can tell by this.
         context["outlet_events"][asset].extra = counts
+        if counts["partial"]:
+            return
         at = datetime.now(UTC).isoformat(timespec="seconds")
         context["asset_state_store"][asset].set(LAST_GOOD, {"run_id": context["run_id"], "at": at, **counts})
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from airflow.sdk.exceptions import AirflowSkipException
+from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from airflow_mdbackup.operators.base import BackupOperator
-from airflow_mdbackup.scheme.diff import Limits, Plan, make_plan
+from airflow_mdbackup.operators.build_provider_index import REHASH
+from airflow_mdbackup.scheme.diff import Limits, Plan, in_lines, make_plan
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -63,6 +65,8 @@ class DiffIndexes(BackupOperator):
         self.on_guard = on_guard
 
     def execute(self, context: Context) -> list[dict[str, int]]:
+        _refuse_misspelt(context)
+        dry = bool(context["params"].get(DRY_RUN))
         mirror, run = self.run_of(context)
         override = self._override(context)
         plan = make_plan(
@@ -73,7 +77,7 @@ class DiffIndexes(BackupOperator):
             shards=self.shards,
             limits=self.limits,
             allow_empty=self.allow_empty,
-            may_trip=self.on_guard == "approve",
+            may_trip=dry or self.on_guard == "approve",
             override=override,
             only=[path.encode("utf-8", "surrogateescape") for path in context["params"].get(ONLY) or ()],
         )
@@ -84,7 +88,9 @@ class DiffIndexes(BackupOperator):
             self.log.warning("override_guard was for the index that this run had first: a person is asked")
         context["ti"].xcom_push(key="plan", value=_counts(plan))
         context["ti"].xcom_push(key="guard", value=[] if plan.overridden else plan.guard)
-        if context["params"].get(DRY_RUN):
+        if dry:
+            for line in in_lines(run, plan):
+                self.log.info("%s", line)
             run.begin_again()  # or else clearing a later task would carry it out
             raise AirflowSkipException(f"{self.provider}: a dry run ends with the plan; nothing was changed")
         return [{"shard": shard, "files": files} for shard, files in enumerate(plan.shards)]
@@ -116,6 +122,15 @@ class DiffIndexes(BackupOperator):
             "%s: %s new (%s of them are on this side already), %s changed, %s gone, %s unchanged",
             *(self.provider, plan.new, plan.adopt, plan.changed, plan.gone, plan.same),
         )
+
+
+def _refuse_misspelt(context: Context) -> None:
+    """Refuse a parameter that is nearly one of ours: Airflow takes any, and would start a real run."""
+    known = (ONLY, DRY_RUN, OVERRIDE_GUARD, REHASH)
+    for name in context["dag_run"].conf or {}:
+        meant = difflib.get_close_matches(str(name), known, n=1, cutoff=0.75)
+        if meant and name not in known:
+            raise AirflowFailException(f"there is no parameter {name!r}: did you mean {meant[0]}?")
 
 
 def _counts(plan: Plan) -> dict[str, int]:

@@ -542,6 +542,7 @@ def _write_status(
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": summary.seconds,
         "outcomes": summary.outcomes,
+        "partial": summary.partial,
     }
     new = {"provider": mirror.provider, "order": order, "files": summary.files, "last_commit": now}
     good = status.get("last_good") if summary.failed or summary.partial else now

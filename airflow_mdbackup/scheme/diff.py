@@ -28,6 +28,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from pathlib import Path
 
 import pathspec
@@ -225,6 +226,24 @@ def read_plan(run: Run) -> Plan:
     state = run.require(run.plan, "diff_indexes")
     state.pop("format")
     return Plan(**state)
+
+
+def in_lines(run: Run, plan: Plan, most: int = 100) -> Iterator[str]:
+    """Yield what a plan would do, a line for each path as rclone has them, at most ``most`` of each kind.
+
+    ``+`` is new, ``*`` is changed, ``-`` leaves the consumer index, while its file stays.
+    """
+    items = (item for shard in range(len(plan.shards)) for item in read_records(run.pulls(shard), Item))
+    marked = (("+" if item.replaces is None else "*", item.path) for item in items)
+    gone = (("-", item.path) for item in read_records(run.forget, Forget))
+    shown: dict[str, int] = {}
+    for mark, path in chain(marked, gone):
+        shown[mark] = shown.get(mark, 0) + 1
+        if shown[mark] <= most:
+            yield f"{mark} {to_text(path)}"
+    for mark, number in shown.items():
+        if number > most:
+            yield f"{mark} and {number - most} more"
 
 
 class _Excluded:

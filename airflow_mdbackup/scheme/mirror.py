@@ -558,7 +558,12 @@ def _locked(path: Path, what: str, who: str, wait: float, kind: int = fcntl.LOCK
         file.truncate(0)
         file.write(f"{who} (process {os.getpid()} on {socket.gethostname()}, since {_now()})")
         file.flush()
-        yield file.fileno()
+        try:
+            yield file.fileno()
+        finally:
+            if kind == fcntl.LOCK_EX:
+                # Others may hold it without saying who they are, as flock(1) does.
+                file.truncate(0)
 
 
 def _lock_file(path: Path, what: str) -> TextIO:

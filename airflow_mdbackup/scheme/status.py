@@ -35,11 +35,13 @@ class Commit:
     """A run that committed what it had.
 
     :ivar outcomes: how many entries had each outcome.
+    :ivar partial: it was limited to some paths, by the person who started it.
     """
 
     run_id: str
     at: datetime
     outcomes: dict[str, int] = field(default_factory=dict)
+    partial: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +91,7 @@ def _commit(found: Any) -> Commit | None:
     if found is None:
         return None
     outcomes = {str(outcome): int(number) for outcome, number in found["outcomes"].items()}
-    return Commit(str(found["run_id"]), moment(found["at"]), outcomes)
+    return Commit(str(found["run_id"]), moment(found["at"]), outcomes, bool(found.get("partial")))
 
 
 def moment(text: str) -> datetime:

@@ -58,7 +58,11 @@ class Backup:
     def _execute(self, operator: Any) -> Any:
         self.task = TaskInstance()
         dag_run = SimpleNamespace(
-            dag_id="mdbackup_srv1", run_id=self.run_id, start_date=None, run_type=self.run_type
+            dag_id="mdbackup_srv1",
+            run_id=self.run_id,
+            start_date=None,
+            run_type=self.run_type,
+            conf=self.params,
         )
         context = {"run_id": self.run_id, "ti": self.task, "dag_run": dag_run, "params": self.params}
         return operator.execute(context)

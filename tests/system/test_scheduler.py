@@ -119,7 +119,11 @@ def test_person_can_look_at_the_plan_first_and_back_up_some_paths_only(site: Sit
     assert site.finish("good", run_id) == "success"
     tasks = site.stack.task_states("mdbackup_good", run_id)
     assert tasks["diff_indexes"] == tasks["archive_old"] == tasks["commit_backup"] == "skipped", tasks
-    assert "2 new" in site.stack.task_log("mdbackup_good", run_id, "diff_indexes")
+    told = site.stack.task_log("mdbackup_good", run_id, "diff_indexes")
+    assert "2 new" in told and f"+ {site.server.prefix}/good/other" in told
+    run_id = site.start("good", dryrun=True)
+    assert site.finish("good", run_id) == "failed"
+    assert "did you mean dry_run?" in site.stack.task_log("mdbackup_good", run_id, "diff_indexes")
     assert not site.live("good", "other").exists()
     run_id = site.start("good", only=[f"{site.server.prefix}/good/wanted"])
     assert site.finish("good", run_id) == "success"
@@ -182,7 +186,8 @@ def test_init_makes_the_pool_without_which_no_task_runs_and_one_backup_follows_a
     for line in ("pool disks: made, with 3 slots", "pool disks: there, with 3 slots"):
         made = site.stack.airflow("mdbackup", "init", "--slots", "3")
         assert made.returncode == 1, made.stdout
-        assert line in made.stdout and "provider invalid: NOT configured validly" in made.stdout
+        assert line in made.stdout and "NOT configured validly" in made.stdout
+        assert "provider `invalid`: `nonsense`" in made.stdout
     state, tasks = site.run("pooled")
     assert state == "success", tasks
     deadline = time.monotonic() + 60

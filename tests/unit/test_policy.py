@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from airflow_mdbackup.scheme import mirror as mirror_module
-from airflow_mdbackup.scheme.diff import Limits
+from airflow_mdbackup.scheme.diff import Limits, in_lines
 from airflow_mdbackup.scheme.errors import EntriesFailed, GuardTripped, IndexRefused, RunIncomplete
 from airflow_mdbackup.scheme.history import What
 from airflow_mdbackup.scheme.index import Entry, IndexWriter
@@ -981,6 +981,24 @@ def test_a_run_of_some_paths_touches_and_forgets_nothing_else(pair: Pair) -> Non
     assert pair.backup().outcomes == {"pulled": 2}
     assert pair.index_b() == pair.index_a()
     check_sound(pair)
+
+
+def test_a_plan_is_told_in_lines_up_to_a_number_of_each_kind(pair: Pair) -> None:
+    """With rclone's marks, and names that act on nothing."""
+    for name in ("changed", "gone"):
+        pair.put(name, b"1")
+    pair.backup()
+    pair.put("changed", b"2")
+    os.unlink(pair.path("gone"))
+    for number in range(4):
+        pair.put(f"new\x1b{number}", b"%d" % number)
+    pair.build_index()
+    run = pair.new_run()
+    pair.fetch(run)
+    a = os.fsdecode(pair.path(""))
+    told = list(in_lines(run, pair.diff(run), most=3))
+    new = [f"+ {a}new\\x1b{number}" for number in range(3)]
+    assert told == [f"* {a}changed", *new, f"- {a}gone", "+ and 1 more"]
 
 
 def test_a_run_of_some_paths_is_no_good_backup(pair: Pair) -> None:
