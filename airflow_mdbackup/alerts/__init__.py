@@ -85,7 +85,12 @@ class Teller:
         self._tell("approval", context, lambda: seen.approval(context, self.provider.name))
 
     def tell_good_run(self, context: Any) -> None:
-        """Tell of a good run, if asked. For ``on_success_callback`` of ``commit_backup``."""
+        """Tell of a good run, if asked. For ``on_success_callback`` of ``commit_backup``.
+
+        One that was superseded by a run that failed is none: that one has told.
+        """
+        if seen.is_doubtful(context):
+            return
         self._tell("success", context, lambda: seen.good_run(context, self.provider.name))
 
     def _tell(self, event: str, context: Any, alert_of: Callable[[], Alert | None]) -> None:

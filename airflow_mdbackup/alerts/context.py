@@ -41,6 +41,12 @@ def limits(context: Mapping[str, Any]) -> str:
     return "limited to some paths" if asked.get("only") else ""
 
 
+def is_doubtful(context: Mapping[str, Any]) -> bool:
+    """Tell whether a commit changed nothing, since a newer run had been there that was not good."""
+    ti = context["ti"]
+    return bool((ti.xcom_pull(task_ids=ti.task_id) or {}).get("doubtful"))
+
+
 def keep_last_good(context: Mapping[str, Any], provider: str) -> None:
     """Leave, as XCom of the first task, when the last good backup was: a time in ISO form, or empty."""
     store = context["asset_state_store"][provider_asset(provider)]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import threading
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -19,6 +20,9 @@ log = logging.getLogger(__name__)
 TIMEOUT = 10.0
 """Seconds that a ping may wait for each of connection, sending and answer."""
 
+PATIENCE = 15.0
+"""Seconds that one way of telling gets, of the 50 that a DAG processor has for all."""
+
 _PATHS = {"start": "/start", "failure": "/fail", "success": ""}
 _LONGEST_BODY = 10_000
 
@@ -29,16 +33,27 @@ def send(rule: AlertRule, event: str, alert: Alert | None, context: Any) -> None
     :param event: ``start``, ``failure``, ``approval`` or ``success``.
     :param alert: what is told; None for the start, which only pings tell of.
     """
-    try:
-        if rule.ping_url is not None:
-            _ping(rule.ping_url, event, alert.text if alert else "")
-        elif alert is None:
-            return
-        elif rule.email is not None:
-            _mail(rule, alert, context)
-        else:
-            _notify(rule, alert, context)
-    except Exception as error:
+    failed: list[BaseException] = []
+
+    def attempt() -> None:
+        try:
+            if rule.ping_url is not None:
+                _ping(rule.ping_url, event, alert.text if alert else "")
+            elif alert is not None and rule.email is not None:
+                _mail(rule, alert, context)
+            elif alert is not None:
+                _notify(rule, alert, context)
+        except Exception as error:
+            failed.append(error)
+
+    # A server that is silent, or never ends, must keep neither the other ways nor the backup waiting.
+    thread = threading.Thread(target=attempt, daemon=True)
+    thread.start()
+    thread.join(PATIENCE)
+    if thread.is_alive():
+        failed.append(TimeoutError(f"it took longer than {PATIENCE:.0f} s"))
+    if failed:
+        error = failed[0]
         log.error(
             "The alert was NOT sent by %s: %s. Backups go on; correct `alerts` in the configuration, or what"
             " it names",

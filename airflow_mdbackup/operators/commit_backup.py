@@ -43,6 +43,7 @@ class CommitBackup(BackupOperator):
             "files": summary.files,
             "failed": summary.failed,
             "partial": summary.partial,
+            "doubtful": summary.doubtful,
             "summary": told,
         }
         try:

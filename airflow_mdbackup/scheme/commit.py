@@ -93,6 +93,7 @@ class CommitSummary:
     :ivar size: bytes that were put in place.
     :ivar files: entries in the consumer index afterwards.
     :ivar superseded: a run with a newer provider index was committed before, and nothing was changed.
+    :ivar doubtful: and the last run that committed was not good, or limited to some paths.
     :ivar partial: the run was limited to some paths, so that it is no good run of all.
     :ivar failures: the first of the entries for which the run fails, as text.
     :ivar failed: how many there are.
@@ -106,6 +107,7 @@ class CommitSummary:
     size: int = 0
     files: int = 0
     superseded: bool = False
+    doubtful: bool = False
     partial: bool = False
     failed: int = 0
     failures: list[str] = field(default_factory=list)
@@ -164,10 +166,14 @@ def commit(mirror: Mirror, run: Run) -> CommitSummary:
         if max(str(where.get("order", "")) for where in (status, last(mirror))) > order:
             log.info("A run with a newer provider index has been committed: this one is superseded")
             summary.superseded = True
+            summary.doubtful = status.get("last_good") != status.get("last_commit")
             summary.count(Outcome.SUPERSEDED, plan.pull)
             summary.files = int(status.get("files", 0))
             withdraw_unused(mirror, run, tree)
         else:
+            if plan.partial:
+                # It is newer than others only where it has been; each of their entries is judged by itself.
+                order = str(status.get("order", ""))
             _Commit(mirror, run, plan, tree, staging, summary).carry_out(order)
             _count_remarks(summary, Outcome.UNREADABLE, plan.unreadable, plan.unreadable_paths, _UNREADABLE)
             _count_remarks(summary, Outcome.ROTTEN, plan.rotten, plan.rotten_paths, _ROTTEN)

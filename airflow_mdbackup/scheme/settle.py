@@ -139,7 +139,9 @@ def finish(
 
 
 def _takes(current: Path, changes: Path) -> bool:
-    """Whether changes take the place of entries of the index."""
+    """Whether entries of the index are untrue for a while: their files are replaced, or go as a whole."""
+    if any(change.what == What.MOVED for change in read_records(changes, Change)):
+        return True
     return any(both.left and both.right for both in merge(read_entries(current), _claims(changes)))
 
 

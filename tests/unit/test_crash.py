@@ -20,6 +20,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import count, product
 from pathlib import Path
 
@@ -35,6 +36,7 @@ from airflow_mdbackup.scheme.records import read_header, read_records
 from ..torture import LONG, Cases, scaled
 from .conftest import STEPS, Pair
 from .crash import TEARS, HarshPowerCut, PowerCut, crash_at, mixed, steps_of
+from .soundness import check_sound
 
 # The stamp of the last run before the crash is in the future, so that those that follow are known.
 STAMP = "20990101T000000.%06dZ"
@@ -543,3 +545,43 @@ def _step(line: str, mirror: Mirror) -> str | None:
     if call == "ioctl" and "FICLONE" not in arguments:
         return None
     return "rmdir" if "AT_REMOVEDIR" in arguments else _CALLS.get(call, call)
+
+
+@pytest.mark.guarantee("1. Crash at every step")
+@pytest.mark.parametrize("became", ["directory", "file"])
+def test_index_claims_nothing_that_settling_moves_out_of_the_way(
+    pair: Pair, cases: Cases, became: str
+) -> None:
+    """Also where the commit that moves it is killed, and then the one that finishes it, at any step."""
+    old, new = ("d", "d/a") if became == "directory" else ("d/a", "d")
+    pair.put(old, b"old")
+    pair.put("other", b"other")
+    pair.backup()
+    old_path = pair.path("d")
+    shutil.rmtree(old_path) if os.path.isdir(old_path) else os.unlink(old_path)
+    pair.put(new, b"new")
+    pair.build_index()
+    run = pair.prepare()
+    pair.archive(run)
+    template = pair.mirror.dest
+    first = 0
+    while True:
+        first += 1
+        pair.mirror = Mirror(template.with_name(f"killed-{first}"), "srv1")
+        shutil.copytree(template, pair.mirror.dest)
+        run = pair.mirror.run(run.run_id)
+        if not crash_at(first, partial(pair.commit, run)):
+            break
+        if not any(pending(pair.mirror)):
+            continue
+        half = pair.mirror.dest
+        for second in count(1):
+            pair.mirror = Mirror(template.with_name(f"killed-{first}-{second}"), "srv1")
+            shutil.copytree(half, pair.mirror.dest)
+            run = pair.mirror.run(run.run_id)
+            with cases.one():
+                again = crash_at(second, partial(pair.commit, run))
+                check_sound(pair)
+            shutil.rmtree(pair.mirror.dest)
+            if not again or second >= scaled(20, 1000):
+                break

@@ -1030,3 +1030,35 @@ def test_paths_of_which_nothing_is_anywhere_are_refused(pair: Pair) -> None:
         pair.backup(only=[pair.path("inn")])
     os.unlink(pair.path("in/one"))
     assert pair.backup(only=[pair.path("in")]).forgotten == 1
+
+
+def test_a_run_of_some_paths_supersedes_none_of_all(pair: Pair) -> None:
+    """One that had begun before, and goes on later, brings the rest; what is newer here stays."""
+    for name in ("in/one", "out/two"):
+        pair.put(name, name.encode())
+    pair.backup()
+    for name in ("in/one", "out/two"):
+        pair.put(name, f"{name}, changed".encode())
+    pair.build_index()
+    whole = pair.prepare()
+    pair.put("in/one", b"changed again")
+    pair.backup(only=[pair.path("in")])
+    assert not pair.finish(whole).superseded
+    assert pair.live("in/one").read_bytes() == b"changed again"
+    assert pair.index_b() == pair.index_a()
+    check_sound(pair)
+
+
+def test_a_superseded_run_is_doubtful_if_the_newer_one_was_not_good(pair: Pair) -> None:
+    """So that nobody is told of a good backup."""
+    for good in (True, False):
+        pair.put("a", b"new, %d" % good)
+        pair.build_index()
+        older, newer = pair.prepare(), pair.new_run()
+        pair.fetch(newer)
+        plan = pair.diff(newer)
+        if good:
+            pair.pull(newer, plan)
+        assert (pair.finish(newer).failed == 0) is good
+        summary = pair.finish(older)
+        assert summary.superseded and summary.doubtful is not good
