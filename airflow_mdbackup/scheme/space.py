@@ -65,7 +65,7 @@ def make_sure_of_room(
         known = judged.get("plan") == plan.digest
         if known and judged["fits"]:
             return
-        if known and judged["committed"] == last:
+        if known and judged.get("committed") == last:
             need = Room(judged["size"], judged["files"])
         else:
             need = _needed(mirror, run, plan, committed, has, connect)
