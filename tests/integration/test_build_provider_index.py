@@ -267,7 +267,7 @@ def test_deferred_task_takes_up_what_the_trigger_found(server: ProviderServer) -
     )
     dag_run = SimpleNamespace(dag_id="mdbackup_srv1", run_id="manual__1", start_date=None)
     with pytest.raises(TaskDeferred) as deferred:
-        operator.execute({"dag_run": dag_run})  # type: ignore[typeddict-item]
+        operator.execute({"dag_run": dag_run, "params": {}})  # type: ignore[typeddict-item]
     event = asyncio.run(fire(deferred.value.trigger))  # type: ignore[arg-type]
     told = getattr(operator, deferred.value.method_name)({}, event)
     assert (told["files"], told["unreadable"], told["rotten"]) == (2, 0, 0)
