@@ -235,7 +235,9 @@ class _Commit:
             run.changes.replace(path)
             fsync_directory(mirror.history)
             takes = self._takes or bool(self._moved)
-            self._summary.files = finish(mirror, path, self._current, takes=takes, missed=self._missed)
+            self._summary.files = finish(
+                mirror, path, self._current, takes=takes, fresh=True, missed=self._missed
+            )
         else:
             run.changes.unlink()
             self._summary.files = sum(1 for _ in self._entries())

@@ -1,9 +1,10 @@
 """What each commit changed: one immutable file per commit, and how a crashed one is settled.
 
 A file's header has the run's id, the commit's stamp, and the SHA-256 of the consumer index before and after.
-One :class:`Change` per path follows, in path order, behind those that tell of an index edited by hand. The
-state as of a moment is the consumer index as committed then, so that the files of history, applied in the
-order of their names, give it back.
+One :class:`Change` per path follows, in path order, behind those that tell of an index edited by hand: first
+what was edited before the commit; then, in path order again, what was edited while it was cut off. The state
+as of a moment is the consumer index as committed then, so that the files of history, applied in the order of
+their names, give it back.
 
 A commit writes its history ahead under a name that ends in ``.pending``. Whoever finds such a file finishes
 that commit first (see :func:`.commit.settle`).

@@ -13,7 +13,9 @@
     <dest>/.mdbackup/staging/<md5>.part          a large file on its way here; its writer holds a flock on it
     <dest>/.mdbackup/runs/<run>/                 index, plan, results and archive records of one run
     <dest>/.mdbackup/history/<stamp>_<run>.jsonl what each commit changed
-    <dest>/.mdbackup/committed.md5               the consumer index as the last commit left it
+    <dest>/.mdbackup/committed.md5               the consumer index as the last commit left it: to show what
+                                                 somebody changed in it by hand, and to restore it from
+    <dest>/.mdbackup/upcoming.md5                the same of a commit that is not finished
     <dest>/.mdbackup/changing.jsonl              files that changed on the provider while they were pulled
     <dest>/.mdbackup/status.json                 last good run and last commit
 
@@ -75,6 +77,7 @@ class Mirror:
         self.history = self._state / "history"
         self.status = self._state / "status.json"
         self.committed = self._state / "committed.md5"
+        self.upcoming = self._state / "upcoming.md5"
         self.changing = self._state / "changing.jsonl"
         self.bandwidth = self._state / "bandwidth"
         self._runs = self._state / "runs"

@@ -4,7 +4,7 @@
 
     step 5   write the consumer index without the entries about to be replaced
     step 6   put each file over its live name; syncfs
-    step 7   write the final consumer index; give the history its final name
+    step 7   write the final consumer index, and a copy; give the history its final name, then the copy
 
 Every step may be done again. After a crash the disk shows how far it came: content that still waits, whole,
 is put in place; where none waits, the live file must have the new md5, or else that change did not happen and
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
@@ -36,8 +36,15 @@ from airflow_mdbackup.scheme.index import (
 )
 from airflow_mdbackup.scheme.mirror import Mirror
 from airflow_mdbackup.scheme.names import to_text
+from airflow_mdbackup.scheme.ordered import Alongside
 from airflow_mdbackup.scheme.progress import Pace
-from airflow_mdbackup.scheme.records import RecordWriter, copy_records, read_header, read_records
+from airflow_mdbackup.scheme.records import (
+    RecordWriter,
+    copy_records,
+    read_header,
+    read_records,
+    write_records,
+)
 from airflow_mdbackup.scheme.tree import (
     Blocked,
     Folder,
@@ -46,6 +53,7 @@ from airflow_mdbackup.scheme.tree import (
     copy_of,
     fsync_directory,
     md5_of,
+    not_followed,
     syncfs,
 )
 
@@ -87,7 +95,60 @@ def settle(mirror: Mirror, target: Path) -> None:
     """
     for path in pending(mirror):
         log.warning("Finishing the commit of an earlier run that was cut off: %s", path.name)
-        finish(mirror, path, consumer_index(mirror, target))
+        _take_up(mirror, path, target)
+
+
+def _take_up(mirror: Mirror, path: Path, target: Path) -> None:
+    """Finish a commit that was cut off, and take what somebody did to the index since for what it is.
+
+    An edit is recorded with the commit. An index that was deleted is a wish to have everything copied again;
+    it is written only where the next commit looks up what was deleted.
+    """
+    current = consumer_index(mirror, target)
+    before = read_header(path)["before"]
+    if path.with_suffix("").exists() or not before or _is_index(mirror.index, before):
+        finish(mirror, path, current, takes=_takes(current, path))
+    elif not _is_index(mirror.committed, last(mirror).get("after")):
+        log.warning("Whether somebody edited the index meanwhile is not known: %s is lost", mirror.committed)
+        finish(mirror, path, current, takes=_takes(current, path))
+    elif current is None:
+        with IndexWriter(target) as writer:
+            for entry in _as_found(mirror, path):
+                writer.add(*entry)
+        finish(mirror, path, target, index=mirror.upcoming)
+    else:
+        edited = target.with_name("edited.jsonl")
+        write_records(edited, _edited_meanwhile(mirror, path, current))
+        finish(mirror, path, current, takes=_takes(current, path), edited=read_records(edited, Change))
+
+
+def _is_index(path: Path, known: str | None) -> bool:
+    """Whether an index is there, and the one with this digest."""
+    return path.exists() and digest(path) == known
+
+
+def _as_found(mirror: Mirror, path: Path) -> Iterator[Entry]:
+    """Yield the index as the commit with the history at ``path`` found it."""
+    edits = (
+        Entry(change.path, change.md5 or b"")
+        for change in read_records(path, Change)
+        if change.what == What.EDITED
+    )
+    for name, old, new in merge(read_entries(mirror.committed), edits):
+        md5 = old if new is None else new
+        if md5:
+            yield Entry(name, md5)
+
+
+def _edited_meanwhile(mirror: Mirror, path: Path, current: Path) -> Iterator[Change]:
+    """Yield what somebody changed in the index since the history at ``path`` was written ahead.
+
+    Entries that the commit changes itself are left out: they become what it says.
+    """
+    claims = Alongside(_claims(path))
+    for name, old, new in merge(_as_found(mirror, path), read_entries(current)):
+        if old != new and claims.find(name) is None:
+            yield Change(name, What.EDITED, old_md5=old, md5=new)
 
 
 def finish(
@@ -95,7 +156,10 @@ def finish(
     path: Path,
     current: Path | None,
     *,
-    takes: bool | None = None,
+    takes: bool = False,
+    fresh: bool = False,
+    index: Path | None = None,
+    edited: Iterable[Change] = (),
     missed: Callable[[Change, str], None] | None = None,
 ) -> int:
     """Carry out the history at ``path`` and return how many entries the consumer index has then.
@@ -103,9 +167,11 @@ def finish(
     Needs the lock.
 
     :param current: the consumer index in canonical form, if there is one.
-    :param takes: whether entries of the consumer index will be untrue for a while, as the commit knows that
-        has written this history just now, and has seen its content to be there. None of another commit's:
-        then it is read for what is to come, and content is hashed before it is put in place.
+    :param takes: whether entries of the consumer index will be untrue for a while.
+    :param fresh: the commit that asks has written this history, and has seen its content to be there. That of
+        another commit is hashed before it is put in place.
+    :param index: where the new index goes, if somebody has deleted the consumer index meanwhile.
+    :param edited: what somebody changed in the index since the history was written.
     :param missed: is told of each change that did not come about, and why. Index and history leave it out.
     :raises OSError: the disk is full or broken; the next run takes it up again.
     """
@@ -113,22 +179,26 @@ def finish(
     confirmed = path.with_suffix(".confirmed")
     files = 0
     if not final.exists():
-        fresh = takes is not None
+        mirror.upcoming.unlink(missing_ok=True)
         # Step 5: the index must not claim what is about to be replaced.
-        if current is None or (takes if fresh else _takes(current, path)):
-            _write_index(mirror, current, path if current else None, keep_replaced=False)
+        if index is None and (current is None or takes):
+            _write_index(mirror.index, current, path if current else None, keep_replaced=False)
             current = mirror.index
         changed = 0
         with mirror.tree() as tree, RecordWriter[Change](confirmed) as writer:
-            for change in _placed(mirror, tree, path, fresh, missed or _warn):
+            for change in _placed(mirror, tree, path, fresh, iter(edited), missed or _warn):
                 writer.add(change)
                 changed += 1
         syncfs(mirror.files)
-        files = _write_index(mirror, current, confirmed, keep_replaced=True)
+        files = _write_index(index or mirror.index, current, confirmed, keep_replaced=True)
         if changed:
             header = {key: value for key, value in read_header(path).items() if key != "format"}
-            _keep_committed(mirror)
-            copy_records(confirmed, final, **header, after=digest(mirror.index))
+            if index is None:
+                _copy(mirror.index, mirror.upcoming)
+            copy_records(confirmed, final, **header, after=digest(mirror.upcoming))
+    if mirror.upcoming.exists():
+        mirror.upcoming.replace(mirror.committed)
+        fsync_directory(mirror.committed.parent)
     confirmed.unlink(missing_ok=True)
     path.unlink()
     fsync_directory(mirror.history)
@@ -138,20 +208,22 @@ def finish(
 # --- the index --------------------------------------------------------------------------------------
 
 
-def _takes(current: Path, changes: Path) -> bool:
+def _takes(current: Path | None, changes: Path) -> bool:
     """Whether entries of the index are untrue for a while: their files are replaced, or go as a whole."""
+    if current is None:
+        return False
     if any(change.what == What.MOVED for change in read_records(changes, Change)):
         return True
     return any(both.left and both.right for both in merge(read_entries(current), _claims(changes)))
 
 
-def _write_index(mirror: Mirror, current: Path | None, changes: Path | None, *, keep_replaced: bool) -> int:
-    """Write the consumer index anew, durably and in one step, and return its number of entries."""
-    temporary = mirror.index.with_name("index.md5.tmp")
+def _write_index(index: Path, current: Path | None, changes: Path | None, *, keep_replaced: bool) -> int:
+    """Write an index anew, durably and in one step, and return its number of entries."""
+    temporary = index.with_name(f"{index.name}.tmp")
     with IndexWriter(temporary) as writer:
         revise(writer, current, _revisions(changes, keep_replaced) if changes else ())
-    temporary.replace(mirror.index)
-    fsync_directory(mirror.dest)
+    temporary.replace(index)
+    fsync_directory(index.parent)
     return writer.files
 
 
@@ -167,21 +239,24 @@ def _claims(path: Path) -> Iterator[Entry]:
             yield Entry(change.path, change.md5 or b"")
 
 
-def _keep_committed(mirror: Mirror) -> None:
-    """Keep a copy of the index, to show what somebody changed in it by hand, and to restore it from."""
-    temporary = mirror.committed.with_name("committed.md5.tmp")
-    with mirror.index.open("rb") as source, temporary.open("wb", buffering=0) as copy:
+def _copy(index: Path, target: Path) -> None:
+    """Copy an index durably."""
+    with index.open("rb") as source, open(target, "wb", buffering=0, opener=not_followed) as copy:
         copy_of(source.fileno(), copy.fileno())
         os.fsync(copy.fileno())
-    temporary.replace(mirror.committed)
-    fsync_directory(mirror.committed.parent)
+    fsync_directory(target.parent)
 
 
 # --- the files --------------------------------------------------------------------------------------
 
 
 def _placed(
-    mirror: Mirror, tree: Tree, path: Path, fresh: bool, missed: Callable[[Change, str], None]
+    mirror: Mirror,
+    tree: Tree,
+    path: Path,
+    fresh: bool,
+    edited: Iterator[Change],
+    missed: Callable[[Change, str], None],
 ) -> Iterator[Change]:
     """Carry out the changes and yield those that the disk then shows."""
     with ExitStack() as stack:
@@ -192,6 +267,8 @@ def _placed(
         for number, change in enumerate(read_records(path, Change), 1):
             if pace.due():
                 log.info("%s changes carried out so far", number)
+            if change.what != What.EDITED:
+                yield from edited
             try:
                 done = _carry_out(tree, change, waiting, fresh)
                 why = "its content is gone"
@@ -206,6 +283,7 @@ def _placed(
                 if change.replaces is not None:
                     # Its entry has left the index, so that the next run sees to it.
                     yield Change(change.path, What.FORGOTTEN, old_md5=change.replaces)
+        yield from edited
 
 
 def _warn(change: Change, why: str) -> None:

@@ -32,6 +32,7 @@ from airflow_mdbackup.scheme.history import Change, What, commits, last, pending
 from airflow_mdbackup.scheme.index import digest
 from airflow_mdbackup.scheme.mirror import Mirror, version_path
 from airflow_mdbackup.scheme.records import read_header, read_records
+from airflow_mdbackup.scheme.settle import settle
 
 from ..torture import LONG, Cases, scaled
 from .conftest import STEPS, Pair
@@ -585,3 +586,55 @@ def test_index_claims_nothing_that_settling_moves_out_of_the_way(
             shutil.rmtree(pair.mirror.dest)
             if not again or second >= scaled(20, 1000):
                 break
+
+
+@pytest.mark.guarantee("1. Crash at every step")
+@pytest.mark.parametrize("edit", ["drop", "restore", "delete"])
+def test_hands_on_the_index_count_also_while_a_commit_is_cut_off(pair: Pair, cases: Cases, edit: str) -> None:
+    """An edit is kept, and history tells of it; for a deleted index everything comes again."""
+    for name in ("a", "b", "c", "d", "gone"):
+        pair.put(name, name.encode())
+    pair.backup()
+    drop_entries(pair, "b")
+    pair.put("a", b"new")
+    pair.put("e", b"e")
+    os.unlink(pair.path("gone"))
+    pair.build_index()
+    run = pair.prepare()
+    pair.archive(run)
+    template = pair.mirror.dest
+    for number in count(1):
+        pair.mirror = Mirror(template.with_name(f"killed-{number}"), "srv1")
+        shutil.copytree(template, pair.mirror.dest)
+        if not crash_at(number, partial(pair.commit, pair.mirror.run(run.run_id))):
+            break
+        if not any(pending(pair.mirror)):
+            continue
+        if edit == "drop":
+            drop_entries(pair, "c")
+        elif edit == "restore":
+            shutil.copyfile(pair.mirror.committed, pair.mirror.index)
+        else:
+            pair.mirror.index.unlink()
+        ended = len(commits(pair.mirror)) == 2  # what is edited now, the next commit tells of
+        for again in count(1 if LONG else 1000):
+            with cases.one():
+                killed = crash_at(again, partial(_settle, pair.mirror))
+                if not (killed or ended or edit == "delete"):
+                    check_sound(pair)
+            if not killed:
+                break
+        index = pair.index_b() if pair.mirror.index.exists() else {}
+        assert (pair.path("c") in index) == (edit == "restore")
+        assert bool(index) == (edit != "delete")
+        pair.backup()
+        check_sound(pair)
+        assert set(pair.index_b()) == {pair.path(name) for name in "abcde"}
+        if edit == "delete":
+            assert pair.outcome.outcomes == {"pulled": 5}
+        shutil.rmtree(pair.mirror.dest)
+
+
+def _settle(mirror: Mirror) -> None:
+    with mirror.lock("a test"):
+        settle(mirror, mirror.dest / ".mdbackup" / "consumer.md5")
