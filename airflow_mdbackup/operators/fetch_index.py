@@ -68,6 +68,7 @@ class FetchIndex(BackupOperator):
                 *(mirror, run, hook.reader, self.index.encode()),
                 max_age=max_age,
                 max_size=self.max_index_size,
+                attempt=context["ti"].try_number,
             )
         self.log.info(
             "%s: the index has %s files, %s unreadable, %s rotten, and is %s s old",

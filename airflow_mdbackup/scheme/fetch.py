@@ -27,6 +27,7 @@ from datetime import UTC, datetime
 from airflow_mdbackup.scheme.errors import (
     AccessRefused,
     ConnectionLost,
+    DestinationBusy,
     DestinationRefused,
     IndexRefused,
     NotOnProvider,
@@ -34,7 +35,7 @@ from airflow_mdbackup.scheme.errors import (
 from airflow_mdbackup.scheme.index import MalformedIndex, canonicalise, digest
 from airflow_mdbackup.scheme.mirror import Mirror, Run
 from airflow_mdbackup.scheme.names import to_text
-from airflow_mdbackup.scheme.records import write_state
+from airflow_mdbackup.scheme.records import read_header, write_state
 from airflow_mdbackup.scheme.sftp import Attributes, Code, Fetched, Reader, Refusal, Stated, Stream, Wanted
 from airflow_mdbackup.scheme.tree import not_followed
 
@@ -75,6 +76,7 @@ def fetch_index(
     max_age: float | None = None,
     max_size: int = MAX_SIZE,
     still: float = _STILL,
+    attempt: int = 0,
 ) -> FetchedIndex:
     """Fetch and check the provider index, and begin the run's directory with it.
 
@@ -82,12 +84,14 @@ def fetch_index(
     :param max_age: seconds that the index may be old, or None.
     :param max_size: bytes that the index may have.
     :param still: seconds that an index without end line must hold still.
+    :param attempt: counts the tries of this run's fetch. One that was thought dead, and goes on once a later
+        one has its index, would take that away from the steps that go on from it.
     :raises NotOnProvider: there is none.
     :raises AccessRefused: it cannot be read.
     :raises IndexRefused: it is malformed, truncated, too large, or too old.
     :raises ConnectionLost: the connection broke, or the index never held still.
     :raises DestinationRefused: a symlink stands where the run's directory belongs.
-    :raises DestinationBusy: an earlier try of this run does not end.
+    :raises DestinationBusy: an earlier try of this run does not end, or a later one has ended.
     :raises DestinationFull, DestinationRefused, DestinationBroken, WorkerExhausted: see
         :meth:`.Mirror.told_plainly`.
     """
@@ -97,13 +101,28 @@ def fetch_index(
                 f"{mirror.provider}: {run.folder} is a symlink: remove it, and try again"
             )
         with run.lock("fetch_index", mirror.provider, make=True):
+            if (later := _fetched_by(run)) > attempt:
+                raise DestinationBusy(
+                    f"{mirror.provider}: try {later} of {run.run_id} has fetched the index, and this one, "
+                    f"try {attempt}, came after it. Nothing was changed. Clear fetch_index to fetch it again."
+                )
             try:
-                return _fetch_index(mirror, run, connect, index, max_age, max_size, still)
+                return _fetch_index(mirror, run, connect, index, max_age, max_size, still, attempt)
             except BaseException:
                 run.index.unlink(missing_ok=True)
                 raise
             finally:
                 run.received.unlink(missing_ok=True)
+
+
+def _fetched_by(run: Run) -> int:
+    """Return which try of the run has fetched the index that it has."""
+    if not run.index.exists():
+        return 0
+    try:
+        return int(read_header(run.state).get("attempt", 0))
+    except (FileNotFoundError, DestinationRefused):  # a crash came before, or spoilt it
+        return 0
 
 
 def _fetch_index(
@@ -114,6 +133,7 @@ def _fetch_index(
     max_age: float | None,
     max_size: int,
     still: float,
+    attempt: int,
 ) -> FetchedIndex:
     run.begin_again()
     order = mirror.next_stamp()
@@ -153,7 +173,7 @@ def _fetch_index(
         age=age,
         complete=summary.complete,
     )
-    state = {"run_id": run.run_id, "provider": mirror.provider, "order": order}
+    state = {"run_id": run.run_id, "provider": mirror.provider, "order": order, "attempt": attempt}
     at = datetime.now(UTC).isoformat(timespec="seconds")
     told = {"fetched": at, "round_trip": reader.round_trip, "index": asdict(fetched)}
     write_state(run.state, {**state, **told})

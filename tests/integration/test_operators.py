@@ -33,6 +33,8 @@ SetConnection = Callable[[str, dict[str, Any]], None]
 class TaskInstance:
     """What our operators use of one."""
 
+    try_number = 1
+
     def __init__(self) -> None:
         self.pushed: dict[str, Any] = {}
 

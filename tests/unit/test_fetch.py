@@ -14,6 +14,7 @@ from airflow_mdbackup.scheme import fetch as fetch_module
 from airflow_mdbackup.scheme.errors import (
     AccessRefused,
     ConnectionLost,
+    DestinationBusy,
     IndexRefused,
     NotOnProvider,
     RunIncomplete,
@@ -212,6 +213,19 @@ def test_fetching_again_takes_back_an_older_plan(pair: Pair) -> None:
         pair.fetch(run, still=0.1)
     with pytest.raises(RunIncomplete):
         pair.commit(run)
+
+
+def test_a_try_that_was_thought_dead_takes_nothing_from_its_retry(pair: Pair) -> None:
+    pair.put("alpha", b"1")
+    pair.build_index()
+    run = pair.new_run()
+    pair.fetch(run, attempt=2)
+    plan = pair.diff(run)
+    with pytest.raises(DestinationBusy, match="try 2 of manual__1 has fetched the index"):
+        pair.fetch(run, attempt=1)
+    pair.pull(run, plan)
+    assert pair.finish(run).added == 1
+    assert pair.fetch(run, attempt=3).files == 1
 
 
 @pytest.mark.parametrize("fetched_before", [False, True])
