@@ -34,7 +34,6 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from enum import StrEnum
 from functools import partial
-from pathlib import Path
 
 from airflow_mdbackup.scheme.diff import Item, Plan, read_plan
 from airflow_mdbackup.scheme.errors import BackupError, DestinationBusy, DestinationFull
@@ -44,7 +43,7 @@ from airflow_mdbackup.scheme.part import Part
 from airflow_mdbackup.scheme.progress import Pace
 from airflow_mdbackup.scheme.records import Record, RecordWriter, read_header, read_records
 from airflow_mdbackup.scheme.sftp import Attributes, Code, Fetched, Reader, Refusal, Stated, Wanted
-from airflow_mdbackup.scheme.since import Brought, committed_since
+from airflow_mdbackup.scheme.since import Brought, Committed, committed_since
 from airflow_mdbackup.scheme.space import make_sure_of_room
 from airflow_mdbackup.scheme.telltale import HEAD, Contents
 from airflow_mdbackup.scheme.tree import Folder, concerns_one_file, copy_of, md5_of, syncfs
@@ -213,7 +212,7 @@ class _Puller:
         run: Run,
         shard: int,
         plan: Plan,
-        committed: Path | None,
+        committed: Committed,
         connect: Callable[[], Reader],
     ) -> None:
         self.summary = PullSummary()

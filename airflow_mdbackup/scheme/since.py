@@ -7,6 +7,7 @@ again.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 from airflow_mdbackup.scheme.diff import Item, Plan
 from airflow_mdbackup.scheme.index import read_entries
@@ -15,26 +16,37 @@ from airflow_mdbackup.scheme.ordered import Alongside
 from airflow_mdbackup.scheme.settle import consumer_index
 
 
-def committed_since(mirror: Mirror, run: Run, shard: int, plan: Plan) -> Path | None:
-    """Return the consumer index, in canonical form, if another run was committed since the plan was made.
+class Committed(NamedTuple):
+    """What is committed by now.
+
+    :ivar stamp: of the last commit.
+    :ivar index: the consumer index as of then, in canonical form; None if the plan knows it.
+    """
+
+    stamp: str
+    index: Path | None
+
+
+def committed_since(mirror: Mirror, run: Run, shard: int, plan: Plan) -> Committed:
+    """Return what other runs have committed since the plan was made.
 
     :param shard: the one that asks, whose lock the caller holds.
     :raises ConsumerIndexDamaged, DestinationBusy: see :func:`.settle.consumer_index`, :meth:`.Mirror.lock`.
     """
     if mirror.last_commit() == plan.committed:
-        return None
+        return Committed(plan.committed, None)
     with mirror.lock(f"pull_changed of {run.run_id}"):
-        return consumer_index(mirror, run.consumer(shard))
+        return Committed(mirror.last_commit(), consumer_index(mirror, run.consumer(shard)))
 
 
 class Brought:
     """Tells of the items of one shard, in path order, which of them an index has by now.
 
-    :param index: what :func:`committed_since` returned.
+    :param committed: what :func:`committed_since` returned.
     """
 
-    def __init__(self, index: Path | None) -> None:
-        self._entries = Alongside(read_entries(index) if index else ())
+    def __init__(self, committed: Committed) -> None:
+        self._entries = Alongside(read_entries(committed.index) if committed.index else ())
 
     def has(self, item: Item) -> bool:
         """Whether another run has brought ``item``."""

@@ -25,7 +25,6 @@ from __future__ import annotations
 import logging
 import socket
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 from airflow_mdbackup.scheme.diff import Item, Plan
 from airflow_mdbackup.scheme.disk import NO_LIMIT, Room, amount, free
@@ -35,7 +34,7 @@ from airflow_mdbackup.scheme.progress import Pace
 from airflow_mdbackup.scheme.records import read_header, read_records, write_state
 from airflow_mdbackup.scheme.seen import Seen
 from airflow_mdbackup.scheme.sftp import Fetched, Reader, Stated
-from airflow_mdbackup.scheme.since import Brought
+from airflow_mdbackup.scheme.since import Brought, Committed
 from airflow_mdbackup.scheme.tree import shares_blocks
 
 log = logging.getLogger(__name__)
@@ -47,7 +46,7 @@ _BESIDE = 1024  # of each file: its inode, and its lines in results, archive rec
 
 
 def make_sure_of_room(
-    mirror: Mirror, run: Run, plan: Plan, committed: Path | None, connect: Callable[[], Reader]
+    mirror: Mirror, run: Run, plan: Plan, committed: Committed, connect: Callable[[], Reader]
 ) -> None:
     """Make sure that what the plan brings fits on the disk, before anything is transferred.
 
@@ -61,16 +60,17 @@ def make_sure_of_room(
         return
     with run.space_lock(mirror.provider):
         judged = read_header(run.space) if run.space.exists() else {}
-        has, last = free(mirror.staging), mirror.last_commit()
+        has = free(mirror.staging)
         known = judged.get("plan") == plan.digest
         if known and judged["fits"]:
             return
-        if known and judged.get("committed") == last:
+        if known and judged.get("committed") == mirror.last_commit():
             need = Room(judged["size"], judged["files"])
         else:
             need = _needed(mirror, run, plan, committed, has, connect)
         fits = has.holds(need)
-        write_state(run.space, {"plan": plan.digest, "committed": last, "fits": fits, **need._asdict()})
+        of = {"plan": plan.digest, "committed": committed.stamp}
+        write_state(run.space, {**of, "fits": fits, **need._asdict()})
     if not fits:
         raise DestinationFull(
             f"{mirror.provider}: {mirror.dest} on {socket.gethostname()} has too little room for this run, "
@@ -83,7 +83,7 @@ def _needed(
     mirror: Mirror,
     run: Run,
     plan: Plan,
-    committed: Path | None,
+    committed: Committed,
     has: Room,
     connect: Callable[[], Reader],
 ) -> Room:
@@ -101,9 +101,7 @@ def _needed(
     return need
 
 
-def _asked(
-    mirror: Mirror, run: Run, plan: Plan, committed: Path | None, connect: Callable[[], Reader]
-) -> Room:
+def _asked(mirror: Mirror, run: Run, plan: Plan, committed: Committed, connect: Callable[[], Reader]) -> Room:
     """Return what the content takes that the plan brings, by the sizes that the provider tells.
 
     What it refuses to tell counts as empty: pulling it will be refused too.
@@ -147,7 +145,7 @@ def _asked(
     return Room(size, files)
 
 
-def _items(run: Run, plan: Plan, committed: Path | None) -> Iterator[Item]:
+def _items(run: Run, plan: Plan, committed: Committed) -> Iterator[Item]:
     """Yield the items of all shards, but for those that another run has brought."""
     for shard in range(len(plan.shards)):
         brought = Brought(committed)

@@ -24,6 +24,7 @@ from airflow_mdbackup.scheme import commit as commit_module
 from airflow_mdbackup.scheme import disk as disk_module
 from airflow_mdbackup.scheme import mirror as mirror_module
 from airflow_mdbackup.scheme import part as part_module
+from airflow_mdbackup.scheme import pull as pull_module
 from airflow_mdbackup.scheme import space
 from airflow_mdbackup.scheme.errors import ConnectionLost, DestinationBroken, DestinationFull
 from airflow_mdbackup.scheme.mirror import Run
@@ -654,4 +655,27 @@ def test_what_another_run_has_brought_needs_no_room(pair: Pair, disk: Disk, judg
     disk.leave(RESERVE + MB)
     pair.pull(second, pair.plan)
     assert pair.transferred == 0
+    assert pair.finish(second).outcomes == {"superseded": 4}
+
+
+def test_a_commit_while_room_is_judged_is_known_to_the_next_try(
+    pair: Pair, disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or else every retry would refuse what another run has brought long since."""
+    put_all(pair, 4, 5 * MB)
+    disk.leave(RESERVE + 50 * MB)
+    first, second = planned(pair), planned(pair)
+    pair.pull(first, pair.plan)
+    judge = space.make_sure_of_room
+
+    def commit_and_judge(*args: Any) -> None:
+        pair.finish(first)
+        disk.leave(RESERVE + MB)
+        judge(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pull_module, "make_sure_of_room", commit_and_judge)
+        with pytest.raises(DestinationFull):
+            pair.pull(second, pair.plan)
+    pair.pull(second, pair.plan)
     assert pair.finish(second).outcomes == {"superseded": 4}
