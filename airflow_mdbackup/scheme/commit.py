@@ -319,14 +319,16 @@ class _Commit:
 
     def _judged(self) -> Iterator[Change]:
         """Yield what becomes of the results, each with what must go out of its way first."""
-        with Patience(self._mirror, self._run) as patience:
+        finished = finished_shards(self._run, self._plan)
+        judged_all = not self._plan.partial and len(finished) == len(self._plan.shards)
+        with Patience(self._mirror, self._run, judged_all) as patience:
             for result in results(self._run, self._plan):
                 outcome = Outcome(result.outcome)
+                worn_out = patience.wears_out(result.path, outcome)
                 if outcome.good:
                     yield from self._judge(result)
                     continue
                 self._summary.count(outcome)
-                worn_out = outcome == Outcome.CHANGED and patience.wears_out(result.path)
                 if outcome.failure or worn_out:
                     self._fail(outcome, result.path, result.detail)
 

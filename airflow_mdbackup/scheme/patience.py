@@ -1,7 +1,8 @@
 """Which files changed on the provider while they were pulled, in how many runs in a row.
 
 A file that never holds still is worth a person's look, though one run's warning is not. Runs that had the
-same provider index count as one: what changed once after that was built, all of them find changed.
+same provider index count as one: what changed once after that was built, all of them find changed. A run that
+did not come to a file, since it was limited to others or was cut off, says nothing of it.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 
 from airflow_mdbackup.scheme.errors import DestinationRefused
 from airflow_mdbackup.scheme.mirror import Mirror, Run
-from airflow_mdbackup.scheme.ordered import Alongside
+from airflow_mdbackup.scheme.pull import Outcome
 from airflow_mdbackup.scheme.records import Record, RecordWriter, read_header, read_records
 
 log = logging.getLogger(__name__)
@@ -21,22 +22,31 @@ _RUNS = 3  # in a row in which a file may change
 
 
 class Changing(Record, frozen=True):
-    """A file, and how many runs in a row it has changed."""
+    """A file that changed, in how many runs in a row, and the last of them.
+
+    :ivar index: digest and time of the provider index of that run.
+    """
 
     path: bytes
     runs: int
+    run_id: str = ""
+    index: str = ""
 
 
 class Patience:
-    """Counts on for one run, given its changed files in path order. A context manager."""
+    """Counts on for one run, told of its entries in path order. A context manager.
 
-    def __init__(self, mirror: Mirror, run: Run) -> None:
+    :param judged_all: whether an entry of which it is not told held still.
+    """
+
+    def __init__(self, mirror: Mirror, run: Run, judged_all: bool) -> None:
         index = read_header(run.state)["index"]
         self._path = mirror.changing
-        self._known = {"run_id": run.run_id, "index": [index["digest"], index["time"]]}
-        self._step = 1
-        self._earlier = Alongside(self._records())
-        self._writer = RecordWriter[Changing](self._path, **self._known)
+        self._now = {"run_id": run.run_id, "index": f"{index['digest']} {index['time']}"}
+        self._judged_all = judged_all
+        self._earlier = self._records()
+        self._next = next(self._earlier, None)
+        self._writer = RecordWriter[Changing](self._path)
 
     def __enter__(self) -> Patience:
         return self
@@ -46,19 +56,35 @@ class Patience:
         if not self._path.exists():
             return
         try:
-            before = read_header(self._path)
-            if any(before.get(key) == value for key, value in self._known.items()):
-                self._step = 0
             yield from read_records(self._path, Changing)
         except DestinationRefused as error:
             log.warning("Which files changed in earlier runs is not known: %s", error)
 
-    def wears_out(self, path: bytes) -> bool:
-        """Note that ``path`` changed in this run too, and return whether that is once too often."""
-        earlier = self._earlier.find(path)
-        runs = max(1, earlier.runs + self._step) if earlier is not None else 1
-        self._writer.add(Changing(path, runs))
+    def wears_out(self, path: bytes, outcome: Outcome) -> bool:
+        """Note what became of an entry, and return whether it changed once too often."""
+        self._pass_by(path)
+        earlier = None
+        if self._next is not None and self._next.path == path:
+            earlier, self._next = self._next, next(self._earlier, None)
+        if outcome != Outcome.CHANGED:
+            if earlier is not None and outcome.failure:
+                self._writer.add(earlier)
+            return False
+        counted = earlier is not None and (
+            earlier.run_id == self._now["run_id"] or earlier.index == self._now["index"]
+        )
+        runs = (earlier.runs if earlier is not None else 0) + (not counted)
+        self._writer.add(Changing(path, runs, **self._now))
         return runs >= _RUNS
 
-    def __exit__(self, *error: Any) -> None:
-        self._writer.__exit__(*error)
+    def _pass_by(self, path: bytes | None) -> None:
+        """Go on to ``path``, or to the end, past entries of which this run says nothing."""
+        while self._next is not None and (path is None or self._next.path < path):
+            if not self._judged_all:
+                self._writer.add(self._next)
+            self._next = next(self._earlier, None)
+
+    def __exit__(self, kind: Any, *error: Any) -> None:
+        if kind is None:
+            self._pass_by(None)
+        self._writer.__exit__(kind, *error)

@@ -20,11 +20,11 @@ class Committed(NamedTuple):
     """What is committed by now.
 
     :ivar stamp: of the last commit.
-    :ivar index: the consumer index as of then, in canonical form; None if the plan knows it.
+    :ivar consumer: the consumer index as of then, in canonical form; None if the plan knows it.
     """
 
     stamp: str
-    index: Path | None
+    consumer: Path | None
 
 
 def committed_since(mirror: Mirror, run: Run, shard: int, plan: Plan) -> Committed:
@@ -46,7 +46,7 @@ class Brought:
     """
 
     def __init__(self, committed: Committed) -> None:
-        self._entries = Alongside(read_entries(committed.index) if committed.index else ())
+        self._entries = Alongside(read_entries(committed.consumer) if committed.consumer else ())
 
     def has(self, item: Item) -> bool:
         """Whether another run has brought ``item``."""

@@ -13,12 +13,20 @@ import pytest
 
 from airflow_mdbackup.scheme import mirror as mirror_module
 from airflow_mdbackup.scheme.diff import Limits, in_lines
-from airflow_mdbackup.scheme.errors import EntriesFailed, GuardTripped, IndexRefused, RunIncomplete
+from airflow_mdbackup.scheme.errors import (
+    ConnectionLost,
+    EntriesFailed,
+    GuardTripped,
+    IndexRefused,
+    RunIncomplete,
+)
 from airflow_mdbackup.scheme.history import What
 from airflow_mdbackup.scheme.index import Entry, IndexWriter
-from airflow_mdbackup.scheme.pull import Outcome
+from airflow_mdbackup.scheme.pull import Outcome, pull
+from airflow_mdbackup.scheme.sftp import Reader
 
-from .conftest import Pair
+from .channels import CutChannel
+from .conftest import Pair, ServerProcess
 from .soundness import check_sound
 
 # Long before any index, so that a file with this time has not changed since.
@@ -489,6 +497,38 @@ def test_a_file_that_changes_in_three_runs_in_a_row_is_a_failure(pair: Pair) -> 
     assert [run(), run()] == [0, 0]
     assert pair.backup().failed == 0
     assert [run(), run(), run()] == [0, 0, 1]
+
+
+@pytest.mark.parametrize("without", ["limited", "lost shard", "failed"])
+def test_a_run_that_does_not_come_to_a_file_says_nothing_of_it(pair: Pair, without: str) -> None:
+    """Row 14: the count of runs in a row goes on."""
+    for name in ("busy", "calm", "zealous"):
+        pair.put(name, b"0")
+    for number in (1, 2, 3):
+        pair.put("busy", b"%d" % number)
+        pair.put("zealous", b"%d" % number)
+        pair.build_index()
+        pair.put("busy", b"%d, since" % number)
+        pair.put("zealous", b"%d, since" % number)
+        summary = pair.finish(pair.prepare())
+        assert summary.outcomes["changed"] == 2 and summary.failed == (2 if number == 3 else 0)
+        pair.put("calm", b"%d" % number)
+        pair.build_index()
+        if without == "limited":
+            pair.finish(pair.prepare(only=[pair.path("calm")]))
+        elif without == "lost shard":
+            run = pair.new_run()
+            pair.fetch(run)
+            assert pair.diff(run).shards == [3]
+            pair.finish(run)
+        else:
+            run = pair.new_run()
+            pair.fetch(run)
+            pair.diff(run)
+            pair.servers.append(ServerProcess())
+            with pytest.raises(ConnectionLost):
+                pull(pair.mirror, run, 0, lambda: Reader(CutChannel(pair.servers[-1].channel, 1)))
+            pair.finish(run)
 
 
 def test_runs_that_had_the_same_index_count_as_one_for_what_changed_after_it(pair: Pair) -> None:
