@@ -76,9 +76,12 @@ class Teller:
         """Tell of a failed run. For the DAG's ``on_failure_callback``."""
         self._tell("failure", context, lambda: seen.failed_run(context, self.provider.name))
 
-    def tell_failed_task(self, context: Any) -> None:
-        """Tell of a failed task. For the ``on_failure_callback`` of one that stands alone."""
-        self._tell("failure", context, lambda: seen.failed_task(context, self.provider.name))
+    def tell_failed_task(self, context: Any) -> bool:
+        """Tell of a failed task, and return whether any way of telling took it.
+
+        For the ``on_failure_callback`` of one that stands alone.
+        """
+        return self._tell("failure", context, lambda: seen.failed_task(context, self.provider.name))
 
     def tell_approval(self, context: Any) -> None:
         """Tell that a run waits for a person. For ``notifiers`` of ApproveChanges."""
@@ -93,7 +96,8 @@ class Teller:
             return
         self._tell("success", context, lambda: seen.good_run(context, self.provider.name))
 
-    def _tell(self, event: str, context: Any, alert_of: Callable[[], Alert | None]) -> None:
+    def _tell(self, event: str, context: Any, alert_of: Callable[[], Alert | None]) -> bool:
+        told = False
         with _nothing_raised(f"tell of the {event}"):
             try:
                 alert = alert_of()
@@ -105,7 +109,8 @@ class Teller:
                 if rule.ping_url is not None and not _is_of_all(context):
                     continue
                 if _wanted(rule, event, alert):
-                    send(rule, event, alert, context)
+                    told |= send(rule, event, alert, context)
+        return told
 
 
 def _is_of_all(context: Any) -> bool:

@@ -27,8 +27,8 @@ _PATHS = {"start": "/start", "failure": "/fail", "success": ""}
 _LONGEST_BODY = 10_000
 
 
-def send(rule: AlertRule, event: str, alert: Alert | None, context: Any) -> None:
-    """Send an alert in one way.
+def send(rule: AlertRule, event: str, alert: Alert | None, context: Any) -> bool:
+    """Send an alert in one way, and return whether it was taken.
 
     :param event: ``start``, ``failure``, ``approval`` or ``success``.
     :param alert: what is told; None for the start, which only pings tell of.
@@ -61,6 +61,7 @@ def send(rule: AlertRule, event: str, alert: Alert | None, context: Any) -> None
         )
     else:
         log.info("Told of the %s by %s", event, _way(rule))
+    return not failed
 
 
 def _way(rule: AlertRule) -> str:

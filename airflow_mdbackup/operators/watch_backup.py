@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 WATCH = "watch"
 """Key of the asset's state store: since when it is watched, and when people were last told of what."""
-_TELL = "mdbackup_tell"
+_NOTE = "mdbackup_note"
 
 
 class WatchBackup(BaseOperator):
@@ -25,7 +25,7 @@ class WatchBackup(BaseOperator):
 
     It reads the state store of the provider's asset, which must be among the inlets, and not ``dest``. It
     fails as long as the backup is not good. Its failure callbacks are called when that begins, when the
-    trouble becomes another, and once a day.
+    trouble becomes another, and once a day; the next time, too, if one returns False: nobody was told.
 
     :param provider: the provider's name.
     :param max_age: how long ago the last good run may be; None: any time. Without a good run, the provider
@@ -67,11 +67,12 @@ class WatchBackup(BaseOperator):
             store.set(WATCH, {"since": watch["since"]})
             self.log.info("%s: %s", self.provider, known)
             return known
-        due = state != watch.get("state") or is_due(moment(watch["told"]), now)
-        context[_TELL] = due  # type: ignore[literal-required]
-        if due:
-            store.set(WATCH, {"since": watch["since"], "state": state, "told": now.isoformat()})
+        if state != watch.get("state") or is_due(moment(watch["told"]), now):
+            noted = {"since": watch["since"], "state": state, "told": now.isoformat()}
+            context[_NOTE] = lambda: store.set(WATCH, noted)  # type: ignore[literal-required]
+            store.set(WATCH, {"since": watch["since"]})
         else:
+            context[_NOTE] = None  # type: ignore[literal-required]
             self.log.info("People have been told of this at %s, and will be again a day later", watch["told"])
         if state != State.INVALID:
             message += "; " + _what_goes_on(context["ti"], f"mdbackup_{self.provider}")
@@ -98,14 +99,19 @@ class WatchConfiguration(BaseOperator):
 def _when_due(call: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """Return a callback that calls ``call``, unless the task found that people know already.
 
-    A task that was killed found nothing, and is told.
+    That they do is noted once ``call`` has told them. A task that was killed found nothing, and is told.
     """
 
     def tell(context: Any) -> None:
-        if context.get(_TELL, True):
-            call(context)
+        note = context.get(_NOTE, _nothing)
+        if note is not None and call(context) is not False:
+            note()
 
     return tell
+
+
+def _nothing() -> None:
+    """Note nothing."""
 
 
 def _what_goes_on(ti: Any, dag_id: str) -> str:

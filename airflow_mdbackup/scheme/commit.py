@@ -56,6 +56,7 @@ from airflow_mdbackup.scheme.patience import Patience
 from airflow_mdbackup.scheme.progress import Pace
 from airflow_mdbackup.scheme.pull import Outcome, Result
 from airflow_mdbackup.scheme.records import (
+    Damaged,
     read_header,
     read_records,
     write_records,
@@ -161,7 +162,7 @@ def commit(mirror: Mirror, run: Run) -> CommitSummary:
         order = str(read_header(run.state)["order"])
         settle(mirror, run.folder / "consumer.md5")
         summary = CommitSummary(partial=plan.partial)
-        status = mirror.read_status()
+        status = _status(mirror)
         # A kill may have come between the history and the status.
         if max(str(where.get("order", "")) for where in (status, last(mirror))) > order:
             log.info("A run with a newer provider index has been committed: this one is superseded")
@@ -541,6 +542,15 @@ def _count_remarks(
     for path in paths:
         summary.fail(outcome, f"{path} ({detail})")
     summary.fail(outcome, "(others)", number - len(paths))
+
+
+def _status(mirror: Mirror) -> dict[str, Any]:
+    """Return the status as the last run left it. One that is spoilt is no reason to back up nothing."""
+    try:
+        return mirror.read_status()
+    except Damaged as error:
+        log.warning("%s. When the last good run was is not known until the next one", error)
+        return {}
 
 
 def _write_status(

@@ -35,7 +35,7 @@ from airflow_mdbackup.scheme.errors import (
 from airflow_mdbackup.scheme.index import MalformedIndex, canonicalise, digest
 from airflow_mdbackup.scheme.mirror import Mirror, Run
 from airflow_mdbackup.scheme.names import to_text
-from airflow_mdbackup.scheme.records import read_header, write_state
+from airflow_mdbackup.scheme.records import Damaged, read_header, write_state
 from airflow_mdbackup.scheme.sftp import Attributes, Code, Fetched, Reader, Refusal, Stated, Stream, Wanted
 from airflow_mdbackup.scheme.tree import not_followed
 
@@ -121,7 +121,7 @@ def _fetched_by(run: Run) -> int:
         return 0
     try:
         return int(read_header(run.state).get("attempt", 0))
-    except (FileNotFoundError, DestinationRefused):  # a crash came before, or spoilt it
+    except (FileNotFoundError, Damaged):  # a crash came before, or spoilt it
         return 0
 
 

@@ -11,10 +11,9 @@ import logging
 from collections.abc import Iterator
 from typing import Any
 
-from airflow_mdbackup.scheme.errors import DestinationRefused
 from airflow_mdbackup.scheme.mirror import Mirror, Run
 from airflow_mdbackup.scheme.pull import Outcome
-from airflow_mdbackup.scheme.records import Record, RecordWriter, read_header, read_records
+from airflow_mdbackup.scheme.records import Damaged, Record, RecordWriter, read_header, read_records
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +56,7 @@ class Patience:
             return
         try:
             yield from read_records(self._path, Changing)
-        except DestinationRefused as error:
+        except Damaged as error:
             log.warning("Which files changed in earlier runs is not known: %s", error)
 
     def wears_out(self, path: bytes, outcome: Outcome) -> bool:

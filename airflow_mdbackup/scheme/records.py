@@ -68,6 +68,10 @@ def _stored_field(field: msgspec.structs.FieldInfo) -> tuple[str, Any] | tuple[s
     return (field.name, kind) if field.default is msgspec.NODEFAULT else (field.name, kind, field.default)
 
 
+class Damaged(DestinationRefused):
+    """Something else than a file of records, or a state, has its name."""
+
+
 class RecordWriter(Generic[R]):
     """Writes a file of records beside its name, and gives it the name when the ``with`` block ends well.
 
@@ -127,7 +131,8 @@ def read_header(path: Path) -> dict[str, Any]:
     """Return the header of a file of records, or the whole of a file that :func:`write_state` wrote.
 
     :raises FileNotFoundError: there is none.
-    :raises DestinationRefused: it is of a newer format, or no file of records.
+    :raises Damaged: it is no file of records.
+    :raises DestinationRefused: it is of a newer format.
     """
     with path.open("rb") as file:
         return _header(path, file.readline())
@@ -137,7 +142,8 @@ def read_records(path: Path, kind: type[R]) -> Iterator[R]:
     """Yield the records of a file.
 
     :raises FileNotFoundError: there is none.
-    :raises DestinationRefused: it is of a newer format, or damaged.
+    :raises Damaged: it is no file of records, or not whole.
+    :raises DestinationRefused: it is of a newer format.
     """
     with path.open("rb", buffering=_BUFFER) as file:
         _header(path, file.readline())
@@ -145,7 +151,7 @@ def read_records(path: Path, kind: type[R]) -> Iterator[R]:
             try:
                 yield decode(kind, line)
             except ValueError as error:
-                raise DestinationRefused(f"{path}, line {number}: damaged: {error}") from None
+                raise Damaged(f"{path}, line {number}: damaged: {error}") from None
 
 
 def write_state(path: Path, state: dict[str, Any]) -> None:
@@ -158,7 +164,7 @@ def _header(path: Path, line: bytes) -> dict[str, Any]:
         header: dict[str, Any] = _from_json(line)
         newer = int(header["format"]) > FORMAT
     except (ValueError, TypeError, KeyError):
-        raise DestinationRefused(f"{path} is damaged: it has no header of ours") from None
+        raise Damaged(f"{path} is damaged: it has no header of ours") from None
     if newer:
         raise DestinationRefused(
             f"{path} has format {header['format']}, newer than this version knows: update airflow-mdbackup"

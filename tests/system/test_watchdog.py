@@ -17,12 +17,14 @@ from .conftest import PROJECT, Site, provider_yaml
 
 DAG_ID = "mdbackup_watchdog"
 TOLD = """
+import os
 from airflow_mdbackup import alerts
 
 def _told_to_a_file(provider):
     def tell(context):
         with open({file!r}, "a") as file:
             print(provider.name, context["exception"], file=file)
+        return not os.path.exists({file!r} + "-by-nobody")
     return {{"on_failure_callback": [tell]}}
 
 alerts.callbacks = _told_to_a_file
@@ -196,3 +198,18 @@ def test_trouble_that_comes_back_is_told_again(site: Site, second: str) -> None:
     look(site, impatient="1s")
     names = sorted(line.split()[0] for line in told(site)[before:])
     assert names == ["asking", "never", "old", "pooled", "unknown"]
+
+
+def test_what_nobody_was_told_is_told_the_next_time(site: Site, second: str) -> None:
+    """A mail server that is down for an hour does not make a day of it."""
+    look(site)
+    down = site.folder / "told-by-nobody"
+    down.touch()
+    before = len(told(site))
+    look(site, impatient="1s")
+    down.unlink()
+    assert len(told(site)) == before + 5
+    look(site, impatient="1s")
+    assert len(told(site)) == before + 10
+    look(site, impatient="1s")
+    assert len(told(site)) == before + 10

@@ -857,3 +857,20 @@ def test_directory_that_cannot_be_moved_out_of_the_way_loses_nothing(pair: Pair)
     assert pair.backup(exclude=[os.fsdecode(pair.path("d/excluded"))]).outcomes == {"pulled": 1}
     assert pair.live("d").read_bytes() == b"a file now"
     check_sound(pair)
+
+
+@pytest.mark.parametrize("content", [b"", b"\0" * 50, b"[]\n", b'{"format": 1}\n'])
+def test_a_spoilt_status_is_as_if_it_were_not_there(pair: Pair, content: bytes) -> None:
+    """The next good run writes it anew; which run is newer than which, history tells as well."""
+    pair.put("alpha", b"1")
+    pair.build_index()
+    late = pair.prepare()
+    pair.put("alpha", b"2")
+    pair.backup()
+    pair.mirror.status.write_bytes(content)
+    assert pair.finish(late).superseded
+    pair.put("alpha", b"3")
+    assert pair.backup().replaced == 1
+    status = pair.mirror.read_status()
+    assert status["last_good"] == status["last_commit"]
+    assert pair.versions("alpha") == [b"2"]
