@@ -49,6 +49,7 @@ from airflow_mdbackup.scheme.tree import (
     concerns_one_file,
     fsync_directory,
     not_followed,
+    rename_noreplace,
     write_all,
 )
 
@@ -306,7 +307,7 @@ class Staging(Folder):
     """
 
     def store(self, md5: bytes, content: bytes, folder: Folder, name: bytes) -> None:
-        """Stage small content, in one step.
+        """Stage small content, in one step, unless another task just has.
 
         :param folder: where it is written, as ``name``, which nobody else uses.
         :raises OSError: the disk is full or broken.
@@ -317,7 +318,14 @@ class Staging(Folder):
             write_all(descriptor, content)
         finally:
             os.close(descriptor)
-        os.rename(name, md5, src_dir_fd=folder.descriptor, dst_dir_fd=self.descriptor)
+        self._take_in(folder, name, md5)
+
+    def _take_in(self, folder: Folder, name: bytes, md5: bytes) -> None:
+        """Give verified content its md5 as name; not over what another task's results tell of."""
+        try:
+            rename_noreplace(folder.descriptor, name, self.descriptor, md5)
+        except FileExistsError:
+            folder.remove(name)
 
     def status(self, name: bytes) -> os.stat_result | None:
         """Return what is known of a file; None if it is not there, as when a commit has just taken it."""
@@ -392,9 +400,8 @@ class Staging(Folder):
                 raise
 
     def keep_part(self, md5: bytes) -> None:
-        """Stage content that is whole and verified now. Its part must be locked."""
-        part = md5 + b".part"
-        os.rename(part, md5, src_dir_fd=self.descriptor, dst_dir_fd=self.descriptor)
+        """Stage content that is whole and verified now, unless another task has. Its part must be locked."""
+        self._take_in(self, md5 + b".part", md5)
 
     def drop_part(self, md5: bytes) -> None:
         """Take away what has come of content, if it is there. It must be locked."""

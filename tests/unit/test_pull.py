@@ -20,7 +20,7 @@ import pytest
 from airflow_mdbackup.scheme import part as part_module
 from airflow_mdbackup.scheme import pull as pull_module
 from airflow_mdbackup.scheme.errors import ConnectionLost, DestinationBusy, DestinationFull, RunIncomplete
-from airflow_mdbackup.scheme.mirror import Mirror, Run
+from airflow_mdbackup.scheme.mirror import Mirror, Run, Staging
 from airflow_mdbackup.scheme.progress import Pace
 from airflow_mdbackup.scheme.pull import Outcome, Result, pull
 from airflow_mdbackup.scheme.records import read_records
@@ -281,6 +281,41 @@ def test_a_staged_file_that_no_result_vouches_for_is_hashed_before_use(pair: Pai
     summary = pair.pull(run, pair.plan)[0]
     assert summary.outcomes == {"pulled": 3} and summary.transferred == 2 * SIZE
     pair.finish(run)
+    check_whole(pair)
+
+
+@pytest.mark.parametrize("size", [3, SIZE], ids=["small", "large"])
+def test_what_another_task_has_just_staged_is_not_written_over(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    """Its results vouch for that very file, which may be on the disk already; also in the last moment."""
+    pair.put("alpha", bytes(size))
+    pair.build_index()
+    (md5,) = pair.index_a().values()
+    first, second = pair.new_run(), pair.new_run()
+    for run in (first, second):
+        pair.fetch(run)
+        pair.plan = pair.diff(run)
+    take_in = Staging._take_in
+
+    def take_in_late(*args: Any) -> None:
+        monkeypatch.setattr(Staging, "_take_in", take_in)
+        if size == SIZE:
+            pair.staged(md5).write_bytes(bytes(size))
+        else:
+            pair.pull(first, pair.plan)
+        take_in(*args)
+
+    monkeypatch.setattr(Staging, "_take_in", take_in_late)
+    pair.pull(second, pair.plan)
+    (result,) = read_records(second.results(0), Result)
+    assert pair.staged(md5).stat().st_ino == result.inode
+    if size < SIZE:
+        (earlier,) = read_records(first.results(0), Result)
+        assert earlier.inode == result.inode
+    assert [path.name for path in pair.mirror.staging.iterdir()] == [md5.decode()]
+    assert not any("arriving" in path.name for path in second.folder.iterdir())
+    pair.finish(second)
     check_whole(pair)
 
 
