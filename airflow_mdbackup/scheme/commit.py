@@ -25,7 +25,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import chain, count
@@ -259,21 +259,21 @@ class _Commit:
 
         Most of them are forgotten anyway, but for what is excluded, or hidden below an unreadable directory.
         """
-        moved = Covered(iter(sorted(self._moved)))
-        gone = (
-            Change(path, What.FORGOTTEN, old_md5=md5) for path, md5 in self._entries() if moved.covers(path)
-        )
-        told = b""
-        yield from (change for change in self._changes() if change.what == What.EDITED)
-        judged = (change for change in self._changes() if change.what != What.EDITED)
-        for change in heapq.merge(judged, gone, key=attrgetter("path")):
-            if change.what != What.FORGOTTEN or change.path != told:
-                yield change
-            if change.what != What.MOVED:
-                told = change.path
+        told = Alongside(self._changes(set(What) - {What.EDITED, What.MOVED}))
+        yield from self._changes({What.EDITED})
+        judged = self._changes(set(What) - {What.EDITED})
+        yield from heapq.merge(judged, self._also_forgotten(told), key=attrgetter("path"))
 
-    def _changes(self) -> Iterator[Change]:
-        return read_records(self._run.changes, Change)
+    def _also_forgotten(self, told: Alongside[Change]) -> Iterator[Change]:
+        moved = Covered(iter(sorted(self._moved)))
+        for path, md5 in self._entries():
+            if moved.covers(path) and not told.find(path):
+                change = Change(path, What.FORGOTTEN, old_md5=md5)
+                self._tally(change)
+                yield change
+
+    def _changes(self, whats: Collection[What]) -> Iterator[Change]:
+        return (change for change in read_records(self._run.changes, Change) if change.what in whats)
 
     def _tally(self, change: Change, number: int = 1) -> None:
         summary = self._summary

@@ -331,6 +331,19 @@ def test_a_directory_that_became_a_file_moves_with_its_versions(pair: Pair) -> N
     assert pair.index_b() == pair.index_a()
 
 
+def test_what_is_excluded_leaves_the_index_with_what_goes_out_of_the_way(pair: Pair) -> None:
+    """Row 10: and is counted, as the history tells of it."""
+    pair.put("x/in", b"1")
+    pair.put("x/out", b"2")
+    pair.backup()
+    shutil.rmtree(pair.path("x"))
+    pair.put("x", b"a file now")
+    summary = pair.backup(exclude=["out"])
+    assert summary.outcomes == {"pulled": 1} and summary.forgotten == 2
+    assert whats(pair).count("forgotten") == 2
+    check_sound(pair)
+
+
 @pytest.mark.parametrize("first", ["file", "directory"])
 def test_what_was_forgotten_long_ago_still_makes_way(pair: Pair, first: str) -> None:
     """Row 10: judged by B's disk, for B's index no longer knows."""
