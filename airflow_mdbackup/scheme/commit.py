@@ -70,7 +70,6 @@ from airflow_mdbackup.scheme.tree import (
     copy_of,
     fsync_directory,
     is_file,
-    md5_of,
     syncfs,
 )
 
@@ -466,12 +465,12 @@ class _Commit:
 
     def _is_staged(self, md5: bytes) -> bool:
         """Whether what is staged has this content, by hashing it."""
-        for source in _if_readable(self._staging.open, md5):
-            try:
-                return md5_of(source) == md5
-            finally:
-                os.close(source)
-        return False
+        try:
+            return self._staging.is_whole(md5, md5)
+        except OSError as error:
+            if not concerns_one_file(error):
+                raise
+            return False
 
     def _sources(self, md5: bytes) -> Iterator[int]:
         """Yield descriptors of files that should have these bytes: the staged one, then live ones."""

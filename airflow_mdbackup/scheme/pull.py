@@ -366,12 +366,8 @@ class _Puller:
         if not self._staging.has(md5):
             return False
         try:
-            content = self._staging.open(md5)
-            try:
-                if md5_of(content) == md5:
-                    return True
-            finally:
-                os.close(content)
+            if self._staging.is_whole(md5, md5):
+                return True
         except OSError as error:
             if not concerns_one_file(error):
                 raise

@@ -332,7 +332,8 @@ def _move(tree: Tree, change: Change) -> bool:
 def _place(tree: Tree, change: Change, folder: Folder | None, name: bytes, fresh: bool) -> bool:
     """Make the live file what ``change`` says, from the file ``name`` of ``folder`` if that still waits."""
     try:
-        if change.what != What.ADOPTED and folder and (fresh or _is_whole(folder, name, change)):
+        # After a power cut the new bytes may be there by name only, or in part.
+        if change.what != What.ADOPTED and folder and (fresh or folder.is_whole(name, change.md5 or b"")):
             _give_attributes(name, folder.descriptor, change)
             tree.put(folder, name, change.path)
             return True
@@ -357,18 +358,6 @@ def _give_attributes(target: bytes | int, directory: int | None, change: Change)
         os.chmod(target, permissions(change.mode), dir_fd=directory)
     if change.mtime is not None:
         os.utime(target, (change.mtime, change.mtime), dir_fd=directory)
-
-
-def _is_whole(folder: Folder, name: bytes, change: Change) -> bool:
-    """Whether the new bytes wait. After a power cut they may be there by name only, or in part.
-
-    :raises FileNotFoundError: they do not.
-    """
-    content = folder.open(name)
-    try:
-        return md5_of(content) == change.md5
-    finally:
-        os.close(content)
 
 
 def permissions(mode: int) -> int:

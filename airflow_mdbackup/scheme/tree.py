@@ -309,6 +309,17 @@ class Folder:
         """
         return os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.descriptor)
 
+    def is_whole(self, name: bytes, md5: bytes) -> bool:
+        """Whether a file has the content that it should have, by hashing it.
+
+        :raises OSError: there is none, or none that can be read.
+        """
+        descriptor = self.open(name)
+        try:
+            return md5_of(descriptor) == md5
+        finally:
+            os.close(descriptor)
+
     def remove(self, name: bytes) -> None:
         """Take a file away, if it is there."""
         with suppress(FileNotFoundError):
