@@ -7,7 +7,7 @@ message; for a place where characters mean something, it is escaped here once mo
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -94,17 +94,23 @@ class Alert:
     @property
     def text(self) -> str:
         """All of it as plain text, lines of any length."""
-        parts = [f"{self.provider}: {self.headline}"]
-        for failure in self.failures:
-            lines = [f"{failure.step}: {failure.kind}", failure.text, f"Log: {failure.log_url}"]
-            parts.append("\n".join(filter(None, lines)))
-        parts.append("\n".join(f"{name}: {value}" for name, value in self.facts))
-        return "\n\n".join(filter(None, parts)) + "\n"
+        return self._text(str, str)
 
     @property
     def mrkdwn(self) -> str:
         """The text, in which Slack sees neither mentions nor links of somebody else's making."""
-        return html.escape(self.text, quote=False)
+        return html.escape(self._text(_in_a_block, _in_a_line), quote=False)
+
+    def _text(self, block: Callable[[str], str], line: Callable[[str], str]) -> str:
+        """Return all of it, with what may have names from elsewhere as ``block`` and ``line`` show it."""
+        parts = [line(f"{self.provider}: {self.headline}")]
+        for failure in self.failures:
+            said = block(failure.text) if failure.text else ""
+            lines = [f"{failure.step}: {failure.kind}", said, f"Log: {failure.log_url}"]
+            parts.append("\n".join(filter(None, lines)))
+        facts = (f"{name}: {value if _is_link(value) else line(value)}" for name, value in self.facts)
+        parts.append("\n".join(facts))
+        return "\n\n".join(filter(None, parts)) + "\n"
 
     @property
     def html(self) -> str:
@@ -123,9 +129,22 @@ class Alert:
         return "\n".join([*parts, f"<table>{rows}</table>" if rows else ""])
 
 
+def _in_a_block(text: str) -> str:
+    """Return a text as code, in which Slack makes no link of a name such as www.example.com."""
+    return "```\n" + text.replace("`", "'") + "\n```"
+
+
+def _in_a_line(text: str) -> str:
+    return "`" + " ".join(text.replace("`", "'").split()) + "`" if text else ""
+
+
+def _is_link(value: str) -> bool:
+    return value.startswith(("http://", "https://"))
+
+
 def _linked(value: str) -> str:
     escaped = html.escape(value)
-    return f'<a href="{escaped}">{escaped}</a>' if value.startswith(("http://", "https://")) else escaped
+    return f'<a href="{escaped}">{escaped}</a>' if _is_link(value) else escaped
 
 
 def failed(

@@ -90,6 +90,18 @@ def test_alert_has_all_in_text_and_html_and_each_is_escaped_for_its_place() -> N
     assert "<" not in alert.mrkdwn and "&lt;!channel&gt;" in alert.mrkdwn
 
 
+def test_slack_makes_no_links_of_names() -> None:
+    """What is code has none; and nothing in it ends it."""
+    name = "/a/www.example.com/```b"
+    failure = Failure(FAILURE.step, FAILURE.kind, f"denied {name}\nand {name}", FAILURE.log_url)
+    alert = Alert(
+        "web", "failure", f"gone: {name}", (("Guard", name), ("Run", "https://airflow/x")), (failure,)
+    )
+    lines = re.sub(r"```\n[^`]*\n```|`[^`\n]*`", "", alert.mrkdwn)
+    assert "www" not in lines and "`" not in lines and "Run: https://airflow/x" in lines
+    assert alert.mrkdwn.count("/a/www.example.com/") == 4
+
+
 @pytest.mark.parametrize(
     ("passed", "said"),
     [
