@@ -84,6 +84,7 @@ class ProviderHook(SSHHook):
         self._key_text = None if extra.get("private_key_passphrase") else extra.get("private_key")
         self._channels: list[SshChannel] = []
         self._building: tuple[paramiko.Channel, Conversation] | None = None
+        self._ended = False
         if self.allow_host_key_change:
             raise AccessRefused(
                 f"the connection {conn_id} sets allow_host_key_change, which trusts any server. Remove that, "
@@ -97,7 +98,8 @@ class ProviderHook(SSHHook):
         self.close()
 
     def close(self) -> None:
-        """End the connection, and with it whatever waits on it. May be called from another thread."""
+        """End the connection for good, and what waits on it. May be called from another thread."""
+        self._ended = True
         channels, self._channels = self._channels, []
         for channel in channels:
             channel.close()
@@ -110,11 +112,14 @@ class ProviderHook(SSHHook):
         """Return the connected client.
 
         :raises AccessRefused: the host key is not the expected one, or the account is refused.
-        :raises ConnectionLost: the server cannot be reached.
+        :raises ConnectionLost: the server cannot be reached, or the connection has been ended.
         """
         where = self._where
         try:
             client = self._connected_fast()
+            if self._ended:  # meanwhile, so that nobody would end this one
+                client.close()
+                raise ConnectionLost(f"{where}: the connection was ended on this side")
         except paramiko.BadHostKeyException as error:
             raise AccessRefused(
                 f"{where}: the server's host key is not the expected one: it has {error.key.fingerprint}, "

@@ -49,6 +49,7 @@ class BackupOperator(BaseOperator):
     template_fields: Sequence[str] = ("provider", "dest")
     operator_extra_links = (LastGoodRunLink(),)
     ui_color = "#dbe9f4"
+    _hook: ProviderHook | None = None  # of a step that has a connection
 
     def __init__(self, *, provider: str, dest: str, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -66,6 +67,10 @@ class BackupOperator(BaseOperator):
         with mirror.told_plainly():
             mirror.check()
         return mirror, mirror.run(context["run_id"])
+
+    def on_kill(self) -> None:
+        if self._hook is not None:
+            self._hook.close()
 
 
 def provider_hook(conn_id: str, stall_timeout: timedelta = timedelta(seconds=60)) -> ProviderHook:

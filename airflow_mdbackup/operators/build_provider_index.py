@@ -70,6 +70,7 @@ class BuildProviderIndex(BaseOperator):
         self.indexer = dict(indexer or {})
         self.deferrable = deferrable
         self._hook: ProviderHook | None = None
+        self._killed = False
 
     def execute(self, context: Context) -> dict[str, Any]:
         request = IndexRequest(
@@ -83,6 +84,8 @@ class BuildProviderIndex(BaseOperator):
         if self.deferrable:
             self._defer(request)
         with provider_hook(self.ssh_conn_id) as self._hook:
+            if self._killed:  # while there was no hook yet
+                self._hook.stop_build()
             done = self._hook.build_index(request)
         return self._told(done)
 
@@ -122,6 +125,7 @@ class BuildProviderIndex(BaseOperator):
         }
 
     def on_kill(self) -> None:
+        self._killed = True
         if self._hook is not None:
             self._hook.stop_build()
 

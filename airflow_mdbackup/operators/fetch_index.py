@@ -63,9 +63,9 @@ class FetchIndex(BackupOperator):
         mirror.claim(known=self._had_good_run(context), mount=self.mount)
         run = mirror.run(context["run_id"])
         max_age = None if self.max_index_age is None else self.max_index_age.total_seconds()
-        with provider_hook(self.sftp_conn_id, self.stall_timeout) as hook:
+        with provider_hook(self.sftp_conn_id, self.stall_timeout) as self._hook:
             fetched = fetch_index(
-                *(mirror, run, hook.reader, self.index.encode()),
+                *(mirror, run, self._hook.reader, self.index.encode()),
                 max_age=max_age,
                 max_size=self.max_index_size,
                 attempt=context["ti"].try_number,

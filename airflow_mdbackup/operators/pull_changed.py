@@ -18,8 +18,6 @@ from airflow_mdbackup.scheme.sftp import Reader
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-    from airflow_mdbackup.hooks.provider import ProviderHook
-
 
 class PullChanged(BackupOperator):
     """Pull the files of one shard into staging, verifying md5 while the bytes stream.
@@ -53,7 +51,6 @@ class PullChanged(BackupOperator):
         self.shard = shard
         self.stall_timeout = stall_timeout
         self.bandwidth_limit = None if bandwidth_limit is None else parse_bandwidth_limit(bandwidth_limit)
-        self._hook: ProviderHook | None = None
 
     def execute(self, context: Context) -> dict[str, Any]:
         mirror, run = self.run_of(context)
@@ -87,7 +84,3 @@ class PullChanged(BackupOperator):
             "bytes": summary.transferred,
             "seconds": summary.seconds,
         }
-
-    def on_kill(self) -> None:
-        if self._hook is not None:
-            self._hook.close()

@@ -9,6 +9,7 @@ import asyncio
 import errno
 import json
 import os
+import pkgutil
 import re
 import shutil
 import signal
@@ -182,6 +183,29 @@ def test_killed_task_stops_its_build_by_a_forced_command_too(server: ProviderSer
             future.result(10)
     until(lambda: not running(server), 5)
     assert not index(server).exists()
+
+
+@pytest.mark.parametrize(
+    "moment", ["operators.build_provider_index.provider_hook", "hooks.provider.SSHHook.get_conn"]
+)
+def test_task_that_is_killed_before_it_is_connected_begins_no_build(
+    server: ProviderServer, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """It goes on for up to five seconds, and what it began then would outlive it."""
+    operator = BuildProviderIndex(
+        task_id="build", provider="srv1", ssh_conn_id="index", chroot="/", source=["/backups"]
+    )
+    go_on = pkgutil.resolve_name(f"airflow_mdbackup.{moment}")
+
+    def killed(*arguments: Any) -> Any:
+        operator.on_kill()
+        return go_on(*arguments)
+
+    monkeypatch.setattr(f"airflow_mdbackup.{moment}", killed)
+    dag_run = SimpleNamespace(dag_id="mdbackup_srv1", run_id="manual__1", start_date=None)
+    with pytest.raises(ConnectionLost, match="was ended on this side"):
+        operator.execute({"dag_run": dag_run, "params": {}})  # type: ignore[typeddict-item]
+    assert not running(server) and not index(server).exists()
 
 
 @pytest.mark.parametrize("command", ["cat", "while sleep 0.1; do echo hi; done", "yes"])

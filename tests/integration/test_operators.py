@@ -6,6 +6,7 @@ import hashlib
 import os
 import shutil
 import subprocess
+import threading
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -379,6 +380,17 @@ def test_named_subsystem_of_the_seed_is_used(tmp_path: Path, set_connection: Set
         backup = Backup(server, tmp_path / "dest")
         backup.put(b"one", b"1")
         assert backup.run("manual__1")["files"] == 1
+
+
+def test_fetch_that_is_killed_ends_its_connection(backup: Backup) -> None:
+    """While it waits whether an index without end line holds still."""
+    path = backup.server.tree / ".mdbackup" / "index.md5"
+    path.write_text(f"{hashlib.md5().hexdigest()}  {backup.server.prefix}/backups/one\n")
+    path.chmod(0o644)
+    operator = FetchIndex(task_id="fetch", **backup.common, sftp_conn_id="backupop", index=backup.index)
+    threading.Timer(1, operator.on_kill).start()
+    with pytest.raises(errors.ConnectionLost):
+        backup._execute(operator)
 
 
 def test_transfer_uses_a_fast_cipher_and_no_compression_unless_asked(

@@ -16,7 +16,7 @@ import pytest
 from airflow_mdbackup.scheme.index import read_entries
 from demo.sshd import ProviderServer
 
-from ..torture import Cases, scaled
+from ..torture import Cases
 from .conftest import PROJECT, AirflowStack, Site, provider_yaml
 
 PASSPHRASE = "correct-horse-battery-staple"
@@ -83,16 +83,19 @@ def with_key(
 
 @pytest.mark.guarantee("5. Races")
 def test_backfill_beside_other_runs_brings_everything_once(site: Site, cases: Cases) -> None:
-    """Ten runs of a real backfill, one by the schedule, one by hand: all end well, one has work to do."""
+    """A real backfill of thirty days, ten runs at a time, a run by the schedule, and one by hand.
+
+    All end well, and one has work to do.
+    """
     for number in range(200):
         site.put("raced", f"dir{number % 7}/file{number}", b"%d" % number * number)
     site.put("raced", "big", b"big" * 1_000_000)
-    days = scaled(10, 30)
+    days = 30
     site.stack.wait_for_dag("mdbackup_raced")
     with site.stack.without("scheduler", "dag-processor", "triggerer"):
         created = site.stack.airflow(
             *("backfill", "create", "--dag-id", "mdbackup_raced", "--max-active-runs", "10"),
-            *("--from-date", "2026-01-01", "--to-date", f"2026-01-{days:02}"),
+            *("--from-date", "2026-01-01", "--to-date", f"2026-01-{days}"),
         )
     assert created.returncode == 0, created.stdout
     manual = site.start("raced")
@@ -105,12 +108,14 @@ def test_backfill_beside_other_runs_brings_everything_once(site: Site, cases: Ca
     assert manual in ids
     states = {run_id: site.finish("raced", run_id, timeout=1200) for run_id in ids}
     assert set(states.values()) == {"success"}, states
-    received = 0
+    received, added = 0, []
     for run_id in ids:
         tasks = site.stack.task_states("mdbackup_raced", run_id)
         for shard in [task for task in tasks if task.startswith("pull_changed[")]:
             number = int(shard.removeprefix("pull_changed[").rstrip("]"))
             received += site.stack.xcom("mdbackup_raced", run_id, "pull_changed", map_index=number)["bytes"]
+        added.append(site.stack.xcom("mdbackup_raced", run_id, "commit_backup")["added"])
+    assert sorted(added) == [0] * (len(ids) - 1) + [201], added
     expected = sum(path.stat().st_size for path in site.source("raced").rglob("*") if path.is_file())
     # A run that pulls while another one is just committing may bring a few small files again.
     assert received < 1.1 * expected, "something was transferred twice"

@@ -8,7 +8,8 @@ import shutil
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,10 @@ def site(
             "deferred": provider_yaml(
                 server, folder, "deferred", deferrable=True, indexer={"limit": "500KB"}, retries=1
             ),
+            "building": provider_yaml(server, folder, "building", indexer={"limit": "500KB"}, retries=1),
+            "pulling": provider_yaml(
+                server, folder, "pulling", sftp_conn_id="paramiko", bandwidth_limit="500KB", retries=1
+            ),
             "pooled": provider_yaml(server, folder, "pooled", pool="disks"),
             "follower": provider_yaml(server, folder, "follower", schedule={"assets": ["mdbackup://pooled"]}),
             "invalid": {"nonsense": 1},
@@ -80,6 +85,10 @@ def site(
         env = {
             "AIRFLOW_CONN_BACKUPOP": json.dumps(server.sftp_connection()),
             "AIRFLOW_CONN_INDEX": json.dumps(server.ssh_connection()),
+            # Airflow itself ends a task's programs; without `ssh`, only the task does.
+            "AIRFLOW_CONN_PARAMIKO": json.dumps(
+                server.sftp_connection(disabled_algorithms={"macs": ["hmac-md5"]})
+            ),
             "AIRFLOW__MDBACKUP__PROVIDERS_FILE": str(folder / "providers.yaml"),
             "AIRFLOW__METRICS__STATSD_ON": "True",
             "AIRFLOW__METRICS__STATSD_HOST": "127.0.0.1",
@@ -232,10 +241,10 @@ def test_killed_pull_goes_on_after_it_is_cleared(site: Site) -> None:
     run_id = site.start("killed")
     staging = site.folder / "killed" / ".mdbackup" / "staging"
     deadline = time.monotonic() + 120
-    while not (holders := pulling(staging)) and time.monotonic() < deadline:
+    while not (found := pulling(staging)) and time.monotonic() < deadline:
         time.sleep(0.02)
-    assert holders, "no task was seen pulling"
-    for pid in holders:
+    assert found, "no task was seen pulling"
+    for pid in found:
         os.kill(pid, 9)
     assert site.finish("killed", run_id, timeout=240) == "failed"
     site.stack.clear("mdbackup_killed", run_id, ["pull_changed"], include_downstream=True)
@@ -248,9 +257,21 @@ def test_killed_pull_goes_on_after_it_is_cleared(site: Site) -> None:
 
 def pulling(staging: Path) -> set[int]:
     """Return the processes that hold the lock on an incomplete file."""
-    parts = {path.stat().st_ino for path in staging.glob("*.part")}
+    return holders(staging.glob("*.part"))
+
+
+def building(site: Site, provider: str) -> set[int]:
+    """Return the processes that build a provider's index."""
+    return holders((site.server.tree / ".mdbackup").glob(f".{provider}.md5.lock"))
+
+
+def holders(files: Iterable[Path]) -> set[int]:
+    """Return the processes that hold the lock on any of some files."""
+    inodes = {path.stat().st_ino for path in files}
     locks = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
-    return {int(lock[4]) for lock in locks if lock[1] == "FLOCK" and int(lock[5].rpartition(":")[2]) in parts}
+    return {
+        int(lock[4]) for lock in locks if lock[1] == "FLOCK" and int(lock[5].rpartition(":")[2]) in inodes
+    }
 
 
 def test_deferred_build_outlives_its_triggerer_and_ends_with_its_task(site: Site) -> None:
@@ -269,12 +290,49 @@ def test_deferred_build_outlives_its_triggerer_and_ends_with_its_task(site: Site
     site.put("deferred", "big2", os.urandom(20_000_000))
     before = (site.server.tree / ".mdbackup" / "deferred.md5").read_bytes()
     run_id = site.start("deferred")
-    until(lambda: state_of(site, "deferred", run_id) == "deferred" and builders(site))
+    until(lambda: state_of(site, "deferred", run_id) == "deferred" and building(site, "deferred"))
     where = f"/dags/mdbackup_deferred/dagRuns/{run_id}/taskInstances/build_provider_index"
     site.stack.patch(where, {"new_state": "failed"})
     assert site.finish("deferred", run_id) == "failed"
-    until(lambda: not builders(site), 30)
+    until(lambda: not building(site, "deferred"), 30)
     assert (site.server.tree / ".mdbackup" / "deferred.md5").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("provider", "task_id", "ended"),
+    [
+        ("building", "build_provider_index", {"state": "failed"}),
+        ("pulling", "pull_changed", {"new_state": "failed"}),
+    ],
+)
+def test_run_or_task_that_a_person_ends_stops_within_five_seconds_on_the_provider_too(
+    site: Site, provider: str, task_id: str, ended: dict[str, str]
+) -> None:
+    """Five from when its worker hears of it, at the next heartbeat. Cleared, the run ends well."""
+    site.put(provider, "big", os.urandom(10_000_000))
+    run_id = site.start(provider)
+    staging = site.folder / provider / ".mdbackup" / "staging"
+    until(lambda: building(site, provider) if provider == "building" else pulling(staging))
+    run = f"/dags/mdbackup_{provider}/dagRuns/{run_id}"
+    site.stack.patch(run if "state" in ended else f"{run}/taskInstances/{task_id}", ended)
+    until(lambda: not connections(site) and not building(site, provider), 30)
+    stopped = datetime.now(UTC)
+    assert site.finish(provider, run_id) == "failed"
+    log = site.stack.task_log(
+        f"mdbackup_{provider}", run_id, task_id, map_index=0 if provider == "pulling" else -1
+    )
+    (heard,) = [line.split()[0] for line in log.splitlines() if "Terminating process" in line]
+    assert stopped - datetime.fromisoformat(heard) < timedelta(seconds=5), log
+    site.stack.clear(f"mdbackup_{provider}", run_id, [task_id])
+    assert site.finish(provider, run_id) == "success"
+    assert site.live(provider, "big").read_bytes() == (site.source(provider) / "big").read_bytes()
+
+
+def connections(site: Site) -> list[str]:
+    """Return the connections to the SSH server that are open."""
+    remote = f":{site.server.port:04X}"
+    lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return [line[1] for line in lines if line[2].endswith(remote) and line[3] == "01"]
 
 
 def until(condition: Callable[[], object], seconds: float = 90) -> None:
@@ -286,13 +344,6 @@ def until(condition: Callable[[], object], seconds: float = 90) -> None:
 
 def state_of(site: Site, provider: str, run_id: str) -> str | None:
     return site.stack.task_states(f"mdbackup_{provider}", run_id).get("build_provider_index")
-
-
-def builders(site: Site) -> list[str]:
-    """Return the processes of the index account that run Python."""
-    owner = (site.server.tree / ".mdbackup").stat().st_uid
-    mine = [p for p in Path("/proc").glob("[0-9]*") if p.exists() and p.stat().st_uid == owner]
-    return [p.name for p in mine if "python3" in (p / "cmdline").read_text(errors="replace")]
 
 
 def test_guard_stops_the_run_before_anything_changes_unless_a_person_overrides_it(site: Site) -> None:
