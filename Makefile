@@ -112,7 +112,7 @@ wheel: venv ## Build the source archive and the wheel into dist/
 venv: $(INSTALLED) ## Make .venv with the project, Airflow and the development tools
 
 $(INSTALLED): setup.cfg pyproject.toml constraints.txt
-	@echo "Making $(VENV) with Airflow: some 400 MB, a minute or two"
+	@echo "Making $(VENV) with Airflow: some 500 MB, a minute or two"
 	@$(call make_venv,$(VENV))
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@

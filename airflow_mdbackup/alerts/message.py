@@ -72,7 +72,7 @@ class Failure:
 class Alert:
     """What people are told. Its texts are what a notifier's templates use.
 
-    :ivar event: ``failure``, ``approval`` or ``success``.
+    :ivar event: ``failure``, ``approval``, ``success`` or ``test``.
     :ivar headline: what happened, after the provider's name.
     :ivar facts: pairs of what and which, in their order.
     :ivar failures: the tasks that failed, in the order of the DAG.

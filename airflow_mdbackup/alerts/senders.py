@@ -23,15 +23,31 @@ TIMEOUT = 10.0
 PATIENCE = 15.0
 """Seconds that one way of telling gets, of the 50 that a DAG processor has for all."""
 
-_PATHS = {"start": "/start", "failure": "/fail", "success": ""}
+_PATHS = {"start": "/start", "failure": "/fail", "success": "", "test": "/log"}
 _LONGEST_BODY = 10_000
 
 
 def send(rule: AlertRule, event: str, alert: Alert | None, context: Any) -> bool:
-    """Send an alert in one way, and return whether it was taken.
+    """Send an alert in one way, log what came of it, and return whether it was taken.
 
     :param event: ``start``, ``failure``, ``approval`` or ``success``.
     :param alert: what is told; None for the start, which only pings tell of.
+    """
+    if why := deliver(rule, event, alert, context):
+        log.error(
+            "The alert was NOT sent by %s: %s. Backups go on; correct `alerts` in the configuration, or what"
+            " it names",
+            *(name_of(rule), why),
+        )
+    else:
+        log.info("Told of the %s by %s", event, name_of(rule))
+    return not why
+
+
+def deliver(rule: AlertRule, event: str, alert: Alert | None, context: Any) -> str:
+    """Send an alert in one way, and return why it was not taken; nothing if it was.
+
+    :param event: as for :func:`send`, or ``test``, of which a ping makes an entry in the check's log.
     """
     failed: list[BaseException] = []
 
@@ -52,19 +68,10 @@ def send(rule: AlertRule, event: str, alert: Alert | None, context: Any) -> bool
     thread.join(PATIENCE)
     if thread.is_alive():
         failed.append(TimeoutError(f"it took longer than {PATIENCE:.0f} s"))
-    if failed:
-        error = failed[0]
-        log.error(
-            "The alert was NOT sent by %s: %s. Backups go on; correct `alerts` in the configuration, or what"
-            " it names",
-            *(_way(rule), f"{type(error).__name__}: {error}"),
-        )
-    else:
-        log.info("Told of the %s by %s", event, _way(rule))
-    return not failed
+    return f"{type(failed[0]).__name__}: {failed[0]}" if failed else ""
 
 
-def _way(rule: AlertRule) -> str:
+def name_of(rule: AlertRule) -> str:
     """Return how a rule tells, without what is secret of it."""
     if rule.ping_url is not None:
         return f"ping_url at {urlsplit(rule.ping_url).hostname}"

@@ -194,6 +194,27 @@ COMMANDS = (
         "airflow_mdbackup.cli.init.run",
     ),
     Command(
+        "test-alert",
+        "Send a test message in each way that a provider's alerts name",
+        "Send a message that is marked as a test in each way of the provider's `alerts`, and print which of"
+        " them took it; each gets 15 seconds. A ping goes to the log of its check, which stays as it is. Run"
+        " this where the DAG processor runs, which tells of failed runs, and on a worker. Exit status 1: one"
+        " of them did not take it.",
+        (
+            ("after `alerts` was written", "test-alert web"),
+            ("have the service of a ping alert people too, until the next good run", "test-alert web --fail"),
+        ),
+        (
+            _PROVIDER,
+            _argument(
+                "--fail",
+                action="store_true",
+                help="have pings tell of a failed run, as the service takes it",
+            ),
+        ),
+        "airflow_mdbackup.cli.alert.run",
+    ),
+    Command(
         "status",
         "Tell how old the backups are, and fail if one is too old",
         "Tell for each provider, or those that are named, when its last good run was, by what `dest` shows:"

@@ -21,6 +21,13 @@ def providers_file() -> Path:
     return Path(AIRFLOW_HOME) / option
 
 
+def dags_folder() -> str:
+    """Return the folder of Airflow's DAG files, by ``[core] dags_folder``."""
+    from airflow.configuration import conf
+
+    return conf.get_mandatory_value("core", "dags_folder")
+
+
 def local_time() -> time:
     """Return what time of day it is in Airflow's default time zone, ``[core] default_timezone``."""
     from airflow.sdk import timezone

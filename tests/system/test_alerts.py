@@ -287,6 +287,26 @@ def test_warnings_of_a_good_run_are_told_if_asked_whatever_other_ways_do(
     assert "`nowhere.to.be.Found` cannot be imported" in error["stack_trace"]
 
 
+def test_alerts_can_be_tried_before_they_are_needed(site: Site, mailbox: Mailbox, checks: Checks) -> None:
+    """By Airflow's own command line, with the connections that it has, and a notifier beside the DAGs."""
+    pings = len(checks.of("told-secret"))
+    told = site.stack.airflow("mdbackup", "test-alert", "told")
+    assert told.returncode == 0, told.stdout
+    for way in ("ping_url at 127.0.0.1", "own_notifier.ToFile", "e-mail to ops@example.org"):
+        assert f"{way}: taken" in told.stdout.splitlines()
+    assert "told-secret" not in told.stdout
+    assert checks.of("told-secret")[pings:] == ["/told-secret/log"]
+    assert (site.folder / "told.txt").read_text().count("told: TEST of the alerts") == 1
+    assert [mail["subject"] for mail in mailbox.of("told")][-1].startswith("[mdbackup] told: TEST")
+
+    failed = site.stack.airflow("mdbackup", "test-alert", "warned")
+    assert failed.returncode == 1, failed.stdout
+    assert "nowhere.to.be.Found: NOT taken: ModuleNotFoundError" in failed.stdout
+    assert "ping_url at 127.0.0.1: NOT taken: ConnectError" in failed.stdout
+    assert "e-mail to ops@example.org: taken" in failed.stdout
+    assert "dead-secret" not in failed.stdout
+
+
 def test_approval_that_is_waited_for_is_told_at_once(site: Site, mailbox: Mailbox) -> None:
     """With the guard's reasons and where to answer; nobody is told while the guard is quiet."""
     site.put("asking", "only", b"1")

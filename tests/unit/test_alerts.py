@@ -7,7 +7,7 @@ import re
 import socket
 import textwrap
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -21,6 +21,7 @@ from airflow.sdk.exceptions import AirflowFailException
 
 from airflow_mdbackup.alerts import Teller, callbacks, message, senders
 from airflow_mdbackup.alerts.message import Alert, Failure
+from airflow_mdbackup.cli.commands import main
 from airflow_mdbackup.config import AlertRule, Configuration, Provider, load
 from airflow_mdbackup.config.foreign import unusable
 from airflow_mdbackup.dag import provider_dag
@@ -277,6 +278,71 @@ def test_ping_that_nobody_answers_is_given_up(
     with socket.create_server(("127.0.0.1", 0)) as silent:
         senders.send(AlertRule(ping_url=f"http://127.0.0.1:{silent.getsockname()[1]}/x"), "start", None, {})
     assert "ReadTimeout" in caplog.text
+
+
+# --- trying it --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def try_alerts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """A function that runs `mdbackup test-alert` for a provider with some alerts, and returns its status."""
+
+    def run(alerts: Any, *options: str) -> int:
+        read(tmp_path, alerts)
+        monkeypatch.setenv("AIRFLOW__MDBACKUP__PROVIDERS_FILE", str(tmp_path / "providers.yaml"))
+        return main(["test-alert", "web", *options])
+
+    return run
+
+
+@pytest.mark.parametrize(("options", "path"), [((), "/secret/log"), (("--fail",), "/secret/fail")])
+def test_alerts_are_tried_with_a_message_that_is_marked_as_a_test(
+    try_alerts: Callable[..., int],
+    told: list[str],
+    capsys: pytest.CaptureFixture[str],
+    options: tuple[str, ...],
+    path: str,
+) -> None:
+    """A ping leaves its check as it is, unless that is asked for."""
+    notifier = {"notifier": "tests.Told", "arguments": {"text": "{{ alert.event }}: {{ alert.text }}"}}
+    with web_server(200) as (url, paths):
+        assert try_alerts([{"ping_url": url}, notifier], *options) == 0
+    assert paths == [path]
+    assert "test: web: TEST of the alerts; nothing is wrong" in told[0] and socket.gethostname() in told[0]
+    said = capsys.readouterr()
+    assert said.out.splitlines() == ["ping_url at 127.0.0.1: taken", "tests.Told: taken"]
+    assert "secret" not in said.out + said.err
+
+
+def test_way_that_does_not_take_the_test_is_told_and_the_others_are_tried(
+    try_alerts: Callable[..., int],
+    told: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Status 1, whichever it was; one that does not answer is waited for no longer than in earnest."""
+    monkeypatch.setattr(senders, "PATIENCE", 1.0)
+    good = {"notifier": "tests.Told", "arguments": {"text": "{{ alert.text }}"}}
+    bad = {"notifier": "tests.Told", "arguments": {"text": "{{ ti.task_id }}"}}
+    with web_server(404) as (url, _), socket.create_server(("127.0.0.1", 0)) as silent:
+        never = f"http://127.0.0.1:{silent.getsockname()[1]}/secret"
+        assert try_alerts([{"ping_url": url}, {"ping_url": never}, bad, good]) == 1
+    said = capsys.readouterr()
+    assert said.out.splitlines() == [
+        "ping_url at 127.0.0.1: NOT taken: RuntimeError: the service answered 404 Not Found",
+        "ping_url at 127.0.0.1: NOT taken: TimeoutError: it took longer than 1 s",
+        "tests.Told: NOT taken: UndefinedError: 'ti' is undefined",
+        "tests.Told: taken",
+    ]
+    assert len(told) == 1 and "secret" not in said.out + said.err
+
+
+def test_provider_without_alerts_has_none_to_try(
+    try_alerts: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Which is told, rather than that all took it."""
+    assert try_alerts([]) == 2
+    assert "the provider web has no `alerts`, so that nobody is told" in capsys.readouterr().err
 
 
 # --- the configuration ------------------------------------------------------------------------------
