@@ -12,6 +12,7 @@ from airflow_mdbackup.cli import printable
 from airflow_mdbackup.scheme.status import Commit, State, Status, in_words
 
 _FORMAT = 1
+_NAMED = 5  # backups that the first line names
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,27 +32,37 @@ class Report:
         return bool(self.statuses) and not self.problems and not self.bad
 
     @property
-    def bad(self) -> int:
-        """How many backups are not good."""
-        return sum(status.state != State.GOOD for status in self.statuses)
+    def bad(self) -> list[Status]:
+        """The backups that are not good."""
+        return [status for status in self.statuses if status.state != State.GOOD]
 
 
 def as_text(report: Report) -> str:
     """Return a line that says all, and one for each provider, the bad ones first."""
-    total = len(report.statuses)
-    if not total:
-        first = "no provider is configured" if not report.problems else "no provider can be told of"
-    elif report.bad:
-        first = f"{report.bad} of {total} backups not good"
-    else:
-        first = f"{total} of {total} backups good"
-    lines = [first, *(f"configuration: {_one_line(problem)}" for problem in report.problems)]
+    lines = [_summary(report), *(f"configuration: {_one_line(problem)}" for problem in report.problems)]
     width = max((len(status.provider) for status in report.statuses), default=0)
     for status in sorted(report.statuses, key=lambda status: status.state == State.GOOD):
         state = status.state if status.state == State.GOOD else status.state.upper()
         told = "; ".join(map(_one_line, _told(status, report.now)))
         lines.append(f"{status.provider:{width}}  {state:10}  {told}")
     return "\n".join(lines) + "\n"
+
+
+def _summary(report: Report) -> str:
+    """Return one line, of bounded length: monitoring agents show the first one only."""
+    total, problems = len(report.statuses), len(report.problems)
+    if not total:
+        first = "no provider is configured" if not problems else "no provider can be told of"
+    elif report.bad:
+        told = [f"{status.provider} {status.state.upper()}" for status in report.bad]
+        if len(told) > _NAMED:
+            told[_NAMED:] = [f"and {len(told) - _NAMED} more"]
+        first = f"{len(report.bad)} of {total} backups not good: {', '.join(told)}"
+    else:
+        first = f"{total} of {total} backups good"
+    if problems:
+        first += f"; {problems} problem{'s' * (problems > 1)} in the configuration"
+    return first
 
 
 def _told(status: Status, now: datetime) -> Iterable[str]:

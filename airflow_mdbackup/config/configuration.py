@@ -7,10 +7,11 @@ into it is dangerous whichever of them runs.
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -20,6 +21,7 @@ from pydantic.fields import FieldInfo
 
 from airflow_mdbackup.config.problem import Problem, as_text, explain, quoted, unknown_key
 from airflow_mdbackup.config.provider import Provider, check_name, is_reserved
+from airflow_mdbackup.config.schedule import Assets
 from airflow_mdbackup.config.values import seen
 from airflow_mdbackup.config.yaml_file import Definition, read
 
@@ -71,10 +73,11 @@ def load(path: Path) -> Configuration:
     files_of: dict[str, set[Path]] = defaultdict(set)
     for definition in definitions:
         files_of[as_text(definition.name)].add(definition.file)
+    names = None if problems else files_of.keys()  # of a file that cannot be read, they are not known
     valid: list[tuple[Path, Provider]] = []
     for definition in definitions:
         elsewhere = files_of[as_text(definition.name)] - {definition.file}
-        judged = _judge(definition)
+        judged = _judge(definition, names)
         if elsewhere:
             problems.append(_same_name(definition, elsewhere))
         if not isinstance(judged, Provider):
@@ -138,8 +141,11 @@ def _files(path: Path) -> tuple[list[Path], list[Problem]]:
     return files, problems
 
 
-def _judge(definition: Definition) -> Provider | list[Problem]:
-    """Return the provider, or all reasons why it is none."""
+def _judge(definition: Definition, names: Collection[str] | None) -> Provider | list[Problem]:
+    """Return the provider, or all reasons why it is none.
+
+    :param names: of all providers, also of those that are refused; None if they are not known.
+    """
     file, name, keys, defaults = definition.file, definition.name, definition.keys, definition.defaults
 
     def problem(key: str | None, message: str) -> Problem:
@@ -176,7 +182,26 @@ def _judge(definition: Definition) -> Provider | list[Problem]:
             where = "defaults." if path[0] in values and path[0] not in keys else ""
             problems.append(problem(where + ".".join(path), explain(wrong, path[-1], _fields(path))))
         return list(dict.fromkeys(problems))
+    if isinstance(provider.schedule, Assets) and names is not None:
+        where = "" if "schedule" in keys else "defaults."
+        problems += [problem(f"{where}schedule", why) for why in _unknown(provider.schedule, names)]
     return problems or provider
+
+
+def _unknown(schedule: Assets, names: Collection[str]) -> list[str]:
+    """Return what to say of each asset that is the backup of no provider, and so is never updated."""
+    said = []
+    for asset in schedule.assets:
+        scheme, _, rest = asset.partition("://")
+        name = rest.rstrip("/")
+        if scheme.lower() != "mdbackup" or name in names:
+            continue
+        if similar := difflib.get_close_matches(name, names, n=1):
+            how = f"did you mean {quoted(f'mdbackup://{similar[0]}')}?"
+        else:
+            how = f"the providers are {', '.join(map(quoted, names))}"
+        said.append(f"{quoted(asset)} is the backup of no provider here, and would never come: {how}")
+    return said
 
 
 def _fields(path: list[str]) -> dict[str, FieldInfo]:

@@ -273,7 +273,8 @@ class Provider(BaseModel):
             " the presets `@hourly`, `@daily`, `@weekly`, `@monthly`, `@quarterly` and `@yearly` (in quotes:"
             " no plain text in YAML begins with `@` or `*`), or `null`: only a person starts it. A mapping"
             " names assets, by URI or name: a run begins when all of them have been updated (`mdbackup://web`"
-            " is, by each good backup of `web`). Or it names a timetable, by its dotted path, and arguments."
+            " is, by each good backup of `web`; that of a DAG of your own is meant by its name, as"
+            " `mdbackup_web`). Or it names a timetable, by its dotted path, and arguments."
         ),
         examples=[
             "0 3 * * *",

@@ -500,11 +500,53 @@ def one_with(read, keys: str) -> Provider:
 
 def test_a_schedule_may_name_assets_or_a_timetable(read):
     """Whether they are there shows when the DAG is made."""
-    named = one_with(read, "schedule: {assets: [mdbackup://other, name]}").schedule
-    assert named == Assets(("mdbackup://other", "name"))
-    assert one_with(read, "schedule: {assets: mdbackup://other}").schedule == Assets(("mdbackup://other",))
+    named = one_with(read, "schedule: {assets: [s3://other, name]}").schedule
+    assert named == Assets(("s3://other", "name"))
+    assert one_with(read, "schedule: {assets: s3://other}").schedule == Assets(("s3://other",))
     made = one_with(read, "schedule: {timetable: some.module.Class, arguments: {cron: 0 3 * * *}}").schedule
     assert made == Timetable("some.module.Class", {"cron": "0 3 * * *"})
+
+
+@pytest.mark.parametrize(
+    ("asset", "said"),
+    [
+        ("mdbackup://databse", "no provider here, and would never come: did you mean `mdbackup://database`?"),
+        ("MDBACKUP://x/", "`MDBACKUP://x/` is the backup of no provider here, and would never come: the"),
+        ("mdbackup://x", "the providers are `web`, `database`, `wrong`"),
+        ("mdbackup://database", None),
+        ("mdbackup://database/", None),
+        ("mdbackup://wrong", None),
+        ("mdbackup_x", None),
+        ("s3://x", None),
+    ],
+)
+def test_provider_that_follows_one_that_does_not_exist_is_refused_alone(read, asset, said):
+    """Airflow would wait for ever. Following one that is refused is no mistake; it will be corrected."""
+    found = read(
+        f"providers:\n  web: {{{MINIMAL}, schedule: {{assets: ['s3://b', '{asset}']}}}}\n"
+        f"  database: {{{MINIMAL}2}}\n  wrong: {{}}\n"
+    )
+    problems = [problem for problem in found.problems if problem.provider == "web"]
+    assert [problem.key for problem in problems] == (["schedule"] if said else [])
+    assert not said or said in problems[0].message
+    assert ("web" in [provider.name for provider in found.providers]) == (said is None)
+    assert "database" in [provider.name for provider in found.providers]
+
+
+def test_provider_may_follow_one_of_another_file_also_while_that_cannot_be_read(tmp_path):
+    """What a broken file defines is not known, and its mistake must not spread."""
+    (tmp_path / "a.yaml").write_text(
+        f"defaults: {{schedule: {{assets: mdbackup://database}}}}\nproviders: {{web: {{{MINIMAL}}}}}\n"
+    )
+    for text, names in (
+        (f"providers: {{database: {{{MINIMAL}2}}}}", ["web", "database"]),
+        ("providers: {", ["web"]),
+    ):
+        (tmp_path / "b.yaml").write_text(text)
+        assert [provider.name for provider in load(tmp_path).providers] == names
+    (tmp_path / "b.yaml").unlink()
+    (problem,) = load(tmp_path).problems
+    assert (problem.provider, problem.key) == ("web", "defaults.schedule")
 
 
 def test_each_task_has_a_time_limit_that_can_be_changed_or_taken_away(read):

@@ -119,7 +119,7 @@ def test_invalid_provider_becomes_a_dag_that_fails_with_the_reason_and_others_st
 @pytest.mark.parametrize(
     ("schedule", "summary"),
     [
-        ("{{assets: ['mdbackup://other', name]}}", "Asset"),
+        ("{{assets: ['mdbackup://web', name]}}", "Asset"),
         (
             "{{timetable: airflow.sdk.CronTriggerTimetable, "
             "arguments: {{expression: 0 3 * * *, timezone: Europe/Vienna}}}}",
@@ -138,7 +138,7 @@ def test_schedule_by_assets_or_timetable_reaches_airflows_own_copy_of_the_dag(
 @pytest.mark.parametrize(
     ("schedule", "said"),
     [
-        ("assets: ['mdbackup://a/path']", "the URI of a backup is mdbackup://<provider>"),
+        ("assets: ['airflow://reserved']", "an asset cannot be used"),
         ("timetable: missing.module.Class", "cannot be imported"),
         ("timetable: airflow.sdk.Missing", "cannot be used"),
         ("timetable: airflow.sdk.CronTriggerTimetable", "cannot be used"),  # it needs arguments

@@ -227,7 +227,7 @@ def test_text_says_the_worst_first_and_fails(file: Path, capsys: pytest.CaptureF
     """The first line says all, for agents that show one; then a line for each, the bad ones first."""
     assert main(["status", "--providers-file", str(file)]) == 1
     first, *lines = capsys.readouterr().out.splitlines()
-    assert first == "3 of 4 backups not good"
+    assert first == "3 of 4 backups not good: invalid INVALID, never NEVER, stale STALE"
     assert [line.split()[:2] for line in lines] == [
         ["invalid", "INVALID"],
         ["never", "NEVER"],
@@ -337,6 +337,30 @@ def test_output_that_cannot_be_written_is_a_usage_error(
         assert main(["status", "--providers-file", str(file), "--output", str(output)]) == 2
         assert f"{output} cannot be written" in capsys.readouterr().err
     assert not [path.name for path in file.parent.iterdir() if path.name.endswith(".tmp")]
+
+
+@pytest.mark.parametrize(
+    ("bad", "problems", "first"),
+    [
+        (0, 0, "2 of 2 backups good"),
+        (0, 1, "2 of 2 backups good; 1 problem in the configuration"),
+        (1, 2, "1 of 3 backups not good: srv0 STALE; 2 problems in the configuration"),
+        (5, 0, "5 of 7 backups not good: " + ", ".join(f"srv{n} STALE" for n in range(5))),
+        (
+            400,
+            0,
+            "400 of 402 backups not good: " + "".join(f"srv{n} STALE, " for n in range(5)) + "and 395 more",
+        ),
+    ],
+)
+def test_first_line_says_which_backups_are_not_good_and_stays_short(
+    bad: int, problems: int, first: str
+) -> None:
+    """Agents of monitoring show no more."""
+    statuses = [Status(f"srv{number}", State.STALE) for number in range(bad)]
+    report = Report(NOW, (*statuses, *(Status(n, State.GOOD) for n in "ab")), ("wrong",) * problems)
+    assert as_text(report).splitlines()[0] == first
+    assert report.good == (not bad and not problems)
 
 
 def test_odd_names_cannot_break_the_formats_or_the_terminal() -> None:
