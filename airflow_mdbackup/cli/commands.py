@@ -70,6 +70,24 @@ def _argument(*flags: str, **options: Any) -> Argument:
 
 _PROVIDER = _argument("provider", metavar="PROVIDER", help="name of the provider in providers_file")
 
+_WORDS = _argument(
+    "words",
+    metavar="PROVIDER | PATH",
+    nargs="*",
+    help="a provider's name, unless --dest is given, and paths: as backupop sees them, a directory means all"
+    " below; or gitignore patterns, in quotes",
+)
+_DEST = _argument("--dest", metavar="DIR", help="the backup itself: needs no configuration and no Airflow")
+_PROVIDERS_FILE = _argument(
+    "--providers-file", metavar="FILE", help="in place of the one that Airflow's options name"
+)
+_FORMAT = _argument(
+    "--format",
+    choices=("text", "json"),
+    default="text",
+    help="json: one object a line, names escaped so that they can be given again (default: text)",
+)
+
 COMMANDS = (
     Command(
         "provision",
@@ -243,13 +261,72 @@ COMMANDS = (
                 help="how the result is printed (default: text)",
             ),
             _argument("--output", metavar="FILE", help="replace FILE by the result, in one step"),
-            _argument(
-                "--providers-file",
-                metavar="FILE",
-                help="in place of the one that Airflow's options name",
-            ),
+            _PROVIDERS_FILE,
         ),
         "airflow_mdbackup.cli.status.run",
+    ),
+    Command(
+        "restore",
+        "Get files back, as of any moment",
+        "Write files of a backup, or all, into a directory, as they were at some moment, each verified by its"
+        " md5. Nothing in the backup is changed, and backups go on meanwhile. The same command again goes on"
+        " where it was cut off. Exit status 1: something did not come back, or history is damaged.",
+        (
+            (
+                "everything, as the last run left it, from the disk alone",
+                "restore --dest /srv/backup/web --to /tmp/web",
+            ),
+            (
+                "one directory as of a moment; local time, unless a zone is given",
+                "restore web /backups/etc --as-of 'yesterday 14:00' --to /tmp/etc",
+            ),
+            ("what would come", "restore web '*.conf' --as-of '3 days ago' --to /tmp/conf --dry-run"),
+        ),
+        (
+            _WORDS,
+            _DEST,
+            _argument("--to", metavar="DIR", required=True, help="where to; made if it is not there"),
+            _argument("--as-of", metavar="TIME", help="2026-11-23T14:00, 'yesterday 14:00' (default: now)"),
+            _argument("--overwrite", action="store_true", help="replace files of DIR that have other bytes"),
+            _argument(
+                "--include-gone", action="store_true", help="also what had gone from the provider by then"
+            ),
+            _argument("--dry-run", action="store_true", help="only tell what would come back"),
+            _argument("--jobs", metavar="N", type=int, default=4, help="files at a time (default: 4)"),
+            _FORMAT,
+            _PROVIDERS_FILE,
+        ),
+        "airflow_mdbackup.cli.restore.run",
+    ),
+    Command(
+        "versions",
+        "List all that a path ever held, and where it lies",
+        "List for paths, or patterns, each content that the backup ever had of them: from when to when, its"
+        " size and md5, and the file that has it now. Exit status 1: there is none, or history is damaged.",
+        (
+            ("of one file", "versions web /backups/etc/passwd"),
+            ("without Airflow and configuration", "versions --dest /srv/backup/web '*.conf'"),
+        ),
+        (_WORDS, _DEST, _FORMAT, _PROVIDERS_FILE),
+        "airflow_mdbackup.cli.past.versions",
+    ),
+    Command(
+        "history",
+        "List each change of some paths",
+        "List what each commit did to some paths, or to all, the oldest first. Exit status 1: nothing, or"
+        " history is missing or damaged.",
+        (("of a directory", "history web /backups/etc"),),
+        (_WORDS, _DEST, _FORMAT, _PROVIDERS_FILE),
+        "airflow_mdbackup.cli.past.history",
+    ),
+    Command(
+        "log",
+        "List the runs that changed anything",
+        "List each run that changed anything: when, its id, and how much. Exit status 1: history is missing"
+        " or damaged.",
+        (("of a provider", "log web"), ("of a backup, without Airflow", "log --dest /srv/backup/web")),
+        (_WORDS, _DEST, _FORMAT, _PROVIDERS_FILE),
+        "airflow_mdbackup.cli.past.log",
     ),
 )
 

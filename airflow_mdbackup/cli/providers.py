@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from airflow_mdbackup.cli import UsageError
@@ -23,12 +24,13 @@ class Connection:
     key_file: str
 
 
-def find_provider(name: str) -> Provider:
+def find_provider(name: str, file: Path | None = None) -> Provider:
     """Return a provider of the configuration.
 
+    :param file: the configuration; by default what Airflow's options name.
     :raises UsageError: there is none of this name, or it is refused for what the configuration says.
     """
-    file = providers_file()
+    file = providers_file() if file is None else file
     configuration = load(file)
     for provider in configuration.providers:
         if provider.name == name:

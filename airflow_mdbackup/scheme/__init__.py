@@ -14,6 +14,8 @@ module                  what becomes of the data
 :mod:`.commit`          what was pulled is judged once more, and written ahead as history
 :mod:`.settle`          a staged file becomes a live file, and the consumer index is written anew
 :mod:`.history`         what each commit changed
+:mod:`.past`            what the mirror was at any moment, and where each content lies now
+:mod:`.restore`         a content of the past becomes a file in some directory
 :mod:`.clean`           what runs leave behind is taken away, never files, versions or history
 :mod:`.status`          whether the last good run is as recent as it should be
 ======================  ==============================================================================

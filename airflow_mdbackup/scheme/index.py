@@ -255,13 +255,16 @@ class IndexWriter:
             if kind is None:
                 if self.started is not None:
                     file.write(b"%s%d\n" % (_STARTED, self.started))
-                size = b"" if self.size is None else b" bytes=%d" % self.size
-                counts = FORMAT, self.files, self.remarks[Remark.UNREADABLE]
-                file.write(b"%sformat=%d files=%d unreadable=%d%s\n" % (_END, *counts, size))
+                file.write(_end_line(self.files, self.remarks[Remark.UNREADABLE], self.size))
                 file.flush()
                 os.fsync(file.fileno())
         if kind is not None:
             os.truncate(self._path, 0)
+
+
+def _end_line(files: int, unreadable: int, size: int | None) -> bytes:
+    told = b"" if size is None else b" bytes=%d" % size
+    return b"%sformat=%d files=%d unreadable=%d%s\n" % (_END, FORMAT, files, unreadable, told)
 
 
 def read_entries(path: Path) -> Iterator[Entry]:
@@ -421,6 +424,11 @@ def digest(path: Path) -> str:
     """Return the SHA-256 of a file as hexadecimal digits. Later steps know an index by it."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest_of_nothing() -> str:
+    """Return the :func:`digest` of a canonical index without entries."""
+    return hashlib.sha256(_end_line(0, 0, None)).hexdigest()
 
 
 # --- the received form ------------------------------------------------------------------------------

@@ -299,6 +299,21 @@ class Mirror:
             return {}
 
 
+def find_mirror(dest: Path) -> Mirror:
+    """Return the backup in a directory, whosever it is.
+
+    :raises DestinationRefused: there is none.
+    :raises OSError: that cannot be told.
+    """
+    try:
+        provider = str(read_header(dest / ".mdbackup" / "provider-id").get("provider"))
+    except FileNotFoundError:
+        raise DestinationRefused(
+            f"{dest} holds no backup: name the directory that has index.md5, files and .mdbackup"
+        ) from None
+    return Mirror(dest, provider)
+
+
 class Staging(Folder):
     """Verified content that is not in the mirror yet, by md5. For one thread.
 
@@ -594,12 +609,32 @@ def version_path(path: bytes, stamp: str, attempt: int = 0) -> bytes:
     directory, _, name = path.rpartition(b"/")
     suffix = b"." + stamp.encode() + (b".%d" % attempt if attempt else b"")
     if len(name) + len(suffix) > MAX_COMPONENT:
-        known_by = b"~" + hashlib.md5(name, usedforsecurity=False).hexdigest()[:12].encode()
+        known_by = b"~" + _known_by(name)
         cut = MAX_COMPONENT - len(suffix) - len(known_by)
         # Some filesystems take no name that is not UTF-8, so that no character may be cut in two.
         cut -= next((n for n in range(4) if name[cut - n] & 0xC0 != 0x80), 0)
         name = name[:cut] + known_by
     return b"/".join((directory, OLD, name + suffix))
+
+
+def versions_on_disk(tree: Tree, path: bytes) -> list[bytes]:
+    """Return what lies in ``.old`` under a version name of ``path``, the oldest first, by its name alone."""
+    directory, _, name = path.rpartition(b"/")
+    old = directory + b"/" + OLD
+    return sorted(old + b"/" + other for other in tree.names_in(old) if _is_version(other, name))
+
+
+def _is_version(other: bytes, name: bytes) -> bool:
+    stamp = rb"\.[0-9]{8}T[0-9]{6}\.[0-9]{6}Z(\.[0-9]+)?"
+    if re.fullmatch(re.escape(name) + stamp, other):
+        return True
+    shortened = re.fullmatch(rb"(.+)~([0-9a-f]{12})" + stamp, other, re.DOTALL)
+    return shortened is not None and name.startswith(shortened[1]) and _known_by(name) == shortened[2]
+
+
+def _known_by(name: bytes) -> bytes:
+    """Return what tells apart names that are too long for a version name of theirs."""
+    return hashlib.md5(name, usedforsecurity=False).hexdigest()[:12].encode()
 
 
 def _encoded(run_id: str) -> str:

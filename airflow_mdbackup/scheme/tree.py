@@ -120,7 +120,8 @@ class Tree:
             if not create:
                 self._missing = path
                 raise
-            os.mkdir(name, 0o755, dir_fd=parent)
+            with suppress(FileExistsError):  # somebody else has just made it
+                os.mkdir(name, 0o755, dir_fd=parent)
             descriptor = os.open(name, _DIRECTORY, dir_fd=parent)
         except OSError as error:
             if error.errno not in (errno.ENOTDIR, errno.ELOOP):
@@ -196,6 +197,13 @@ class Tree:
             for folder, _, names, _ in os.fwalk(b".", dir_fd=self._directory(directory, create=False))
             for name in names
         ]
+
+    def names_in(self, directory: bytes) -> list[bytes]:
+        """Return the names in a directory; none if it is not there."""
+        try:
+            return list(map(os.fsencode, os.listdir(self._directory(directory, create=False))))
+        except (FileNotFoundError, Blocked):
+            return []
 
     @contextmanager
     def opened(self, path: bytes) -> Iterator[int]:

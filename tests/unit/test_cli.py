@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -57,7 +58,8 @@ def test_help_of_a_command_fits_a_screen_and_has_examples(
     lines = capsys.readouterr().out.splitlines()
     assert end.value.code == 0
     assert len(lines) <= A_SCREEN
-    provider = {"init": "", "status": " [PROVIDER ...]"}.get(command.name, " PROVIDER")
+    past = dict.fromkeys(("restore", "versions", "history", "log"), " [PROVIDER | PATH ...]")
+    provider = {"init": "", "status": " [PROVIDER ...]", **past}.get(command.name, " PROVIDER")
     assert lines[0] == f"usage: mdbackup {command.name} [options]{provider}"
     assert any(line.startswith(f"  mdbackup {command.name} ") for line in lines)
 
@@ -68,7 +70,7 @@ def test_examples_are_understood(command: Command, monkeypatch: pytest.MonkeyPat
     asked = []
     monkeypatch.setattr(commands, "run", lambda command, arguments: asked.append(vars(arguments)) or 0)
     for _, line in command.examples:
-        main(line.partition(" > ")[0].split())
+        main(shlex.split(line.partition(" > ")[0]))
     assert len(asked) == len(command.examples)
     assert all(arguments.get("provider", "web") == "web" for arguments in asked)
 

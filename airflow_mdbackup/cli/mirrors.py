@@ -1,0 +1,37 @@
+"""The backup that a command is about: of a configured provider, or in a directory that is named."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from airflow_mdbackup.cli import UsageError
+from airflow_mdbackup.scheme.errors import DestinationRefused
+from airflow_mdbackup.scheme.mirror import Mirror, find_mirror
+
+
+def mirror_of(args: argparse.Namespace) -> tuple[Mirror, list[str]]:
+    """Return the backup that ``args.words`` and ``args.dest`` are about, and the words behind its name.
+
+    With ``args.dest`` nothing is read but that directory: no configuration, and no Airflow.
+
+    :raises UsageError: there is no such provider, or no backup.
+    """
+    try:
+        if args.dest:
+            return find_mirror(Path(args.dest)), args.words
+        if not args.words:
+            raise UsageError("name a PROVIDER, or the directory of a backup with --dest DIR")
+        # Here, so that what reads a backup alone needs no more than that.
+        from airflow_mdbackup.cli.providers import find_provider
+
+        provider = find_provider(args.words[0], Path(args.providers_file) if args.providers_file else None)
+        mirror = Mirror(provider.dest, provider.name)
+        mirror.check()
+        return mirror, args.words[1:]
+    except DestinationRefused as error:
+        raise UsageError(str(error)) from error
+    except OSError as error:
+        raise UsageError(
+            f"{error.filename}: {error.strerror}: run this as the user of the workers"
+        ) from error

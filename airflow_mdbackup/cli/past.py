@@ -1,0 +1,183 @@
+"""``mdbackup log``, ``history`` and ``versions``: what was backed up when, and where it lies now."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+from airflow_mdbackup.cli import UsageError, printable
+from airflow_mdbackup.cli.mirrors import mirror_of
+from airflow_mdbackup.cli.moments import in_words
+from airflow_mdbackup.scheme.history import Change, What, commits
+from airflow_mdbackup.scheme.mirror import Mirror
+from airflow_mdbackup.scheme.names import to_text
+from airflow_mdbackup.scheme.past import Content, Past
+from airflow_mdbackup.scheme.records import Damaged, read_header, read_records
+from airflow_mdbackup.scheme.restore import Selection
+
+GOOD, WRONG = 0, 1
+
+
+def log(args: argparse.Namespace) -> int:
+    """Print a line for each commit that changed anything, the oldest first.
+
+    :returns: 0; 1: history is missing or damaged.
+    :raises UsageError: there is no such backup.
+    """
+    mirror, words = mirror_of(args)
+    if words:
+        raise UsageError(f"{words[0]!r} is one word too many; `mdbackup history` tells of paths")
+    for stamp, run_id, changes in _commits(mirror):
+        counts: Counter[str] = Counter()
+        size = 0
+        for change in changes:
+            counts[change.what] += 1
+            if change.what in (What.ADDED, What.REPLACED):
+                size += change.size or 0
+        if args.format == "json":
+            _print_json(stamp=stamp, run_id=run_id, bytes=size, changes=counts)
+        else:
+            told = ", ".join(f"{number:,} {what}" for what, number in counts.items())
+            print(printable(f"{in_words(stamp)}  {run_id}  {told}, {size:,} bytes"))
+    with Past(mirror, lambda path: False) as past:
+        return tell_problems(past)
+
+
+def history(args: argparse.Namespace) -> int:
+    """Print a line for each change of some paths, or of all, the oldest first.
+
+    :returns: 0; 1: history is missing or damaged, or a path was never in it.
+    :raises UsageError: there is no such backup.
+    """
+    mirror, words = mirror_of(args)
+    wanted = Selection(words)
+    with Past(mirror, wanted) as past:
+        unknown = wanted.settle(past)
+        found = False
+        for stamp, run_id, changes in _commits(mirror):
+            for change in changes:
+                if wanted(change.path):
+                    found = True
+                    _print_change(args.format, stamp, run_id, change)
+        return max(tell_problems(past), _tell_unknown(unknown, found))
+
+
+def _commits(mirror: Mirror) -> Iterator[tuple[str, str, Iterator[Change]]]:
+    """Yield stamp, run id and changes of each commit, as far as they can be read."""
+    for path in commits(mirror):
+        try:
+            header = read_header(path)
+        except Damaged:
+            continue  # the past tells of it
+        yield str(header["stamp"]), str(header["run_id"]), _readable(read_records(path, Change))
+
+
+def _readable(changes: Iterator[Change]) -> Iterator[Change]:
+    try:
+        yield from changes
+    except Damaged:
+        return
+
+
+def _print_change(form: str, stamp: str, run_id: str, change: Change) -> None:
+    if form == "json":
+        _print_json(
+            stamp=stamp,
+            run_id=run_id,
+            path=to_text(change.path),
+            what=change.what,
+            old_md5=_text(change.old_md5),
+            md5=_text(change.md5),
+            size=change.size,
+            version=None if change.version is None else to_text(change.version),
+        )
+    else:
+        where = f"  -> {quoted(change.version)}" if change.version else ""
+        print(f"{in_words(stamp)}  {change.what:<9}  {quoted(change.path)}{where}")
+
+
+def versions(args: argparse.Namespace) -> int:
+    """Print all that some paths ever held, and where it lies.
+
+    :returns: 0; 1: history is missing or damaged, or a path was never in it.
+    :raises UsageError: there is no such backup, or no path was named.
+    """
+    mirror, words = mirror_of(args)
+    if not words:
+        raise UsageError("name a path, or a pattern such as '*.conf'; '*' for all")
+    wanted = Selection(words)
+    last = None
+    with Past(mirror, wanted) as past:
+        unknown = wanted.settle(past)
+        for content in past.contents():
+            if wanted(content.path):
+                if args.format == "json":
+                    _print_json(**_facts(mirror, content))
+                else:
+                    if content.path != last:
+                        print(quoted(content.path))
+                    _print_content(mirror, content)
+                last = content.path
+        return max(tell_problems(past), _tell_unknown(unknown, last is not None))
+
+
+def _facts(mirror: Mirror, content: Content) -> dict[str, Any]:
+    return {
+        "path": to_text(content.path),
+        "md5": _text(content.md5),
+        "size": content.size,
+        "mtime": content.mtime,
+        "since": content.since or None,
+        "left": content.left or None,
+        "until": content.until or None,
+        "file": None if not content.places else to_text(_on_disk(mirror, content.places[0])),
+    }
+
+
+def _print_content(mirror: Mirror, content: Content) -> None:
+    since = in_words(content.since) or "an unknown moment"
+    until = f"until {in_words(content.until)}" if content.until else "live"
+    left = f", gone from the provider since {in_words(content.left)}" if content.left else ""
+    size = "size unknown" if content.size is None else f"{content.size:,} bytes"
+    print(f"  from {since} {until}{left}: {size}, md5 {_text(content.md5)}")
+    print(
+        f"    {quoted(_on_disk(mirror, content.places[0])) if content.places else 'its bytes went by hand'}"
+    )
+
+
+def _on_disk(mirror: Mirror, place: bytes) -> bytes:
+    return os.fsencode(mirror.files) + place
+
+
+def quoted(path: bytes) -> str:
+    """Return a path as it can be given to a command again, in a shell."""
+    return shlex.quote(to_text(path))
+
+
+def tell_problems(past: Past) -> int:
+    """Print what is wrong with the history itself, and return the exit status for it."""
+    for problem in past.problems:
+        print(printable(f"WARNING: {problem}"), file=sys.stderr)
+    return WRONG if past.problems else GOOD
+
+
+def _tell_unknown(words: list[str], found: bool) -> int:
+    """Complain if nothing was found."""
+    if found or not words:
+        return GOOD
+    print(printable(f"Nothing was ever backed up under {', '.join(map(repr, words))}"), file=sys.stderr)
+    return WRONG
+
+
+def _text(md5: bytes | None) -> str | None:
+    return None if md5 is None else md5.decode()
+
+
+def _print_json(**facts: Any) -> None:
+    print(json.dumps(facts))

@@ -1,0 +1,318 @@
+"""What the mirror was at any moment, and where on the disk each content that ever was in it lies now.
+
+::
+
+    read      the histories of all commits, oldest first, into a table; a gap in their chain is told
+    replayed  path by path: a content is live until another one displaces it, or a directory above it moves
+    told      the contents as of a moment, or all that a path ever had, each with where it should be now
+
+The state as of a moment is the consumer index as committed then. What had left the index by then is not part
+of it, but its file stays, and can be asked for. A place is where bytes should be; whoever reads them compares
+their md5, for hands and bad disks write no history. A commit that a crash cut off may have happened or not,
+so that both places are told.
+
+What this does not give: anything of a commit whose history is lost, but for what ``.old`` still shows.
+
+Source: :mod:`.history`.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from itertools import groupby
+from operator import itemgetter
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from airflow_mdbackup.scheme.history import Change, What, commits, pending
+from airflow_mdbackup.scheme.index import digest, digest_of_nothing
+from airflow_mdbackup.scheme.mirror import Mirror
+from airflow_mdbackup.scheme.records import Damaged, read_header, read_records
+
+
+class Moment(NamedTuple):
+    """A commit.
+
+    :ivar stamp: when it was, as ``20261123T031500.123456Z``.
+    :ivar finished: false for one that a crash cut off.
+    """
+
+    number: int
+    stamp: str
+    run_id: str
+    finished: bool
+
+
+@dataclass(slots=True)
+class Content:
+    """What a path held for a while.
+
+    :ivar size: in bytes; ``mtime`` in Unix seconds and ``mode`` are the provider's; None where not known.
+    :ivar since: stamp of the commit that brought it; empty if history tells of none.
+    :ivar left: stamp of the commit with which it left the index while its file stayed; empty if it did not.
+    :ivar until: stamp of the commit that displaced it; empty as long as it is live.
+    :ivar places: where it should be, as paths of the mirror's tree, the likeliest first; none if it is lost.
+    """
+
+    path: bytes
+    md5: bytes
+    size: int | None = None
+    mtime: int | None = None
+    mode: int | None = None
+    since: str = ""
+    left: str = ""
+    until: str = ""
+    places: list[bytes] = field(default_factory=list)
+
+
+class Past:
+    """The history of one mirror, as far as it is about some paths. A context manager.
+
+    :param wanted: tells of a path whether it is one of them.
+    :ivar moments: the commits, oldest first.
+    :ivar problems: what is wrong with the history itself, for people.
+    :raises DestinationRefused: a file of history has a newer format.
+    """
+
+    def __init__(self, mirror: Mirror, wanted: Callable[[bytes], bool] = lambda path: True) -> None:
+        self.moments: list[Moment] = []
+        self.problems: list[str] = []
+        self._mirror = mirror
+        self._wanted = wanted
+        self._moves: dict[bytes, list[tuple[int, bytes]]] = {}
+        self._edited = False  # whether the file read last tells of an index that was edited by hand
+        self._whole: Past | None = None
+        self._lock = threading.Lock()
+        # One thread at a time, if not always the same.
+        self._table = sqlite3.connect(
+            "", check_same_thread=False
+        )  # nameless, and on the disk where it does not fit in memory
+        self._table.execute(
+            "CREATE TABLE change (path BLOB, moment INTEGER, what TEXT, old_md5 BLOB, md5 BLOB, size INTEGER,"
+            " mtime INTEGER, mode INTEGER, version BLOB)"
+        )
+        self._read()
+        self._table.execute("CREATE INDEX by_path ON change (path, moment)")
+
+    def __enter__(self) -> Past:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._table.close()
+        if self._whole is not None:
+            self._whole.close()
+
+    # --- reading ------------------------------------------------------------------------------------
+
+    def _read(self) -> None:
+        after = ""
+        cut_off = [path for path in pending(self._mirror) if not path.with_suffix("").exists()]
+        for path in [*commits(self._mirror), *cut_off]:
+            try:
+                header = read_header(path)
+                stamp, run_id = str(header["stamp"]), str(header["run_id"])
+            except (Damaged, KeyError):
+                self.problems.append(f"{path} is damaged: what was committed then is not known")
+                continue
+            self.moments.append(Moment(len(self.moments), stamp, run_id, path.suffix == ".jsonl"))
+            self._edited = False
+            self._table.executemany("INSERT INTO change VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", self._rows(path))
+            # A first commit without files leaves an index, and no history.
+            known = (after,) if after else ("", digest_of_nothing())
+            if header.get("before", "") not in known and not self._edited:
+                self.problems.append(f"history is missing before {path.name}: commits are not known")
+            after = str(header.get("after", after))
+        copies = [path for path in (self._mirror.committed, self._mirror.upcoming) if path.exists()]
+        if after and copies and after not in map(digest, copies):
+            self.problems.append("history is missing at its end: the last commits are not known")
+
+    def _rows(self, path: Path) -> Iterator[tuple[Any, ...]]:
+        number = self.moments[-1].number
+        try:
+            for change in read_records(path, Change):
+                self._edited = self._edited or change.what == What.EDITED
+                if change.what == What.MOVED:
+                    self._moves.setdefault(change.path, []).append((number, change.version or b""))
+                elif self._wanted(change.path):
+                    yield (
+                        *(change.path, number, change.what, change.old_md5, change.md5),
+                        *(change.size, change.mtime, change.mode, change.version),
+                    )
+        except Damaged as error:
+            self.problems.append(f"{error}; what follows there is not known")
+
+    # --- telling ------------------------------------------------------------------------------------
+
+    def moment_at(self, stamp: str) -> Moment | None:
+        """Return the last commit that was not after ``stamp`` and came to its end; None if there was none."""
+        return max((m for m in self.moments if m.finished and m.stamp <= stamp), default=None)
+
+    def state(self, moment: Moment, *, gone: bool = False) -> Iterator[Content]:
+        """Yield what the consumer index had as of ``moment``, in path order.
+
+        :param gone: and what had left it by then, whose files stay.
+        """
+        for path, changes in self._by_path():
+            replay = _Replay(self, path, changes)
+            replay.go_on_to(moment.number)
+            content = replay.live
+            if content is not None and (replay.listed or gone):
+                replay.go_on_to(len(self.moments))
+                yield content
+
+    def contents(self) -> Iterator[Content]:
+        """Yield all that each path ever held, by path, and then by age, the oldest first."""
+        for path, changes in self._by_path():
+            replay = _Replay(self, path, changes)
+            replay.go_on_to(len(self.moments))
+            yield from replay.contents
+
+    def elsewhere(self, md5: bytes) -> list[bytes]:
+        """Return where bytes with this md5 should be, whatever path they came for. For any thread."""
+        with self._lock:
+            return list(self._elsewhere(md5))
+
+    def _elsewhere(self, md5: bytes) -> Iterator[bytes]:
+        if self._whole is None:
+            self._whole = Past(self._mirror)
+            self._whole._table.execute("CREATE INDEX by_md5 ON change (md5)")
+            self._whole._table.execute("CREATE INDEX by_old_md5 ON change (old_md5)")
+        whole = self._whole
+        paths = whole._table.execute(
+            "SELECT path FROM change WHERE md5 = ? UNION SELECT path FROM change WHERE old_md5 = ?",
+            (md5, md5),
+        )
+        for (path,) in paths.fetchall():
+            for _, changes in whole._by_path(path):
+                replay = _Replay(whole, path, changes)
+                replay.go_on_to(len(whole.moments))
+                for content in replay.contents:
+                    if content.md5 == md5:
+                        yield from content.places
+
+    def knows(self, path: bytes) -> bool:
+        """Whether a path, or anything below it, ever was in the index."""
+        above = path.rstrip(b"/")
+        found = self._table.execute(
+            "SELECT 1 FROM change WHERE path = ? OR (path > ? AND path < ?) LIMIT 1",
+            (path, above + b"/", above + b"0"),
+        )
+        return found.fetchone() is not None
+
+    def moves_above(self, path: bytes) -> list[tuple[int, bytes, bytes]]:
+        """Return the moves of ``path`` and of the directories above it: when, from where and to where."""
+        found = []
+        while path:
+            found += [(moment, path, to) for moment, to in self._moves.get(path, ())]
+            path = path.rpartition(b"/")[0]
+        return found
+
+    def _by_path(self, path: bytes | None = None) -> Iterator[tuple[bytes, Iterator[tuple[Any, ...]]]]:
+        if path is None:
+            rows = self._table.execute("SELECT * FROM change ORDER BY path, moment, rowid")
+        else:
+            of_it = "SELECT * FROM change WHERE path = ? ORDER BY moment, rowid"
+            rows = self._table.execute(of_it, (path,))
+        return groupby(rows, key=itemgetter(0))
+
+
+class _Replay:
+    """What happened to one path, moment by moment.
+
+    :ivar contents: what it held so far.
+    :ivar live: what it holds, by what history tells; its file stays when it leaves the index.
+    :ivar listed: whether that is in the index.
+    """
+
+    def __init__(self, past: Past, path: bytes, changes: Iterator[tuple[Any, ...]]) -> None:
+        self.contents: list[Content] = []
+        self.live: Content | None = None
+        self.listed = False
+        self._path = path
+        self._moments = past.moments
+        happened = [(row[1], 0 if row[2] == What.EDITED else 2, n, row) for n, row in enumerate(changes)]
+        happened += [(move[0], 1, 0, move) for move in past.moves_above(path)]
+        self._ahead = sorted(happened, reverse=True)
+
+    def go_on_to(self, number: int) -> None:
+        """Let everything happen up to and with the moment of this number."""
+        while self._ahead and self._ahead[-1][0] <= number:
+            moment, kind, _, told = self._ahead.pop()
+            if kind == 1:
+                self._move(self._moments[moment], *told[1:])
+            else:
+                self._take(self._moments[moment], *told[2:])
+
+    def _move(self, moment: Moment, source: bytes, target: bytes) -> None:
+        for content in self.contents:
+            moved = [_moved(place, source, target) for place in content.places]
+            content.places[:] = moved if moment.finished else dict.fromkeys([*content.places, *moved])
+        if moment.finished and self.live is not None:
+            self.live.until = moment.stamp
+            self.live, self.listed = None, False
+
+    def _take(
+        self,
+        moment: Moment,
+        what: str,
+        old_md5: bytes | None,
+        md5: bytes | None,
+        size: int | None,
+        mtime: int | None,
+        mode: int | None,
+        version: bytes | None,
+    ) -> None:
+        live = self.live
+        if not moment.finished:
+            if live is not None and version is not None:
+                live.places.append(version)
+            return
+        self.listed = md5 is not None
+        if md5 is None:
+            if live is not None and what == What.FORGOTTEN:
+                live.left = moment.stamp
+            return
+        if what == What.REPLACED and version is not None:
+            if live is None or live.md5 != old_md5:
+                # It is not what the index said: somebody had changed it on this side.
+                self._displaced(moment)
+                live = self._holds(Content(self._path, old_md5 or b""))
+            live.places[:] = [version]
+            live.until = moment.stamp
+        elif live is not None and live.md5 == md5:
+            if what == What.ADOPTED:
+                # The bytes stay, and so do their places, which both share from now on.
+                self.live = self.contents[-1] = replace(
+                    live,
+                    left="",
+                    mtime=live.mtime if mtime is None else mtime,
+                    mode=live.mode if mode is None else mode,
+                )
+            return
+        else:
+            self._displaced(moment)
+        self._holds(Content(self._path, md5, size, mtime, mode, moment.stamp, places=[self._path]))
+
+    def _holds(self, content: Content) -> Content:
+        self.live = content
+        self.contents.append(content)
+        return content
+
+    def _displaced(self, moment: Moment) -> None:
+        """Note that what was live is nowhere any more: hands took it away."""
+        if self.live is not None:
+            self.live.until = moment.stamp
+            self.live.places.clear()
+
+
+def _moved(place: bytes, source: bytes, target: bytes) -> bytes:
+    """Return where ``place`` is when ``source`` has moved to ``target`` as a whole."""
+    if place == source or place.startswith(source + b"/"):
+        return target + place[len(source) :]
+    return place

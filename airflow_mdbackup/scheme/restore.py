@@ -1,0 +1,307 @@
+"""Files come back: the mirror as of some moment is written into a directory.
+
+::
+
+    chosen   what the consumer index had then, as far as it is wanted (see past)
+    looked   at the target: a file that is there with these bytes is left; another one is not touched
+    copied   beside its name, hashing on the way; from its place, or wherever else in the mirror its bytes are
+    put      under its name, with the provider's time and mode, once the md5 is the one that the index had
+
+What was cut off is done again by the same command: what has its name is whole. Nothing in the mirror is
+changed, and no lock is taken, so that backups go on meanwhile; a file that they displace is found where it
+went. What has no history is looked for by its version names in ``.old``.
+
+What this does not give: owners, extended attributes and empty directories, which no backup has.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from pathspec import GitIgnoreSpec
+
+from airflow_mdbackup.scheme.errors import DestinationBusy, DestinationRefused
+from airflow_mdbackup.scheme.mirror import Mirror, versions_on_disk
+from airflow_mdbackup.scheme.names import from_text, to_text
+from airflow_mdbackup.scheme.past import Content, Past
+from airflow_mdbackup.scheme.settle import permissions
+from airflow_mdbackup.scheme.tree import (
+    Blocked,
+    Folder,
+    Tree,
+    concerns_one_file,
+    copy_of,
+    is_file,
+    md5_of,
+    syncfs,
+)
+
+_WORK = ".mdbackup-restoring"  # in the target, while it is written
+_AHEAD = 4  # files for each thread that are on their way
+
+
+class Came(StrEnum):
+    """What became of a file that was to come back."""
+
+    RESTORED = "restored"
+    THERE = "there"  # with these bytes already
+    KEPT = "kept"  # something else has its name in the target, and overwriting was not asked for
+    LOST = "lost"  # its bytes are nowhere in the mirror
+    FAILED = "failed"  # the target could not take it, or the mirror could not be read
+
+    @property
+    def good(self) -> bool:
+        """Whether the target has what it should."""
+        return self in (Came.RESTORED, Came.THERE)
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """What became of one file.
+
+    :ivar size: bytes that were written, or would be.
+    :ivar detail: for people, of what did not come back: why, and what to do.
+    """
+
+    content: Content
+    came: Came
+    size: int = 0
+    detail: str = ""
+
+
+class Selection:
+    """Paths that somebody asked for: files, directories with all below, and gitignore patterns.
+
+    A word that is a path of the past means just that one, whatever characters are in it; call :meth:`settle`
+    once the past is read. No words mean everything.
+
+    :param words: as people write them: escaped (see :mod:`.names`) or not, with or without a leading slash.
+    """
+
+    def __init__(self, words: Iterable[str] = ()) -> None:
+        self._words = {word: _path(word) for word in words}
+        self._paths = set(self._words.values())
+        self._patterns = {word: GitIgnoreSpec.from_lines([_pattern(word)]) for word in self._words}
+
+    def __call__(self, path: bytes) -> bool:
+        if not self._words:
+            return True
+        if any(path == wanted or path.startswith(wanted.rstrip(b"/") + b"/") for wanted in self._paths):
+            return True
+        return any(spec.match_file(os.fsdecode(path[1:])) for spec in self._patterns.values())
+
+    def settle(self, past: Past) -> list[str]:
+        """Take each word for a path or for a pattern, and return those that are no path."""
+        for word, path in self._words.items():
+            if past.knows(path):
+                del self._patterns[word]
+            else:
+                self._paths.discard(path)
+        return list(self._patterns)
+
+
+def _path(word: str) -> bytes:
+    try:
+        path = from_text(word)
+    except ValueError:
+        path = os.fsencode(word)
+    return b"/" + path.strip(b"/")
+
+
+def _pattern(word: str) -> str:
+    """Return a gitignore pattern in which nothing at the beginning has another meaning than elsewhere."""
+    return "\\" + word if word.startswith(("!", "#")) else word
+
+
+def restore(
+    mirror: Mirror,
+    past: Past,
+    contents: Iterable[Content],
+    target: Path,
+    *,
+    overwrite: bool = False,
+    dry_run: bool = False,
+    threads: int = 4,
+) -> Iterator[Restored]:
+    """Write contents into a directory, each under its path, and yield what became of them, in their order.
+
+    When the last one is yielded, all are on the target's disk.
+
+    :param past: where contents are looked for that are not where they should be.
+    :param target: made if it is not there. Symlinks in it are not followed.
+    :param overwrite: replace files that are there and have other bytes.
+    :param dry_run: change nothing; what would be written has the outcome ``restored``.
+    :param threads: how many files are hashed and written at a time.
+    :raises DestinationRefused: the target is no directory, or within the backup.
+    :raises DestinationBusy: another restore writes to it.
+    :raises OSError: the disk of the target, or of the mirror, is full or broken.
+    """
+    if target.resolve().is_relative_to(mirror.dest.resolve()):
+        raise DestinationRefused(f"{target} is within the backup {mirror.dest}: name a directory elsewhere")
+    with ExitStack() as stack:
+        work = None if dry_run else stack.enter_context(_work_in(target))
+        pool = stack.enter_context(ThreadPoolExecutor(threads))
+        restorers = _Restorers(mirror, past, target, work, overwrite)
+        stack.callback(restorers.close)
+        waiting: deque[Future[Restored]] = deque()
+        stack.callback(lambda: [future.cancel() for future in waiting])
+        for content in contents:
+            waiting.append(pool.submit(restorers.bring, content))
+            while len(waiting) >= threads * _AHEAD:
+                yield waiting.popleft().result()
+        if work is not None:
+            wait(waiting)
+            syncfs(target)
+        while waiting:
+            yield waiting.popleft().result()
+
+
+@contextmanager
+def _work_in(target: Path) -> Iterator[Path]:
+    """Hold a directory in the target in which files are written before they have their names."""
+    work = target / _WORK
+    try:
+        work.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise DestinationRefused(f"{error.filename} is no directory: name another one") from None
+    with Folder(work) as folder:
+        try:
+            fcntl.flock(folder.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DestinationBusy(f"another restore writes to {target}: wait for its end") from None
+        try:
+            yield work
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+
+
+class _Restorers:
+    """Brings contents, in any of some threads, each of which has its own descriptors."""
+
+    def __init__(self, mirror: Mirror, past: Past, target: Path, work: Path | None, overwrite: bool) -> None:
+        self._mirror = mirror
+        self._past = past
+        self._target = target
+        self._work = work
+        self._overwrite = overwrite
+        self._own = threading.local()
+        self._opened = ExitStack()
+        self._lock = threading.Lock()
+
+    def close(self) -> None:
+        self._opened.close()
+
+    def bring(self, content: Content) -> Restored:
+        """Write one file, unless it is there.
+
+        :raises OSError: no other one can be written either.
+        """
+        try:
+            return self._bring(content)
+        except Blocked as blocked:
+            what = "a symlink" if blocked.is_symlink else "no directory"
+            return Restored(content, Came.KEPT, detail=f"{to_text(blocked.at)} is {what} in the target")
+        except OSError as error:
+            if not concerns_one_file(error):
+                raise
+            return Restored(content, Came.FAILED, detail=f"{error.strerror}")
+
+    def _trees(self) -> tuple[Tree, Tree | None, bytes]:
+        """Return this thread's trees of mirror and target, if there is one, and a name of its own."""
+        if not hasattr(self._own, "trees"):
+            with self._lock:
+                source = self._opened.enter_context(self._mirror.tree())
+                target = self._opened.enter_context(Tree(self._target)) if self._target.exists() else None
+            self._own.trees = source, target, b"%d" % threading.get_ident()
+        trees: tuple[Tree, Tree | None, bytes] = self._own.trees
+        return trees
+
+    def _bring(self, content: Content) -> Restored:
+        source, target, name = self._trees()
+        there = target.lstat(content.path) if target is not None else None
+        if target is not None and there is not None:
+            if is_file(there) and content.size in (None, there.st_size):
+                with target.opened(content.path) as descriptor:
+                    if md5_of(descriptor) == content.md5:
+                        return Restored(content, Came.THERE)
+            if not is_file(there):
+                return Restored(content, Came.KEPT, detail="something that is no file has its name")
+            if not self._overwrite:
+                return Restored(content, Came.KEPT, detail="a file with other bytes has its name")
+        if self._work is None:
+            return self._would_bring(source, content)
+        assert target is not None
+        return self._write(source, target, self._work / os.fsdecode(name), content)
+
+    def _would_bring(self, source: Tree, content: Content) -> Restored:
+        for place in self._places(source, content):
+            found = source.lstat(place)
+            if found is not None and is_file(found) and content.size in (None, found.st_size):
+                return Restored(content, Came.RESTORED, found.st_size)
+        return _lost(content)
+
+    def _write(self, source: Tree, target: Tree, work: Path, content: Content) -> Restored:
+        flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+        descriptor = os.open(work, flags, 0o600)
+        try:
+            found = self._copy(source, descriptor, content)
+            if found is None:
+                return _lost(content)
+            size = os.fstat(descriptor).st_size
+            mode = found.st_mode if content.mode is None else content.mode
+            mtime = found.st_mtime_ns if content.mtime is None else content.mtime * 10**9
+            os.fchmod(descriptor, permissions(mode))
+            os.utime(descriptor, ns=(mtime, mtime))
+        finally:
+            os.close(descriptor)
+        if self._overwrite:
+            with Folder(work.parent) as folder:
+                target.put(folder, os.fsencode(work.name), content.path)
+        else:
+            try:
+                target.put_new(work, content.path)
+            except FileExistsError:
+                return Restored(content, Came.KEPT, detail="something has its name since a moment ago")
+        return Restored(content, Came.RESTORED, size)
+
+    def _copy(self, source: Tree, target: int, content: Content) -> os.stat_result | None:
+        """Copy the bytes from wherever they are, and return what is known of the file that has them."""
+        for place in self._places(source, content):
+            try:
+                with source.opened(place) as descriptor:
+                    os.ftruncate(target, 0)
+                    os.lseek(target, 0, os.SEEK_SET)
+                    if copy_of(descriptor, target) == content.md5:
+                        return os.fstat(descriptor)
+            except OSError as error:
+                if not concerns_one_file(error):
+                    raise
+        return None
+
+    def _places(self, source: Tree, content: Content) -> Iterator[bytes]:
+        """Yield where the bytes may be: where they should, where history has them too, and what .old has."""
+        tried = set()
+        for find in (
+            lambda: content.places,
+            lambda: self._past.elsewhere(content.md5),
+            lambda: [content.path, *versions_on_disk(source, content.path)],
+        ):
+            for place in find():
+                if place not in tried:
+                    tried.add(place)
+                    yield place
+
+
+def _lost(content: Content) -> Restored:
+    why = "no file of the backup has these bytes any more" if content.places else "its bytes went by hand"
+    return Restored(content, Came.LOST, detail=why)

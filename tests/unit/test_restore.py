@@ -1,0 +1,431 @@
+"""What comes back of a backup, compared with copies that were kept aside."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections import Counter
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from itertools import count
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from airflow_mdbackup.cli import UsageError
+from airflow_mdbackup.cli.moments import moment_of
+from airflow_mdbackup.scheme.errors import DestinationRefused
+from airflow_mdbackup.scheme.history import commits
+from airflow_mdbackup.scheme.mirror import Mirror
+from airflow_mdbackup.scheme.past import Past
+from airflow_mdbackup.scheme.restore import Came, Restored, Selection, restore
+
+from ..torture import LONG, Cases, scaled
+from .conftest import Pair
+from .crash import crash_at
+
+
+class Kept(NamedTuple):
+    """A file as it was on A: what a backup keeps of it."""
+
+    content: bytes
+    mtime: int
+    mode: int
+
+
+def files_in(root: Path) -> dict[bytes, Kept]:
+    """Return all files below a directory, by their path from there."""
+    found = {}
+    for folder, _, names in os.walk(os.fsencode(root)):
+        for name in names:
+            path = folder + b"/" + name
+            status = os.stat(path)
+            with open(path, "rb") as file:
+                found[path[len(os.fsencode(root)) :]] = Kept(
+                    file.read(), int(status.st_mtime), status.st_mode & 0o777
+                )
+    return found
+
+
+def files_of_a(pair: Pair) -> dict[bytes, Kept]:
+    """Return the files of A, under the paths by which the provider knows them."""
+    return {os.fsencode(pair.a) + path: kept for path, kept in files_in(pair.a).items()}
+
+
+class Random:
+    """Somebody who works on server A."""
+
+    NAMES = ("a", "b", "c", "d")
+
+    def __init__(self, pair: Pair, seed: int) -> None:
+        self._pair = pair
+        self._choose = random.Random(seed)
+
+    def work(self) -> None:
+        for _ in range(self._choose.randint(1, 6)):
+            self._choose.choice((self._write, self._write, self._write, self._remove, self._rename))()
+
+    def _path(self) -> Path:
+        return self._pair.a.joinpath(
+            *(self._choose.choice(self.NAMES) for _ in range(self._choose.randint(1, 3)))
+        )
+
+    def _write(self) -> None:
+        path = self._path()
+        for parent in path.parents:
+            if parent.is_file():
+                parent.unlink()
+        if path.is_dir():
+            shutil.rmtree(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # New bytes each time: of a file that only gets other times or another mode, nothing is pulled.
+        path.write_bytes(self._choose.randbytes(16))
+        path.chmod(self._choose.choice((0o644, 0o600, 0o755, 0o444)))
+        time = 1_600_000_000 + self._choose.randint(1, 10**6)
+        os.utime(path, (time, time))
+
+    def _remove(self) -> None:
+        path = self._path()
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.is_file():
+            path.unlink()
+
+    def _rename(self) -> None:
+        source, target = self._path(), self._path()
+        if source.exists() and not target.exists() and not target.is_relative_to(source):
+            for parent in target.parents:
+                if parent.is_file():
+                    return
+            target.parent.mkdir(parents=True, exist_ok=True)
+            source.rename(target)
+
+
+def back(pair: Pair, target: Path, stamp: str = "9", *, sound: bool = True, **options: Any) -> list[Restored]:
+    """Restore everything as of a stamp.
+
+    :param sound: whether nothing is wrong with the history.
+    """
+    with Past(pair.mirror) as past:
+        assert bool(past.problems) != sound
+        moment = past.moment_at(stamp)
+        contents = past.state(moment) if moment is not None else iter(())
+        return list(restore(pair.mirror, past, contents, target, **options))
+
+
+@pytest.mark.guarantee("11. Getting it back")
+@pytest.mark.parametrize("seed", range(3 if not LONG else 30))
+def test_each_moment_of_a_random_history_comes_back_exactly(
+    pair: Pair, cases: Cases, tmp_path: Path, seed: int
+) -> None:
+    """Bytes, times and modes, compared with a copy of A kept at each run."""
+    somebody = Random(pair, seed)
+    snapshots: list[tuple[str, dict[bytes, Kept]]] = []
+    for _ in range(scaled(25, 100)):
+        somebody.work()
+        pair.backup(allow_empty=True)
+        snapshots.append((pair.mirror.last_commit(), files_of_a(pair)))
+    for number, (stamp, kept) in enumerate(snapshots):
+        target = tmp_path / str(number)
+        with cases.one():
+            came = back(pair, target, stamp)
+            assert {each.came for each in came} <= {Came.RESTORED}
+            assert files_in(target) == kept
+        shutil.rmtree(target, ignore_errors=True)
+
+
+def two_runs(pair: Pair) -> tuple[str, dict[bytes, Kept]]:
+    """Back up twice, and return the stamp of the first run and what A had then."""
+    for name in ("same", "changed", "gone", "flipped/below", "twin"):
+        pair.put(name, name.encode())
+    pair.put("twin of changed", b"changed")
+    pair.backup()
+    stamp, kept = pair.mirror.last_commit(), files_of_a(pair)
+    pair.put("changed", b"newer")
+    os.unlink(pair.path("gone"))
+    shutil.rmtree(pair.path("flipped"))
+    pair.put("flipped", b"a file")
+    pair.put("new", b"new")
+    pair.backup()
+    return stamp, kept
+
+
+def outcomes(came: list[Restored]) -> dict[str, int]:
+    return dict(Counter(each.came.value for each in came))
+
+
+@pytest.mark.guarantee("11. Getting it back")
+def test_it_comes_back_while_a_commit_is_cut_off_at_any_step(
+    pair: Pair, cases: Cases, tmp_path: Path
+) -> None:
+    """What that commit displaced is found where it went; nothing in the backup need be mended first."""
+    stamp, kept = two_runs(pair)
+    after = files_of_a(pair)
+    pair.put("changed", b"newest")
+    pair.put("flipped", b"another file")
+    shutil.rmtree(os.path.dirname(pair.path("x/y")), ignore_errors=True)
+    os.unlink(pair.path("new"))
+    pair.put("new/is a directory", b"now")
+    pair.build_index()
+    run = pair.prepare()
+    template = pair.mirror.dest
+    for number in count(1):
+        pair.mirror = Mirror(template.with_name(f"killed-{number}"), "srv1")
+        shutil.copytree(template, pair.mirror.dest)
+        run = pair.mirror.run(run.run_id)
+        killed = crash_at(number, partial(pair.finish, run))
+        target = tmp_path / "target"
+        if len(commits(pair.mirror)) == 2:
+            with cases.one():
+                back(pair, target)
+                assert files_in(target) == after
+            shutil.rmtree(target)
+        with cases.one():
+            back(pair, target, stamp)
+            assert files_in(target) == kept
+        shutil.rmtree(target)
+        shutil.rmtree(pair.mirror.dest)
+        if not killed:
+            break
+
+
+@pytest.mark.guarantee("11. Getting it back")
+def test_a_restore_that_is_killed_at_any_step_goes_on_where_it_was(
+    pair: Pair, cases: Cases, tmp_path: Path
+) -> None:
+    """What has its name is whole; the same command again does the rest, and leaves nothing else there."""
+    two_runs(pair)
+    for number in count(1):
+        target = tmp_path / str(number)
+        with cases.one():
+            killed = crash_at(number, partial(back, pair, target, threads=1))
+            found = {path: file for path, file in files_in(target).items() if b"/.mdbackup-" not in path}
+            assert found.items() <= files_of_a(pair).items()
+            came = back(pair, target)
+            assert {each.came for each in came} <= {Came.RESTORED, Came.THERE}
+            assert sum(each.came == Came.THERE for each in came) == len(found)
+            assert files_in(target) == files_of_a(pair)
+        if not killed:
+            break
+
+
+def test_bytes_that_are_gone_are_taken_from_where_else_they_are(pair: Pair, tmp_path: Path) -> None:
+    """A file with other bytes is never written; what is lost is named, and the rest comes."""
+    stamp, kept = two_runs(pair)
+    for name in ("same", "twin"):
+        pair.live(name).write_bytes(b"rotten")
+    (old,) = (pair.live("changed").parent / ".old").glob("changed.*")
+    old.unlink()
+    came = back(pair, tmp_path / "target", stamp)
+    assert outcomes(came) == {"restored": 4, "lost": 2}
+    assert {each.content.path for each in came if each.came == Came.LOST} == {
+        pair.path("same"),
+        pair.path("twin"),
+    }
+    lost = {pair.path("same"), pair.path("twin")}
+    assert files_in(tmp_path / "target") == {path: file for path, file in kept.items() if path not in lost}
+
+
+def test_what_a_lost_history_told_is_found_by_the_names_of_versions(pair: Pair, tmp_path: Path) -> None:
+    """It is noticed that it is missing."""
+    stamp, kept = two_runs(pair)
+    commits(pair.mirror)[-1].unlink()
+    came = back(pair, tmp_path / "target", stamp, sound=False)
+    moved = {
+        path for path in kept if b"/flipped/" in path
+    }  # a directory that went as a whole has another name
+    assert {each.content.path for each in came if each.came != Came.RESTORED} == moved
+    assert files_in(tmp_path / "target") == {path: file for path, file in kept.items() if path not in moved}
+
+
+@pytest.mark.parametrize("content", [b"", b"\0" * 50, b'{"format":1,"stamp":"x","run_id":"y"}\n{"path":1}\n'])
+def test_a_damaged_history_is_told(pair: Pair, content: bytes) -> None:
+    two_runs(pair)
+    commits(pair.mirror)[0].write_bytes(content)
+    with Past(pair.mirror) as past:
+        assert any("damaged" in problem for problem in past.problems)
+
+
+def test_what_is_there_is_not_touched_unless_asked(pair: Pair, tmp_path: Path) -> None:
+    stamp, kept = two_runs(pair)
+    target = tmp_path / "target"
+    there = target / os.fsdecode(pair.path("changed"))[1:]
+    there.parent.mkdir(parents=True)
+    there.write_bytes(b"somebody's work")
+    in_the_way = there.with_name("twin")
+    in_the_way.symlink_to("/etc/passwd")
+    assert outcomes(back(pair, target, stamp, dry_run=True)) == {"restored": 4, "kept": 2}
+    assert {path.name for path in target.rglob("*") if not path.is_dir()} == {"twin", "changed"}
+    assert outcomes(back(pair, target, stamp)) == {"restored": 4, "kept": 2}
+    assert there.read_bytes() == b"somebody's work"
+    assert outcomes(back(pair, target, stamp, dry_run=True, overwrite=True)) == {
+        "there": 4,
+        "restored": 1,
+        "kept": 1,
+    }
+    assert there.read_bytes() == b"somebody's work"
+    assert outcomes(back(pair, target, stamp, overwrite=True)) == {"there": 4, "restored": 1, "kept": 1}
+    assert there.read_bytes() == b"changed" and in_the_way.is_symlink()
+    assert Path("/etc/passwd").read_bytes() != kept[pair.path("twin")].content
+
+
+def test_no_symlink_in_the_target_is_followed(pair: Pair, tmp_path: Path) -> None:
+    two_runs(pair)
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    target = tmp_path / "target"
+    target.mkdir()
+    (target / os.fsdecode(pair.path("x")).split("/")[1]).symlink_to(outside)
+    came = back(pair, target)
+    assert {each.came for each in came} == {Came.KEPT} and "is a symlink in the target" in came[0].detail
+    assert not any(outside.iterdir())
+
+
+def test_a_target_within_the_backup_is_refused(pair: Pair) -> None:
+    two_runs(pair)
+    with pytest.raises(DestinationRefused, match="is within the backup"):
+        back(pair, pair.mirror.files / "x")
+
+
+def test_what_had_gone_comes_only_when_asked(pair: Pair) -> None:
+    two_runs(pair)
+    with Past(pair.mirror) as past:
+        moment = past.moment_at("9")
+        assert moment is not None
+        assert pair.path("gone") not in {content.path for content in past.state(moment)}
+        (gone,) = [content for content in past.state(moment, gone=True) if content.path == pair.path("gone")]
+        assert gone.places == [pair.path("gone")] and gone.left == moment.stamp
+
+
+@pytest.mark.parametrize(
+    ("words", "names"),
+    [
+        (["same"], ["same"]),
+        (["/A/same", "/A/twin"], ["same", "twin"]),
+        (["/A/flipped"], ["flipped/below"]),
+        (["/A/flipped/"], ["flipped/below"]),
+        (["tw*"], ["twin", "twin of changed"]),
+        (["/A/*/below"], ["flipped/below"]),
+        (["/A/a[1]"], ["a[1]"]),
+        (["a?1?"], ["a[1]"]),
+        (["/A/!neg"], ["!neg"]),
+        (["nothing"], []),
+        ([], ["!neg", "a[1]", "changed", "flipped/below", "same", "twin", "twin of changed"]),
+    ],
+)
+def test_paths_and_patterns_choose(pair: Pair, words: list[str], names: list[str]) -> None:
+    """A word that is a path means just that, whatever is in it."""
+    for name in ("same", "changed", "flipped/below", "twin", "twin of changed", "a[1]", "a1", "!neg"):
+        pair.put(name, name.encode())
+    os.unlink(pair.path("a1"))
+    pair.backup()
+    wanted = Selection(word.replace("/A", str(pair.a)) for word in words)
+    with Past(pair.mirror, wanted) as past:
+        wanted.settle(past)
+        moment = past.moment_at("9")
+        assert moment is not None
+        found = [content.path for content in past.state(moment) if wanted(content.path)]
+    assert found == sorted(map(pair.path, names))
+
+
+# --- the commands -----------------------------------------------------------------------------------
+
+
+def mdbackup(*words: str) -> tuple[int, str, str]:
+    """Run the command line in a process of its own that cannot import Airflow."""
+    code = (
+        "import sys; sys.modules['airflow'] = None\n"
+        "from airflow_mdbackup.cli.commands import main; sys.exit(main())"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=60)
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_a_printed_name_can_be_given_again(pair: Pair, tmp_path: Path) -> None:
+    """Whatever its bytes are, by copy and paste into a shell; and none acts on the terminal."""
+    names = [b"odd\xff\n\x1b[31m", b"with 'quotes\" and\\", b"*", b"-rf", "ü".encode()]
+    for name in names:
+        pair.put(b"odd/" + name, name)
+    pair.backup()
+    dest = str(pair.mirror.dest)
+    status, listed, _ = mdbackup("versions", "--dest", dest, "*")
+    assert status == 0 and "\x1b" not in listed
+    printed = [line for line in listed.splitlines() if not line.startswith(" ")]
+    assert len(printed) == len(names)
+    for number, line in enumerate(printed):
+        (word,) = shlex.split(line)
+        target = tmp_path / str(number)
+        assert mdbackup("restore", "--dest", dest, "--to", str(target), "--", word)[0] == 0
+        assert len(files_in(target)) == 1
+
+
+def test_commands_tell_of_history_and_restore_as_of_a_printed_moment(pair: Pair, tmp_path: Path) -> None:
+    stamp, kept = two_runs(pair)
+    dest = str(pair.mirror.dest)
+    status, runs, _ = mdbackup("log", "--dest", dest)
+    assert status == 0 and "manual__1  6 added" in runs and "manual__2" in runs
+    (first, _) = [
+        json.loads(line) for line in mdbackup("log", "--dest", dest, "--format", "json")[1].splitlines()
+    ]
+    assert first["stamp"] == stamp and first["changes"] == {"added": 6}
+    status, changes, _ = mdbackup("history", "--dest", dest, os.fsdecode(pair.path("changed")))
+    assert status == 0 and [line.split()[3] for line in changes.splitlines()] == ["added", "replaced"]
+    target = tmp_path / "target"
+    command = ("restore", "--dest", dest, "--to", str(target))
+    status, out, told = mdbackup(
+        "restore", "--dest", dest, "--to", str(target), "--as-of", stamp, "--format", "json"
+    )
+    assert status == 0 and {json.loads(line)["came"] for line in out.splitlines()} == {"restored"}
+    assert files_in(target) == kept
+    pair.live("same").unlink()
+    shutil.rmtree(target)
+    status, out, told = mdbackup(*command)
+    assert status == 1 and "lost" in out and "same" in out and "1 lost" in told
+    assert mdbackup(*command, "--as-of", "1990-01-01")[0] == 2
+    assert mdbackup("restore", "--dest", str(tmp_path), "--to", str(target))[0] == 2
+    assert mdbackup("versions", "--dest", dest, "nothing")[0] == 1
+
+
+NOW = datetime(2026, 11, 28, 15, 30, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("text", "moment"),
+    [
+        ("now", NOW),
+        ("3 days ago", NOW - timedelta(days=3)),
+        ("1 hour ago", NOW - timedelta(hours=1)),
+        ("20261123T031500.123456Z", datetime(2026, 11, 23, 3, 15, 0, 123456, tzinfo=UTC)),
+        ("2026-11-23T14:00+01:00", datetime(2026, 11, 23, 13, 0, 0, 999999, tzinfo=UTC)),
+        ("2026-11-23 14:00:05 +0000", datetime(2026, 11, 23, 14, 0, 5, 999999, tzinfo=UTC)),
+    ],
+)
+def test_moments_are_read_as_people_write_them(text: str, moment: datetime) -> None:
+    assert moment_of(text, NOW) == moment
+
+
+def test_a_moment_without_a_zone_is_local_and_yesterday_is_the_day_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TZ", "Europe/Berlin")
+    time.tzset()
+    try:
+        assert moment_of("yesterday 14:00", NOW) == datetime(2026, 11, 27, 13, 0, 0, 999999, tzinfo=UTC)
+        assert moment_of("14:00", NOW) == datetime(2026, 11, 28, 13, 0, 0, 999999, tzinfo=UTC)
+        assert moment_of("2026-07-01", NOW) == datetime(2026, 6, 30, 22, 0, 0, 999999, tzinfo=UTC)
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+
+@pytest.mark.parametrize("text", ["", "soon", "2026-13-01", "yesterday soon", "99999999999 days ago"])
+def test_what_is_no_moment_says_how_to_write_one(text: str) -> None:
+    with pytest.raises(UsageError, match="write 2026-11-23T14:00"):
+        moment_of(text, NOW)
