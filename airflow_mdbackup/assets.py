@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from urllib.parse import SplitResult
+from typing import TYPE_CHECKING, Any
+from urllib.parse import SplitResult, urlsplit
 
 from airflow.sdk import Asset
+
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.openlineage.facet import Dataset
 
 LAST_GOOD = "last_good"
 """Key of the asset's state store: the last good run, which survives the loss of ``dest``."""
@@ -23,3 +27,10 @@ def check_uri(uri: SplitResult) -> SplitResult:
     if not uri.netloc or uri.path.strip("/") or uri.query or uri.fragment:
         raise ValueError(f"the URI of a backup is mdbackup://<provider>, not {uri.geturl()!r}")
     return uri
+
+
+def as_openlineage(asset: Asset, lineage_context: Any) -> Dataset:
+    """Return what OpenLineage calls the backup of a provider: namespace ``mdbackup``, and its name."""
+    from airflow.providers.common.compat.openlineage.facet import Dataset
+
+    return Dataset(namespace="mdbackup", name=urlsplit(asset.uri).netloc)

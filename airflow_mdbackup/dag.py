@@ -198,6 +198,7 @@ def provider_dag(provider: Provider) -> DAG:
             sftp_conn_id=provider.sftp_conn_id,
             stall_timeout=provider.stall_timeout,
             bandwidth_limit=provider.bandwidth_limit,
+            source=list(provider.source),
             execution_timeout=timeouts.pull_changed,
             max_active_tis_per_dag=provider.shards,
             map_index_template="shard {{ task.shard.shard }}: {{ task.shard.files }} files",

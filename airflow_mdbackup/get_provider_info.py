@@ -37,9 +37,15 @@ def get_provider_info() -> dict[str, Any]:
                 "python-modules": ["airflow_mdbackup.triggers.build_provider_index"],
             },
         ],
-        "asset-uris": [{"schemes": ["mdbackup"], "handler": "airflow_mdbackup.assets.check_uri"}],
+        "asset-uris": [
+            {
+                "schemes": ["mdbackup"],
+                "handler": "airflow_mdbackup.assets.check_uri",
+                "to_openlineage_converter": "airflow_mdbackup.assets.as_openlineage",
+            }
+        ],
         "cli": ["airflow_mdbackup.cli.commands.get_airflow_commands"],
-        "extra-links": ["airflow_mdbackup.links.LastGoodRunLink"],
+        "extra-links": ["airflow_mdbackup.links.LastGoodRunLink", "airflow_mdbackup.links.RunReportLink"],
         "config": {
             "mdbackup": {
                 "description": "Pull backups over read-only SFTP.",

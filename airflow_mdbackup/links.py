@@ -22,6 +22,22 @@ class LastGoodRunLink(BaseOperatorLink):
     def get_link(self, operator: Any, *, ti_key: TaskInstanceKey) -> str:
         """Return the run's page, or an empty text if there is none yet. Called where dest is."""
         last_good = Mirror(operator.dest, operator.provider).read_status().get("last_good")
-        if not last_good:
-            return ""
-        return f"{web_path()}/dags/{quote(ti_key.dag_id, safe='')}/runs/{quote(last_good['run_id'], safe='')}"
+        return _run_page(ti_key.dag_id, last_good["run_id"]) if last_good else ""
+
+
+class RunReportLink(BaseOperatorLink):
+    """What the run did, or could not do: what its commit returned, beside that task's log."""
+
+    name = "Run report"
+
+    def get_link(self, operator: Any, *, ti_key: TaskInstanceKey) -> str:
+        """Return the page of the provider's commit, this or one that follows; else an empty text."""
+        for task in (operator, *operator.get_flat_relatives()):
+            if task.task_type == "CommitBackup" and task.provider == operator.provider:
+                run = _run_page(ti_key.dag_id, ti_key.run_id)
+                return f"{run}/tasks/{quote(task.task_id, safe='')}/xcom"
+        return ""
+
+
+def _run_page(dag_id: str, run_id: str) -> str:
+    return f"{web_path()}/dags/{quote(dag_id, safe='')}/runs/{quote(run_id, safe='')}"

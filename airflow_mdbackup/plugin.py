@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from airflow.plugins_manager import AirflowPlugin
 
-from airflow_mdbackup.links import LastGoodRunLink
+from airflow_mdbackup.links import LastGoodRunLink, RunReportLink
 
 
 class MdBackupPlugin(AirflowPlugin):
     """Registers the links of our operators."""
 
     name = "mdbackup"
-    operator_extra_links = [LastGoodRunLink()]  # noqa: RUF012 - Airflow's own shape
+    operator_extra_links = [LastGoodRunLink(), RunReportLink()]  # noqa: RUF012 - Airflow's own shape

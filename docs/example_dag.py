@@ -35,9 +35,9 @@ with DAG(
     )
     fetch = FetchIndex(task_id="fetch_index", **BACKUP, sftp_conn_id="srv1_backupop", inlets=[ASSET])
     diff = DiffIndexes(task_id="diff_indexes", **BACKUP, source=SOURCE, exclude=["*.tmp"], shards=4)
-    pull = PullChanged.partial(task_id="pull_changed", **BACKUP, sftp_conn_id="srv1_backupop").expand(
-        shard=diff.output
-    )
+    pull = PullChanged.partial(
+        task_id="pull_changed", **BACKUP, sftp_conn_id="srv1_backupop", source=SOURCE
+    ).expand(shard=diff.output)
     finished = EmptyOperator(task_id="shards_finished", trigger_rule=TriggerRule.ALL_DONE)
     archive = ArchiveOld(task_id="archive_old", **BACKUP)
     commit = CommitBackup(task_id="commit_backup", **BACKUP, outlets=[ASSET])

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from airflow.sdk import BaseOperator, ExceptionRetryPolicy, RetryAction, RetryRule
+from airflow.sdk import BaseOperator, BaseOperatorLink, ExceptionRetryPolicy, RetryAction, RetryRule
 
 from airflow_mdbackup.links import LastGoodRunLink
 from airflow_mdbackup.scheme import errors
@@ -47,7 +48,7 @@ class BackupOperator(BaseOperator):
     """
 
     template_fields: Sequence[str] = ("provider", "dest")
-    operator_extra_links = (LastGoodRunLink(),)
+    operator_extra_links: Collection[BaseOperatorLink] = (LastGoodRunLink(),)
     ui_color = "#dbe9f4"
     _hook: ProviderHook | None = None  # of a step that has a connection
 
@@ -79,6 +80,16 @@ def provider_hook(conn_id: str, stall_timeout: timedelta = timedelta(seconds=60)
     from airflow_mdbackup.hooks.provider import ProviderHook
 
     return ProviderHook(conn_id, stall_timeout=stall_timeout.total_seconds())
+
+
+@contextmanager
+def folded(log: Any, title: str) -> Iterator[None]:
+    """Have Airflow's page of the log fold what is logged meanwhile: only ``title`` is seen at first."""
+    log.info("::group::%s", title)
+    try:
+        yield
+    finally:
+        log.info("::endgroup::")
 
 
 def megabytes(size: int) -> str:

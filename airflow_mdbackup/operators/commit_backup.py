@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk.exceptions import AirflowFailException
 
 from airflow_mdbackup.assets import LAST_GOOD, provider_asset
+from airflow_mdbackup.links import RunReportLink
 from airflow_mdbackup.operators.base import BackupOperator, megabytes
 from airflow_mdbackup.operators.metrics import tell_commit
 from airflow_mdbackup.scheme.commit import CommitSummary, commit
@@ -15,6 +16,8 @@ from airflow_mdbackup.scheme.errors import EntriesFailed
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
+
+_LONGEST = 1000  # characters of what is told of one entry that failed
 
 
 class CommitBackup(BackupOperator):
@@ -27,6 +30,7 @@ class CommitBackup(BackupOperator):
     :param dest: absolute path of its backup on the worker.
     """
 
+    operator_extra_links = (*BackupOperator.operator_extra_links, RunReportLink())
     ui_color = "#b9dcb9"
 
     def execute(self, context: Context) -> dict[str, Any]:
@@ -50,7 +54,8 @@ class CommitBackup(BackupOperator):
             summary.raise_for_failures(self.provider)
         except EntriesFailed as error:
             # A task that fails returns nothing, and its summary is wanted most then.
-            context["ti"].xcom_push(key="return_value", value=counts)
+            failures = [failure[:_LONGEST] for failure in summary.failures]
+            context["ti"].xcom_push(key="return_value", value={**counts, "failures": failures})
             self.log.info("%s: %s", self.provider, told)
             raise AirflowFailException(str(error)) from None
         if not summary.superseded:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
-from airflow_mdbackup.operators.base import BackupOperator
+from airflow_mdbackup.operators.base import BackupOperator, folded
 from airflow_mdbackup.operators.build_provider_index import REHASH
 from airflow_mdbackup.scheme.diff import Limits, Plan, in_lines, make_plan
 
@@ -89,8 +89,9 @@ class DiffIndexes(BackupOperator):
         context["ti"].xcom_push(key="plan", value=_counts(plan))
         context["ti"].xcom_push(key="guard", value=[] if plan.overridden else plan.guard)
         if dry:
-            for line in in_lines(run, plan):
-                self.log.info("%s", line)
+            with folded(self.log, f"The plan: {plan.pull} to pull, {plan.gone} to forget"):
+                for line in in_lines(run, plan):
+                    self.log.info("%s", line)
             run.begin_again()  # or else clearing a later task would carry it out
             raise AirflowSkipException(f"{self.provider}: a dry run ends with the plan; nothing was changed")
         return [{"shard": shard, "files": files} for shard, files in enumerate(plan.shards)]

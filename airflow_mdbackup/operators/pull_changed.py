@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_mdbackup.config.bandwidth import BandwidthLimit, parse_bandwidth_limit
 from airflow_mdbackup.config.settings import local_time
+from airflow_mdbackup.links import RunReportLink
 from airflow_mdbackup.operators.base import BackupOperator, megabytes, provider_hook
+from airflow_mdbackup.operators.lineage import tell_lineage
 from airflow_mdbackup.operators.metrics import tell_pull
 from airflow_mdbackup.scheme.limit import Limiter
 from airflow_mdbackup.scheme.pull import pull
@@ -32,9 +34,12 @@ class PullChanged(BackupOperator):
     :param stall_timeout: how long the connection may be silent.
     :param bandwidth_limit: what all tasks that pull into ``dest`` may receive together: a rate such as
         ``20MB``, or hours and rates as in the configuration; None for no limit.
+    :param source: what lineage names as that from which the files come: the paths that the provider is
+        configured to index.
     """
 
-    template_fields: Sequence[str] = (*BackupOperator.template_fields, "sftp_conn_id", "shard")
+    template_fields: Sequence[str] = (*BackupOperator.template_fields, "sftp_conn_id", "shard", "source")
+    operator_extra_links = (*BackupOperator.operator_extra_links, RunReportLink())
     ui_color = "#cfe8cf"
 
     def __init__(
@@ -44,6 +49,7 @@ class PullChanged(BackupOperator):
         shard: Mapping[str, int],
         stall_timeout: timedelta = timedelta(seconds=60),
         bandwidth_limit: BandwidthLimit | str | Mapping[str, Any] | Sequence[Any] | None = None,
+        source: Sequence[str] = ("/",),
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -51,6 +57,7 @@ class PullChanged(BackupOperator):
         self.shard = shard
         self.stall_timeout = stall_timeout
         self.bandwidth_limit = None if bandwidth_limit is None else parse_bandwidth_limit(bandwidth_limit)
+        self.source = source
 
     def execute(self, context: Context) -> dict[str, Any]:
         mirror, run = self.run_of(context)
@@ -66,6 +73,8 @@ class PullChanged(BackupOperator):
 
             summary = pull(mirror, run, self.shard["shard"], connect)
         tell_pull(self.provider, summary)
+        if self._hook is not None:
+            tell_lineage(self._hook, self.provider, self.source)
         told = ", ".join(f"{count} {outcome}" for outcome, count in sorted(summary.outcomes.items()))
         rate = summary.transferred / max(summary.seconds, 0.001)
         self.log.info(

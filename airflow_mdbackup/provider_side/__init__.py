@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
-from airflow_mdbackup.scheme.names import from_text
+from airflow_mdbackup.scheme.names import from_text, unfolded
 
 NO_PYTHON = 127
 """Exit status of `python_command` on a provider without Python 3.6 or newer."""
@@ -290,6 +290,7 @@ def parse_report(line: str) -> Report | None:
 
     :returns: None for anything that is not exactly such a line, like a greeting of the login shell.
     """
+    line = unfolded(line)
     if match := _PROGRESS.fullmatch(line):
         return Progress(int(match[1]), int(match[2]), int(match[3]), float(match[4]))
     if match := _DONE.fullmatch(line):

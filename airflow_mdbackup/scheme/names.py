@@ -3,7 +3,7 @@
 Printable characters stand for themselves, a backslash is ``\\\\``, and every other byte (control
 characters, bytes that are no UTF-8, blanks that are no plain blank, marks that turn the direction of
 writing) is ``\\xNN``. So no name from a provider can act on a terminal, and :func:`from_text` gives the
-exact bytes again.
+exact bytes again. Nor can it act on what shows logs: see :func:`unfolded`.
 """
 
 from __future__ import annotations
@@ -11,14 +11,24 @@ from __future__ import annotations
 import re
 
 _ESCAPE = re.compile(r"\\(?:\\|x([0-9a-f]{2}))")
+_FOLD = re.compile(":(?=(?:end)?group:)")
 
 
 def to_text(path: bytes) -> str:
     """Return ``path`` as printable text that :func:`from_text` turns back into the same bytes."""
     text = path.decode("utf-8", "surrogateescape")
-    if text.isprintable() and "\\" not in text:
-        return text
-    return "".join(map(_escape, text))
+    if not text.isprintable() or "\\" in text:
+        text = "".join(map(_escape, text))
+    return unfolded(text) if "group:" in text else text
+
+
+def unfolded(text: str) -> str:
+    """Return escaped text in which nobody finds ``::group::`` or ``::endgroup::``, whatever is put around it.
+
+    Airflow's page of a log does not show a line that has one of these anywhere: it begins or ends a part that
+    is folded. The colon before such a word becomes ``\\x3a``, which :func:`from_text` turns back.
+    """
+    return _FOLD.sub(r"\\x3a", text)
 
 
 def _escape(character: str) -> str:

@@ -129,7 +129,8 @@ def test_person_can_look_at_the_plan_first_and_back_up_some_paths_only(site: Sit
     tasks = site.stack.task_states("mdbackup_good", run_id)
     assert tasks["diff_indexes"] == tasks["archive_old"] == tasks["commit_backup"] == "skipped", tasks
     told = site.stack.task_log("mdbackup_good", run_id, "diff_indexes")
-    assert "2 new" in told and f"+ {site.server.prefix}/good/other" in told
+    plan = told.partition("::group::The plan: 2 to pull, 0 to forget\n")[2].partition("::endgroup::")[0]
+    assert "2 new" in told and f"+ {site.server.prefix}/good/other\n" in plan and "new" not in plan
     run_id = site.start("good", dryrun=True)
     assert site.finish("good", run_id) == "failed"
     assert "did you mean dry_run?" in site.stack.task_log("mdbackup_good", run_id, "diff_indexes")

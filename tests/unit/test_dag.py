@@ -233,13 +233,15 @@ def test_watchdog_has_a_task_for_each_provider_that_could_be_one_whatever_the_co
     assert load_dags().dags["mdbackup_watchdog"].task_ids == ["Configuration"]
 
 
-def test_example_dag_of_the_documentation_imports_and_has_the_shape_of_ours() -> None:
+def test_example_dags_of_the_documentation_import_and_have_their_shape() -> None:
     """What people copy must work."""
     bag = DagBag(dag_folder=str(PROJECT / "docs"), bundle_path=PROJECT / "docs", bundle_name="docs")
     assert bag.import_errors == {}
     edges = downstream(bag.dags["backup_srv1_by_hand"])
     assert edges["diff_indexes"] == {"pull_changed", "archive_old"}
     assert edges["shards_finished"] == {"archive_old"}
+    offsite = bag.dags["offsite_srv1"]
+    assert downstream(offsite) == {"whole_backup": {"verify"}, "verify": {"copy"}, "copy": set()}
 
 
 def test_worker_that_parses_for_one_task_makes_only_the_dag_of_that_task(

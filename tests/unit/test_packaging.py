@@ -30,7 +30,9 @@ def test_everything_that_provider_info_names_can_be_imported() -> None:
     modules = [
         module for kind in ("operators", "hooks") for part in info[kind] for module in part["python-modules"]
     ]
-    names = info["extra-links"] + [part["handler"] for part in info["asset-uris"]]
+    names = info["extra-links"] + [
+        part[key] for part in info["asset-uris"] for key in ("handler", "to_openlineage_converter")
+    ]
     modules += [name.rpartition(".")[0] for name in names]
     for module in modules:
         importlib.import_module(module)
