@@ -79,6 +79,7 @@ class DiffIndexes(BackupOperator):
             allow_empty=self.allow_empty,
             may_trip=dry or self.on_guard == "approve",
             override=override,
+            attempt=context["ti"].try_number,
             only=[path.encode("utf-8", "surrogateescape") for path in context["params"].get(ONLY) or ()],
         )
         self._tell(plan)

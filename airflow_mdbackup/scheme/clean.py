@@ -36,11 +36,11 @@ def clean(mirror: Mirror, tree: Tree) -> None:
                     _take_away(mirror, run, tree)
         for folder in mirror.removed_runs():
             shutil.rmtree(folder, ignore_errors=True)
-        now = time.time()
+        long_ago = min(time.time() - _SECONDS, mirror.in_use_since())
         for staged in mirror.staging.iterdir():
             with _left_for_next_time(f"{staged}, staged long ago,"), suppress(FileNotFoundError):
                 # If it is not there, a task that pulls has just renamed it.
-                if now - staged.stat().st_ctime > _SECONDS:
+                if staged.lstat().st_ctime < long_ago:
                     staged.unlink()
         for incomplete in mirror.history.glob("*.tmp"):
             with _left_for_next_time(f"{incomplete}"):

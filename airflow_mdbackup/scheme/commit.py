@@ -51,7 +51,7 @@ from airflow_mdbackup.scheme.history import PENDING, Change, What, last
 from airflow_mdbackup.scheme.index import Entry, digest, merge, read_entries
 from airflow_mdbackup.scheme.mirror import Mirror, Run, Staging, version_path
 from airflow_mdbackup.scheme.names import to_text
-from airflow_mdbackup.scheme.ordered import Alongside, Covered
+from airflow_mdbackup.scheme.ordered import Alongside, Covered, Prefixes
 from airflow_mdbackup.scheme.patience import Patience
 from airflow_mdbackup.scheme.progress import Pace
 from airflow_mdbackup.scheme.pull import Outcome, Result
@@ -163,17 +163,18 @@ def commit(mirror: Mirror, run: Run) -> CommitSummary:
         summary = CommitSummary(partial=plan.partial)
         status = _status(mirror)
         # A kill may have come between the history and the status.
-        if max(str(where.get("order", "")) for where in (status, last(mirror))) > order:
+        told, newest = str(status.get("order", "")), str(last(mirror).get("order", ""))
+        if max(told, newest) > order:
             log.info("A run with a newer provider index has been committed: this one is superseded")
             summary.superseded = True
-            summary.doubtful = status.get("last_good") != status.get("last_commit")
+            summary.doubtful = newest > told or status.get("last_good") != status.get("last_commit")
             summary.count(Outcome.SUPERSEDED, plan.pull)
             summary.files = int(status.get("files", 0))
             withdraw_unused(mirror, run, tree)
         else:
             if plan.partial:
                 # It is newer than others only where it has been; each of their entries is judged by itself.
-                order = str(status.get("order", ""))
+                order = max(told, newest)
             _Commit(mirror, run, plan, tree, staging, summary).carry_out(order)
             _count_remarks(summary, Outcome.UNREADABLE, plan.unreadable, plan.unreadable_paths, _UNREADABLE)
             _count_remarks(summary, Outcome.ROTTEN, plan.rotten, plan.rotten_paths, _ROTTEN)
@@ -226,7 +227,7 @@ class _Commit:
         header = {"run_id": run.run_id, "provider": mirror.provider, "stamp": stamp, "order": order}
         header["before"] = before
         changes = write_records(run.changes, self._all_changes(before), **header)
-        if self._moved:
+        if self._moved or (self._plan.hides and self._current is not None):
             changes = write_records(run.changes, self._with_all_below(), **header)
         self._count_missing()
         if changes or self._current is None:
@@ -254,9 +255,10 @@ class _Commit:
                 log.info("%s changes judged so far", number)
 
     def _with_all_below(self) -> Iterator[Change]:
-        """Yield the changes again, and that entries below what goes as a whole leave the index with it.
+        """Yield the changes again, and that entries leave the index which cannot stay beside what comes.
 
-        Most of them are forgotten anyway, but for what is excluded, or hidden below an unreadable directory.
+        These are below what goes as a whole, or below or above of a path that comes. Most of them are
+        forgotten anyway, but for what is excluded, or hidden below an unreadable directory.
         """
         told = Alongside(self._changes(set(What) - {What.EDITED, What.MOVED}))
         yield from self._changes({What.EDITED})
@@ -264,12 +266,27 @@ class _Commit:
         yield from heapq.merge(judged, self._also_forgotten(told), key=attrgetter("path"))
 
     def _also_forgotten(self, told: Alongside[Change]) -> Iterator[Change]:
-        moved = Covered(iter(sorted(self._moved)))
+        coming = (change.path for change in self._changes({What.ADDED, What.REPLACED, What.ADOPTED}))
+        covered = Covered(heapq.merge(sorted(self._moved), coming))
+        above = self._above_what_comes()
         for path, md5 in self._entries():
-            if moved.covers(path) and not told.find(path):
+            if (covered.covers(path) or path in above) and not told.find(path):
                 change = Change(path, What.FORGOTTEN, old_md5=md5)
                 self._tally(change)
                 yield change
+
+    def _above_what_comes(self) -> set[bytes]:
+        """Return entries that are directories of what comes: files that hands have taken away."""
+        coming = self._changes({What.ADDED, What.REPLACED, What.ADOPTED})
+        entries = Prefixes()
+        found = set()
+        for path, mine, comes in merge(self._entries(), (Entry(c.path, c.md5 or b"") for c in coming)):
+            entries.advance(path)
+            if comes and (above := entries.above(path)):
+                found.add(above)
+            if mine:
+                entries.push(path)
+        return found
 
     def _changes(self, whats: Collection[What]) -> Iterator[Change]:
         return (change for change in read_records(self._run.changes, Change) if change.what in whats)

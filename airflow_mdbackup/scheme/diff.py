@@ -49,7 +49,14 @@ from airflow_mdbackup.scheme.mirror import OLD, Mirror, Run
 from airflow_mdbackup.scheme.names import to_text
 from airflow_mdbackup.scheme.ordered import Covered, batches
 from airflow_mdbackup.scheme.progress import Pace
-from airflow_mdbackup.scheme.records import Record, RecordWriter, read_header, read_records, write_state
+from airflow_mdbackup.scheme.records import (
+    Damaged,
+    Record,
+    RecordWriter,
+    read_header,
+    read_records,
+    write_state,
+)
 from airflow_mdbackup.scheme.settle import consumer_index, settle
 from airflow_mdbackup.scheme.telltale import Names
 from airflow_mdbackup.scheme.tree import Tree
@@ -116,6 +123,8 @@ class Plan:
     digest: str = ""
     provider_time: int = 0  # Unix seconds on A: what changed there since is newer than its index
     committed: str = ""  # stamp of the last commit that the plan knows of
+    attempt: int = 0  # which try of the run made it
+    hides: bool = False  # entries of the consumer index may be hidden from it: excluded, or not looked at
 
     @property
     def pull(self) -> int:
@@ -135,6 +144,7 @@ def make_plan(
     may_trip: bool = False,
     override: bool = False,
     only: Sequence[bytes] = (),
+    attempt: int = 0,
 ) -> Plan:
     """Compare the run's provider index with the consumer index and write the plan.
 
@@ -144,16 +154,20 @@ def make_plan(
     :param override: a person has decided already. That is for the first index that the run judges so, and for
         no other that comes when its tasks are cleared; :attr:`Plan.overridden` tells whether it is this one.
     :param only: files, and directories with all below, to which the run is limited; nothing for no limit.
+    :param attempt: counts the tries of this run's plan. One that was thought dead, and goes on once a later
+        one has made it, would take it away from the steps that go on from it.
     :raises IndexRefused: the provider index is not what FetchIndex left, or has a reserved name; or neither
         index has anything of ``only``.
     :raises GuardTripped: see ``limits``; nothing was changed.
     :raises ConsumerIndexDamaged: the consumer index cannot be read.
-    :raises DestinationBusy: an earlier try of this run, or another run, does not end.
+    :raises DestinationBusy: an earlier try, or another run, does not end; or a later try has ended.
     :raises RunIncomplete: the run has no provider index.
     :raises DestinationFull, DestinationRefused, DestinationBroken, WorkerExhausted: see
         :meth:`.Mirror.told_plainly`.
     """
     with mirror.told_plainly(), run.lock("diff_indexes", mirror.provider):
+        if (later := _planned_by(run)) > attempt:
+            raise run.comes_late(mirror.provider, "made the plan", attempt, later)
         run.begin_again()
         state = run.require(run.state, "fetch_index")
         if not run.index.exists():
@@ -167,9 +181,11 @@ def make_plan(
         with mirror.lock(f"diff_indexes of {run.run_id}"):
             settle(mirror, run.folder / "consumer.md5")
             ours = consumer_index(mirror, run.folder / "consumer.md5")
-            plan = Plan(provider_time=state["index"]["time"], committed=mirror.last_commit())
+            plan = Plan(attempt=attempt, committed=mirror.last_commit())
+            plan.provider_time = state["index"]["time"]
         excluded = _Excluded(exclude, only)
         plan.partial = bool(only)
+        plan.hides = bool(exclude or only)
         plan.unreadable, plan.unreadable_paths = _remarks(run, Remark.UNREADABLE, excluded)
         plan.rotten, plan.rotten_paths = _remarks(run, Remark.ROTTEN, excluded)
         items = run.folder / "items.jsonl"
@@ -192,6 +208,7 @@ def make_plan(
                     f"{mirror.provider}: neither index has anything at {', '.join(map(to_text, only))}. "
                     "Write the paths as backupop sees them"
                 )
+            plan.hides = plan.hides or bool(plan.kept)
             plan.guard = comparison.guard(limits, allow_empty or bool(only))
             plan.overridden = override and _is_meant(mirror, run, state["index"]["digest"])
             if plan.guard and not (may_trip or plan.overridden):
@@ -205,6 +222,16 @@ def make_plan(
         plan.digest = _digest(run, len(plan.shards))
         write_state(run.plan, asdict(plan))
         return plan
+
+
+def _planned_by(run: Run) -> int:
+    """Return which try of the run has made the plan with which it goes on."""
+    if run.done.exists():
+        return 0
+    try:
+        return int(read_header(run.plan).get("attempt", 0))
+    except (FileNotFoundError, Damaged):
+        return 0
 
 
 def _is_meant(mirror: Mirror, run: Run, index: str) -> bool:

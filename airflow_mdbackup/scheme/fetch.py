@@ -27,7 +27,6 @@ from datetime import UTC, datetime
 from airflow_mdbackup.scheme.errors import (
     AccessRefused,
     ConnectionLost,
-    DestinationBusy,
     DestinationRefused,
     IndexRefused,
     NotOnProvider,
@@ -102,10 +101,7 @@ def fetch_index(
             )
         with run.lock("fetch_index", mirror.provider, make=True):
             if (later := _fetched_by(run)) > attempt:
-                raise DestinationBusy(
-                    f"{mirror.provider}: try {later} of {run.run_id} has fetched the index, and this one, "
-                    f"try {attempt}, came after it. Nothing was changed. Clear fetch_index to fetch it again."
-                )
+                raise run.comes_late(mirror.provider, "fetched the index", attempt, later)
             try:
                 return _fetch_index(mirror, run, connect, index, max_age, max_size, still, attempt)
             except BaseException:
@@ -116,8 +112,8 @@ def fetch_index(
 
 
 def _fetched_by(run: Run) -> int:
-    """Return which try of the run has fetched the index that it has."""
-    if not run.index.exists():
+    """Return which try of the run has fetched the index with which it goes on."""
+    if not run.index.exists() or run.done.exists():
         return 0
     try:
         return int(read_header(run.state).get("attempt", 0))

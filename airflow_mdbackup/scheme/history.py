@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from airflow_mdbackup.scheme.mirror import Mirror
-from airflow_mdbackup.scheme.records import Record, read_header
+from airflow_mdbackup.scheme.records import Damaged, Record, read_header
 
 PENDING = ".pending"
 
@@ -70,9 +70,18 @@ def pending(mirror: Mirror) -> list[Path]:
 
 
 def last(mirror: Mirror) -> dict[str, Any]:
-    """Return the header of the last finished commit; empty if there is none."""
+    """Return the header of the last finished commit; empty if there is none.
+
+    :raises Damaged: it cannot be read.
+    """
     finished = commits(mirror)
-    return read_header(finished[-1]) if finished else {}
+    try:
+        return read_header(finished[-1]) if finished else {}
+    except Damaged as error:
+        raise Damaged(
+            f"{mirror.provider}: {error}. Nothing was changed. Move that file away: what was committed then "
+            "is no longer known, and backups go on"
+        ) from None
 
 
 def _files(mirror: Mirror, suffix: str) -> list[Path]:

@@ -49,7 +49,7 @@ from airflow_mdbackup.scheme.tree import (
     concerns_one_file,
     fsync_directory,
     not_followed,
-    rename_noreplace,
+    rename_if_free,
     write_all,
 )
 
@@ -261,22 +261,37 @@ class Mirror:
         Those are superseded since whose index a newer one was committed. Whose state cannot be read is left.
         """
         order = str(self.read_status().get("order", ""))
-        found = []
+        found = [
+            (run.folder.stat().st_mtime, run)
+            for run, of in self._runs_with_order()
+            if run.done.exists() or of < order
+        ]
+        return sorted(found, key=itemgetter(0), reverse=True)
+
+    def in_use_since(self) -> float:
+        """Return when the oldest run that may still be committed got its index, in Unix seconds; else now."""
+        order = str(self.read_status().get("order", ""))
+        since = [
+            run.state.stat().st_mtime
+            for run, of in self._runs_with_order()
+            if of >= order and run.state.exists() and not run.done.exists()
+        ]
+        return min(since, default=time.time())
+
+    def _runs_with_order(self) -> Iterator[tuple[Run, str]]:
+        """Yield the runs that can be told of, each with its place among all."""
         for folder in self._runs.iterdir():
             if folder.name.startswith(_REMOVED):
                 continue
             try:
-                run = Run(folder, "")
+                run, of = Run(folder, ""), ""  # one that never had an index that was accepted
                 if run.state.exists():
                     state = read_header(run.state)
                     run, of = Run(folder, str(state["run_id"])), str(state["order"])
-                else:
-                    of = ""  # it never had an index that was accepted
-                if run.done.exists() or of < order:
-                    found.append((folder.stat().st_mtime, run))
             except (OSError, KeyError, DestinationRefused) as error:
                 log.info("Left alone: %s (%s)", folder, error)
-        return sorted(found, key=itemgetter(0), reverse=True)
+            else:
+                yield run, of
 
     def removed_runs(self) -> Iterator[Path]:
         """Return what is left of runs that were removed."""
@@ -336,11 +351,19 @@ class Staging(Folder):
         self._take_in(folder, name, md5)
 
     def _take_in(self, folder: Folder, name: bytes, md5: bytes) -> None:
-        """Give verified content its md5 as name; not over what another task's results tell of."""
+        """Give verified content its md5 as name; not over what another task's results tell of.
+
+        Where a name cannot be taken only if it is free, it is taken all the same: what was there is hashed
+        before use, since no result tells of this file. An empty placeholder might pass for content.
+        """
         try:
-            rename_noreplace(folder.descriptor, name, self.descriptor, md5)
+            if rename_if_free(folder.descriptor, name, self.descriptor, md5):
+                return
         except FileExistsError:
-            folder.remove(name)
+            if self.has(md5):
+                folder.remove(name)
+                return
+        os.rename(name, md5, src_dir_fd=folder.descriptor, dst_dir_fd=self.descriptor)
 
     def status(self, name: bytes) -> os.stat_result | None:
         """Return what is known of a file; None if it is not there, as when a commit has just taken it."""
@@ -541,6 +564,14 @@ class Run:
         """Take back an earlier plan: until there is a new one, later steps have nothing to go on from."""
         self.plan.unlink(missing_ok=True)
         self.done.unlink(missing_ok=True)
+
+    def comes_late(self, provider: str, done: str, attempt: int, later: int) -> DestinationBusy:
+        """Return the error for a try that was thought dead, and goes on once a later one has ended."""
+        return DestinationBusy(
+            f"{provider}: try {later} of {self.run_id} has {done}, and this one, try {attempt}, came after "
+            "it. Nothing was changed. If there is no such try any more, as when Airflow's database was made "
+            f"anew, remove {self.folder}"
+        )
 
     @property
     def round_trip(self) -> float | None:

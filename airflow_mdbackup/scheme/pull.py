@@ -537,17 +537,19 @@ class _Puller:
         md5 = slot.item.md5
         if slot.item.replaces is not None:
             self.contents.look(slot.item.path, _head(slot, fetched))
-        if self._staging.has(md5):
-            # By another task just now. Its results tell of that file, which may be on the disk already.
+        try:
             if fetched.content is None:
-                self._staging.drop_part(md5)
-        elif fetched.content is None:
-            self._staging.keep_part(md5)
-        else:
-            self._staging.store(md5, fetched.content, self._folder, self._arriving)
-            if md5 in self._parts:  # of an earlier try, as a file that was larger
-                self._parts.discard(md5)
-                self._drop_part(md5)
+                self._staging.keep_part(md5)
+            else:
+                self._staging.store(md5, fetched.content, self._folder, self._arriving)
+        except IsADirectoryError:
+            slot.result = _failed(
+                slot.item, f"{self._mirror.staging}/{md5.decode()} is a directory: see whose it is, remove it"
+            )
+            return
+        if fetched.content is not None and md5 in self._parts:  # of an earlier try, as a larger file
+            self._parts.discard(md5)
+            self._drop_part(md5)
         self._remember(md5)
         slot.staged = self._staging.status(md5)
         slot.result = _arrived(slot, fetched.before, fetched.size)

@@ -36,9 +36,10 @@ from airflow_mdbackup.scheme.index import (
 )
 from airflow_mdbackup.scheme.mirror import Mirror
 from airflow_mdbackup.scheme.names import to_text
-from airflow_mdbackup.scheme.ordered import Alongside
+from airflow_mdbackup.scheme.ordered import Alongside, Covered
 from airflow_mdbackup.scheme.progress import Pace
 from airflow_mdbackup.scheme.records import (
+    Damaged,
     RecordWriter,
     copy_records,
     read_header,
@@ -92,10 +93,16 @@ def settle(mirror: Mirror, target: Path) -> None:
     """Finish the commits that a crash cut off. Needs the lock.
 
     :param target: see :func:`consumer_index`.
+    :raises Damaged: a history that was written ahead cannot be read.
     """
     for path in pending(mirror):
         log.warning("Finishing the commit of an earlier run that was cut off: %s", path.name)
-        _take_up(mirror, path, target)
+        try:
+            _take_up(mirror, path, target)
+        except Damaged as error:
+            raise Damaged(
+                f"{mirror.provider}: {error}. Move that file away: the next run sees to what it left undone"
+            ) from None
 
 
 def _take_up(mirror: Mirror, path: Path, target: Path) -> None:
@@ -104,9 +111,12 @@ def _take_up(mirror: Mirror, path: Path, target: Path) -> None:
     An edit is recorded with the commit. An index that was deleted is a wish to have everything copied again;
     it is written only where the next commit looks up what was deleted.
     """
+    if path.with_suffix("").exists():  # but for what is tidied up, it came to its end
+        finish(mirror, path, None)
+        return
     current = consumer_index(mirror, target)
     before = read_header(path)["before"]
-    if path.with_suffix("").exists() or not before or _is_index(mirror.index, before):
+    if _is_index(mirror.index, before) if before else current is None:
         finish(mirror, path, current, takes=_takes(current, path))
     elif not _is_index(mirror.committed, last(mirror).get("after")):
         log.warning("Whether somebody edited the index meanwhile is not known: %s is lost", mirror.committed)
@@ -117,9 +127,12 @@ def _take_up(mirror: Mirror, path: Path, target: Path) -> None:
                 writer.add(*entry)
         finish(mirror, path, target, index=mirror.upcoming)
     else:
-        edited = target.with_name("edited.jsonl")
-        write_records(edited, _edited_meanwhile(mirror, path, current))
-        finish(mirror, path, current, takes=_takes(current, path), edited=read_records(edited, Change))
+        kept, edited = target.with_name("kept.md5"), target.with_name("edited.jsonl")
+        with IndexWriter(kept) as writer:
+            for entry in _without_moved(current, path):
+                writer.add(*entry)
+        write_records(edited, _edited_meanwhile(mirror, path, kept))
+        finish(mirror, path, kept, takes=_takes(kept, path), edited=read_records(edited, Change))
 
 
 def _is_index(path: Path, known: str | None) -> bool:
@@ -138,6 +151,15 @@ def _as_found(mirror: Mirror, path: Path) -> Iterator[Entry]:
         md5 = old if new is None else new
         if md5:
             yield Entry(name, md5)
+
+
+def _without_moved(current: Path, changes: Path) -> Iterator[Entry]:
+    """Yield the entries of an index but for those of which the commit knows nothing, below what it moves."""
+    moves = sorted(change.path for change in read_records(changes, Change) if change.what == What.MOVED)
+    moved, claims = Covered(iter(moves)), Alongside(_claims(changes))
+    for entry in read_entries(current):
+        if not moved.covers(entry.path) or claims.find(entry.path):
+            yield entry
 
 
 def _edited_meanwhile(mirror: Mirror, path: Path, current: Path) -> Iterator[Change]:

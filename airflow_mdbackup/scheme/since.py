@@ -6,6 +6,7 @@ again.
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,8 +36,13 @@ def committed_since(mirror: Mirror, run: Run, shard: int, plan: Plan) -> Committ
     """
     if mirror.last_commit() == plan.committed:
         return Committed(plan.committed, None)
+    copy = run.consumer(shard)
     with mirror.lock(f"pull_changed of {run.run_id}"):
-        return Committed(mirror.last_commit(), consumer_index(mirror, run.consumer(shard)))
+        index = consumer_index(mirror, copy)
+        if index == mirror.index:
+            # Read until the end of the pull, without the lock, whatever hands do to it meanwhile.
+            shutil.copyfile(index, copy)
+        return Committed(mirror.last_commit(), copy if index else None)
 
 
 class Brought:

@@ -307,8 +307,11 @@ class Folder:
         os.close(self.descriptor)
 
     def has(self, name: bytes) -> bool:
-        """Whether there is a file of that name."""
-        return os.access(name, os.F_OK, dir_fd=self.descriptor)
+        """Whether there is a regular file of that name."""
+        try:
+            return is_file(os.lstat(name, dir_fd=self.descriptor))
+        except FileNotFoundError:
+            return False
 
     def open(self, name: bytes) -> int:
         """Return a descriptor for reading.
@@ -427,17 +430,28 @@ def fsync_directory(directory: os.PathLike[str]) -> None:
         os.close(descriptor)
 
 
-def rename_noreplace(source_directory: int, source: bytes, target_directory: int, target: bytes) -> None:
-    """Rename within one filesystem; fails with :class:`FileExistsError` where ``os.rename`` overwrites.
+def rename_if_free(source_directory: int, source: bytes, target_directory: int, target: bytes) -> bool:
+    """Rename within one filesystem, if nothing has the name ``target``.
 
-    Where the filesystem cannot (NFS, many of FUSE), ``target`` is made first, empty, and then renamed over. A
-    crash in between leaves it: see :func:`drop_placeholder`.
+    :return: false if the filesystem cannot do that in one step (NFS, many of FUSE), so that nothing was done.
+    :raises FileExistsError: something has that name.
     """
     if _libc.renameat2(source_directory, source, target_directory, target, _RENAME_NOREPLACE) == 0:
-        return
+        return True
     error = _os_error(target)
     if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
         raise error
+    return False
+
+
+def rename_noreplace(source_directory: int, source: bytes, target_directory: int, target: bytes) -> None:
+    """Rename within one filesystem; fails with :class:`FileExistsError` where ``os.rename`` overwrites.
+
+    Where the filesystem cannot, ``target`` is made first, empty, and then renamed over. A crash in between
+    leaves it: see :func:`drop_placeholder`.
+    """
+    if rename_if_free(source_directory, source, target_directory, target):
+        return
     make, take_away = _PLACEHOLDERS[stat.S_ISDIR(os.lstat(source, dir_fd=source_directory).st_mode)]
     make(target, target_directory)
     try:

@@ -107,6 +107,20 @@ def test_staged_files_go_by_age_alone(pair: Pair, monkeypatch: pytest.MonkeyPatc
     assert not leftover.exists()
 
 
+def test_what_a_run_of_many_days_has_staged_stays(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though another run, limited to some paths, is committed meanwhile, and clears away."""
+    for name in ("one", "two", "side"):
+        pair.put(name, name.encode())
+    pair.build_index()
+    run = pair.prepare()
+    side = pair.prepare(only=[pair.path("side")])
+    now = time.time()
+    with monkeypatch.context() as patch:
+        patch.setattr(clean_module.time, "time", lambda: now + 15 * 86400)
+        pair.finish(side)
+    assert pair.finish(run).outcomes == {"pulled": 2, "superseded": 1}
+
+
 def test_a_staged_file_that_vanishes_meanwhile_stops_no_clearing(
     pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:

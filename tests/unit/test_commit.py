@@ -9,6 +9,7 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -874,3 +875,81 @@ def test_a_spoilt_status_is_as_if_it_were_not_there(pair: Pair, content: bytes) 
     status = pair.mirror.read_status()
     assert status["last_good"] == status["last_commit"]
     assert pair.versions("alpha") == [b"2"]
+
+
+def without_status(pair: Pair, run: Run, monkeypatch: pytest.MonkeyPatch, *, spoilt: bool) -> None:
+    """Commit, but lose the status: by a kill before it is written, or by a bad disk."""
+    if spoilt:
+        pair.finish(run)
+        pair.mirror.status.write_bytes(b"")
+        return
+
+    class Killed(BaseException):
+        pass
+
+    def die(*_: Any) -> None:
+        raise Killed
+
+    pair.archive(run)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(commit_module, "_write_status", die)
+        pair.commit(run)
+
+
+@pytest.mark.parametrize("spoilt", [False, True])
+def test_an_older_run_is_superseded_also_where_the_status_knows_less_than_history(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch, spoilt: bool
+) -> None:
+    """A limited run in between takes the place of the newest full one, whatever tells of that."""
+    pair.put("alpha", b"1")
+    pair.put("side", b"1")
+    pair.backup()
+    pair.put("temporary", b"soon gone from A")
+    pair.build_index()
+    old = pair.prepare()
+    os.unlink(pair.path("temporary"))
+    pair.put("alpha", b"2")
+    pair.build_index()
+    without_status(pair, pair.prepare(), monkeypatch, spoilt=spoilt)
+    pair.put("side", b"2")
+    pair.build_index()
+    pair.finish(pair.prepare(only=[pair.path("side")]))
+    assert pair.finish(old).superseded
+
+
+@pytest.mark.parametrize("spoilt", [False, True])
+def test_a_superseded_run_is_doubtful_where_the_status_knows_less_than_history(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch, spoilt: bool
+) -> None:
+    """The run that superseded it may not have been good."""
+    pair.put("alpha", b"1")
+    pair.backup()
+    pair.put("alpha", b"2")
+    pair.build_index()
+    late = pair.prepare()
+    pair.put("beta", b"1")
+    pair.build_index(unreadable=[pair.path("hidden")])
+    without_status(pair, pair.prepare(), monkeypatch, spoilt=spoilt)
+    summary = pair.finish(late)
+    assert summary.superseded and summary.doubtful
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "hidden"),
+    [("x/out", "x", {"exclude": ["**/x/out"]}), ("out", "out/below", {"only": "new"})],
+    ids=["below", "above"],
+)
+def test_a_hidden_entry_cannot_stay_where_something_comes_above_or_below(
+    pair: Pair, old: str, new: str, hidden: dict[str, Any]
+) -> None:
+    """Though hands took its file away, so that nothing goes out of the way: the index would be malformed."""
+    for name in (old, "y", "z"):
+        pair.put(name, name.encode())
+    pair.backup()
+    for top in (pair.live(old.partition("/")[0]), pair.a / old.partition("/")[0]):
+        shutil.rmtree(top) if top.is_dir() else top.unlink()
+    pair.put(new, b"now")
+    summary = pair.backup(**(hidden if "exclude" in hidden else {"only": [pair.path(new)]}))
+    assert (summary.added, summary.forgotten) == (1, 1)
+    assert set(pair.index_b()) == {pair.path(new), pair.path("y"), pair.path("z")}
+    check_sound(pair)

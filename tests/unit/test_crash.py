@@ -27,11 +27,11 @@ from pathlib import Path
 import pytest
 
 from airflow_mdbackup.scheme import tree
-from airflow_mdbackup.scheme.errors import DestinationBusy
+from airflow_mdbackup.scheme.errors import ConsumerIndexDamaged, DestinationBusy
 from airflow_mdbackup.scheme.history import Change, What, commits, last, pending
 from airflow_mdbackup.scheme.index import digest
-from airflow_mdbackup.scheme.mirror import Mirror, version_path
-from airflow_mdbackup.scheme.records import read_header, read_records
+from airflow_mdbackup.scheme.mirror import Mirror, Run, version_path
+from airflow_mdbackup.scheme.records import Damaged, read_header, read_records
 from airflow_mdbackup.scheme.settle import settle
 
 from ..torture import LONG, Cases, scaled
@@ -638,3 +638,100 @@ def test_hands_on_the_index_count_also_while_a_commit_is_cut_off(pair: Pair, cas
 def _settle(mirror: Mirror) -> None:
     with mirror.lock("a test"):
         settle(mirror, mirror.dest / ".mdbackup" / "consumer.md5")
+
+
+def cut_off_commits(pair: Pair, run: Run) -> Iterator[None]:
+    """Let the commit of ``run`` be cut off at each step that leaves its history written ahead."""
+    template = pair.mirror.dest
+    for number in count(1):
+        pair.mirror = Mirror(template.with_name(f"killed-{number}"), "srv1")
+        shutil.copytree(template, pair.mirror.dest)
+        if not crash_at(number, partial(pair.commit, pair.mirror.run(run.run_id))):
+            return
+        if any(pending(pair.mirror)):
+            yield
+        shutil.rmtree(pair.mirror.dest)
+
+
+def test_an_index_that_is_restored_claims_nothing_that_the_cut_off_commit_moves(pair: Pair) -> None:
+    """Its entry had been dropped before, so that the commit knows nothing of it."""
+    for name in ("d/a", "b", "c"):
+        pair.put(name, name.encode())
+    pair.backup()
+    drop_entries(pair, "d/a")
+    os.unlink(pair.path("d/a"))
+    pair.put("d/a/x", b"below now")
+    pair.build_index()
+    run = pair.prepare()
+    pair.archive(run)
+    for _ in cut_off_commits(pair, run):
+        if len(commits(pair.mirror)) == 1:
+            shutil.copyfile(pair.mirror.committed, pair.mirror.index)
+            _settle(pair.mirror)
+            check_sound(pair)
+            drop_entries(pair, "b")
+            pair.backup()
+            check_sound(pair)
+
+
+def test_an_index_that_is_restored_while_a_full_copy_is_cut_off_is_told_of(pair: Pair) -> None:
+    for name in ("a", "b", "gone", "excluded"):
+        pair.put(name, name.encode())
+    pair.backup()
+    pair.mirror.index.unlink()
+    os.unlink(pair.path("gone"))
+    pair.put("a", b"new")
+    pair.build_index()
+    run = pair.prepare(exclude=["excluded"])
+    pair.archive(run)
+    for _ in cut_off_commits(pair, run):
+        if len(commits(pair.mirror)) == 1:
+            shutil.copyfile(pair.mirror.committed, pair.mirror.index)
+            _settle(pair.mirror)
+            check_sound(pair)
+            pair.backup(exclude=["excluded"])
+            check_sound(pair)
+
+
+def test_a_spoilt_index_is_restored_from_the_last_commit_that_came_to_its_end(pair: Pair) -> None:
+    """Though that was cut off before the copy of its index had its name."""
+    pair.put("a", b"1")
+    pair.backup()
+    pair.put("a", b"2")
+    pair.build_index()
+    run = pair.prepare()
+    pair.archive(run)
+    for _ in cut_off_commits(pair, run):
+        if len(commits(pair.mirror)) == 2:
+            pair.mirror.index.write_bytes(b"spoilt")
+            with pytest.raises(ConsumerIndexDamaged, match="is what the last commit wrote"):
+                pair.prepare()
+            shutil.copyfile(pair.mirror.committed, pair.mirror.index)
+            _settle(pair.mirror)
+            check_sound(pair)
+
+
+def test_a_spoilt_history_says_what_to_move_away_and_backups_go_on(pair: Pair) -> None:
+    """Of the last commit, or of one that was cut off."""
+    pair.put("alpha", b"1")
+    pair.backup()
+    commits(pair.mirror)[-1].write_bytes(bytes(50))
+    with pytest.raises(Damaged, match="Move that file away: what was committed then"):
+        pair.backup()
+    commits(pair.mirror)[-1].unlink()
+    pair.put("alpha", b"2")
+    assert pair.backup().replaced == 1
+    pair.put("alpha", b"3")
+    pair.build_index()
+    run = pair.prepare()
+    pair.archive(run)
+    for _ in cut_off_commits(pair, run):
+        (path,) = pending(pair.mirror)
+        path.write_bytes(bytes(50))
+        if len(commits(pair.mirror)) == 1:
+            with pytest.raises(Damaged, match="Move that file away: the next run"):
+                pair.prepare()
+            path.unlink()
+        pair.backup()
+        assert pair.index_b() == pair.index_a()
+        assert pair.live("alpha").read_bytes() == b"3"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import hashlib
@@ -12,6 +13,8 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ import pytest
 
 from airflow_mdbackup.scheme import part as part_module
 from airflow_mdbackup.scheme import pull as pull_module
+from airflow_mdbackup.scheme import tree as tree_module
 from airflow_mdbackup.scheme.errors import ConnectionLost, DestinationBusy, DestinationFull, RunIncomplete
 from airflow_mdbackup.scheme.mirror import Mirror, Run, Staging
 from airflow_mdbackup.scheme.progress import Pace
@@ -316,6 +320,65 @@ def test_what_another_task_has_just_staged_is_not_written_over(
     assert not any("arriving" in path.name for path in second.folder.iterdir())
     pair.finish(second)
     check_whole(pair)
+
+
+def test_no_empty_placeholder_is_taken_for_content(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a filesystem cannot rename unless a name is taken, and a task is killed beside another one."""
+
+    def refuse(*_: Any) -> int:
+        ctypes.set_errno(errno.EINVAL)
+        return -1
+
+    monkeypatch.setattr(tree_module._libc, "renameat2", refuse)
+    pair.put("alpha", b"old")
+    pair.backup()
+    pair.put("alpha", b"new")
+    pair.build_index()
+    first, second = pair.new_run(), pair.new_run()
+    for run in (first, second):
+        pair.fetch(run)
+        pair.plan = pair.diff(run)
+    take_in = Staging._take_in
+
+    def killed_beside_it(*args: Any) -> None:
+        monkeypatch.setattr(Staging, "_take_in", take_in)
+        staged = pair.staged(args[-1])
+        for number in count(1):
+            if not crash_at(number, partial(pair.pull, first, pair.plan)) or (
+                staged.exists() and not staged.stat().st_size
+            ):
+                break
+            staged.unlink(missing_ok=True)
+        take_in(*args)
+
+    monkeypatch.setattr(Staging, "_take_in", killed_beside_it)
+    pair.pull(second, pair.plan)
+    pair.finish(second)
+    check_whole(pair)
+
+
+@pytest.mark.parametrize("size", [3, SIZE], ids=["small", "large"])
+def test_a_dangling_symlink_in_staging_gives_way(pair: Pair, tmp_path: Path, size: int) -> None:
+    pair.put("alpha", bytes(size))
+    pair.build_index()
+    pair.mirror.claim()
+    (md5,) = pair.index_a().values()
+    pair.staged(md5).symlink_to(tmp_path / "nowhere")
+    assert pair.backup().outcomes == {"pulled": 1}
+    check_whole(pair)
+
+
+@pytest.mark.parametrize("size", [3, SIZE], ids=["small", "large"])
+def test_a_directory_in_staging_fails_its_file_alone(pair: Pair, size: int) -> None:
+    """It says what to remove."""
+    pair.put("alpha", bytes(size))
+    pair.put("beta", b"beta")
+    pair.build_index()
+    pair.mirror.claim()
+    pair.staged(pair.index_a()[pair.path("alpha")]).mkdir()
+    summary = pair.backup()
+    assert summary.outcomes == {"pulled": 1, "failed": 1}
+    assert "is a directory: see whose it is, remove it" in summary.failures[0]
 
 
 def test_results_of_another_plan_vouch_for_nothing(pair: Pair) -> None:

@@ -679,3 +679,24 @@ def test_a_commit_while_room_is_judged_is_known_to_the_next_try(
             pair.pull(second, pair.plan)
     pair.pull(second, pair.plan)
     assert pair.finish(second).outcomes == {"superseded": 4}
+
+
+def test_an_index_that_is_deleted_while_room_is_judged_stops_nothing(
+    pair: Pair, disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As errors.md advises for a damaged one; what this run knew of it, it goes on to know."""
+    put_all(pair, 4, 5 * MB)
+    disk.leave(RESERVE + 50 * MB)
+    first, second = planned(pair), planned(pair)
+    pair.pull(first, pair.plan)
+    pair.finish(first)
+    judge = space.make_sure_of_room
+
+    def delete_and_judge(*args: Any) -> None:
+        pair.mirror.index.unlink()
+        disk.leave(RESERVE + MB)
+        judge(*args)
+
+    monkeypatch.setattr(pull_module, "make_sure_of_room", delete_and_judge)
+    pair.pull(second, pair.plan)
+    assert pair.transferred == 0
