@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import atexit
 import os
+import re
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import hypothesis
 import pytest
@@ -51,6 +53,32 @@ def provider(provider_server: ProviderServer) -> ProviderServer:
 # --- the guarantees ---------------------------------------------------------------------------------
 
 _report = Report()
+_PAGE = Path(__file__).parents[1] / "docs" / "guarantees.md"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark each test that the page of guarantees names with the section that names it first."""
+    sections: dict[str, str] = {}
+    for title, text in re.findall(r"^## (\d+\. .+)\n((?:(?!## ).*\n)*)", _PAGE.read_text(), re.MULTILINE):
+        for name in re.findall(r"`(test_\w+)`", text):
+            sections.setdefault(name, title)
+    for item in items:
+        name = getattr(item, "originalname", item.name)
+        if name in sections and item.get_closest_marker("guarantee") is None:
+            item.add_marker(pytest.mark.guarantee(sections[name]))
+
+
+@pytest.fixture(autouse=True)
+def _counted(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Count a test of a guarantee as one case, if it does not tell of its cases itself."""
+    marker = request.node.get_closest_marker("guarantee")
+    counted = Cases()
+    failed_before = request.session.testsfailed
+    yield
+    if marker is not None and "cases" not in request.fixturenames:
+        passed = request.session.testsfailed == failed_before
+        counted.add(1) if passed else None
+        _report.add(marker.args[0], counted, passed=passed)
 
 
 @pytest.fixture

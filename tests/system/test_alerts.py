@@ -28,7 +28,7 @@ from .conftest import PROJECT, Site, provider_yaml
 
 HOSTILE = "<b>bold<b> {{ 7 * 7 }}"
 
-# Two providers whose runs take too long, and a notifier of somebody else's.
+# Two providers whose runs take too long, one whose question nobody answers, and somebody else's notifier.
 DAGS = """
 from datetime import timedelta
 from airflow_mdbackup.dag import provider_dags
@@ -37,6 +37,8 @@ if "mdbackup_slow" in dags:  # where a task runs, only its own DAG is there
     dags["mdbackup_slow"].get_task("build_provider_index").execution_timeout = timedelta(seconds=3)
 if "mdbackup_late" in dags:
     dags["mdbackup_late"].dagrun_timeout = timedelta(seconds=5)
+if "mdbackup_ignored" in dags:
+    dags["mdbackup_ignored"].get_task("approve").response_timeout = timedelta(seconds=5)
 globals().update(dags)
 """
 NOTIFIER = """
@@ -154,6 +156,7 @@ def site(
             "slow": provider("slow", **slow),
             "late": provider("late", **slow),
             "asking": provider("asking", on_guard="approve"),
+            "ignored": provider("ignored", on_guard="approve"),
         }
         providers["warned"]["alerts"][-1] = mail | {"also": ["warning"]}
         (folder / "providers.yaml").write_text(json.dumps({"providers": providers}))
@@ -319,3 +322,16 @@ def test_approval_that_is_waited_for_is_told_at_once(site: Site, mailbox: Mailbo
     assert "Guard</td>" in body
     assert f"{site.stack.url}/dags/mdbackup_asking/runs/{run_id}/tasks/approve/required_actions" in body
     assert site.stack.task_states("mdbackup_asking", run_id)["approve"] == "awaiting_input"
+
+
+def test_question_that_nobody_answers_fails_the_run_and_changes_nothing(site: Site, mailbox: Mailbox) -> None:
+    """People are told of the question, and then of the failure."""
+    site.put("ignored", "only", b"1")
+    assert site.run("ignored")[0] == "success"
+    index = (site.folder / "ignored" / "index.md5").read_bytes()
+    (site.source("ignored") / "only").unlink()
+    assert site.finish("ignored", site.start("ignored")) == "failed"
+    assert (site.folder / "ignored" / "index.md5").read_bytes() == index
+    until(lambda: len(mailbox.of("ignored")) == 2)
+    assert "WAITS" in mailbox.mails[-2]["subject"]
+    assert mailbox.mails[-1]["subject"].endswith("nobody answered in time whether to go on")

@@ -20,11 +20,12 @@ from airflow_mdbackup.scheme.mirror import Run
 from airflow_mdbackup.scheme.pull import Outcome
 from airflow_mdbackup.scheme.records import read_records
 
+from ..torture import scaled
 from .conftest import Pair
 from .crash import crash_at
 from .soundness import check_sound, contents_of, digest, files_of
 
-SEEDS = 120
+SEEDS = scaled(120, 2000)
 # So that files and directories take each other's place, and sort around one another.
 NAMES = ("a", "b", "d", "d-", "d/a", "d/a/x", "d/b", "e/a")
 CONTENTS = (b"", b"one", b"two", b"six")
