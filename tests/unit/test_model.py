@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,13 @@ import airflow_mdbackup.scheme.clean as clean_module
 from airflow_mdbackup.scheme.archive import results
 from airflow_mdbackup.scheme.clean import clean
 from airflow_mdbackup.scheme.diff import Item, read_plan
+from airflow_mdbackup.scheme.errors import IndexRefused
+from airflow_mdbackup.scheme.history import commits, pending
+from airflow_mdbackup.scheme.index import IndexWriter, read_entries
 from airflow_mdbackup.scheme.mirror import Run
 from airflow_mdbackup.scheme.pull import Outcome
 from airflow_mdbackup.scheme.records import read_records
+from airflow_mdbackup.scheme.settle import settle
 
 from ..torture import scaled
 from .conftest import Pair
@@ -50,6 +55,7 @@ class Model:
         self.chance = chance
         self.runs: list[Begun] = []
         self.by_hand: set[bytes] = set()  # live files that somebody deleted or edited on B
+        self.edited = 0  # from how many commits on history tells of all that hands did to the index
         self.told: list[str] = []
 
     def start(self) -> None:
@@ -75,6 +81,9 @@ class Model:
             lambda: self.fail(self.chance.choice(("replace", "replace", "link", "open")), name): 4,
             lambda: self.delete_by_hand(name): 1,
             lambda: self.edit_by_hand(name, content): 1,
+            lambda: self.hand_on_index(self.chance.choice(("drop", "restore", "delete"))): 2,
+            lambda: self.limited(self.chance.choice(NAMES)): 1,
+            lambda: self.excluding(self.chance.choice(("a", "x", "d", "b"))): 1,
             lambda: self.lose(content): 1,
             lambda: self.clean(): 1,
         }
@@ -197,6 +206,41 @@ class Model:
             self.by_hand.add(self.pair.path(name))
             self.not_alone(None)
 
+    def hand_on_index(self, how: str) -> None:
+        """Edit, restore or delete the consumer index, maybe while a commit is cut off."""
+        mirror = self.pair.mirror
+        cut_off = pending(mirror) if mirror.history.exists() else []
+        self.told.append(f"by hand: {how} the index")
+        if not mirror.index.exists() or any(path.with_suffix("").exists() for path in cut_off):
+            return  # in the second case the copy of the index is that of the commit before
+        if how == "delete":
+            mirror.index.unlink()
+        elif how == "restore":
+            shutil.copyfile(mirror.committed, mirror.index)
+        else:
+            kept = [entry for entry in read_entries(mirror.index) if self.chance.random() < 0.5]
+            with IndexWriter(mirror.dest / "edited.md5") as writer:
+                for entry in kept:
+                    writer.add(*entry)
+            (mirror.dest / "edited.md5").replace(mirror.index)
+        self.edited = len(commits(mirror)) + len(cut_off) + 1
+        self.not_alone(None)
+        if cut_off and how == "restore":
+            # What it replaces is claimed until it is finished.
+            with mirror.lock("test"):
+                settle(mirror, mirror.dest / ".mdbackup" / "consumer.md5")
+
+    def limited(self, name: str) -> None:
+        self.told.append(f"a run limited to {name}")
+        with suppress(IndexRefused):  # neither index has it
+            self.pair.backup(allow_empty=True, only=[self.pair.path(name)])
+            self.not_alone(None)
+
+    def excluding(self, name: str) -> None:
+        self.told.append(f"a run without {name}")
+        self.pair.backup(allow_empty=True, exclude=[name])
+        self.not_alone(None)
+
     def lose(self, content: bytes) -> None:
         self.told.append(f"lose {content!r} in staging")
         self.pair.staged(digest(content)).unlink(missing_ok=True)
@@ -220,7 +264,7 @@ class Model:
         for path in [path for path in self.by_hand if path in files and path in index]:
             if digest(files[path].content) == index[path]:
                 self.by_hand.discard(path)
-        check_sound(self.pair, self.by_hand)
+        check_sound(self.pair, self.by_hand, edited=len(self.pair.history()) < self.edited)
 
     def check_green(self, run: Run) -> None:
         plan, index = read_plan(run), self.pair.index_b()
@@ -237,9 +281,9 @@ class Model:
         assert not summary.failed and not summary.superseded, summary
         assert self.pair.index_b() == self.pair.index_a()
         self.check()
-        commits = len(self.pair.history())
+        changes = len(self.pair.history())
         self.pair.backup(allow_empty=True)
-        assert len(self.pair.history()) == commits and not self.pair.transferred
+        assert len(self.pair.history()) == changes and not self.pair.transferred
 
 
 def test_whatever_happens_the_backup_stays_sound(tmp_path: Path) -> None:
