@@ -25,7 +25,7 @@ class WatchBackup(BaseOperator):
 
     It reads the state store of the provider's asset, which must be among the inlets, and not ``dest``. It
     fails as long as the backup is not good. Its failure callbacks are called when that begins, when the
-    trouble becomes another, and once a day; the next time, too, if one returns False: nobody was told.
+    trouble becomes another, and once a day; the next time, too, if all return False: nobody was told.
 
     :param provider: the provider's name.
     :param max_age: how long ago the last good run may be; None: any time. Without a good run, the provider
