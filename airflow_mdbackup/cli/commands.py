@@ -320,6 +320,33 @@ COMMANDS = (
         "airflow_mdbackup.cli.past.history",
     ),
     Command(
+        "verify",
+        "Read what lies in the backup again, and tell what is damaged",
+        "Read live files and versions again, and compare them with their md5s: all, some paths, or a part"
+        " that goes on where the last one ended. Backups go on meanwhile. Exit status 1: a file is missing,"
+        " rotten (other bytes, though size and time are as they were), or changed by hand, or history is"
+        " damaged.",
+        (
+            ("all of it; also tells of files that nobody knows", "verify web"),
+            (
+                "a thirtieth each night, at 50 MB a second, from cron",
+                "verify web --fraction 1/30 --limit 50MB",
+            ),
+            ("without Airflow and configuration", "verify --dest /srv/backup/web /backups/etc"),
+        ),
+        (
+            _WORDS,
+            _DEST,
+            _argument("--bytes", metavar="SIZE", help="the next part of all, of so many bytes: 50GB"),
+            _argument("--fraction", metavar="N", help="the next part of all, such as 1/30"),
+            _argument("--limit", metavar="SIZE", help="read at most so many bytes per second"),
+            _argument("--jobs", metavar="N", type=int, default=2, help="files at a time (default: 2)"),
+            _FORMAT,
+            _PROVIDERS_FILE,
+        ),
+        "airflow_mdbackup.cli.verify.run",
+    ),
+    Command(
         "log",
         "List the runs that changed anything",
         "List each run that changed anything: when, its id, and how much. Exit status 1: history is missing"

@@ -136,7 +136,7 @@ def _facts(mirror: Mirror, content: Content) -> dict[str, Any]:
         "since": content.since or None,
         "left": content.left or None,
         "until": content.until or None,
-        "file": None if not content.places else to_text(_on_disk(mirror, content.places[0])),
+        "file": None if not content.places else to_text(on_disk(mirror, content.places[0])),
     }
 
 
@@ -146,12 +146,11 @@ def _print_content(mirror: Mirror, content: Content) -> None:
     left = f", gone from the provider since {in_words(content.left)}" if content.left else ""
     size = "size unknown" if content.size is None else f"{content.size:,} bytes"
     print(f"  from {since} {until}{left}: {size}, md5 {_text(content.md5)}")
-    print(
-        f"    {quoted(_on_disk(mirror, content.places[0])) if content.places else 'its bytes went by hand'}"
-    )
+    print(f"    {quoted(on_disk(mirror, content.places[0])) if content.places else 'its bytes went by hand'}")
 
 
-def _on_disk(mirror: Mirror, place: bytes) -> bytes:
+def on_disk(mirror: Mirror, place: bytes) -> bytes:
+    """Return where a place of the mirror is on this machine."""
     return os.fsencode(mirror.files) + place
 
 

@@ -18,6 +18,8 @@
     <dest>/.mdbackup/upcoming.md5                the same of a commit that is not finished
     <dest>/.mdbackup/changing.jsonl              files that changed on the provider while they were pulled
     <dest>/.mdbackup/status.json                 last good run and last commit
+    <dest>/.mdbackup/verified.json               where the next part of a verification begins
+    <dest>/.mdbackup/verifying                   when what it has read is within its limit
 
 ``dest`` is created with mode 0700. Everything stored says its format, and a newer one is refused.
 """
@@ -81,6 +83,8 @@ class Mirror:
         self.upcoming = self._state / "upcoming.md5"
         self.changing = self._state / "changing.jsonl"
         self.bandwidth = self._state / "bandwidth"
+        self.verified = self._state / "verified.json"
+        self.verifying = self._state / "verifying"
         self._runs = self._state / "runs"
         self._marker = self._state / "provider-id"
 

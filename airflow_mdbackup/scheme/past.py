@@ -166,9 +166,12 @@ class Past:
                 replay.go_on_to(len(self.moments))
                 yield content
 
-    def contents(self) -> Iterator[Content]:
-        """Yield all that each path ever held, by path, and then by age, the oldest first."""
-        for path, changes in self._by_path():
+    def contents(self, first: bytes = b"", last: bytes | None = None) -> Iterator[Content]:
+        """Yield all that each path ever held, by path, and then by age, the oldest first.
+
+        :param first: the path to begin with; ``last`` the one to end with, or None.
+        """
+        for path, changes in self._by_path(first, last):
             replay = _Replay(self, path, changes)
             replay.go_on_to(len(self.moments))
             yield from replay.contents
@@ -189,12 +192,9 @@ class Past:
             (md5, md5),
         )
         for (path,) in paths.fetchall():
-            for _, changes in whole._by_path(path):
-                replay = _Replay(whole, path, changes)
-                replay.go_on_to(len(whole.moments))
-                for content in replay.contents:
-                    if content.md5 == md5:
-                        yield from content.places
+            for content in whole.contents(path, path):
+                if content.md5 == md5:
+                    yield from content.places
 
     def knows(self, path: bytes) -> bool:
         """Whether a path, or anything below it, ever was in the index."""
@@ -213,12 +213,25 @@ class Past:
             path = path.rpartition(b"/")[0]
         return found
 
-    def _by_path(self, path: bytes | None = None) -> Iterator[tuple[bytes, Iterator[tuple[Any, ...]]]]:
-        if path is None:
-            rows = self._table.execute("SELECT * FROM change ORDER BY path, moment, rowid")
-        else:
-            of_it = "SELECT * FROM change WHERE path = ? ORDER BY moment, rowid"
-            rows = self._table.execute(of_it, (path,))
+    def note_places(self) -> None:
+        """Note all places where contents should be, for :meth:`has_place`."""
+        self._table.execute("CREATE TABLE IF NOT EXISTS place (path BLOB PRIMARY KEY) WITHOUT ROWID")
+        places = ((place,) for content in self.contents() for place in content.places)
+        self._table.executemany("INSERT OR IGNORE INTO place VALUES (?)", places)
+
+    def has_place(self, path: bytes) -> bool:
+        """Whether some content should be there."""
+        found = self._table.execute("SELECT 1 FROM place WHERE path = ?", (path,))
+        return found.fetchone() is not None
+
+    def _by_path(
+        self, first: bytes = b"", last: bytes | None = None
+    ) -> Iterator[tuple[bytes, Iterator[tuple[Any, ...]]]]:
+        within = "WHERE path >= ?" if last is None else "WHERE path BETWEEN ? AND ?"
+        rows = self._table.execute(
+            f"SELECT * FROM change {within} ORDER BY path, moment, rowid",  # noqa: S608 - one of two
+            (first,) if last is None else (first, last),
+        )
         return groupby(rows, key=itemgetter(0))
 
 

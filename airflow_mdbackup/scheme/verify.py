@@ -1,0 +1,209 @@
+"""The files of the mirror are read again, and compared with what history says of them.
+
+::
+
+    walked    all contents that history knows, live files and versions, path by path (see past)
+    read      each from where it should be, several at a time, not faster than asked
+    judged    missing; rotten, if its bytes are others while size and time are as they were; else changed
+    looked    at whatever lies in the mirror besides, when all of it is walked
+
+What a run commits meanwhile is not judged by what was known before: it is for the next time. Nothing is
+changed. A walk may be cut into parts, of so many bytes each, and goes on where the last one ended.
+
+What this does not give: damage of what history knows nothing of, such as empty directories, owners and ACLs.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from airflow_mdbackup.scheme.mirror import Mirror
+from airflow_mdbackup.scheme.names import from_text, to_text
+from airflow_mdbackup.scheme.ordered import batches
+from airflow_mdbackup.scheme.past import Content, Past
+from airflow_mdbackup.scheme.records import Damaged, read_header, write_state
+from airflow_mdbackup.scheme.tree import Tree, concerns_one_file, md5_of
+
+_BATCH = 16  # files that a thread takes at a time
+_AHEAD = 4  # batches for each thread that are on their way
+
+
+class Found(StrEnum):
+    """What became of one content."""
+
+    SOUND = "sound"
+    MISSING = "missing"  # it is not where it should be
+    ROTTEN = "rotten"  # other bytes, though size and time are as they were: a bad disk
+    CHANGED = "changed"  # other bytes, and another size or time: by hand
+    UNREADABLE = "unreadable"
+    SKIPPED = "skipped"  # a run was committed meanwhile
+    UNKNOWN = "unknown"  # no history tells of it
+
+    @property
+    def good(self) -> bool:
+        """Whether it is no damage. What is unknown harms nothing."""
+        return self in (Found.SOUND, Found.SKIPPED, Found.UNKNOWN)
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """What was found at one place.
+
+    :ivar place: a path of the mirror's tree.
+    :ivar content: what should be there; None for what is unknown.
+    :ivar size: bytes that were read.
+    """
+
+    place: bytes
+    found: Found
+    content: Content | None = None
+    size: int = 0
+
+
+def verify(
+    mirror: Mirror,
+    past: Past,
+    contents: Iterable[Content],
+    *,
+    threads: int = 2,
+    wait: Callable[[int], Any] = lambda size: None,
+) -> Iterator[Verified]:
+    """Read contents again and yield what was found, in their order.
+
+    :param past: where they are from.
+    :param threads: how many files are read at a time.
+    :param wait: is told how many bytes were read, by any thread, and waits as long as it wants.
+    :raises OSError: the disk fails as a whole.
+    """
+    with ExitStack() as stack:
+        pool = stack.enter_context(ThreadPoolExecutor(threads))
+        readers = _Readers(mirror, past, wait)
+        stack.callback(readers.close)
+        waiting: deque[Future[list[Verified]]] = deque()
+        stack.callback(lambda: [future.cancel() for future in waiting])
+        for batch in batches((content for content in contents if content.places), _BATCH):
+            waiting.append(pool.submit(readers.read, batch))
+            while len(waiting) >= threads * _AHEAD:
+                yield from waiting.popleft().result()
+        while waiting:
+            yield from waiting.popleft().result()
+
+
+def unknown(mirror: Mirror, past: Past) -> Iterator[Verified]:
+    """Yield the files of the mirror of which no history tells.
+
+    :param past: all of it.
+    """
+    past.note_places()
+    root = os.fsencode(mirror.files)
+    for folder, _, names in os.walk(root):
+        for name in names:
+            place = folder[len(root) :] + b"/" + name
+            if not past.has_place(place):
+                yield Verified(place, Found.UNKNOWN)
+
+
+class _Readers:
+    """Reads contents, in any of some threads, each of which has its own descriptors."""
+
+    def __init__(self, mirror: Mirror, past: Past, wait: Callable[[int], Any]) -> None:
+        self._mirror = mirror
+        self._newest = past.moments[-1].stamp if past.moments else ""
+        self._wait = wait
+        self._own = threading.local()
+        self._opened = ExitStack()
+        self._lock = threading.Lock()
+
+    def close(self) -> None:
+        self._opened.close()
+
+    def read(self, contents: Iterable[Content]) -> list[Verified]:
+        """Read some files.
+
+        :raises OSError: no other one can be read either.
+        """
+        if not hasattr(self._own, "tree"):
+            with self._lock:
+                self._own.tree = self._opened.enter_context(self._mirror.tree())
+        return [self._read(self._own.tree, content) for content in contents]
+
+    def _read(self, tree: Tree, content: Content) -> Verified:
+        place = content.places[0]
+        size = 0
+        try:
+            with tree.opened(place) as descriptor:
+                sound = md5_of(descriptor, progress=self._wait) == content.md5
+                status = os.fstat(descriptor)
+                size = status.st_size
+                found = Found.SOUND if sound else _judge(content, status)
+        except FileNotFoundError:
+            found = Found.MISSING
+        except OSError as error:
+            if not concerns_one_file(error):
+                raise
+            found = Found.UNREADABLE
+        if not found.good and self._mirror.last_commit() != self._newest:
+            # Another run may have displaced it, or has just begun to.
+            tree.forget_directories()
+            found = Found.SKIPPED
+        return Verified(place, found, content, size)
+
+
+def _judge(content: Content, status: os.stat_result) -> Found:
+    """Return what is wrong with a file that has other bytes."""
+    as_it_was = content.size in (None, status.st_size) and content.mtime in (None, int(status.st_mtime))
+    return Found.ROTTEN if as_it_was and stat.S_ISREG(status.st_mode) else Found.CHANGED
+
+
+# --- in parts ---------------------------------------------------------------------------------------
+
+
+class Part:
+    """So many bytes of all contents, from where the last part ended. Iterate once; then :meth:`keep` its end.
+
+    :param size: bytes; the contents of the path that makes them full come as a whole.
+    :ivar is_last: whether the next part begins anew.
+    """
+
+    def __init__(self, mirror: Mirror, past: Past, size: int) -> None:
+        self._mirror = mirror
+        self._contents = past.contents(_first_path(mirror))
+        self._left = size
+        self._next = b""
+
+    def __iter__(self) -> Iterator[Content]:
+        path = None
+        for content in self._contents:
+            if self._left <= 0 and content.path != path:
+                self._next = content.path
+                return
+            path = content.path
+            self._left -= content.size or 0
+            yield content
+
+    @property
+    def is_last(self) -> bool:
+        return not self._next
+
+    def keep(self) -> None:
+        """Remember where the next part begins.
+
+        :raises OSError: the disk is full or broken.
+        """
+        write_state(self._mirror.verified, {"next": to_text(self._next)})
+
+
+def _first_path(mirror: Mirror) -> bytes:
+    try:
+        return from_text(str(read_header(mirror.verified).get("next", "")))
+    except (FileNotFoundError, Damaged, ValueError):
+        return b""

@@ -1,0 +1,125 @@
+"""What a verification finds of damage that was done, and that it finds nothing else."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from airflow_mdbackup.scheme.past import Past
+from airflow_mdbackup.scheme.verify import Found, Part, Verified, unknown, verify
+
+from .conftest import Pair
+from .test_restore import mdbackup, two_runs
+
+
+def found_in(pair: Pair) -> dict[bytes, str]:
+    """Verify all, and return what is not sound, by its place."""
+    with Past(pair.mirror) as past:
+        every = [*verify(pair.mirror, past, past.contents()), *unknown(pair.mirror, past)]
+    return {each.place: each.found.value for each in every if each.found != Found.SOUND}
+
+
+def rot(file: Path) -> None:
+    """Change a bit, as a bad disk does: size and time stay."""
+    before = file.stat()
+    content = bytearray(file.read_bytes())
+    content[0] ^= 1
+    file.write_bytes(content)
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def test_a_sound_backup_is_sound(pair: Pair) -> None:
+    """With versions, what had gone, and what went out of the way as a whole."""
+    two_runs(pair)
+    assert found_in(pair) == {}
+    shutil.rmtree(pair.path("twin"), ignore_errors=True)
+    pair.put("flipped", b"another file")
+    pair.backup()
+    assert found_in(pair) == {}
+
+
+@pytest.mark.guarantee("11. Getting it back")
+def test_each_kind_of_damage_is_found_as_what_it_is(pair: Pair) -> None:
+    two_runs(pair)
+    (old,) = (pair.live("changed").parent / ".old").glob("changed.*")
+    (below,) = (pair.live("flipped").parent / ".old").glob("flipped.*/below")
+    rot(pair.live("same"))
+    rot(old)
+    pair.live("twin").unlink()
+    pair.live("new").write_bytes(b"by hand")
+    below.unlink()
+    below.symlink_to("/etc/passwd")
+    stray = pair.live("stray")
+    stray.write_bytes(b"of nobody")
+    root = os.fsencode(pair.mirror.files)
+    assert found_in(pair) == {
+        pair.path("same"): "rotten",
+        os.fsencode(old)[len(root) :]: "rotten",
+        pair.path("twin"): "missing",
+        pair.path("new"): "changed",
+        os.fsencode(below)[len(root) :]: "missing",
+        pair.path("stray"): "unknown",
+    }
+
+
+def test_what_a_run_commits_meanwhile_is_for_the_next_time(pair: Pair) -> None:
+    """It is no damage that a file is not where it was when the verification began."""
+    two_runs(pair)
+    with Past(pair.mirror) as past:
+        pair.put("same", b"changed now")
+        pair.put("gone", b"back")
+        pair.backup()
+        found = {each.place: each.found for each in verify(pair.mirror, past, past.contents())}
+    assert found[pair.path("same")] == Found.SKIPPED
+    assert set(found.values()) == {Found.SOUND, Found.SKIPPED}
+
+
+@pytest.mark.parametrize("size", [1, 10, 10_000])
+def test_parts_come_to_everything_once(pair: Pair, size: int) -> None:
+    """A path with all its versions is in one part; files that come and go in between harm nothing."""
+    two_runs(pair)
+    seen: list[Verified] = []
+    parts = 0
+    while True:
+        parts += 1
+        with Past(pair.mirror) as past:
+            part = Part(pair.mirror, past, size)
+            seen += verify(pair.mirror, past, part)
+            part.keep()
+        if part.is_last:
+            break
+    with Past(pair.mirror) as past:
+        assert [each.content for each in seen] == [c for c in past.contents() if c.places]
+    assert (parts > 1) == (size < 10_000)
+
+
+@pytest.mark.parametrize("content", [b"", bytes(50), b'{"format": 1}\n', b'{"format": 1, "next": "\\\\q"}\n'])
+def test_a_spoilt_mark_begins_anew(pair: Pair, content: bytes) -> None:
+    two_runs(pair)
+    pair.mirror.verified.write_bytes(content)
+    with Past(pair.mirror) as past:
+        assert list(Part(pair.mirror, past, 10_000)) == list(past.contents())
+
+
+def test_command_fails_for_damage_and_names_the_files(pair: Pair) -> None:
+    """Without Airflow; some paths, parts, and what does not go together."""
+    two_runs(pair)
+    command = ("verify", "--dest", str(pair.mirror.dest))
+    status, out, told = mdbackup(*command)
+    assert (status, out) == (0, "") and "9 sound" in told
+    rot(pair.live("same"))
+    status, out, told = mdbackup(*command, "--limit", "50MB")
+    assert status == 1 and "1 rotten" in told
+    assert out == f"rotten      {pair.live('same')}\n"
+    assert mdbackup(*command, "twin")[0] == 0
+    listed = [json.loads(line) for line in mdbackup(*command, "--format", "json")[1].splitlines()]
+    assert [each["path"] for each in listed if each["found"] == "rotten"] == [os.fsdecode(pair.path("same"))]
+    parts = [mdbackup(*command, "--fraction", "1/3") for _ in range(4)]
+    assert sum(part[0] for part in parts) == 1 and sum("last part" in part[2] for part in parts) == 1
+    assert mdbackup(*command, "--bytes", "1GB")[0] in (0, 1)
+    for wrong in (("--fraction", "2"), ("--fraction", "x"), ("--bytes", "x"), ("--bytes", "1GB", "twin")):
+        assert mdbackup(*command, *wrong)[0] == 2
