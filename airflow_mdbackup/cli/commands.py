@@ -347,6 +347,19 @@ COMMANDS = (
         "airflow_mdbackup.cli.verify.run",
     ),
     Command(
+        "forget",
+        "Have the next run copy some files again",
+        "Take paths out of the consumer index. Their files stay; the next run hashes them, and pulls those"
+        " that are not what the provider has: the old bytes become versions. Exit status 1: the index has"
+        " none of them.",
+        (
+            ("a file that `verify` found rotten", "forget web /backups/etc/passwd"),
+            ("everything, as if there were no index", "forget web '*'"),
+        ),
+        (_WORDS, _DEST, _FORMAT, _PROVIDERS_FILE),
+        "airflow_mdbackup.cli.forget.run",
+    ),
+    Command(
         "log",
         "List the runs that changed anything",
         "List each run that changed anything: when, its id, and how much. Exit status 1: history is missing"

@@ -17,6 +17,7 @@ module                  what becomes of the data
 :mod:`.past`            what the mirror was at any moment, and where each content lies now
 :mod:`.restore`         a content of the past becomes a file in some directory
 :mod:`.verify`          a content of the past is read again, and judged
+:mod:`.forget`          entries leave the consumer index, so that their files are copied again
 :mod:`.clean`           what runs leave behind is taken away, never files, versions or history
 :mod:`.status`          whether the last good run is as recent as it should be
 ======================  ==============================================================================

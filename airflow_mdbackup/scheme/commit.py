@@ -63,7 +63,7 @@ from airflow_mdbackup.scheme.records import (
     write_state,
 )
 from airflow_mdbackup.scheme.seen import Seen
-from airflow_mdbackup.scheme.settle import STAGING, consumer_index, finish, reason, settle
+from airflow_mdbackup.scheme.settle import STAGING, consumer_index, edited, finish, reason, settle
 from airflow_mdbackup.scheme.tree import (
     Tree,
     concerns_one_file,
@@ -226,7 +226,7 @@ class _Commit:
         path = final.with_name(final.name + PENDING)
         header = {"run_id": run.run_id, "provider": mirror.provider, "stamp": stamp, "order": order}
         header["before"] = before
-        changes = write_records(run.changes, self._all_changes(before), **header)
+        changes = write_records(run.changes, self._all_changes(), **header)
         if self._moved or (self._plan.hides and self._current is not None):
             changes = write_records(run.changes, self._with_all_below(), **header)
         self._count_missing()
@@ -244,11 +244,11 @@ class _Commit:
             self._summary.files = sum(1 for _ in self._entries())
         shutil.rmtree(run.copies, ignore_errors=True)
 
-    def _all_changes(self, before: str) -> Iterator[Change]:
+    def _all_changes(self) -> Iterator[Change]:
         """Yield what changes, in path order, behind what was edited by hand."""
         judged = heapq.merge(self._judged(), self._forgotten(), key=attrgetter("path"))
         pace = Pace()
-        for number, change in enumerate(chain(self._edited(before), judged), 1):
+        for number, change in enumerate(chain(edited(self._mirror, self._current), judged), 1):
             self._tally(change)
             yield change
             if pace.due():
@@ -313,19 +313,6 @@ class _Commit:
             self._archiver.take_back(change.path, change.version, change.old_md5 or b"")
 
     # --- what changes -------------------------------------------------------------------------------
-
-    def _edited(self, before: str) -> Iterator[Change]:
-        """Yield what somebody changed in the consumer index since the last commit."""
-        after = last(self._mirror).get("after")
-        if after is None or after == before:
-            return
-        committed = self._mirror.committed
-        if not committed.exists() or digest(committed) != after:
-            log.warning("The consumer index was edited, and what the last commit wrote is lost: not recorded")
-            return
-        for path, old, new in merge(read_entries(committed), self._entries()):
-            if old != new:
-                yield Change(path, What.EDITED, old_md5=old, md5=new)
 
     def _forgotten(self) -> Iterator[Change]:
         index = Alongside(self._entries())

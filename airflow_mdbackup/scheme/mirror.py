@@ -19,6 +19,7 @@
     <dest>/.mdbackup/changing.jsonl              files that changed on the provider while they were pulled
     <dest>/.mdbackup/status.json                 last good run and last commit
     <dest>/.mdbackup/verified.json               where the next part of a verification begins
+    <dest>/.mdbackup/forgetting.md5              the consumer index, while a command takes entries out of it
     <dest>/.mdbackup/verifying                   when what it has read is within its limit
 
 ``dest`` is created with mode 0700. Everything stored says its format, and a newer one is refused.
@@ -85,6 +86,7 @@ class Mirror:
         self.bandwidth = self._state / "bandwidth"
         self.verified = self._state / "verified.json"
         self.verifying = self._state / "verifying"
+        self.forgetting = self._state / "forgetting.md5"
         self._runs = self._state / "runs"
         self._marker = self._state / "provider-id"
 

@@ -89,6 +89,22 @@ def consumer_index(mirror: Mirror, target: Path) -> Path | None:
     return target
 
 
+def edited(mirror: Mirror, current: Path | None) -> Iterator[Change]:
+    """Yield what somebody changed in the consumer index since the last commit.
+
+    :param current: see :func:`consumer_index`.
+    """
+    after = last(mirror).get("after")
+    if after is None or (current is not None and after == digest(mirror.index)):
+        return
+    if not _is_index(mirror.committed, after):
+        log.warning("The consumer index was edited, and what the last commit wrote is lost: not recorded")
+        return
+    for path, old, new in merge(read_entries(mirror.committed), read_entries(current) if current else ()):
+        if old != new:
+            yield Change(path, What.EDITED, old_md5=old, md5=new)
+
+
 def settle(mirror: Mirror, target: Path) -> None:
     """Finish the commits that a crash cut off. Needs the lock.
 

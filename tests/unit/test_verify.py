@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
+from itertools import count
 from pathlib import Path
 
 import pytest
 
+from airflow_mdbackup.scheme.forget import forget
+from airflow_mdbackup.scheme.mirror import Mirror
 from airflow_mdbackup.scheme.past import Past
 from airflow_mdbackup.scheme.verify import Found, Part, Verified, unknown, verify
 
+from ..torture import Cases
 from .conftest import Pair
+from .crash import crash_at
+from .soundness import check_sound
+from .test_crash import drop_entries
 from .test_restore import mdbackup, two_runs
 
 
@@ -123,3 +131,41 @@ def test_command_fails_for_damage_and_names_the_files(pair: Pair) -> None:
     assert mdbackup(*command, "--bytes", "1GB")[0] in (0, 1)
     for wrong in (("--fraction", "2"), ("--fraction", "x"), ("--bytes", "x"), ("--bytes", "1GB", "twin")):
         assert mdbackup(*command, *wrong)[0] == 2
+
+
+# --- forget -----------------------------------------------------------------------------------------
+
+
+def test_what_is_forgotten_is_copied_again_where_it_is_rotten(pair: Pair) -> None:
+    """The rotten bytes become a version; what is sound is adopted; an edit by hand before it is told of."""
+    two_runs(pair)
+    rot(pair.live("same"))
+    drop_entries(pair, "new")
+    status, out, _ = mdbackup("forget", "--dest", str(pair.mirror.dest), "same", "twin*")
+    names = [os.path.basename(shlex.split(line)[0]) for line in out.splitlines()]
+    assert (status, names) == (0, ["same", "twin", "twin of changed"])
+    check_sound(pair, [pair.path("same")])
+    summary = pair.backup()
+    assert summary.outcomes == {"pulled": 1, "adopted": 3}
+    assert pair.live("same").read_bytes() == b"same" and len(pair.versions("same")) == 1
+    check_sound(pair)
+    assert mdbackup("forget", "--dest", str(pair.mirror.dest), "nothing")[0] == 1
+    assert mdbackup("forget", "--dest", str(pair.mirror.dest))[0] == 2
+
+
+@pytest.mark.guarantee("1. Crash at every step")
+def test_forgetting_may_be_killed_at_any_step(pair: Pair, cases: Cases) -> None:
+    two_runs(pair)
+    template = pair.mirror.dest
+    for number in count(1):
+        pair.mirror = Mirror(template.with_name(f"killed-{number}"), "srv1")
+        shutil.copytree(template, pair.mirror.dest)
+        with cases.one():
+            killed = crash_at(number, lambda: forget(pair.mirror, lambda path: path == pair.path("same")))
+            check_sound(pair)
+            pair.backup()
+            check_sound(pair)
+            assert pair.index_b() == pair.index_a()
+        shutil.rmtree(pair.mirror.dest)
+        if not killed:
+            break

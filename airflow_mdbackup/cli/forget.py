@@ -1,0 +1,40 @@
+"""``mdbackup forget``: have the next run copy some files again."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+
+from airflow_mdbackup.cli import UsageError
+from airflow_mdbackup.cli.mirrors import mirror_of
+from airflow_mdbackup.cli.past import quoted
+from airflow_mdbackup.scheme.errors import BackupError
+from airflow_mdbackup.scheme.forget import forget
+from airflow_mdbackup.scheme.names import to_text
+from airflow_mdbackup.scheme.past import Past
+from airflow_mdbackup.scheme.restore import Selection
+
+DONE, NOTHING = 0, 1
+
+
+def run(args: argparse.Namespace) -> int:
+    """Take the entries of ``args.words`` out of the consumer index, and print their paths.
+
+    :returns: 0; 1: the index has none of them.
+    :raises UsageError: there is no such backup, no path was named, or the index cannot be changed.
+    """
+    mirror, words = mirror_of(args)
+    if not words:
+        raise UsageError("name a path, or a pattern such as '*.conf'; '*' for all")
+    wanted = Selection(words)
+    try:
+        with Past(mirror, wanted) as past:
+            wanted.settle(past)
+        gone = forget(mirror, wanted)
+    except BackupError as error:
+        raise UsageError(str(error)) from error
+    for path in gone:
+        print(json.dumps({"path": to_text(path)}) if args.format == "json" else quoted(path))
+    print(f"{len(gone):,} entries have left the index; their files stay", file=sys.stderr)
+    return DONE if gone else NOTHING
