@@ -82,7 +82,7 @@ docs: venv ## Generate the reference pages and the sample configuration again
 	$(BIN)/python -m demo.generate_docs
 
 .PHONY: screenshots
-screenshots: venv ## Take the picture of docs/images again, in a real Airflow UI (root, Debian)
+screenshots: venv ## Take the pictures of the UI in docs/images again, in a real Airflow (root, Debian)
 	@sh demo/system-packages.sh $(SSH_PROGRAMS) chromium:chromium chromium:fonts-inter
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt playwright
 	$(BIN)/python -m demo.screenshot

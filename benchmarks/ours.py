@@ -160,7 +160,7 @@ def _operators(request: Request) -> dict[str, list[Any]]:
 
 
 def _execute(operators: Sequence[Any], run_id: str) -> None:
-    dag_run = SimpleNamespace(dag_id="bench", run_id=run_id, start_date=None)
+    dag_run = SimpleNamespace(dag_id="bench", run_id=run_id, run_type="manual", start_date=None, conf={})
     context = {"run_id": run_id, "ti": TaskInstance(), "dag_run": dag_run, "params": {}}
     if len(operators) == 1:
         operators[0].execute(context)

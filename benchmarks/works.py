@@ -9,6 +9,7 @@ from benchmarks.data import Data
 from benchmarks.floor import floor
 from benchmarks.growth import diff, growth, memory
 from benchmarks.indexer import FIND, MD5SUM, indexing
+from benchmarks.overhead import NOTHING, overhead
 from benchmarks.work import Against, Work
 
 _COPYING = (
@@ -104,6 +105,14 @@ WORKS = {
         memory,
         _MANY,
         wanted=(("pull", "idle + 100 MiB"),),
+    ),
+    "overhead": Work(
+        "a run of 100,000 unchanged files in Airflow, against as many tasks that do nothing",
+        "Counted: a whole run, from start to end by the scheduler's clock. Steps: each from the start to the "
+        "end of its task, as Airflow tells; the rest of the time is Airflow's, between them.",
+        overhead,
+        Data(100_000, 16, 64),
+        (Against(NOTHING, "0.77 x"),),
     ),
     "growth": Work(
         "a first run with 1,000 to 1,000,000 tiny files",

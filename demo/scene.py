@@ -8,10 +8,11 @@ import os
 import shutil
 import subprocess
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -92,10 +93,19 @@ def offer_standard_library(source: Path) -> int:
 
 
 @contextmanager
-def scene(folder: Path, server: ProviderServer) -> Iterator[Scene]:
+def scene(
+    folder: Path,
+    server: ProviderServer,
+    *,
+    keys: Mapping[str, Any] | None = None,
+    dags_folder: Path = REPOSITORY / "dags",
+    env: Mapping[str, str] | None = None,
+) -> Iterator[Scene]:
     """Start Airflow below `folder`, with `server` as its only provider, and stop it at the end.
 
     :param server: running; what it offers lies in its tree, below /backups.
+    :param keys: of the provider's configuration, beside those that the demo has.
+    :param env: further environment variables of Airflow.
     """
     dest = folder / "b"
     provider = {
@@ -109,6 +119,7 @@ def scene(folder: Path, server: ProviderServer) -> Iterator[Scene]:
         "shards": 2,
         "retries": 1,
         "retry_delay": "5s",
+        **(keys or {}),
     }
     configuration = folder / "providers.yaml"
     configuration.write_text(yaml.safe_dump({"providers": {PROVIDER: provider}}, sort_keys=False))
@@ -116,8 +127,9 @@ def scene(folder: Path, server: ProviderServer) -> Iterator[Scene]:
         "AIRFLOW__MDBACKUP__PROVIDERS_FILE": str(configuration),
         "AIRFLOW_CONN_DEMO_BACKUPOP": json.dumps(server.sftp_connection()),
         "AIRFLOW_CONN_DEMO_INDEX": json.dumps(server.ssh_connection()),
+        **(env or {}),
     }
-    with AirflowStack(folder / "airflow", dags_folder=REPOSITORY / "dags", env=environment) as airflow:
+    with AirflowStack(folder / "airflow", dags_folder=dags_folder, env=environment) as airflow:
         airflow.wait_for_dag(DAG_ID)
         airflow.unpause(DAG_ID)
         mirror = dest / "files" / server.prefix.lstrip("/") / "backups"

@@ -48,7 +48,7 @@ from airflow_mdbackup.scheme.clean import clean
 from airflow_mdbackup.scheme.diff import Forget, Plan, read_plan
 from airflow_mdbackup.scheme.errors import EntriesFailed
 from airflow_mdbackup.scheme.history import PENDING, Change, What, last
-from airflow_mdbackup.scheme.index import Entry, digest, merge, read_entries
+from airflow_mdbackup.scheme.index import Entry, count_entries, digest, merge, read_entries
 from airflow_mdbackup.scheme.mirror import Mirror, Run, Staging, version_path
 from airflow_mdbackup.scheme.names import to_text
 from airflow_mdbackup.scheme.ordered import Alongside, Covered, Prefixes
@@ -241,7 +241,7 @@ class _Commit:
             )
         else:
             run.changes.unlink()
-            self._summary.files = sum(1 for _ in self._entries())
+            self._summary.files = count_entries(self._current)
         shutil.rmtree(run.copies, ignore_errors=True)
 
     def _all_changes(self) -> Iterator[Change]:

@@ -33,6 +33,7 @@ from collections.abc import Container, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from itertools import groupby, islice
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -53,6 +54,10 @@ _LINE = re.compile(rb"(\\?)([0-9a-f]{32})(?:  | \*| (?=\.?/))(.+)", re.DOTALL)
 _ESCAPED = re.compile(rb"\\(.?)", re.DOTALL)
 _PLAIN = {b"\\": b"\\", b"n": b"\n", b"r": b"\r"}
 _ODD_COMPONENT = re.compile(rb"/(?:\.{0,2}(?:/|\Z)|[^/]{256})")
+# A canonical line without escapes, of which nothing else is to be checked. Nearly all lines are such.
+_PLAIN_LINE = re.compile(
+    rb"[0-9a-f]{32}  (?=.{1,%d}\n)(?:/(?!\.{0,2}[/\n])[^/\\\n\r\0]{1,%d})+\n" % (MAX_PATH, MAX_COMPONENT)
+)
 
 _STARTED = b"# mdbackup started "
 _END = b"# mdbackup end "
@@ -240,6 +245,11 @@ class IndexWriter:
         self._file.write(format_line(path, md5))
         self.files += 1
 
+    def add_line(self, line: bytes) -> None:
+        """Append an entry that is a line of a canonical index. Its path must sort after those before it."""
+        self._file.write(line)
+        self.files += 1
+
     def add_lines(self, lines: list[bytes]) -> None:
         """Append entries that are lines of a canonical index. Their paths must sort after those before."""
         self._file.writelines(lines)
@@ -281,6 +291,12 @@ def _entry(line: bytes) -> Entry:
     if line[0] == 0x5C:  # a backslash: the name is escaped
         return Entry(unescape(line[35:-1]), line[1:33])
     return Entry(line[34:-1], line[:32])
+
+
+def count_entries(path: Path) -> int:
+    """Return how many entries a canonical index has."""
+    with path.open("rb") as file:
+        return sum(map(len, _line_blocks(file)))
 
 
 def read_remarks(path: Path, remark: Remark) -> Iterator[bytes]:
@@ -445,14 +461,15 @@ def canonicalise(source: Path, target: Path, *, name: str, chunk: int = 100_000)
         with ExitStack() as stack:
             received = _Received(source, name)
             received.collect_remarks(stack, target.parent)
-            return _write_canonical(received, received.entries(), target, stack)
+            return _write_canonical(received, received.lines(), target, stack)
     except _Unsorted:
         pass
     with ExitStack() as stack:
         received = _Received(source, name)
         received.collect_remarks(stack, target.parent)
-        entries = _sorted(received.entries(), chunk, stack, target.parent)
-        return _write_canonical(received, entries, target, stack)
+        entries = _sorted((_entry(line) for _, line in received.lines()), chunk, stack, target.parent)
+        lines = ((entry.path, format_line(*entry)) for entry in entries)
+        return _write_canonical(received, lines, target, stack)
 
 
 class _Unsorted(Exception):
@@ -460,24 +477,28 @@ class _Unsorted(Exception):
 
 
 def _write_canonical(
-    received: _Received, entries: Iterator[Entry], target: Path, stack: ExitStack
+    received: _Received, entries: Iterator[tuple[bytes, bytes]], target: Path, stack: ExitStack
 ) -> IndexSummary:
-    seen = Prefixes()
-    last = Entry(b"", b"")
+    """Write the canonical index of ``entries``: the path and the canonical line of each."""
+    above = Prefixes()
+    last_path, last_line = b"\0", b""  # sorts before every path, and none begins with it
     with IndexWriter(target) as writer:
-        for entry in entries:
-            if entry.path < last.path:
-                raise _Unsorted
-            if entry.path == last.path:
-                if entry.md5 != last.md5:
-                    raise received.refuse_paths("the same path with different md5s", entry.path)
+        for path, line in entries:
+            if path <= last_path:
+                if path < last_path:
+                    raise _Unsorted
+                if line != last_line:
+                    raise received.refuse_paths("the same path with different md5s", path)
                 continue
-            seen.advance(entry.path)
-            if above := seen.above(entry.path):
-                raise received.refuse_paths("a path that is also the directory of another", above, entry.path)
-            seen.push(entry.path)
-            writer.add(*entry)
-            last = entry
+            if path.startswith(last_path):  # else no later one will
+                above.push(last_path)
+            if above.last() is not None:
+                above.advance(path)
+                if directory := above.above(path):
+                    why = "a path that is also the directory of another"
+                    raise received.refuse_paths(why, directory, path)
+            writer.add_line(line)
+            last_path, last_line = path, line
         for remark, lines in received.remarks.items():
             lines.seek(0)
             for entry, _ in groupby(_sorted(_trusted(lines), 100_000, stack, target.parent)):
@@ -503,15 +524,19 @@ class _Received:
         self.line = 0  # number of the line read last
 
     def collect_remarks(self, stack: ExitStack, folder: Path) -> None:
-        """Keep the paths of remarks, while :meth:`entries` passes them by, in unnamed files in ``folder``."""
+        """Keep the paths of remarks, while :meth:`lines` passes them by, in unnamed files in ``folder``."""
         self.remarks = {remark: stack.enter_context(_temporary(folder)) for remark in Remark}
 
-    def entries(self) -> Iterator[Entry]:
-        """Yield the entries in the order of the file, and check its comments on the way."""
+    def lines(self) -> Iterator[tuple[bytes, bytes]]:
+        """Yield path and canonical line of each entry, in the order of the file, and check its comments."""
         files = unreadable = 0
         line = b"\n"
         with self.path.open("rb", buffering=1 << 20) as file:
-            for self.line, line in enumerate(iter(lambda: file.readline(_MAX_LINE + 1), b""), 1):
+            for self.line, line in enumerate(iter(partial(file.readline, _MAX_LINE + 1), b""), 1):
+                if _PLAIN_LINE.fullmatch(line) and not self.complete:
+                    files += 1
+                    yield line[34:-1], line
+                    continue
                 if len(line) > _MAX_LINE:
                     raise self.refuse(f"the line is over {_MAX_LINE} bytes long")
                 if self.complete:
@@ -519,7 +544,8 @@ class _Received:
                 try:
                     if not line.startswith(b"#"):
                         files += 1
-                        yield parse_line(line)
+                        entry = parse_line(line)
+                        yield entry.path, format_line(*entry)
                     elif line.startswith(Remark.UNREADABLE.mark):
                         unreadable += 1
                         self._add_remark(Remark.UNREADABLE, line)
@@ -564,7 +590,7 @@ class _Received:
     def refuse_paths(self, why: str, *paths: bytes) -> MalformedIndex:
         """Return the error for paths that clash, with the lines where they stand."""
         again = _Received(self.path, self.name)
-        where = islice((str(again.line) for entry in again.entries() if entry.path in paths), 2)
+        where = islice((str(again.line) for path, _ in again.lines() if path in paths), 2)
         names = " and ".join(to_text(path) for path in dict.fromkeys(paths))
         return MalformedIndex(f"{self.name}, lines {' and '.join(where)}: {why}: {names}")
 

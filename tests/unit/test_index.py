@@ -27,6 +27,7 @@ from airflow_mdbackup.scheme.index import (
     canonicalise,
     check_path,
     compare,
+    count_entries,
     format_line,
     holders,
     merge,
@@ -102,6 +103,21 @@ def test_a_line_of_an_accepted_form_gives_its_path(line: bytes, path: bytes) -> 
     assert parse_line(line.replace(b"%s", EMPTY)) == (path, EMPTY)
 
 
+@settings(max_examples=1000)
+@given(
+    st.lists(
+        st.sampled_from([b"/", b"/a", b".", b" ", b"\\", b"\n", b"\r", b"\0", b"\xff", b"n" * 255]),
+        max_size=30,
+    )
+)
+def test_a_line_that_is_taken_at_a_glance_is_one_that_a_closer_look_takes(parts: list[bytes]) -> None:
+    """And it is canonical already, so that it can be copied."""
+    line = EMPTY + b"  /a" + b"".join(parts) + b"\n"
+    if index_module._PLAIN_LINE.fullmatch(line):
+        assert parse_line(line) == (line[34:-1], EMPTY)
+        assert format_line(line[34:-1], EMPTY) == line
+
+
 def test_a_path_of_the_greatest_length_is_accepted_with_every_byte_escaped(tmp_path: Path) -> None:
     """The bound on the line length leaves room for it."""
     path = b"/" + b"/".join([b"\n" * 255] * 15 + [b"\n" * 200]) + b"/" + b"\n" * 54
@@ -136,6 +152,7 @@ def test_an_end_line_makes_the_index_complete_and_its_counts_are_of_lines(tmp_pa
     )
     assert list(read_remarks(tmp_path / "canonical", Remark.UNREADABLE)) == [b"/p\nq"]
     assert list(read_remarks(tmp_path / "canonical", Remark.ROTTEN)) == [b"/a"]
+    assert count_entries(tmp_path / "canonical") == 1
     again = canonicalise(tmp_path / "canonical", tmp_path / "again", name="again")
     assert again == summary
     assert (tmp_path / "again").read_bytes() == (tmp_path / "canonical").read_bytes()
@@ -233,6 +250,7 @@ def test_a_bad_line_is_found_also_when_the_lines_are_unsorted(tmp_path: Path) ->
         (b"# mdbackup end format=1 files=-1 unreadable=0\n", "the end line tells of None files"),
         (b"# mdbackup end format=2 files=1 unreadable=0\n", "format 2 is newer"),
         (b"# mdbackup end format=1 files=1 unreadable=0\n# more\n", "line 3: a line after the end line"),
+        (b"# mdbackup end format=1 files=1 unreadable=0\n%s  /b\n" % EMPTY, "3: a line after the end line"),
         (b"# mdbackup end format=1 files=1 unreadable=0", "truncated"),
     ],
 )
@@ -281,6 +299,20 @@ def test_a_path_that_is_also_a_directory_is_refused(tmp_path: Path, chunk: int, 
     assert message == (
         "srv1: index /i, lines 2 and 3: a path that is also the directory of another: /x and /x/y"
     )
+
+
+@settings(max_examples=300)
+@given(st.sets(st.text("/-a", min_size=1, max_size=6).map(lambda text: b"/a" + text.encode()), max_size=12))
+def test_a_path_that_is_also_a_directory_is_found_among_any_others(paths: set[bytes]) -> None:
+    """As by looking at every pair."""
+    paths = {path for path in paths if b"//" not in path and not path.endswith(b"/")}
+    clash = any(other.startswith(path + b"/") for path in paths for other in paths)
+    content = b"".join(format_line(path, EMPTY) for path in sorted(paths))
+    with tempfile.TemporaryDirectory() as folder:
+        if clash:
+            assert "also the directory of another" in refusal(Path(folder), content)
+        else:
+            assert len(read(Path(folder), content)[1]) == len(paths)
 
 
 def test_paths_that_only_begin_alike_do_not_clash(tmp_path: Path) -> None:
