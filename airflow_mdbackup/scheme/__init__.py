@@ -24,9 +24,9 @@ module                  what becomes of the data
 
 Beneath them: :mod:`.mirror` is the only module that knows how all this lies on the disk, :mod:`.tree` reaches
 files without following symlinks, :mod:`.records` are files of one JSON line per record, :mod:`.ordered` walks
-in path order, :mod:`.patience` counts files that never hold still, :mod:`.limit` shares a bandwidth among
-tasks, :mod:`.telltale` knows what ransomware would look like, :mod:`.disk` has words for what a disk does,
-:mod:`.errors` sorts what can go wrong by what to do about it.
+in path order, :mod:`.threads` shares work out, :mod:`.patience` counts files that never hold still,
+:mod:`.limit` shares a bandwidth among tasks, :mod:`.telltale` knows what ransomware would look like,
+:mod:`.disk` has words for what a disk does, :mod:`.errors` sorts what can go wrong by what to do about it.
 
 Paths are bytes here, absolute, as the provider's backup account sees them. :mod:`.names` makes text of
 them at the edges.

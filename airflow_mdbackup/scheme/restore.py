@@ -20,9 +20,7 @@ import fcntl
 import os
 import shutil
 import threading
-from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
@@ -35,6 +33,7 @@ from airflow_mdbackup.scheme.mirror import Mirror, versions_on_disk
 from airflow_mdbackup.scheme.names import from_text, to_text
 from airflow_mdbackup.scheme.past import Content, Past
 from airflow_mdbackup.scheme.settle import permissions
+from airflow_mdbackup.scheme.threads import TreePerThread, spread
 from airflow_mdbackup.scheme.tree import (
     Blocked,
     Folder,
@@ -47,7 +46,6 @@ from airflow_mdbackup.scheme.tree import (
 )
 
 _WORK = ".mdbackup-restoring"  # in the target, while it is written
-_AHEAD = 4  # files for each thread that are on their way
 
 
 class Came(StrEnum):
@@ -135,7 +133,7 @@ def restore(
 ) -> Iterator[Restored]:
     """Write contents into a directory, each under its path, and yield what became of them, in their order.
 
-    When the last one is yielded, all are on the target's disk.
+    At the end all are on the target's disk.
 
     :param past: where contents are looked for that are not where they should be.
     :param target: made if it is not there. Symlinks in it are not followed.
@@ -150,20 +148,12 @@ def restore(
         raise DestinationRefused(f"{target} is within the backup {mirror.dest}: name a directory elsewhere")
     with ExitStack() as stack:
         work = None if dry_run else stack.enter_context(_work_in(target))
-        pool = stack.enter_context(ThreadPoolExecutor(threads))
-        restorers = _Restorers(mirror, past, target, work, overwrite)
-        stack.callback(restorers.close)
-        waiting: deque[Future[Restored]] = deque()
-        stack.callback(lambda: [future.cancel() for future in waiting])
-        for content in contents:
-            waiting.append(pool.submit(restorers.bring, content))
-            while len(waiting) >= threads * _AHEAD:
-                yield waiting.popleft().result()
+        sources = stack.enter_context(TreePerThread(mirror.tree))
+        targets = stack.enter_context(TreePerThread(lambda: Tree(target))) if target.exists() else None
+        restorer = _Restorer(past, sources, targets, work, overwrite)
+        yield from spread(contents, restorer.bring, threads)
         if work is not None:
-            wait(waiting)
             syncfs(target)
-        while waiting:
-            yield waiting.popleft().result()
 
 
 @contextmanager
@@ -185,21 +175,26 @@ def _work_in(target: Path) -> Iterator[Path]:
             shutil.rmtree(work, ignore_errors=True)
 
 
-class _Restorers:
-    """Brings contents, in any of some threads, each of which has its own descriptors."""
+class _Restorer:
+    """Brings contents, in any thread.
 
-    def __init__(self, mirror: Mirror, past: Past, target: Path, work: Path | None, overwrite: bool) -> None:
-        self._mirror = mirror
+    :param targets: None where there is no target yet.
+    :param work: where files are written before they have their names; None in a dry run.
+    """
+
+    def __init__(
+        self,
+        past: Past,
+        sources: TreePerThread,
+        targets: TreePerThread | None,
+        work: Path | None,
+        overwrite: bool,
+    ) -> None:
         self._past = past
-        self._target = target
+        self._sources = sources
+        self._targets = targets
         self._work = work
         self._overwrite = overwrite
-        self._own = threading.local()
-        self._opened = ExitStack()
-        self._lock = threading.Lock()
-
-    def close(self) -> None:
-        self._opened.close()
 
     def bring(self, content: Content) -> Restored:
         """Write one file, unless it is there.
@@ -216,18 +211,8 @@ class _Restorers:
                 raise
             return Restored(content, Came.FAILED, detail=f"{error.strerror}")
 
-    def _trees(self) -> tuple[Tree, Tree | None, bytes]:
-        """Return this thread's trees of mirror and target, if there is one, and a name of its own."""
-        if not hasattr(self._own, "trees"):
-            with self._lock:
-                source = self._opened.enter_context(self._mirror.tree())
-                target = self._opened.enter_context(Tree(self._target)) if self._target.exists() else None
-            self._own.trees = source, target, b"%d" % threading.get_ident()
-        trees: tuple[Tree, Tree | None, bytes] = self._own.trees
-        return trees
-
     def _bring(self, content: Content) -> Restored:
-        source, target, name = self._trees()
+        source, target = self._sources(), self._targets() if self._targets else None
         there = target.lstat(content.path) if target is not None else None
         if target is not None and there is not None:
             if is_file(there) and content.size in (None, there.st_size):
@@ -241,7 +226,7 @@ class _Restorers:
         if self._work is None:
             return self._would_bring(source, content)
         assert target is not None
-        return self._write(source, target, self._work / os.fsdecode(name), content)
+        return self._write(source, target, self._work / str(threading.get_ident()), content)
 
     def _would_bring(self, source: Tree, content: Content) -> Restored:
         for place in self._places(source, content):

@@ -17,24 +17,17 @@ from __future__ import annotations
 
 import os
 import stat
-import threading
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
 from airflow_mdbackup.scheme.mirror import Mirror
 from airflow_mdbackup.scheme.names import from_text, to_text
-from airflow_mdbackup.scheme.ordered import batches
 from airflow_mdbackup.scheme.past import Content, Past
 from airflow_mdbackup.scheme.records import Damaged, read_header, write_state
-from airflow_mdbackup.scheme.tree import Tree, concerns_one_file, md5_of
-
-_BATCH = 16  # files that a thread takes at a time
-_AHEAD = 4  # batches for each thread that are on their way
+from airflow_mdbackup.scheme.threads import TreePerThread, spread
+from airflow_mdbackup.scheme.tree import concerns_one_file, md5_of
 
 
 class Found(StrEnum):
@@ -84,18 +77,9 @@ def verify(
     :param wait: is told how many bytes were read, by any thread, and waits as long as it wants.
     :raises OSError: the disk fails as a whole.
     """
-    with ExitStack() as stack:
-        pool = stack.enter_context(ThreadPoolExecutor(threads))
-        readers = _Readers(mirror, past, wait)
-        stack.callback(readers.close)
-        waiting: deque[Future[list[Verified]]] = deque()
-        stack.callback(lambda: [future.cancel() for future in waiting])
-        for batch in batches((content for content in contents if content.places), _BATCH):
-            waiting.append(pool.submit(readers.read, batch))
-            while len(waiting) >= threads * _AHEAD:
-                yield from waiting.popleft().result()
-        while waiting:
-            yield from waiting.popleft().result()
+    with TreePerThread(mirror.tree) as trees:
+        reader = _Reader(mirror, past, trees, wait)
+        yield from spread((content for content in contents if content.places), reader.read, threads)
 
 
 def unknown(mirror: Mirror, past: Past) -> Iterator[Verified]:
@@ -112,31 +96,21 @@ def unknown(mirror: Mirror, past: Past) -> Iterator[Verified]:
                 yield Verified(place, Found.UNKNOWN)
 
 
-class _Readers:
-    """Reads contents, in any of some threads, each of which has its own descriptors."""
+class _Reader:
+    """Reads contents, in any thread."""
 
-    def __init__(self, mirror: Mirror, past: Past, wait: Callable[[int], Any]) -> None:
+    def __init__(self, mirror: Mirror, past: Past, trees: TreePerThread, wait: Callable[[int], Any]) -> None:
         self._mirror = mirror
         self._newest = past.moments[-1].stamp if past.moments else ""
+        self._trees = trees
         self._wait = wait
-        self._own = threading.local()
-        self._opened = ExitStack()
-        self._lock = threading.Lock()
 
-    def close(self) -> None:
-        self._opened.close()
-
-    def read(self, contents: Iterable[Content]) -> list[Verified]:
-        """Read some files.
+    def read(self, content: Content) -> Verified:
+        """Read a file.
 
         :raises OSError: no other one can be read either.
         """
-        if not hasattr(self._own, "tree"):
-            with self._lock:
-                self._own.tree = self._opened.enter_context(self._mirror.tree())
-        return [self._read(self._own.tree, content) for content in contents]
-
-    def _read(self, tree: Tree, content: Content) -> Verified:
+        tree = self._trees()
         place = content.places[0]
         size = 0
         try:

@@ -602,14 +602,7 @@ def test_hands_on_the_index_count_also_while_a_commit_is_cut_off(pair: Pair, cas
     pair.build_index()
     run = pair.prepare()
     pair.archive(run)
-    template = pair.mirror.dest
-    for number in count(1):
-        pair.mirror = Mirror(template.with_name(f"killed-{number}"), "srv1")
-        shutil.copytree(template, pair.mirror.dest)
-        if not crash_at(number, partial(pair.commit, pair.mirror.run(run.run_id))):
-            break
-        if not any(pending(pair.mirror)):
-            continue
+    for _ in cut_off_commits(pair, run):
         if edit == "drop":
             drop_entries(pair, "c")
         elif edit == "restore":
@@ -632,7 +625,6 @@ def test_hands_on_the_index_count_also_while_a_commit_is_cut_off(pair: Pair, cas
         assert set(pair.index_b()) == {pair.path(name) for name in "abcde"}
         if edit == "delete":
             assert pair.outcome.outcomes == {"pulled": 5}
-        shutil.rmtree(pair.mirror.dest)
 
 
 def _settle(mirror: Mirror) -> None:
