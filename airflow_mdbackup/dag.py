@@ -43,6 +43,7 @@ from airflow_mdbackup.operators import (
 from airflow_mdbackup.operators.build_provider_index import REHASH
 from airflow_mdbackup.operators.diff_indexes import DRY_RUN, ONLY, OVERRIDE_GUARD
 from airflow_mdbackup.operators.invalid_configuration import InvalidConfiguration
+from airflow_mdbackup.operators.pull_changed import PULLED
 from airflow_mdbackup.scheme.diff import Limits
 from airflow_mdbackup.scheme.names import to_text
 
@@ -201,7 +202,10 @@ def provider_dag(provider: Provider) -> DAG:
             source=list(provider.source),
             execution_timeout=timeouts.pull_changed,
             max_active_tis_per_dag=provider.shards,
-            map_index_template="shard {{ task.shard.shard }}: {{ task.shard.files }} files",
+            map_index_template=(
+                "shard {{ task.shard.shard }}: {{ task.shard.files }} files"
+                f"{{{{ ', ' + {PULLED} if {PULLED} is defined }}}}"
+            ),
         ).expand(shard=diff.output)
         finished = EmptyOperator(
             task_id="shards_finished",

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from airflow.sdk import Context
 
 
+PULLED = "mdbackup_pulled"
+"""What a task's ``map_index_template`` can have once it is done: the bytes that came, for people."""
+
+
 class PullChanged(BackupOperator):
     """Pull the files of one shard into staging, verifying md5 while the bytes stream.
 
@@ -72,6 +76,7 @@ class PullChanged(BackupOperator):
                 return self._hook.reader(throttle, run.round_trip)
 
             summary = pull(mirror, run, self.shard["shard"], connect)
+        context[PULLED] = megabytes(summary.transferred)  # type: ignore[literal-required]
         tell_pull(self.provider, summary)
         if self._hook is not None:
             tell_lineage(self._hook, self.provider, self.source)

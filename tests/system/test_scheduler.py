@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import socket
 import threading
@@ -105,6 +106,13 @@ def test_first_run_second_run_and_a_run_with_nothing_to_do(site: Site) -> None:
     state, tasks = site.run("good")
     assert state == "success" and set(tasks.values()) == {"success"}, tasks
     assert {"pull_changed[0]", "pull_changed[1]"} <= set(tasks)
+    (run,) = site.stack.get("/dags/mdbackup_good/dagRuns")["dag_runs"]
+    shards = [
+        task["rendered_map_index"]
+        for task in site.stack.task_instances("mdbackup_good", run["dag_run_id"])
+        if task["task_id"] == "pull_changed"
+    ]
+    assert all(re.fullmatch(r"shard [01]: \d+ files, 0\.0 MB", shard) for shard in shards), shards
     site.put("good", "dir1/file1", b"changed")
     (site.source("good") / "dir2" / "file2").unlink()
     run_id = site.start("good")
