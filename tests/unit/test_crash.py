@@ -8,6 +8,7 @@ had been.
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import hashlib
@@ -388,6 +389,15 @@ def no_links(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "link", refuse)
 
 
+@pytest.fixture
+def no_noreplace(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> int:
+        ctypes.set_errno(errno.EINVAL)
+        return -1
+
+    monkeypatch.setattr(tree._libc, "renameat2", refuse)
+
+
 # --- a kill, a cut of the power -----------------------------------------------------------------------
 
 ALL = (every_kind, half_crashed, first_run, only_forgotten)
@@ -424,6 +434,16 @@ def test_a_run_killed_at_any_step_loses_nothing_where_there_are_no_hard_links(
     quick_pair: Pair, cases: Cases, heal: Heal
 ) -> None:
     """Versions are copies then, which a kill may leave incomplete, but never under a version's name."""
+    Scene(quick_pair, scaled(changes_only, every_kind)).each(cases, heal)
+
+
+@pytest.mark.guarantee("1. Crash at every step")
+@pytest.mark.usefixtures("disk_in_memory", "no_noreplace")
+@pytest.mark.parametrize("heal", [NEXT_RUN, RETRY], ids=name_of)
+def test_a_run_killed_at_any_step_loses_nothing_where_renaming_always_overwrites(
+    quick_pair: Pair, cases: Cases, heal: Heal
+) -> None:
+    """An empty placeholder takes the name first, as on NFS."""
     Scene(quick_pair, scaled(changes_only, every_kind)).each(cases, heal)
 
 
