@@ -7,10 +7,12 @@ when anything is not as it should be. With KEEP=1 in the environment both server
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import sys
 import time
 from contextlib import suppress
+from pathlib import Path
 from types import FrameType
 
 from demo import checks
@@ -128,6 +130,19 @@ def _tell_where(both: Scene, note: str) -> None:
 def _keep(both: Scene) -> None:
     console.print("\n[bold]Both servers stay up for a look[/] (KEEP)")
     _tell_where(both, "the run of the DAG that you trigger is real, too")
+    environment = FOLDER / "env"
+    exports = [
+        f"export {name}={shlex.quote(value)}\n"
+        for name, value in sorted(both.airflow.environment.items())
+        if name.startswith("AIRFLOW")
+    ]
+    with open(environment, "w", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
+        file.writelines(exports)
+    here = Path(os.path.relpath(FOLDER))
+    console.print(f"  what A offers:        {os.path.relpath(both.source)}", markup=False)
+    console.print(f"  the backup:           .venv/bin/mdbackup log --dest {here / 'b'}", markup=False)
+    console.print(f"  airflow's own command: . {here / 'env'} && .venv/bin/airflow dags list", markup=False)
+    console.print(f"  {LOST}, deleted on B, is still missing there: mdbackup verify and restore tell so")
     with suppress(EOFError, KeyboardInterrupt):
         if sys.stdin.isatty():
             input("  Enter stops them. ")

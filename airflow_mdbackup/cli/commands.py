@@ -68,6 +68,16 @@ def _argument(*flags: str, **options: Any) -> Argument:
     return Argument(flags, options)
 
 
+def _count(text: str) -> int:
+    """Return a number of at least one.
+
+    :raises ValueError: it is none.
+    """
+    if int(text) < 1:
+        raise ValueError
+    return int(text)
+
+
 _PROVIDER = _argument("provider", metavar="PROVIDER", help="name of the provider in providers_file")
 
 _WORDS = _argument(
@@ -75,7 +85,7 @@ _WORDS = _argument(
     metavar="PROVIDER | PATH",
     nargs="*",
     help="a provider's name, unless --dest is given, and paths: as backupop sees them, a directory means all"
-    " below; or gitignore patterns, in quotes",
+    " below; or gitignore patterns, in quotes: one with a slash begins at the root",
 )
 _DEST = _argument("--dest", metavar="DIR", help="the backup itself: needs no configuration and no Airflow")
 _PROVIDERS_FILE = _argument(
@@ -274,7 +284,7 @@ COMMANDS = (
         (
             (
                 "everything, as the last run left it, from the disk alone",
-                "restore --dest /srv/backup/web --to /tmp/web",
+                "restore --dest /srv/backups/web --to /tmp/web",
             ),
             (
                 "one directory as of a moment; local time, unless a zone is given",
@@ -292,7 +302,7 @@ COMMANDS = (
                 "--include-gone", action="store_true", help="also what had gone from the provider by then"
             ),
             _argument("--dry-run", action="store_true", help="only tell what would come back"),
-            _argument("--jobs", metavar="N", type=int, default=4, help="files at a time (default: 4)"),
+            _argument("--jobs", metavar="N", type=_count, default=4, help="files at a time (default: 4)"),
             _FORMAT,
             _PROVIDERS_FILE,
         ),
@@ -305,7 +315,7 @@ COMMANDS = (
         " size and md5, and the file that has it now. Exit status 1: there is none, or history is damaged.",
         (
             ("of one file", "versions web /backups/etc/passwd"),
-            ("without Airflow and configuration", "versions --dest /srv/backup/web '*.conf'"),
+            ("without Airflow and configuration", "versions --dest /srv/backups/web '*.conf'"),
         ),
         (_WORDS, _DEST, _FORMAT, _PROVIDERS_FILE),
         "airflow_mdbackup.cli.past.versions",
@@ -324,15 +334,14 @@ COMMANDS = (
         "Read what lies in the backup again, and tell what is damaged",
         "Read live files and versions again, and compare them with their md5s: all, some paths, or a part"
         " that goes on where the last one ended. Backups go on meanwhile. Exit status 1: a file is missing,"
-        " rotten (other bytes, though size and time are as they were), or changed by hand, or history is"
-        " damaged.",
+        " rotten (other bytes, though size and time are as they were), or changed by hand.",
         (
             ("all of it; also tells of files that nobody knows", "verify web"),
             (
                 "a thirtieth each night, at 50 MB a second, from cron",
                 "verify web --fraction 1/30 --limit 50MB",
             ),
-            ("without Airflow and configuration", "verify --dest /srv/backup/web /backups/etc"),
+            ("without Airflow and configuration", "verify --dest /srv/backups/web /backups/etc"),
         ),
         (
             _WORDS,
@@ -340,7 +349,7 @@ COMMANDS = (
             _argument("--bytes", metavar="SIZE", help="the next part of all, of so many bytes: 50GB"),
             _argument("--fraction", metavar="N", help="the next part of all, such as 1/30"),
             _argument("--limit", metavar="SIZE", help="read at most so many bytes per second"),
-            _argument("--jobs", metavar="N", type=int, default=2, help="files at a time (default: 2)"),
+            _argument("--jobs", metavar="N", type=_count, default=2, help="files at a time (default: 2)"),
             _FORMAT,
             _PROVIDERS_FILE,
         ),
@@ -364,8 +373,13 @@ COMMANDS = (
         "List the runs that changed anything",
         "List each run that changed anything: when, its id, and how much. Exit status 1: history is missing"
         " or damaged.",
-        (("of a provider", "log web"), ("of a backup, without Airflow", "log --dest /srv/backup/web")),
-        (_WORDS, _DEST, _FORMAT, _PROVIDERS_FILE),
+        (("of a provider", "log web"), ("of a backup, without Airflow", "log --dest /srv/backups/web")),
+        (
+            _argument("words", metavar="PROVIDER", nargs="*", help=_PROVIDER.options["help"]),
+            _DEST,
+            _FORMAT,
+            _PROVIDERS_FILE,
+        ),
         "airflow_mdbackup.cli.past.log",
     ),
 )
@@ -406,7 +420,12 @@ def main(words: Sequence[str] | None = None) -> int:
         for argument in command.arguments:
             subparser.add_argument(*argument.flags, **argument.options)
         subparser.set_defaults(command=command)
-    arguments = parser.parse_args(words)
+    arguments, more = parser.parse_known_args(words)
+    if more:
+        # argparse takes paths in one place only; people write some before options, and some behind.
+        if not hasattr(arguments, "words") or any(word.startswith("-") for word in more):
+            commands.choices[arguments.command.name].error(f"unrecognized arguments: {' '.join(more)}")
+        arguments.words += more
     return run(arguments.command, arguments)
 
 

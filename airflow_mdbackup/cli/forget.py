@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 
-from airflow_mdbackup.cli import UsageError
+from airflow_mdbackup.cli import UsageError, printable
 from airflow_mdbackup.cli.mirrors import mirror_of
 from airflow_mdbackup.cli.past import quoted
 from airflow_mdbackup.scheme.errors import BackupError
@@ -21,7 +21,7 @@ DONE, NOTHING = 0, 1
 def run(args: argparse.Namespace) -> int:
     """Take the entries of ``args.words`` out of the consumer index, and print their paths.
 
-    :returns: 0; 1: the index has none of them.
+    :returns: 0; 1: the index has nothing of one of them.
     :raises UsageError: there is no such backup, no path was named, or the index cannot be changed.
     """
     mirror, words = mirror_of(args)
@@ -31,10 +31,12 @@ def run(args: argparse.Namespace) -> int:
     try:
         with Past(mirror, wanted) as past:
             wanted.settle(past)
-        gone = forget(mirror, wanted)
+        gone = forget(mirror, wanted.take)
     except BackupError as error:
         raise UsageError(str(error)) from error
     for path in gone:
         print(json.dumps({"path": to_text(path)}) if args.format == "json" else quoted(path))
     print(f"{len(gone):,} entries have left the index; their files stay", file=sys.stderr)
-    return DONE if gone else NOTHING
+    for word in wanted.not_found:
+        print(printable(f"The index has nothing under {word!r}"), file=sys.stderr)
+    return NOTHING if wanted.not_found else DONE

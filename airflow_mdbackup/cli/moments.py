@@ -13,6 +13,8 @@ from airflow_mdbackup.cli import UsageError
 _STAMP = "%Y%m%dT%H%M%S.%fZ"
 _AGO = re.compile(r"(\d{1,6}) (second|minute|hour|day|week|month|year)s? ago", re.IGNORECASE)
 _DAYS = {"today": 0, "yesterday": 1}
+# What reads differently in different countries, or can only be guessed, is no moment.
+_CLEAR = re.compile(r"\d{4}-?\d\d-?\d\d([T ].*)?|\d{1,2}:\d\d.*|(?=.*\d{4}).*[a-z]{3}.*", re.IGNORECASE)
 
 
 def moment_of(text: str, now: datetime) -> datetime:
@@ -35,13 +37,17 @@ def moment_of(text: str, now: datetime) -> datetime:
         if first.lower() in _DAYS:
             day -= timedelta(days=_DAYS[first.lower()])
             words = rest or "00:00"
+        if not _CLEAR.fullmatch(words):
+            raise ValueError
         moment = parser.parse(words, default=day).astimezone()
-        return moment if moment.microsecond else moment.replace(microsecond=999_999)
     except (ValueError, OverflowError) as error:
         raise UsageError(
             f"{text!r} is no moment: write 2026-11-23T14:00 (with +01:00 or Z behind it if that is not local "
             "time), 'yesterday 14:00', or '3 days ago'"
         ) from error
+    if moment > now + timedelta(minutes=1):
+        raise UsageError(f"{text!r} is {moment:%Y-%m-%d %H:%M:%S %z}, which is yet to come")
+    return moment if moment.microsecond else moment.replace(microsecond=999_999)
 
 
 def stamp_of(moment: datetime) -> str:

@@ -58,14 +58,12 @@ def history(args: argparse.Namespace) -> int:
     mirror, words = mirror_of(args)
     wanted = Selection(words)
     with Past(mirror, wanted) as past:
-        unknown = wanted.settle(past)
-        found = False
+        wanted.settle(past)
         for stamp, run_id, changes in _commits(mirror):
             for change in changes:
-                if wanted(change.path):
-                    found = True
+                if wanted.take(change.path):
                     _print_change(args.format, stamp, run_id, change)
-        return max(tell_problems(past), _tell_unknown(unknown, found))
+        return max(tell_problems(past), _tell_not_found(wanted))
 
 
 def _commits(mirror: Mirror) -> Iterator[tuple[str, str, Iterator[Change]]]:
@@ -114,9 +112,9 @@ def versions(args: argparse.Namespace) -> int:
     wanted = Selection(words)
     last = None
     with Past(mirror, wanted) as past:
-        unknown = wanted.settle(past)
+        wanted.settle(past)
         for content in past.contents():
-            if wanted(content.path):
+            if wanted.take(content.path):
                 if args.format == "json":
                     _print_json(**_facts(mirror, content))
                 else:
@@ -124,10 +122,11 @@ def versions(args: argparse.Namespace) -> int:
                         print(quoted(content.path))
                     _print_content(mirror, content)
                 last = content.path
-        return max(tell_problems(past), _tell_unknown(unknown, last is not None))
+        return max(tell_problems(past), _tell_not_found(wanted))
 
 
 def _facts(mirror: Mirror, content: Content) -> dict[str, Any]:
+    file = _file_of(mirror, content)
     return {
         "path": to_text(content.path),
         "md5": _text(content.md5),
@@ -136,7 +135,7 @@ def _facts(mirror: Mirror, content: Content) -> dict[str, Any]:
         "since": content.since or None,
         "left": content.left or None,
         "until": content.until or None,
-        "file": None if not content.places else to_text(on_disk(mirror, content.places[0])),
+        "file": None if file is None else to_text(file),
     }
 
 
@@ -146,7 +145,14 @@ def _print_content(mirror: Mirror, content: Content) -> None:
     left = f", gone from the provider since {in_words(content.left)}" if content.left else ""
     size = "size unknown" if content.size is None else f"{content.size:,} bytes"
     print(f"  from {since} {until}{left}: {size}, md5 {_text(content.md5)}")
-    print(f"    {quoted(on_disk(mirror, content.places[0])) if content.places else 'its bytes went by hand'}")
+    file = _file_of(mirror, content)
+    print(f"    {quoted(file) if file is not None else 'missing: hands took it away'}")
+
+
+def _file_of(mirror: Mirror, content: Content) -> bytes | None:
+    """Return the file that should have a content, if it is there."""
+    files = (on_disk(mirror, place) for place in content.places)
+    return next((file for file in files if os.path.lexists(file)), None)
 
 
 def on_disk(mirror: Mirror, place: bytes) -> bytes:
@@ -166,12 +172,11 @@ def tell_problems(past: Past) -> int:
     return WRONG if past.problems else GOOD
 
 
-def _tell_unknown(words: list[str], found: bool) -> int:
-    """Complain if nothing was found."""
-    if found or not words:
-        return GOOD
-    print(printable(f"Nothing was ever backed up under {', '.join(map(repr, words))}"), file=sys.stderr)
-    return WRONG
+def _tell_not_found(wanted: Selection) -> int:
+    """Complain of words for which there was nothing, and return the exit status for it."""
+    for word in wanted.not_found:
+        print(printable(f"Nothing was ever backed up under {word!r}"), file=sys.stderr)
+    return WRONG if wanted.not_found else GOOD
 
 
 def _text(md5: bytes | None) -> str | None:

@@ -40,8 +40,8 @@ def find_provider(name: str, file: Path | None = None) -> Provider:
         raise UsageError("\n- ".join(["the configuration has to be corrected first:", *problems]))
     known = ", ".join(provider.name for provider in configuration.providers) or "none"
     raise UsageError(
-        f"there is no provider {name!r} in {file} (there: {known}). Write it first: `sftp_conn_id`, `source` "
-        "and `dest` are enough."
+        f"there is no provider {name!r} in {file} (there: {known}). Name one of these first, or write it "
+        "there: `sftp_conn_id`, `source` and `dest` are enough."
     )
 
 

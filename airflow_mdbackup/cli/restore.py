@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from airflow_mdbackup.cli import UsageError, printable
 from airflow_mdbackup.cli.mirrors import mirror_of
@@ -17,10 +18,12 @@ from airflow_mdbackup.cli.moments import in_words, moment_of, stamp_of
 from airflow_mdbackup.cli.past import quoted, tell_problems
 from airflow_mdbackup.scheme.disk import amount
 from airflow_mdbackup.scheme.errors import BackupError
+from airflow_mdbackup.scheme.mirror import Mirror
 from airflow_mdbackup.scheme.names import to_text
 from airflow_mdbackup.scheme.past import Content, Moment, Past
 from airflow_mdbackup.scheme.progress import Pace
-from airflow_mdbackup.scheme.restore import Came, Restored, Selection, restore
+from airflow_mdbackup.scheme.restore import Came, Restored, Selection, as_path, restore
+from airflow_mdbackup.scheme.settle import present_index
 
 GOOD, WRONG = 0, 1
 
@@ -28,21 +31,24 @@ GOOD, WRONG = 0, 1
 def run(args: argparse.Namespace) -> int:
     """Restore what ``args.words`` name, or everything, into ``args.to``.
 
-    :returns: 0: all of it is there; 1: some of it is not, as the output tells, or history is damaged.
+    :returns: 0: all of it is there; 1: some of it is not, as the output tells, or a state of the past was
+        asked for, and history is damaged.
     :raises UsageError: there is no such backup, path, moment or target.
     """
     mirror, words = mirror_of(args)
+    if not args.to:
+        raise UsageError("--to is empty: name a directory")
     wanted = Selection(words)
     target = Path(args.to)
     counts: Counter[Came] = Counter()
     size = 0
     try:
-        with Past(mirror, wanted) as past:
+        with Past(mirror, wanted) as past, TemporaryDirectory(prefix="mdbackup-") as folder:
             wanted.settle(past)
-            moment = _moment(past, args.as_of)
-            print(f"As of {in_words(moment.stamp)}, by {printable(moment.run_id)}", file=sys.stderr)
-            contents = _chosen(past, moment, wanted, args.include_gone)
-            with _progress(past, moment, wanted, args) as advance:
+            wrong = tell_problems(past)
+            state = _state(args, mirror, past, Path(folder) / "index.md5")
+            contents = (content for content in state() if wanted.take(content.path))
+            with _progress(state, wanted) as advance:
                 for restored in restore(
                     *(mirror, past, contents, target),
                     overwrite=args.overwrite,
@@ -53,20 +59,39 @@ def run(args: argparse.Namespace) -> int:
                     size += restored.size
                     advance(restored)
                     _tell(args, restored)
-            status = tell_problems(past)
+            known = [word for word in wanted.not_found if past.knows(as_path(word))]
     except BackupError as error:
         raise UsageError(str(error)) from error
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         print(printable(f"mdbackup restore: stopped: {where}{error.strerror}"), file=sys.stderr)
         return WRONG
-    if not counts:
-        what = f"under {', '.join(map(repr, words))} " if words else ""
-        raise UsageError(
-            f"there was nothing {what}as of then; --include-gone also takes what had gone by then"
-        )
+    for word in wanted.not_found:
+        why = "not then; --include-gone takes what had gone by then, too" if word in known else "never"
+        print(printable(f"There was nothing under {word!r}: {why}"), file=sys.stderr)
     _sum_up(args, counts, size)
-    return status if all(came.good for came in counts) else WRONG
+    if args.as_of is None:
+        wrong = GOOD  # the index tells what is there now, and no history is needed for that
+    return wrong if all(came.good for came in counts) and not wanted.not_found else WRONG
+
+
+def _state(
+    args: argparse.Namespace, mirror: Mirror, past: Past, copy: Path
+) -> Callable[[], Iterator[Content]]:
+    """Return what gives the contents as of then, and say on standard error as of when that is.
+
+    :param copy: where the index is written in canonical form.
+    :raises UsageError: there was no backup yet.
+    """
+    if args.as_of is None:
+        index = present_index(mirror, copy)
+        if index is not None and not args.include_gone:
+            last = f"; the last commit was at {in_words(past.moments[-1].stamp)}" if past.moments else ""
+            print(f"As of now, by the index{last}", file=sys.stderr)
+            return lambda: past.present(index)
+    moment = _moment(past, args.as_of)
+    print(f"As of {in_words(moment.stamp)}, by {printable(moment.run_id)}", file=sys.stderr)
+    return lambda: past.state(moment, gone=args.include_gone)
 
 
 def _moment(past: Past, as_of: str | None) -> Moment:
@@ -81,18 +106,14 @@ def _moment(past: Past, as_of: str | None) -> Moment:
     moment = past.moment_at(stamp_of(when))
     if moment is None:
         finished = [moment for moment in past.moments if moment.finished]
-        first = f"the first one was at {in_words(finished[0].stamp)}" if finished else "there was none at all"
+        first = f"the first one was at {in_words(finished[0].stamp)}" if finished else "history knows of none"
         raise UsageError(f"there was no backup yet at {when:%Y-%m-%d %H:%M:%S %z}: {first}")
     return moment
 
 
-def _chosen(past: Past, moment: Moment, wanted: Selection, gone: bool) -> Iterator[Content]:
-    return (content for content in past.state(moment, gone=gone) if wanted(content.path))
-
-
 @contextmanager
 def _progress(
-    past: Past, moment: Moment, wanted: Selection, args: argparse.Namespace
+    state: Callable[[], Iterator[Content]], wanted: Selection
 ) -> Iterator[Callable[[Restored], None]]:
     """Show on standard error how far it is: a bar for people, a line now and then for anybody else."""
     files = size = 0
@@ -112,7 +133,7 @@ def _progress(
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("files"), TimeRemainingColumn())
-    total = sum(1 for _ in _chosen(past, moment, wanted, args.include_gone))
+    total = sum(1 for content in state() if wanted(content.path))
     with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task("", total=total)
         yield lambda restored: progress.advance(task)
@@ -125,14 +146,15 @@ def _tell(args: argparse.Namespace, restored: Restored) -> None:
         facts = {"path": to_text(content.path), "came": restored.came, "bytes": restored.size}
         print(json.dumps({**facts, "md5": content.md5.decode(), "detail": restored.detail}))
     elif args.dry_run and restored.came.good:
-        print(f"{restored.came:<8}  {quoted(content.path)}")
+        said = "would come" if restored.came == Came.RESTORED else restored.came
+        print(f"{said:<10}  {quoted(content.path)}")
     elif not restored.came.good:
         print(f"{restored.came:<8}  {quoted(content.path)}: {restored.detail}")
 
 
 def _sum_up(args: argparse.Namespace, counts: Counter[Came], size: int) -> None:
-    told = ", ".join(f"{number:,} {came}" for came, number in counts.items())
-    would = "Would restore: " if args.dry_run else ""
-    print(f"{would}{told}; {amount(size)} into {printable(args.to)}", file=sys.stderr)
+    words = {Came.RESTORED: "would come"} if args.dry_run else {}
+    told = ", ".join(f"{number:,} {words.get(came, came)}" for came, number in counts.items()) or "nothing"
+    print(f"{told}; {amount(size)} into {printable(args.to)}", file=sys.stderr)
     if counts[Came.KEPT] and not args.overwrite:
         print("--overwrite replaces what is there", file=sys.stderr)

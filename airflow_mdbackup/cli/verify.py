@@ -29,7 +29,8 @@ SOUND, DAMAGED = 0, 1
 def run(args: argparse.Namespace) -> int:
     """Verify what ``args.words`` name, or all, or the next part of all.
 
-    :returns: 0: all that was read is sound; 1: there is damage, or history is missing or damaged.
+    :returns: 0: all that was read is sound; 1: there is damage. History that is missing is only told of: it
+        does not come back.
     :raises UsageError: there is no such backup, or what was asked for does not go together.
     """
     mirror, words = mirror_of(args)
@@ -60,10 +61,13 @@ def _run(args: argparse.Namespace, mirror: Mirror, words: list[str], in_parts: b
             part.keep()
             if part.is_last:
                 print("That was the last part; the next one begins anew", file=sys.stderr)
-        status = tell_problems(past)
+        tell_problems(past)
+    for word in wanted.not_found:
+        print(printable(f"Nothing was ever backed up under {word!r}"), file=sys.stderr)
+        counts[Found.MISSING] += 1
     told = ", ".join(f"{number:,} {found}" for found, number in counts.items()) or "nothing to verify"
     print(f"{told}; {amount(read)} read", file=sys.stderr)
-    return status if all(found.good for found in counts) else DAMAGED
+    return SOUND if all(found.good for found in counts) else DAMAGED
 
 
 def _verified(
@@ -76,7 +80,7 @@ def _verified(
     """Yield what is found, with a word on standard error now and then."""
     limit = _rate(args.limit)
     limiter = Limiter(mirror.verifying, lambda: limit)
-    chosen = (content for content in contents if wanted(content.path))
+    chosen = (content for content in contents if wanted.take(content.path))
     pace = Pace()
     read = 0
     for files, verified in enumerate(verify(mirror, past, chosen, threads=args.jobs, wait=limiter), 1):

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from airflow_mdbackup.scheme.history import Change, What, commits, pending
-from airflow_mdbackup.scheme.index import digest, digest_of_nothing
+from airflow_mdbackup.scheme.index import digest, digest_of_nothing, read_entries
 from airflow_mdbackup.scheme.mirror import Mirror
 from airflow_mdbackup.scheme.records import Damaged, read_header, read_records
 
@@ -128,6 +128,12 @@ class Past:
             if header.get("before", "") not in known and not self._edited:
                 self.problems.append(f"history is missing before {path.name}: commits are not known")
             after = str(header.get("after", after))
+        if (
+            not self.moments
+            and self._mirror.index.exists()
+            and digest(self._mirror.index) != digest_of_nothing()
+        ):
+            self.problems.append("there is no history at all: only the present state is known")
         copies = [path for path in (self._mirror.committed, self._mirror.upcoming) if path.exists()]
         if after and copies and after not in map(digest, copies):
             self.problems.append("history is missing at its end: the last commits are not known")
@@ -165,6 +171,27 @@ class Past:
             if content is not None and (replay.listed or gone):
                 replay.go_on_to(len(self.moments))
                 yield content
+
+    def present(self, index: Path) -> Iterator[Content]:
+        """Yield what an index has, with what history knows of it, in path order.
+
+        :param index: the consumer index as it is now, in canonical form.
+        """
+        by_path = self._by_path()
+        known = next(by_path, None)
+        for entry in read_entries(index):
+            if not self._wanted(entry.path):
+                continue
+            while known is not None and known[0] < entry.path:
+                known = next(by_path, None)
+            content = None
+            if known is not None and known[0] == entry.path:
+                replay = _Replay(self, entry.path, known[1])
+                replay.go_on_to(len(self.moments))
+                content = replay.live
+            if content is None or content.md5 != entry.md5:
+                content = Content(entry.path, entry.md5, places=[entry.path])
+            yield content
 
     def contents(self, first: bytes = b"", last: bytes | None = None) -> Iterator[Content]:
         """Yield all that each path ever held, by path, and then by age, the oldest first.

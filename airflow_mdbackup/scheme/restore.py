@@ -87,28 +87,41 @@ class Selection:
     """
 
     def __init__(self, words: Iterable[str] = ()) -> None:
-        self._words = {word: _path(word) for word in words}
-        self._paths = set(self._words.values())
+        self._words = {word: as_path(word) for word in words}
+        self._found: set[str] = set()
+        self._paths = dict(self._words)
         self._patterns = {word: GitIgnoreSpec.from_lines([_pattern(word)]) for word in self._words}
 
     def __call__(self, path: bytes) -> bool:
-        if not self._words:
-            return True
-        if any(path == wanted or path.startswith(wanted.rstrip(b"/") + b"/") for wanted in self._paths):
-            return True
-        return any(spec.match_file(os.fsdecode(path[1:])) for spec in self._patterns.values())
+        return not self._words or any(self._matching(path))
 
-    def settle(self, past: Past) -> list[str]:
-        """Take each word for a path or for a pattern, and return those that are no path."""
+    def take(self, path: bytes) -> bool:
+        """Whether ``path`` is chosen; noting for which words."""
+        found = list(self._matching(path))
+        self._found.update(found)
+        return bool(found) or not self._words
+
+    @property
+    def not_found(self) -> list[str]:
+        """Words for which no path was taken."""
+        return [word for word in self._words if word not in self._found]
+
+    def settle(self, past: Past) -> None:
+        """Take each word for a path, if the past knows it, and else for a pattern."""
         for word, path in self._words.items():
-            if past.knows(path):
-                del self._patterns[word]
-            else:
-                self._paths.discard(path)
-        return list(self._patterns)
+            del (self._patterns if past.knows(path) else self._paths)[word]
+
+    def _matching(self, path: bytes) -> Iterator[str]:
+        for word, wanted in self._paths.items():
+            if path == wanted or path.startswith(wanted.rstrip(b"/") + b"/"):
+                yield word
+        for word, spec in self._patterns.items():
+            if spec.match_file(os.fsdecode(path[1:])):
+                yield word
 
 
-def _path(word: str) -> bytes:
+def as_path(word: str) -> bytes:
+    """Return the path that somebody means who writes it escaped or not, with or without a leading slash."""
     try:
         path = from_text(word)
     except ValueError:
@@ -144,6 +157,8 @@ def restore(
     :raises DestinationBusy: another restore writes to it.
     :raises OSError: the disk of the target, or of the mirror, is full or broken.
     """
+    if target.exists() and not target.is_dir():
+        raise DestinationRefused(f"{target} is a file: name a directory")
     if target.resolve().is_relative_to(mirror.dest.resolve()):
         raise DestinationRefused(f"{target} is within the backup {mirror.dest}: name a directory elsewhere")
     with ExitStack() as stack:

@@ -89,6 +89,23 @@ def consumer_index(mirror: Mirror, target: Path) -> Path | None:
     return target
 
 
+def present_index(mirror: Mirror, target: Path) -> Path | None:
+    """Return the consumer index in canonical form, for whoever only reads; None if there is none.
+
+    That of the last commit, where a later one was cut off or somebody damaged the index.
+
+    :param target: where it is written.
+    """
+    index = mirror.committed if any(pending(mirror)) or not mirror.index.exists() else mirror.index
+    for path in (index, mirror.committed):
+        try:
+            if path.exists() and canonicalise(path, target, name=str(path)).complete:
+                return target
+        except MalformedIndex as error:
+            log.warning("%s", error)
+    return None
+
+
 def edited(mirror: Mirror, current: Path | None) -> Iterator[Change]:
     """Yield what somebody changed in the consumer index since the last commit.
 

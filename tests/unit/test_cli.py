@@ -58,10 +58,10 @@ def test_help_of_a_command_fits_a_screen_and_has_examples(
     lines = capsys.readouterr().out.splitlines()
     assert end.value.code == 0
     assert len(lines) <= A_SCREEN
-    past = dict.fromkeys(
-        ("restore", "versions", "history", "log", "verify", "forget"), " [PROVIDER | PATH ...]"
-    )
-    provider = {"init": "", "status": " [PROVIDER ...]", **past}.get(command.name, " PROVIDER")
+    providers, paths = " [PROVIDER ...]", " [PROVIDER | PATH ...]"
+    takes = {"init": "", "status": providers, "log": providers}
+    takes |= dict.fromkeys(("restore", "versions", "history", "verify", "forget"), paths)
+    provider = takes.get(command.name, " PROVIDER")
     assert lines[0] == f"usage: mdbackup {command.name} [options]{provider}"
     assert any(line.startswith(f"  mdbackup {command.name} ") for line in lines)
 

@@ -389,8 +389,50 @@ def test_commands_tell_of_history_and_restore_as_of_a_printed_moment(pair: Pair,
     status, out, told = mdbackup(*command)
     assert status == 1 and "lost" in out and "same" in out and "1 lost" in told
     assert mdbackup(*command, "--as-of", "1990-01-01")[0] == 2
+    assert mdbackup(*command, "--jobs", "0")[0] == 2
+    assert mdbackup("restore", "--dest", dest, "--to", "")[0] == 2
+    assert "is a file: name a directory" in mdbackup("restore", "--dest", dest, "--to", "/etc/hostname")[2]
     assert mdbackup("restore", "--dest", str(tmp_path), "--to", str(target))[0] == 2
     assert mdbackup("versions", "--dest", dest, "nothing")[0] == 1
+
+
+def test_paths_may_stand_before_and_behind_options_and_each_must_be_known(pair: Pair, tmp_path: Path) -> None:
+    """A mistyped path is no reason to be silent because another one is right."""
+    two_runs(pair)
+    same, twin, gone = (os.fsdecode(pair.path(name)) for name in ("same", "twin", "gone"))
+    command = ("restore", same, "--dest", str(pair.mirror.dest), "--to", str(tmp_path / "target"))
+    status, _, told = mdbackup(*command, twin)
+    assert status == 0 and "2 restored" in told
+    status, _, told = mdbackup(*command, twin, gone, "/nowhere")
+    assert status == 1 and "2 there" in told
+    assert f"nothing under {gone!r}: not then; --include-gone" in told and "'/nowhere': never" in told
+    for name in ("versions", "history", "verify"):
+        status, _, told = mdbackup(name, same, "--dest", str(pair.mirror.dest), "/nowhere")
+        assert status == 1 and "under '/nowhere'" in told
+    assert mdbackup(*command, "--mistyped")[0] == 2
+
+
+@pytest.mark.parametrize("lost", ["first", "last", "all"])
+def test_the_present_state_needs_no_history(pair: Pair, tmp_path: Path, lost: str) -> None:
+    """What is missing is told; the index has what is there now."""
+    two_runs(pair)
+    pair.put("same", b"newest")
+    pair.backup()
+    files = commits(pair.mirror)
+    for file in {"first": files[:1], "last": files[-1:], "all": files}[lost]:
+        file.unlink()
+    target = tmp_path / "target"
+    status, _, told = mdbackup("restore", "--dest", str(pair.mirror.dest), "--to", str(target))
+    assert status == 0 and "WARNING: " in told
+    found = {path: file.content for path, file in files_in(target).items()}
+    assert found == {path: file.content for path, file in files_of_a(pair).items()}
+
+
+def test_a_file_that_hands_took_away_is_not_said_to_be_there(pair: Pair) -> None:
+    two_runs(pair)
+    pair.live("same").unlink()
+    listed = mdbackup("versions", "--dest", str(pair.mirror.dest), "same")[1]
+    assert "missing: hands took it away" in listed and str(pair.live("same")) not in listed.splitlines()[-1]
 
 
 NOW = datetime(2026, 11, 28, 15, 30, tzinfo=UTC)
@@ -405,6 +447,7 @@ NOW = datetime(2026, 11, 28, 15, 30, tzinfo=UTC)
         ("20261123T031500.123456Z", datetime(2026, 11, 23, 3, 15, 0, 123456, tzinfo=UTC)),
         ("2026-11-23T14:00+01:00", datetime(2026, 11, 23, 13, 0, 0, 999999, tzinfo=UTC)),
         ("2026-11-23 14:00:05 +0000", datetime(2026, 11, 23, 14, 0, 5, 999999, tzinfo=UTC)),
+        ("23 Nov 2026 14:00 UTC", datetime(2026, 11, 23, 14, 0, 0, 999999, tzinfo=UTC)),
     ],
 )
 def test_moments_are_read_as_people_write_them(text: str, moment: datetime) -> None:
@@ -425,7 +468,16 @@ def test_a_moment_without_a_zone_is_local_and_yesterday_is_the_day_before(
         time.tzset()
 
 
-@pytest.mark.parametrize("text", ["", "soon", "2026-13-01", "yesterday soon", "99999999999 days ago"])
+@pytest.mark.parametrize(
+    "text",
+    ["", "soon", "2026-13-01", "yesterday soon", "99999999999 days ago", "01.02.2026", "1/2/2026", "5m", "7"],
+)
 def test_what_is_no_moment_says_how_to_write_one(text: str) -> None:
     with pytest.raises(UsageError, match="write 2026-11-23T14:00"):
+        moment_of(text, NOW)
+
+
+@pytest.mark.parametrize("text", ["2030-01-01", "tomorrow", "today 23:59"])
+def test_what_is_yet_to_come_is_no_moment_of_the_past(text: str) -> None:
+    with pytest.raises(UsageError, match=r"yet to come|write 2026"):
         moment_of(text, NOW)
