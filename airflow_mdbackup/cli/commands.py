@@ -23,6 +23,7 @@ from typing import Any, NoReturn
 
 from airflow_mdbackup import __version__
 from airflow_mdbackup.cli import UsageError, printable
+from airflow_mdbackup.scheme.errors import BackupError
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,10 +72,10 @@ def _argument(*flags: str, **options: Any) -> Argument:
 def _count(text: str) -> int:
     """Return a number of at least one.
 
-    :raises ValueError: it is none.
+    :raises ArgumentTypeError: it is none.
     """
-    if int(text) < 1:
-        raise ValueError
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is no number from 1 on")
     return int(text)
 
 
@@ -439,7 +440,7 @@ def run(command: Command, arguments: argparse.Namespace) -> int:
     try:
         status: int = getattr(importlib.import_module(module), name)(arguments)
         sys.stdout.flush()
-    except UsageError as error:
+    except (UsageError, BackupError) as error:
         print(printable(f"mdbackup {command.name}: {error}"), file=sys.stderr)
         return 2
     except BrokenPipeError:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from airflow_mdbackup.cli import UsageError, printable
-from airflow_mdbackup.cli.mirrors import mirror_of
+from airflow_mdbackup.cli.mirrors import mirror_of, selection_of
 from airflow_mdbackup.cli.past import quoted
-from airflow_mdbackup.scheme.errors import BackupError
 from airflow_mdbackup.scheme.forget import forget
+from airflow_mdbackup.scheme.index import has_path
 from airflow_mdbackup.scheme.names import to_text
-from airflow_mdbackup.scheme.past import Past
-from airflow_mdbackup.scheme.restore import Selection
+from airflow_mdbackup.scheme.settle import present_index
 
 DONE, NOTHING = 0, 1
 
@@ -27,13 +28,11 @@ def run(args: argparse.Namespace) -> int:
     mirror, words = mirror_of(args)
     if not words:
         raise UsageError("name a path, or a pattern such as '*.conf'; '*' for all")
-    wanted = Selection(words)
-    try:
-        with Past(mirror, wanted) as past:
-            wanted.settle(past)
-        gone = forget(mirror, wanted.take)
-    except BackupError as error:
-        raise UsageError(str(error)) from error
+    wanted = selection_of(words)
+    with TemporaryDirectory(prefix="mdbackup-") as folder:
+        index = present_index(mirror, Path(folder) / "index.md5")
+        wanted.settle(lambda path: index is not None and has_path(index, path))
+    gone = forget(mirror, wanted.take)
     for path in gone:
         print(json.dumps({"path": to_text(path)}) if args.format == "json" else quoted(path))
     print(f"{len(gone):,} entries have left the index; their files stay", file=sys.stderr)

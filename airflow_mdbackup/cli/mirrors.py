@@ -8,6 +8,18 @@ from pathlib import Path
 from airflow_mdbackup.cli import UsageError
 from airflow_mdbackup.scheme.errors import DestinationRefused
 from airflow_mdbackup.scheme.mirror import Mirror, find_mirror
+from airflow_mdbackup.scheme.restore import Selection
+
+
+def selection_of(words: list[str]) -> Selection:
+    """Return the paths that some words choose.
+
+    :raises UsageError: one is empty, or no pattern.
+    """
+    try:
+        return Selection(words)
+    except ValueError as error:
+        raise UsageError(f"{error}; write a path, or a gitignore pattern") from error
 
 
 def mirror_of(args: argparse.Namespace) -> tuple[Mirror, list[str]]:

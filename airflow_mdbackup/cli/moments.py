@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from datetime import UTC, datetime, timedelta
 
 from dateutil import parser
@@ -39,8 +40,10 @@ def moment_of(text: str, now: datetime) -> datetime:
             words = rest or "00:00"
         if not _CLEAR.fullmatch(words):
             raise ValueError
-        moment = parser.parse(words, default=day).astimezone()
-    except (ValueError, OverflowError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", parser.UnknownTimezoneWarning)
+            moment = parser.parse(words, default=day).astimezone()
+    except (ValueError, OverflowError, parser.UnknownTimezoneWarning) as error:
         raise UsageError(
             f"{text!r} is no moment: write 2026-11-23T14:00 (with +01:00 or Z behind it if that is not local "
             "time), 'yesterday 14:00', or '3 days ago'"
@@ -52,7 +55,8 @@ def moment_of(text: str, now: datetime) -> datetime:
 
 def stamp_of(moment: datetime) -> str:
     """Return a moment as the stamps of a backup are written."""
-    return moment.astimezone(UTC).strftime(_STAMP)
+    text = moment.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="microseconds")
+    return text.replace("-", "").replace(":", "") + "Z"
 
 
 def in_words(stamp: str) -> str:

@@ -12,13 +12,13 @@ from collections.abc import Iterator
 from typing import Any
 
 from airflow_mdbackup.cli import UsageError, printable
-from airflow_mdbackup.cli.mirrors import mirror_of
+from airflow_mdbackup.cli.mirrors import mirror_of, selection_of
 from airflow_mdbackup.cli.moments import in_words
-from airflow_mdbackup.scheme.history import Change, What, commits
+from airflow_mdbackup.scheme.history import Change, What
 from airflow_mdbackup.scheme.mirror import Mirror
 from airflow_mdbackup.scheme.names import to_text
 from airflow_mdbackup.scheme.past import Content, Past
-from airflow_mdbackup.scheme.records import Damaged, read_header, read_records
+from airflow_mdbackup.scheme.records import Damaged, read_records
 from airflow_mdbackup.scheme.restore import Selection
 
 GOOD, WRONG = 0, 1
@@ -33,20 +33,24 @@ def log(args: argparse.Namespace) -> int:
     mirror, words = mirror_of(args)
     if words:
         raise UsageError(f"{words[0]!r} is one word too many; `mdbackup history` tells of paths")
-    for stamp, run_id, changes in _commits(mirror):
-        counts: Counter[str] = Counter()
-        size = 0
-        for change in changes:
-            counts[change.what] += 1
-            if change.what in (What.ADDED, What.REPLACED):
-                size += change.size or 0
-        if args.format == "json":
-            _print_json(stamp=stamp, run_id=run_id, bytes=size, changes=counts)
-        else:
-            told = ", ".join(f"{number:,} {what}" for what, number in counts.items())
-            print(printable(f"{in_words(stamp)}  {run_id}  {told}, {size:,} bytes"))
     with Past(mirror, lambda path: False) as past:
+        for stamp, run_id, changes in _commits(past):
+            _print_commit(args.format, stamp, run_id, changes)
         return tell_problems(past)
+
+
+def _print_commit(form: str, stamp: str, run_id: str, changes: Iterator[Change]) -> None:
+    counts: Counter[str] = Counter()
+    size = 0
+    for change in changes:
+        counts[change.what] += 1
+        if change.what in (What.ADDED, What.REPLACED):
+            size += change.size or 0
+    if form == "json":
+        _print_json(stamp=stamp, run_id=run_id, bytes=size, changes=counts)
+    else:
+        told = ", ".join(f"{number:,} {what}" for what, number in counts.items())
+        print(printable(f"{in_words(stamp)}  {run_id}  {told}, {size:,} bytes"))
 
 
 def history(args: argparse.Namespace) -> int:
@@ -56,24 +60,21 @@ def history(args: argparse.Namespace) -> int:
     :raises UsageError: there is no such backup.
     """
     mirror, words = mirror_of(args)
-    wanted = Selection(words)
+    wanted = selection_of(words)
     with Past(mirror, wanted) as past:
-        wanted.settle(past)
-        for stamp, run_id, changes in _commits(mirror):
+        wanted.settle(past.knows)
+        for stamp, run_id, changes in _commits(past):
             for change in changes:
                 if wanted.take(change.path):
                     _print_change(args.format, stamp, run_id, change)
         return max(tell_problems(past), _tell_not_found(wanted))
 
 
-def _commits(mirror: Mirror) -> Iterator[tuple[str, str, Iterator[Change]]]:
+def _commits(past: Past) -> Iterator[tuple[str, str, Iterator[Change]]]:
     """Yield stamp, run id and changes of each commit, as far as they can be read."""
-    for path in commits(mirror):
-        try:
-            header = read_header(path)
-        except Damaged:
-            continue  # the past tells of it
-        yield str(header["stamp"]), str(header["run_id"]), _readable(read_records(path, Change))
+    for moment in past.moments:
+        if moment.finished:
+            yield moment.stamp, moment.run_id, _readable(read_records(moment.file, Change))
 
 
 def _readable(changes: Iterator[Change]) -> Iterator[Change]:
@@ -109,10 +110,10 @@ def versions(args: argparse.Namespace) -> int:
     mirror, words = mirror_of(args)
     if not words:
         raise UsageError("name a path, or a pattern such as '*.conf'; '*' for all")
-    wanted = Selection(words)
+    wanted = selection_of(words)
     last = None
     with Past(mirror, wanted) as past:
-        wanted.settle(past)
+        wanted.settle(past.knows)
         for content in past.contents():
             if wanted.take(content.path):
                 if args.format == "json":

@@ -13,12 +13,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from airflow_mdbackup.cli import UsageError, printable
-from airflow_mdbackup.cli.mirrors import mirror_of
+from airflow_mdbackup.cli.mirrors import mirror_of, selection_of
 from airflow_mdbackup.cli.moments import in_words, moment_of, stamp_of
 from airflow_mdbackup.cli.past import quoted, tell_problems
 from airflow_mdbackup.scheme.disk import amount
 from airflow_mdbackup.scheme.errors import BackupError
-from airflow_mdbackup.scheme.mirror import Mirror
+from airflow_mdbackup.scheme.index import has_path
 from airflow_mdbackup.scheme.names import to_text
 from airflow_mdbackup.scheme.past import Content, Moment, Past
 from airflow_mdbackup.scheme.progress import Pace
@@ -38,15 +38,16 @@ def run(args: argparse.Namespace) -> int:
     mirror, words = mirror_of(args)
     if not args.to:
         raise UsageError("--to is empty: name a directory")
-    wanted = Selection(words)
+    wanted = selection_of(words)
     target = Path(args.to)
     counts: Counter[Came] = Counter()
     size = 0
     try:
         with Past(mirror, wanted) as past, TemporaryDirectory(prefix="mdbackup-") as folder:
-            wanted.settle(past)
+            index = present_index(mirror, Path(folder) / "index.md5")
+            wanted.settle(lambda path: past.knows(path) or (index is not None and has_path(index, path)))
             wrong = tell_problems(past)
-            state = _state(args, mirror, past, Path(folder) / "index.md5")
+            state = _state(args, past, index)
             contents = (content for content in state() if wanted.take(content.path))
             with _progress(state, wanted) as advance:
                 for restored in restore(
@@ -75,20 +76,16 @@ def run(args: argparse.Namespace) -> int:
     return wrong if all(came.good for came in counts) and not wanted.not_found else WRONG
 
 
-def _state(
-    args: argparse.Namespace, mirror: Mirror, past: Past, copy: Path
-) -> Callable[[], Iterator[Content]]:
+def _state(args: argparse.Namespace, past: Past, index: Path | None) -> Callable[[], Iterator[Content]]:
     """Return what gives the contents as of then, and say on standard error as of when that is.
 
-    :param copy: where the index is written in canonical form.
+    :param index: the consumer index as it is now; None if there is none.
     :raises UsageError: there was no backup yet.
     """
-    if args.as_of is None:
-        index = present_index(mirror, copy)
-        if index is not None and not args.include_gone:
-            last = f"; the last commit was at {in_words(past.moments[-1].stamp)}" if past.moments else ""
-            print(f"As of now, by the index{last}", file=sys.stderr)
-            return lambda: past.present(index)
+    if args.as_of is None and index is not None and not args.include_gone:
+        last = f"; the last commit was at {in_words(past.moments[-1].stamp)}" if past.moments else ""
+        print(f"As of now, by the index{last}", file=sys.stderr)
+        return lambda: past.present(index)
     moment = _moment(past, args.as_of)
     print(f"As of {in_words(moment.stamp)}, by {printable(moment.run_id)}", file=sys.stderr)
     return lambda: past.state(moment, gone=args.include_gone)

@@ -12,7 +12,7 @@ from itertools import chain
 from typing import Any
 
 from airflow_mdbackup.cli import UsageError, printable
-from airflow_mdbackup.cli.mirrors import mirror_of
+from airflow_mdbackup.cli.mirrors import mirror_of, selection_of
 from airflow_mdbackup.cli.past import on_disk, quoted, tell_problems
 from airflow_mdbackup.scheme.disk import amount
 from airflow_mdbackup.scheme.limit import Limiter
@@ -46,9 +46,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace, mirror: Mirror, words: list[str], in_parts: bool) -> int:
-    wanted = Selection(words)
+    wanted = selection_of(words)
     with Past(mirror, wanted) as past:
-        wanted.settle(past)
+        wanted.settle(past.knows)
         part = Part(mirror, past, _size(args, past)) if in_parts else None
         counts: Counter[Found] = Counter()
         read = 0
@@ -57,16 +57,16 @@ def _run(args: argparse.Namespace, mirror: Mirror, words: list[str], in_parts: b
             counts[verified.found] += 1
             read += verified.size
             _tell(args, mirror, verified)
-        if part is not None:
-            part.keep()
-            if part.is_last:
-                print("That was the last part; the next one begins anew", file=sys.stderr)
         tell_problems(past)
     for word in wanted.not_found:
         print(printable(f"Nothing was ever backed up under {word!r}"), file=sys.stderr)
         counts[Found.MISSING] += 1
     told = ", ".join(f"{number:,} {found}" for found, number in counts.items()) or "nothing to verify"
     print(f"{told}; {amount(read)} read", file=sys.stderr)
+    if part is not None:
+        part.keep()
+        if part.is_last:
+            print("That was the last part; the next one begins anew", file=sys.stderr)
     return SOUND if all(found.good for found in counts) else DAMAGED
 
 
@@ -132,5 +132,5 @@ def _tell(args: argparse.Namespace, mirror: Mirror, verified: Verified) -> None:
             }
             facts |= known | {"until": content.until or None}
         print(json.dumps(facts))
-    elif verified.found not in (Found.SOUND, Found.SKIPPED):
+    elif verified.found != Found.SOUND:
         print(f"{verified.found:<10}  {quoted(on_disk(mirror, verified.place))}")

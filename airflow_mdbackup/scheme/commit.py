@@ -56,14 +56,21 @@ from airflow_mdbackup.scheme.patience import Patience
 from airflow_mdbackup.scheme.progress import Pace
 from airflow_mdbackup.scheme.pull import Outcome, Result
 from airflow_mdbackup.scheme.records import (
-    Damaged,
     read_header,
     read_records,
     write_records,
     write_state,
 )
 from airflow_mdbackup.scheme.seen import Seen
-from airflow_mdbackup.scheme.settle import STAGING, consumer_index, edited, finish, reason, settle
+from airflow_mdbackup.scheme.settle import (
+    STAGING,
+    consumer_index,
+    edited,
+    finish,
+    reason,
+    settle,
+    status_or_lost,
+)
 from airflow_mdbackup.scheme.tree import (
     Tree,
     concerns_one_file,
@@ -161,7 +168,7 @@ def commit(mirror: Mirror, run: Run) -> CommitSummary:
         order = str(read_header(run.state)["order"])
         settle(mirror, run.folder / "consumer.md5")
         summary = CommitSummary(partial=plan.partial)
-        status = _status(mirror)
+        status = status_or_lost(mirror)
         # A kill may have come between the history and the status.
         told, newest = str(status.get("order", "")), str(last(mirror).get("order", ""))
         if max(told, newest) > order:
@@ -545,15 +552,6 @@ def _count_remarks(
     for path in paths:
         summary.fail(outcome, f"{path} ({detail})")
     summary.fail(outcome, "(others)", number - len(paths))
-
-
-def _status(mirror: Mirror) -> dict[str, Any]:
-    """Return the status as the last run left it. One that is spoilt is no reason to back up nothing."""
-    try:
-        return mirror.read_status()
-    except Damaged as error:
-        log.warning("%s. When the last good run was is not known until the next one", error)
-        return {}
 
 
 def _write_status(

@@ -15,7 +15,9 @@ from airflow_mdbackup.scheme.history import PENDING, Change, What, last
 from airflow_mdbackup.scheme.index import digest, read_entries
 from airflow_mdbackup.scheme.mirror import Mirror
 from airflow_mdbackup.scheme.records import write_records
-from airflow_mdbackup.scheme.settle import consumer_index, edited, finish, settle
+from airflow_mdbackup.scheme.settle import consumer_index, edited, finish, settle, status_or_lost
+
+_WAIT = 60.0  # seconds that a person may have to wait for a run
 
 
 def forget(mirror: Mirror, wanted: Callable[[bytes], bool]) -> list[bytes]:
@@ -27,7 +29,7 @@ def forget(mirror: Mirror, wanted: Callable[[bytes], bool]) -> list[bytes]:
     :raises DestinationFull, DestinationRefused, DestinationBroken, WorkerExhausted: see
         :meth:`.Mirror.told_plainly`.
     """
-    with mirror.told_plainly(), mirror.lock("forget"):
+    with mirror.told_plainly(), mirror.lock("forget", _WAIT):
         target = mirror.forgetting
         try:
             settle(mirror, target)
@@ -41,7 +43,7 @@ def forget(mirror: Mirror, wanted: Callable[[bytes], bool]) -> list[bytes]:
                 path = mirror.history_path(stamp, run_id)
                 path = path.with_name(path.name + PENDING)
                 # It is newer than no run's index: each entry is judged by itself.
-                order = max(str(where.get("order", "")) for where in (mirror.read_status(), last(mirror)))
+                order = max(str(where.get("order", "")) for where in (status_or_lost(mirror), last(mirror)))
                 write_records(
                     path,
                     chain(

@@ -85,4 +85,8 @@ def last(mirror: Mirror) -> dict[str, Any]:
 
 
 def _files(mirror: Mirror, suffix: str) -> list[Path]:
-    return [mirror.history / name for name in sorted(os.listdir(mirror.history)) if name.endswith(suffix)]
+    try:
+        names = os.listdir(mirror.history)
+    except FileNotFoundError:  # as on a disk that was rescued in part
+        return []
+    return [mirror.history / name for name in sorted(names) if name.endswith(suffix)]

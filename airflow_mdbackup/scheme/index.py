@@ -293,6 +293,12 @@ def _entry(line: bytes) -> Entry:
     return Entry(line[34:-1], line[:32])
 
 
+def has_path(index: Path, path: bytes) -> bool:
+    """Whether a canonical index has an entry of this path, or below it."""
+    above = path.rstrip(b"/") + b"/"
+    return any(entry.path == path or entry.path.startswith(above) for entry in read_entries(index))
+
+
 def count_entries(path: Path) -> int:
     """Return how many entries a canonical index has."""
     with path.open("rb") as file:

@@ -242,7 +242,7 @@ class Mirror:
 
     def last_commit(self) -> str:
         """Return the stamp of the last commit that changed anything, finished or not, or an empty text."""
-        names = os.listdir(self.history)
+        names = os.listdir(self.history) if self.history.exists() else []
         return max((name[:23] for name in names if name.endswith((".jsonl", ".pending"))), default="")
 
     # --- files --------------------------------------------------------------------------------------
@@ -328,7 +328,7 @@ def find_mirror(dest: Path) -> Mirror:
     """
     try:
         provider = str(read_header(dest / ".mdbackup" / "provider-id").get("provider"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise DestinationRefused(
             f"{dest} holds no backup: name the directory that has index.md5, files and .mdbackup"
         ) from None
@@ -686,6 +686,11 @@ def _now() -> str:
 
 def _format(moment: datetime) -> str:
     return moment.strftime("%Y%m%dT%H%M%S.%fZ")
+
+
+def is_stamp(text: str) -> bool:
+    """Whether a text is a stamp as :meth:`Mirror.next_stamp` gives them."""
+    return bool(text) and _stamp_in(text.encode(errors="replace")) == text
 
 
 def _stamp_in(text: bytes) -> str:

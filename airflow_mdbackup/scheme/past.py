@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 
 from airflow_mdbackup.scheme.history import Change, What, commits, pending
 from airflow_mdbackup.scheme.index import digest, digest_of_nothing, read_entries
-from airflow_mdbackup.scheme.mirror import Mirror
+from airflow_mdbackup.scheme.mirror import Mirror, is_stamp
 from airflow_mdbackup.scheme.records import Damaged, read_header, read_records
 
 
@@ -37,12 +37,14 @@ class Moment(NamedTuple):
     """A commit.
 
     :ivar stamp: when it was, as ``20261123T031500.123456Z``.
+    :ivar file: what it changed.
     :ivar finished: false for one that a crash cut off.
     """
 
     number: int
     stamp: str
     run_id: str
+    file: Path
     finished: bool
 
 
@@ -117,10 +119,12 @@ class Past:
             try:
                 header = read_header(path)
                 stamp, run_id = str(header["stamp"]), str(header["run_id"])
-            except (Damaged, KeyError):
+                if not is_stamp(stamp):
+                    raise ValueError
+            except (Damaged, KeyError, ValueError):
                 self.problems.append(f"{path} is damaged: what was committed then is not known")
                 continue
-            self.moments.append(Moment(len(self.moments), stamp, run_id, path.suffix == ".jsonl"))
+            self.moments.append(Moment(len(self.moments), stamp, run_id, path, path.suffix == ".jsonl"))
             self._edited = False
             self._table.executemany("INSERT INTO change VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", self._rows(path))
             # A first commit without files leaves an index, and no history.

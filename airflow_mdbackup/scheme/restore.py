@@ -18,10 +18,9 @@ from __future__ import annotations
 
 import fcntl
 import os
-import shutil
 import threading
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -84,10 +83,13 @@ class Selection:
     once the past is read. No words mean everything.
 
     :param words: as people write them: escaped (see :mod:`.names`) or not, with or without a leading slash.
+    :raises ValueError: one is empty, or no pattern.
     """
 
     def __init__(self, words: Iterable[str] = ()) -> None:
         self._words = {word: as_path(word) for word in words}
+        if "" in self._words:
+            raise ValueError("a path is empty")
         self._found: set[str] = set()
         self._paths = dict(self._words)
         self._patterns = {word: GitIgnoreSpec.from_lines([_pattern(word)]) for word in self._words}
@@ -106,10 +108,10 @@ class Selection:
         """Words for which no path was taken."""
         return [word for word in self._words if word not in self._found]
 
-    def settle(self, past: Past) -> None:
-        """Take each word for a path, if the past knows it, and else for a pattern."""
+    def settle(self, knows: Callable[[bytes], bool]) -> None:
+        """Take each word for a path, if there ever was one, or anything below it, and else for a pattern."""
         for word, path in self._words.items():
-            del (self._patterns if past.knows(path) else self._paths)[word]
+            del (self._patterns if knows(path) else self._paths)[word]
 
     def _matching(self, path: bytes) -> Iterator[str]:
         for word, wanted in self._paths.items():
@@ -159,8 +161,10 @@ def restore(
     """
     if target.exists() and not target.is_dir():
         raise DestinationRefused(f"{target} is a file: name a directory")
-    if target.resolve().is_relative_to(mirror.dest.resolve()):
-        raise DestinationRefused(f"{target} is within the backup {mirror.dest}: name a directory elsewhere")
+    there, dest = target.resolve(), mirror.dest.resolve()
+    if there.is_relative_to(dest) or dest.is_relative_to(there):
+        where = "within the backup" if there.is_relative_to(dest) else "above the backup"
+        raise DestinationRefused(f"{target} is {where} {mirror.dest}: name a directory elsewhere")
     with ExitStack() as stack:
         work = None if dry_run else stack.enter_context(_work_in(target))
         sources = stack.enter_context(TreePerThread(mirror.tree))
@@ -180,14 +184,21 @@ def _work_in(target: Path) -> Iterator[Path]:
     except (FileExistsError, NotADirectoryError) as error:
         raise DestinationRefused(f"{error.filename} is no directory: name another one") from None
     with Folder(work) as folder:
+        if work.is_symlink() or not all(map(str.isdigit, os.listdir(work))):
+            raise DestinationRefused(f"{work} is where restoring works, and is not ours: move it away")
         try:
             fcntl.flock(folder.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not work.exists() or not os.path.samestat(os.fstat(folder.descriptor), work.stat()):
+                raise BlockingIOError  # another one that has just come to its end has taken it away
         except BlockingIOError:
             raise DestinationBusy(f"another restore writes to {target}: wait for its end") from None
         try:
             yield work
         finally:
-            shutil.rmtree(work, ignore_errors=True)
+            for left in os.listdir(work):
+                folder.remove(os.fsencode(left))
+            with suppress(OSError):
+                work.rmdir()
 
 
 class _Restorer:
@@ -227,12 +238,16 @@ class _Restorer:
             return Restored(content, Came.FAILED, detail=f"{error.strerror}")
 
     def _bring(self, content: Content) -> Restored:
+        if content.path.split(b"/")[1] == _WORK.encode():
+            return Restored(content, Came.FAILED, detail=f"restoring needs the name {_WORK} for itself")
         source, target = self._sources(), self._targets() if self._targets else None
         there = target.lstat(content.path) if target is not None else None
         if target is not None and there is not None:
             if is_file(there) and content.size in (None, there.st_size):
                 with target.opened(content.path) as descriptor:
                     if md5_of(descriptor) == content.md5:
+                        if self._work is not None:
+                            _give_attributes(descriptor, content, there)
                         return Restored(content, Came.THERE)
             if not is_file(there):
                 return Restored(content, Came.KEPT, detail="something that is no file has its name")
@@ -258,10 +273,7 @@ class _Restorer:
             if found is None:
                 return _lost(content)
             size = os.fstat(descriptor).st_size
-            mode = found.st_mode if content.mode is None else content.mode
-            mtime = found.st_mtime_ns if content.mtime is None else content.mtime * 10**9
-            os.fchmod(descriptor, permissions(mode))
-            os.utime(descriptor, ns=(mtime, mtime))
+            _give_attributes(descriptor, content, found)
         finally:
             os.close(descriptor)
         if self._overwrite:
@@ -300,6 +312,14 @@ class _Restorer:
                 if place not in tried:
                     tried.add(place)
                     yield place
+
+
+def _give_attributes(descriptor: int, content: Content, found: os.stat_result) -> None:
+    """Give an open file the provider's mode and time; where they are not known, those of ``found``."""
+    mode = found.st_mode if content.mode is None else content.mode
+    mtime = found.st_mtime_ns if content.mtime is None else content.mtime * 10**9
+    os.fchmod(descriptor, permissions(mode))
+    os.utime(descriptor, ns=(mtime, mtime))
 
 
 def _lost(content: Content) -> Restored:

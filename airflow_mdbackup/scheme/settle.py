@@ -18,7 +18,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -87,6 +87,15 @@ def consumer_index(mirror: Mirror, target: Path) -> Path | None:
             f"{mirror.provider}: the consumer index {mirror.index} has no end line: truncated. {ways_out}"
         )
     return target
+
+
+def status_or_lost(mirror: Mirror) -> dict[str, Any]:
+    """Return the status as the last run left it. One that is spoilt is no reason to do nothing."""
+    try:
+        return mirror.read_status()
+    except Damaged as error:
+        log.warning("%s. When the last good run was is not known until the next one", error)
+        return {}
 
 
 def present_index(mirror: Mirror, target: Path) -> Path | None:

@@ -7,8 +7,8 @@
     judged    missing; rotten, if its bytes are others while size and time are as they were; else changed
     looked    at whatever lies in the mirror besides, when all of it is walked
 
-What a run commits meanwhile is not judged by what was known before: it is for the next time. Nothing is
-changed. A walk may be cut into parts, of so many bytes each, and goes on where the last one ended.
+What a run displaces meanwhile is looked for where history says that it went. Nothing is changed. A walk may
+be cut into parts, of so many bytes each, and goes on where the last one ended.
 
 What this does not give: damage of what history knows nothing of, such as empty directories, owners and ACLs.
 """
@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from airflow_mdbackup.scheme.errors import DestinationRefused
 from airflow_mdbackup.scheme.mirror import Mirror
 from airflow_mdbackup.scheme.names import from_text, to_text
 from airflow_mdbackup.scheme.past import Content, Past
@@ -38,13 +39,12 @@ class Found(StrEnum):
     ROTTEN = "rotten"  # other bytes, though size and time are as they were: a bad disk
     CHANGED = "changed"  # other bytes, and another size or time: by hand
     UNREADABLE = "unreadable"
-    SKIPPED = "skipped"  # a run was committed meanwhile
     UNKNOWN = "unknown"  # no history tells of it
 
     @property
     def good(self) -> bool:
         """Whether it is no damage. What is unknown harms nothing."""
-        return self in (Found.SOUND, Found.SKIPPED, Found.UNKNOWN)
+        return self in (Found.SOUND, Found.UNKNOWN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,12 +110,23 @@ class _Reader:
 
         :raises OSError: no other one can be read either.
         """
+        known = self._newest
+        verified = self._read(content, content.places[0])
+        while not verified.found.good and (newest := self._mirror.last_commit()) != known:
+            # A run that was committed meanwhile, or has begun to be, may have displaced it.
+            known = newest
+            for place in _places_now(self._mirror, content):
+                again = self._read(content, place)
+                if again.found.good:
+                    return again
+        return verified
+
+    def _read(self, content: Content, place: bytes) -> Verified:
         tree = self._trees()
-        place = content.places[0]
         size = 0
         try:
             with tree.opened(place) as descriptor:
-                sound = md5_of(descriptor, progress=self._wait) == content.md5
+                sound = md5_of(descriptor, progress=self._limited) == content.md5
                 status = os.fstat(descriptor)
                 size = status.st_size
                 found = Found.SOUND if sound else _judge(content, status)
@@ -125,11 +136,28 @@ class _Reader:
             if not concerns_one_file(error):
                 raise
             found = Found.UNREADABLE
-        if not found.good and self._mirror.last_commit() != self._newest:
-            # Another run may have displaced it, or has just begun to.
-            tree.forget_directories()
-            found = Found.SKIPPED
+        if not found.good:
+            tree.forget_directories()  # they may have been moved
         return Verified(place, found, content, size)
+
+    def _limited(self, size: int) -> None:
+        try:
+            self._wait(size)
+        except OSError as error:  # which is not of the file that is read
+            raise DestinationRefused(
+                f"the limit cannot be kept: {error.filename}: {error.strerror}"
+            ) from error
+
+
+def _places_now(mirror: Mirror, content: Content) -> list[bytes]:
+    """Return where a content should be by the history as it is now."""
+    with Past(mirror, lambda path: path == content.path) as past:
+        return [
+            place
+            for now in past.contents()
+            if (now.md5, now.since) == (content.md5, content.since)
+            for place in now.places
+        ]
 
 
 def _judge(content: Content, status: os.stat_result) -> Found:

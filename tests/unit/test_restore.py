@@ -20,16 +20,17 @@ from typing import Any, NamedTuple
 import pytest
 
 from airflow_mdbackup.cli import UsageError
-from airflow_mdbackup.cli.moments import moment_of
-from airflow_mdbackup.scheme.errors import DestinationRefused
+from airflow_mdbackup.cli.moments import moment_of, stamp_of
+from airflow_mdbackup.scheme.errors import DestinationBusy, DestinationRefused
 from airflow_mdbackup.scheme.history import commits
 from airflow_mdbackup.scheme.mirror import Mirror
-from airflow_mdbackup.scheme.past import Past
+from airflow_mdbackup.scheme.past import Content, Past
 from airflow_mdbackup.scheme.restore import Came, Restored, Selection, restore
 
 from ..torture import LONG, Cases, scaled
 from .conftest import Pair
 from .crash import crash_at
+from .test_crash import md5
 
 
 class Kept(NamedTuple):
@@ -328,7 +329,7 @@ def test_paths_and_patterns_choose(pair: Pair, words: list[str], names: list[str
     pair.backup()
     wanted = Selection(word.replace("/A", str(pair.a)) for word in words)
     with Past(pair.mirror, wanted) as past:
-        wanted.settle(past)
+        wanted.settle(past.knows)
         moment = past.moment_at("9")
         assert moment is not None
         found = [content.path for content in past.state(moment) if wanted(content.path)]
@@ -412,6 +413,87 @@ def test_paths_may_stand_before_and_behind_options_and_each_must_be_known(pair: 
     assert mdbackup(*command, "--mistyped")[0] == 2
 
 
+@pytest.mark.parametrize(
+    "command", [["log"], ["history"], ["versions", "*"], ["verify"], ["restore", "--to"]]
+)
+@pytest.mark.parametrize(
+    "header", ['{"format":9}', '{"format":1}', '{"format":1,"stamp":"x","run_id":"r"}', None]
+)
+def test_no_odd_history_is_an_error_of_the_program(
+    pair: Pair, tmp_path: Path, command: list[str], header: str | None
+) -> None:
+    """A newer format, a header that lacks something, no directory at all."""
+    two_runs(pair)
+    if header is None:
+        shutil.rmtree(pair.mirror.history)
+    else:
+        file = commits(pair.mirror)[0]
+        file.write_text("\n".join([header, *file.read_text().splitlines()[1:]]) + "\n")
+    words = [*command, str(tmp_path / "target")] if command[-1] == "--to" else command
+    status, _, told = mdbackup(words[0], "--dest", str(pair.mirror.dest), *words[1:])
+    assert status in (0, 1, 2) and "Traceback" not in told
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["restore", "", "--to", "T"],
+        ["forget", ""],
+        ["verify", ""],
+        ["versions", "a\\"],
+        ["verify", "--jobs", "0"],
+    ],
+)
+def test_what_cannot_be_meant_is_refused(pair: Pair, tmp_path: Path, words: list[str]) -> None:
+    """An empty path, as of a variable that is not set, above all."""
+    two_runs(pair)
+    words = [str(tmp_path / "target") if word == "T" else word for word in words]
+    index = pair.mirror.index.read_bytes()
+    assert mdbackup(*words, "--dest", str(pair.mirror.dest))[0] == 2
+    assert pair.mirror.index.read_bytes() == index and not (tmp_path / "target").exists()
+
+
+def test_a_target_above_the_backup_is_refused(pair: Pair) -> None:
+    """A path of the provider's could lead back into it."""
+    two_runs(pair)
+    with pytest.raises(DestinationRefused, match="is above the backup"):
+        back(pair, pair.mirror.dest.parent, overwrite=True)
+
+
+def test_the_name_that_restoring_needs_is_nobody_elses(pair: Pair, tmp_path: Path) -> None:
+    """Neither of what comes back, nor of what is there; and one restore at a time writes to a target."""
+    two_runs(pair)
+    target = tmp_path / "target"
+    mine = target / ".mdbackup-restoring" / "mine"
+    mine.parent.mkdir(parents=True)
+    mine.write_bytes(b"somebody's")
+    with pytest.raises(DestinationRefused, match="is not ours: move it away"):
+        back(pair, target)
+    assert mine.read_bytes() == b"somebody's"
+    mine.unlink()
+    reserved = Content(b"/.mdbackup-restoring/x", md5(b"same"), places=[pair.path("same")])
+    many = [Content(b"/%d" % number, md5(b"same"), places=[pair.path("same")]) for number in range(100)]
+    with Past(pair.mirror) as past:
+        coming = restore(pair.mirror, past, [reserved, *many], target, threads=1)
+        assert next(coming).came == Came.FAILED
+        with pytest.raises(DestinationBusy):
+            next(restore(pair.mirror, past, many, target))
+        assert {each.came for each in coming} == {Came.RESTORED}
+    assert len(list(target.iterdir())) == 100
+
+
+def test_what_is_there_gets_the_time_and_mode_that_it_had(pair: Pair, tmp_path: Path) -> None:
+    two_runs(pair)
+    target = tmp_path / "target"
+    back(pair, target)
+    for file in target.rglob("*"):
+        if file.is_file():
+            file.chmod(0o777)
+            os.utime(file, (1, 1))
+    assert {each.came for each in back(pair, target)} == {Came.THERE}
+    assert files_in(target) == files_of_a(pair)
+
+
 @pytest.mark.parametrize("lost", ["first", "last", "all"])
 def test_the_present_state_needs_no_history(pair: Pair, tmp_path: Path, lost: str) -> None:
     """What is missing is told; the index has what is there now."""
@@ -470,11 +552,18 @@ def test_a_moment_without_a_zone_is_local_and_yesterday_is_the_day_before(
 
 @pytest.mark.parametrize(
     "text",
-    ["", "soon", "2026-13-01", "yesterday soon", "99999999999 days ago", "01.02.2026", "1/2/2026", "5m", "7"],
+    [
+        *("", "soon", "sunday", "2026-11-23 14:00 EST", "2026-13-01", "yesterday soon"),
+        *("99999999999 days ago", "01.02.2026", "1/2/2026", "5m", "7"),
+    ],
 )
 def test_what_is_no_moment_says_how_to_write_one(text: str) -> None:
     with pytest.raises(UsageError, match="write 2026-11-23T14:00"):
         moment_of(text, NOW)
+
+
+def test_the_distant_past_is_before_all_backups() -> None:
+    assert stamp_of(moment_of("0999-01-01", NOW)) < "2026"
 
 
 @pytest.mark.parametrize("text", ["2030-01-01", "tomorrow", "today 23:59"])

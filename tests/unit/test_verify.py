@@ -74,16 +74,27 @@ def test_each_kind_of_damage_is_found_as_what_it_is(pair: Pair) -> None:
     }
 
 
-def test_what_a_run_commits_meanwhile_is_for_the_next_time(pair: Pair) -> None:
-    """It is no damage that a file is not where it was when the verification began."""
+def test_what_a_run_commits_meanwhile_is_looked_for_where_it_went(pair: Pair) -> None:
+    """It is no damage that a file is not where it was when the verification began; but rot is."""
     two_runs(pair)
     with Past(pair.mirror) as past:
         pair.put("same", b"changed now")
         pair.put("gone", b"back")
+        os.unlink(pair.path("twin"))
+        pair.put("twin/is a directory", b"now")
         pair.backup()
-        found = {each.place: each.found for each in verify(pair.mirror, past, past.contents())}
-    assert found[pair.path("same")] == Found.SKIPPED
-    assert set(found.values()) == {Found.SOUND, Found.SKIPPED}
+        rot(pair.live("new"))
+        every = list(verify(pair.mirror, past, past.contents()))
+        found = {each.content.path: each.found for each in every if each.content is not None}
+    assert found.pop(pair.path("new")) == Found.ROTTEN
+    assert set(found.values()) == {Found.SOUND}
+
+
+def test_a_limit_that_cannot_be_kept_makes_no_file_unreadable(pair: Pair) -> None:
+    two_runs(pair)
+    pair.mirror.verifying.mkdir()
+    status, out, told = mdbackup("verify", "--dest", str(pair.mirror.dest), "--limit", "1MB")
+    assert (status, out) == (2, "") and "the limit cannot be kept" in told
 
 
 @pytest.mark.parametrize("size", [1, 10, 10_000])
