@@ -17,10 +17,13 @@ from typing import Any
 import pytest
 
 from airflow_mdbackup.scheme.index import read_entries
+from demo.processes import free_port
 from demo.sshd import ProviderServer
 from demo.stack import AirflowStack
 
 from .conftest import PROJECT, Site, provider_yaml
+
+OTHER_HOST_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJHv6ZrIrX0XxfVb0tD7bIsVWmI8o4yvfVZqfT4mFtKk"
 
 
 class StatsdServer:
@@ -78,6 +81,12 @@ def site(
             "pulling": provider_yaml(
                 server, folder, "pulling", sftp_conn_id="paramiko", bandwidth_limit="500KB", retries=1
             ),
+            "refused": provider_yaml(
+                server, folder, "refused", ssh_conn_id="imposter", retries=2, retry_delay="1s"
+            ),
+            "unreached": provider_yaml(
+                server, folder, "unreached", ssh_conn_id="nowhere", retries=2, retry_delay="1s"
+            ),
             "pooled": provider_yaml(server, folder, "pooled", pool="disks"),
             "follower": provider_yaml(server, folder, "follower", schedule={"assets": ["mdbackup://pooled"]}),
             "invalid": {"nonsense": 1},
@@ -86,6 +95,8 @@ def site(
         env = {
             "AIRFLOW_CONN_BACKUPOP": json.dumps(server.sftp_connection()),
             "AIRFLOW_CONN_INDEX": json.dumps(server.ssh_connection()),
+            "AIRFLOW_CONN_IMPOSTER": json.dumps(server.ssh_connection(host_key=OTHER_HOST_KEY)),
+            "AIRFLOW_CONN_NOWHERE": json.dumps(server.ssh_connection() | {"port": free_port()}),
             # Airflow itself ends a task's programs; without `ssh`, only the task does.
             "AIRFLOW_CONN_PARAMIKO": json.dumps(
                 server.sftp_connection(disabled_algorithms={"macs": ["hmac-md5"]})
@@ -155,6 +166,19 @@ def last_good(site: Site, provider: str) -> object:
     """Return the last good run as the state of the provider's asset has it."""
     (asset,) = site.stack.get("/assets", uri_pattern=f"mdbackup://{provider}")["assets"]
     return site.stack.get(f"/assets/{asset['id']}/state-store/last_good")["value"]
+
+
+@pytest.mark.parametrize(("provider", "tries"), [("refused", 1), ("unreached", 3)])
+def test_only_what_may_heal_is_tried_again(site: Site, provider: str, tries: int) -> None:
+    """A wrong host key fails at once; of a server that does not answer, each wait is longer than the last."""
+    run_id = site.start(provider)
+    assert site.finish(provider, run_id) == "failed"
+    (task,) = [
+        task
+        for task in site.stack.task_instances(f"mdbackup_{provider}", run_id)
+        if task["task_id"] == "build_provider_index"
+    ]
+    assert (task["state"], task["try_number"]) == ("failed", tries)
 
 
 def test_metrics_tell_of_each_run(site: Site, statsd: StatsdServer) -> None:
