@@ -309,7 +309,7 @@ def holders(files: Iterable[Path]) -> set[int]:
 
 def test_deferred_build_outlives_its_triggerer_and_ends_with_its_task(site: Site) -> None:
     """No worker waits for it; a new triggerer joins the build on A; a person who fails the task stops it."""
-    site.put("deferred", "big", os.urandom(10_000_000))
+    site.put("deferred", "big", os.urandom(25_000_000))
     run_id = site.start("deferred")
     report = site.server.tree / ".mdbackup" / ".deferred.md5.report"
     until(lambda: report.exists() and state_of(site, "deferred", run_id) == "deferred")

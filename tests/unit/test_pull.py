@@ -29,6 +29,7 @@ from airflow_mdbackup.scheme.progress import Pace
 from airflow_mdbackup.scheme.pull import Outcome, Result, pull
 from airflow_mdbackup.scheme.records import read_records
 from airflow_mdbackup.scheme.sftp import Reader
+from airflow_mdbackup.scheme.since import Committed
 
 from .channels import FAILURE, READ, CutChannel, ScriptedServer, status
 from .conftest import Pair, ServerProcess
@@ -462,7 +463,7 @@ def test_time_left_follows_the_files_when_there_are_many(
     """By the rate so far; nothing is said before there is any, or when nothing is left."""
     run = planned(pair, files=1)
     whole = replace(pair.plan, shards=[100])
-    puller = pull_module._Puller(pair.mirror, run, 0, whole, None, pair.connect)
+    puller = pull_module._Puller(pair.mirror, run, 0, whole, Committed("", None), pair.connect)
     puller.summary.transferred = 1000 if done else 0
     assert puller._left(done, seconds) == (f", about {left} left" if left else "")
     puller.close()
