@@ -6,7 +6,6 @@ import argparse
 from pathlib import Path
 
 from airflow_mdbackup.cli import UsageError
-from airflow_mdbackup.scheme.errors import DestinationRefused
 from airflow_mdbackup.scheme.mirror import Mirror, find_mirror
 from airflow_mdbackup.scheme.restore import Selection
 
@@ -27,7 +26,8 @@ def mirror_of(args: argparse.Namespace) -> tuple[Mirror, list[str]]:
 
     With ``args.dest`` nothing is read but that directory: no configuration, and no Airflow.
 
-    :raises UsageError: there is no such provider, or no backup.
+    :raises UsageError: there is no such provider, or its directory cannot be read.
+    :raises DestinationRefused: that holds no backup, or another's.
     """
     try:
         if args.dest:
@@ -41,8 +41,6 @@ def mirror_of(args: argparse.Namespace) -> tuple[Mirror, list[str]]:
         mirror = Mirror(provider.dest, provider.name)
         mirror.check()
         return mirror, args.words[1:]
-    except DestinationRefused as error:
-        raise UsageError(str(error)) from error
     except OSError as error:
         raise UsageError(
             f"{error.filename}: {error.strerror}: run this as the user of the workers"

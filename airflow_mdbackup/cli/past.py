@@ -67,7 +67,7 @@ def history(args: argparse.Namespace) -> int:
             for change in changes:
                 if wanted.take(change.path):
                     _print_change(args.format, stamp, run_id, change)
-        return max(tell_problems(past), _tell_not_found(wanted))
+        return max(tell_problems(past), tell_not_found(wanted))
 
 
 def _commits(past: Past) -> Iterator[tuple[str, str, Iterator[Change]]]:
@@ -123,7 +123,7 @@ def versions(args: argparse.Namespace) -> int:
                         print(quoted(content.path))
                     _print_content(mirror, content)
                 last = content.path
-        return max(tell_problems(past), _tell_not_found(wanted))
+        return max(tell_problems(past), tell_not_found(wanted))
 
 
 def _facts(mirror: Mirror, content: Content) -> dict[str, Any]:
@@ -173,7 +173,13 @@ def tell_problems(past: Past) -> int:
     return WRONG if past.problems else GOOD
 
 
-def _tell_not_found(wanted: Selection) -> int:
+def tell_stopped(name: str, error: OSError) -> None:
+    """Print why a command could not go on."""
+    where = f"{error.filename}: " if error.filename else ""
+    print(printable(f"mdbackup {name}: stopped: {where}{error.strerror}"), file=sys.stderr)
+
+
+def tell_not_found(wanted: Selection) -> int:
     """Complain of words for which there was nothing, and return the exit status for it."""
     for word in wanted.not_found:
         print(printable(f"Nothing was ever backed up under {word!r}"), file=sys.stderr)

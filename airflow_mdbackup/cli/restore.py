@@ -15,9 +15,8 @@ from tempfile import TemporaryDirectory
 from airflow_mdbackup.cli import UsageError, printable
 from airflow_mdbackup.cli.mirrors import mirror_of, selection_of
 from airflow_mdbackup.cli.moments import in_words, moment_of, stamp_of
-from airflow_mdbackup.cli.past import quoted, tell_problems
+from airflow_mdbackup.cli.past import quoted, tell_problems, tell_stopped
 from airflow_mdbackup.scheme.disk import amount
-from airflow_mdbackup.scheme.errors import BackupError
 from airflow_mdbackup.scheme.index import has_path
 from airflow_mdbackup.scheme.names import to_text
 from airflow_mdbackup.scheme.past import Content, Moment, Past
@@ -33,7 +32,8 @@ def run(args: argparse.Namespace) -> int:
 
     :returns: 0: all of it is there; 1: some of it is not, as the output tells, or a state of the past was
         asked for, and history is damaged.
-    :raises UsageError: there is no such backup, path, moment or target.
+    :raises UsageError: there is no such backup, path or moment.
+    :raises BackupError: nothing can be restored to that target, or by that history.
     """
     mirror, words = mirror_of(args)
     if not args.to:
@@ -61,11 +61,8 @@ def run(args: argparse.Namespace) -> int:
                     advance(restored)
                     _tell(args, restored)
             known = [word for word in wanted.not_found if past.knows(as_path(word))]
-    except BackupError as error:
-        raise UsageError(str(error)) from error
     except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        print(printable(f"mdbackup restore: stopped: {where}{error.strerror}"), file=sys.stderr)
+        tell_stopped("restore", error)
         return WRONG
     for word in wanted.not_found:
         why = "not then; --include-gone takes what had gone by then, too" if word in known else "never"

@@ -11,9 +11,9 @@ from fractions import Fraction
 from itertools import chain
 from typing import Any
 
-from airflow_mdbackup.cli import UsageError, printable
+from airflow_mdbackup.cli import UsageError
 from airflow_mdbackup.cli.mirrors import mirror_of, selection_of
-from airflow_mdbackup.cli.past import on_disk, quoted, tell_problems
+from airflow_mdbackup.cli.past import on_disk, quoted, tell_not_found, tell_problems, tell_stopped
 from airflow_mdbackup.scheme.disk import amount
 from airflow_mdbackup.scheme.limit import Limiter
 from airflow_mdbackup.scheme.mirror import Mirror
@@ -40,8 +40,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         return _run(args, mirror, words, in_parts)
     except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        print(printable(f"mdbackup verify: stopped: {where}{error.strerror}"), file=sys.stderr)
+        tell_stopped("verify", error)
         return DAMAGED
 
 
@@ -58,9 +57,8 @@ def _run(args: argparse.Namespace, mirror: Mirror, words: list[str], in_parts: b
             read += verified.size
             _tell(args, mirror, verified)
         tell_problems(past)
-    for word in wanted.not_found:
-        print(printable(f"Nothing was ever backed up under {word!r}"), file=sys.stderr)
-        counts[Found.MISSING] += 1
+    if tell_not_found(wanted):
+        counts[Found.MISSING] += len(wanted.not_found)
     told = ", ".join(f"{number:,} {found}" for found, number in counts.items()) or "nothing to verify"
     print(f"{told}; {amount(read)} read", file=sys.stderr)
     if part is not None:

@@ -65,8 +65,8 @@ from airflow_mdbackup.scheme.seen import Seen
 from airflow_mdbackup.scheme.settle import (
     STAGING,
     consumer_index,
-    edited,
     finish,
+    hand_edits,
     reason,
     settle,
     status_or_lost,
@@ -255,7 +255,7 @@ class _Commit:
         """Yield what changes, in path order, behind what was edited by hand."""
         judged = heapq.merge(self._judged(), self._forgotten(), key=attrgetter("path"))
         pace = Pace()
-        for number, change in enumerate(chain(edited(self._mirror, self._current), judged), 1):
+        for number, change in enumerate(chain(hand_edits(self._mirror, self._current), judged), 1):
             self._tally(change)
             yield change
             if pace.due():

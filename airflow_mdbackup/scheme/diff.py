@@ -50,7 +50,6 @@ from airflow_mdbackup.scheme.names import to_text
 from airflow_mdbackup.scheme.ordered import Covered, batches
 from airflow_mdbackup.scheme.progress import Pace
 from airflow_mdbackup.scheme.records import (
-    Damaged,
     Record,
     RecordWriter,
     read_header,
@@ -166,7 +165,7 @@ def make_plan(
         :meth:`.Mirror.told_plainly`.
     """
     with mirror.told_plainly(), run.lock("diff_indexes", mirror.provider):
-        if (later := _planned_by(run)) > attempt:
+        if (later := run.made_by(run.plan)) > attempt:
             raise run.comes_late(mirror.provider, "made the plan", attempt, later)
         run.begin_again()
         state = run.require(run.state, "fetch_index")
@@ -222,16 +221,6 @@ def make_plan(
         plan.digest = _digest(run, len(plan.shards))
         write_state(run.plan, asdict(plan))
         return plan
-
-
-def _planned_by(run: Run) -> int:
-    """Return which try of the run has made the plan with which it goes on."""
-    if run.done.exists():
-        return 0
-    try:
-        return int(read_header(run.plan).get("attempt", 0))
-    except (FileNotFoundError, Damaged):
-        return 0
 
 
 def _is_meant(mirror: Mirror, run: Run, index: str) -> bool:

@@ -34,7 +34,7 @@ from airflow_mdbackup.scheme.errors import (
 from airflow_mdbackup.scheme.index import MalformedIndex, canonicalise, digest
 from airflow_mdbackup.scheme.mirror import Mirror, Run
 from airflow_mdbackup.scheme.names import to_text
-from airflow_mdbackup.scheme.records import Damaged, read_header, write_state
+from airflow_mdbackup.scheme.records import write_state
 from airflow_mdbackup.scheme.sftp import Attributes, Code, Fetched, Reader, Refusal, Stated, Stream, Wanted
 from airflow_mdbackup.scheme.tree import not_followed
 
@@ -100,7 +100,7 @@ def fetch_index(
                 f"{mirror.provider}: {run.folder} is a symlink: remove it, and try again"
             )
         with run.lock("fetch_index", mirror.provider, make=True):
-            if (later := _fetched_by(run)) > attempt:
+            if (later := run.made_by(run.state) if run.index.exists() else 0) > attempt:
                 raise run.comes_late(mirror.provider, "fetched the index", attempt, later)
             try:
                 return _fetch_index(mirror, run, connect, index, max_age, max_size, still, attempt)
@@ -109,16 +109,6 @@ def fetch_index(
                 raise
             finally:
                 run.received.unlink(missing_ok=True)
-
-
-def _fetched_by(run: Run) -> int:
-    """Return which try of the run has fetched the index with which it goes on."""
-    if not run.index.exists() or run.done.exists():
-        return 0
-    try:
-        return int(read_header(run.state).get("attempt", 0))
-    except (FileNotFoundError, Damaged):  # a crash came before, or spoilt it
-        return 0
 
 
 def _fetch_index(

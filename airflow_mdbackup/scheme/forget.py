@@ -15,7 +15,7 @@ from airflow_mdbackup.scheme.history import PENDING, Change, What, last
 from airflow_mdbackup.scheme.index import digest, read_entries
 from airflow_mdbackup.scheme.mirror import Mirror
 from airflow_mdbackup.scheme.records import write_records
-from airflow_mdbackup.scheme.settle import consumer_index, edited, finish, settle, status_or_lost
+from airflow_mdbackup.scheme.settle import consumer_index, finish, hand_edits, settle, status_or_lost
 
 _WAIT = 60.0  # seconds that a person may have to wait for a run
 
@@ -47,7 +47,7 @@ def forget(mirror: Mirror, wanted: Callable[[bytes], bool]) -> list[bytes]:
                 write_records(
                     path,
                     chain(
-                        edited(mirror, current),
+                        hand_edits(mirror, current),
                         (Change(entry.path, What.FORGOTTEN, old_md5=entry.md5) for entry in gone),
                     ),
                     run_id=run_id,

@@ -45,7 +45,7 @@ from typing import Any, TextIO
 from airflow_mdbackup.scheme.disk import in_words
 from airflow_mdbackup.scheme.errors import BackupError, DestinationBusy, DestinationRefused, RunIncomplete
 from airflow_mdbackup.scheme.index import MAX_COMPONENT
-from airflow_mdbackup.scheme.records import read_header, write_state
+from airflow_mdbackup.scheme.records import Damaged, read_header, write_state
 from airflow_mdbackup.scheme.tree import (
     Folder,
     Tree,
@@ -570,6 +570,15 @@ class Run:
         """Take back an earlier plan: until there is a new one, later steps have nothing to go on from."""
         self.plan.unlink(missing_ok=True)
         self.done.unlink(missing_ok=True)
+
+    def made_by(self, path: Path) -> int:
+        """Return which try has made one of the run's states with which it goes on; 0 if none has."""
+        if self.done.exists():
+            return 0
+        try:
+            return int(read_header(path).get("attempt", 0))
+        except (FileNotFoundError, Damaged):  # a crash came before, or spoilt it
+            return 0
 
     def comes_late(self, provider: str, done: str, attempt: int, later: int) -> DestinationBusy:
         """Return the error for a try that was thought dead, and goes on once a later one has ended."""

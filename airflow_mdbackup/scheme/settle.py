@@ -115,7 +115,7 @@ def present_index(mirror: Mirror, target: Path) -> Path | None:
     return None
 
 
-def edited(mirror: Mirror, current: Path | None) -> Iterator[Change]:
+def hand_edits(mirror: Mirror, current: Path | None) -> Iterator[Change]:
     """Yield what somebody changed in the consumer index since the last commit.
 
     :param current: see :func:`consumer_index`.
