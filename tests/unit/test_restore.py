@@ -15,7 +15,7 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
@@ -27,32 +27,11 @@ from airflow_mdbackup.scheme.mirror import Mirror
 from airflow_mdbackup.scheme.past import Content, Past
 from airflow_mdbackup.scheme.restore import Came, Restored, Selection, restore
 
+from ..kept import Kept, files_in
 from ..torture import LONG, Cases, scaled
 from .conftest import Pair
 from .crash import crash_at
 from .test_crash import md5
-
-
-class Kept(NamedTuple):
-    """A file as it was on A: what a backup keeps of it."""
-
-    content: bytes
-    mtime: int
-    mode: int
-
-
-def files_in(root: Path) -> dict[bytes, Kept]:
-    """Return all files below a directory, by their path from there."""
-    found = {}
-    for folder, _, names in os.walk(os.fsencode(root)):
-        for name in names:
-            path = folder + b"/" + name
-            status = os.stat(path)
-            with open(path, "rb") as file:
-                found[path[len(os.fsencode(root)) :]] = Kept(
-                    file.read(), int(status.st_mtime), status.st_mode & 0o777
-                )
-    return found
 
 
 def files_of_a(pair: Pair) -> dict[bytes, Kept]:
