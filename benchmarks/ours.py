@@ -131,6 +131,8 @@ def _ticks() -> tuple[int, int]:
 class TaskInstance:
     """What our operators use of one."""
 
+    try_number = 1
+
     def xcom_push(self, key: str, value: Any) -> None:
         """Forget it."""
 

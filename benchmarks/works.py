@@ -7,6 +7,8 @@ from functools import partial
 from benchmarks.copying import copying, percent
 from benchmarks.data import Data
 from benchmarks.floor import floor
+from benchmarks.getting import MD5SUM as MD5SUM_CHECKS
+from benchmarks.getting import restoring, verifying
 from benchmarks.growth import diff, growth, memory
 from benchmarks.indexer import FIND, MD5SUM, indexing
 from benchmarks.overhead import NOTHING, overhead
@@ -23,6 +25,10 @@ _INDEX = (
     "The whole program in each case, with hot page cache. md5sum: find, and xargs with as many processes as "
     "there are cores. Memory is that of all processes of a build, what they share counted once."
 )
+_GETTING = (
+    "The whole program in each case. Ours compares each md5 with the one of the backup, and syncs what it "
+    "restored; rclone compares that of each file that it copied; rsync verifies nothing."
+)
 _TENTH, _HUNDRED_FILES = "/part00000", "/part00000/dir00"
 _SMALL = Data(20_000, 512, 8192)
 _LARGE = Data(4, 256 << 20, 256 << 20)
@@ -34,6 +40,8 @@ _index = partial(
     measure=indexing,
     wanted=((MD5SUM, "1.0 x"), (FIND, "0.25 x"), ("memory of ours", "256 MiB")),
 )
+_restore = partial(Work, note=_GETTING, measure=restoring)
+_verify = partial(Work, note=_GETTING, measure=verifying, wanted=((MD5SUM_CHECKS, "0.9 x"),))
 _copying = partial(Work, note=_COPYING, measure=copying, rtt=(0,))
 
 WORKS = {
@@ -114,6 +122,10 @@ WORKS = {
         Data(100_000, 16, 64),
         (Against(NOTHING, "0.77 x"),),
     ),
+    "restore": _restore("20,000 files of 0.5 to 8 KB restored", data=_SMALL),
+    "restore-large": _restore("4 files of 256 MiB restored", data=_LARGE),
+    "verify": _verify("20,000 files of 0.5 to 8 KB read again", data=_SMALL),
+    "verify-large": _verify("4 files of 256 MiB read again", data=_LARGE),
     "growth": Work(
         "a first run with 1,000 to 1,000,000 tiny files",
         "All six steps in one process, and reading the index once more, by itself.",
