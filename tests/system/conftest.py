@@ -15,11 +15,12 @@ from demo.stack import AirflowStack
 PROJECT = Path(__file__).parents[2]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def airflow_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., AirflowStack]]:
-    """A function that starts a real Airflow, which runs until all tests are over.
+    """A function that starts a real Airflow, which runs until the tests of the module are over.
 
-    Starting one takes about 15 seconds: call it from a fixture of module scope or wider.
+    Starting one takes about 15 seconds: call it from a fixture of module scope. Also an idle one takes a
+    seventh of a core.
     """
     with ExitStack() as running:
 
