@@ -51,7 +51,7 @@ def _run(args: argparse.Namespace, mirror: Mirror, words: list[str], in_parts: b
         part = Part(mirror, past, _size(args, past)) if in_parts else None
         counts: Counter[Found] = Counter()
         read = 0
-        found = _verified(args, mirror, past, part or past.contents(), wanted)
+        found = _verified(args, mirror, past, part or past.noting(past.contents()), wanted)
         for verified in chain(found, () if words or in_parts else unknown(mirror, past)):
             counts[verified.found] += 1
             read += verified.size

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from operator import itemgetter
@@ -30,7 +30,10 @@ from typing import Any, NamedTuple
 from airflow_mdbackup.scheme.history import Change, What, commits, pending
 from airflow_mdbackup.scheme.index import digest, digest_of_nothing, read_entries
 from airflow_mdbackup.scheme.mirror import Mirror, is_stamp
+from airflow_mdbackup.scheme.ordered import batches
 from airflow_mdbackup.scheme.records import Damaged, read_header, read_records
+
+_BATCH = 1000  # contents whose places are noted in one go
 
 
 class Moment(NamedTuple):
@@ -76,12 +79,14 @@ class Past:
     :param wanted: tells of a path whether it is one of them.
     :ivar moments: the commits, oldest first.
     :ivar problems: what is wrong with the history itself, for people.
+    :ivar noted: whether :meth:`noting` came to its end.
     :raises DestinationRefused: a file of history has a newer format.
     """
 
     def __init__(self, mirror: Mirror, wanted: Callable[[bytes], bool] = lambda path: True) -> None:
         self.moments: list[Moment] = []
         self.problems: list[str] = []
+        self.noted = False
         self._mirror = mirror
         self._wanted = wanted
         self._moves: dict[bytes, list[tuple[int, bytes]]] = {}
@@ -190,9 +195,7 @@ class Past:
                 known = next(by_path, None)
             content = None
             if known is not None and known[0] == entry.path:
-                replay = _Replay(self, entry.path, known[1])
-                replay.go_on_to(len(self.moments))
-                content = replay.live
+                _, content = self._ever(entry.path, list(known[1]))
             if content is None or content.md5 != entry.md5:
                 content = Content(entry.path, entry.md5, places=[entry.path])
             yield content
@@ -203,9 +206,19 @@ class Past:
         :param first: the path to begin with; ``last`` the one to end with, or None.
         """
         for path, changes in self._by_path(first, last):
-            replay = _Replay(self, path, changes)
-            replay.go_on_to(len(self.moments))
-            yield from replay.contents
+            yield from self._ever(path, list(changes))[0]
+
+    def _ever(self, path: bytes, changes: list[tuple[Any, ...]]) -> tuple[list[Content], Content | None]:
+        """Return all that a path ever held, and what it holds now."""
+        if len(changes) == 1 and not self._moves:
+            _, number, what, _, md5, size, mtime, mode, _ = changes[0]
+            moment = self.moments[number]
+            if what == What.ADDED and moment.finished:  # as most files, which never changed
+                content = Content(path, md5, size, mtime, mode, moment.stamp, places=[path])
+                return [content], content
+        replay = _Replay(self, path, changes)
+        replay.go_on_to(len(self.moments))
+        return replay.contents, replay.live
 
     def elsewhere(self, md5: bytes) -> list[bytes]:
         """Return where bytes with this md5 should be, whatever path they came for. For any thread."""
@@ -238,17 +251,20 @@ class Past:
 
     def moves_above(self, path: bytes) -> list[tuple[int, bytes, bytes]]:
         """Return the moves of ``path`` and of the directories above it: when, from where and to where."""
-        found = []
-        while path:
+        found: list[tuple[int, bytes, bytes]] = []
+        while path and self._moves:
             found += [(moment, path, to) for moment, to in self._moves.get(path, ())]
             path = path.rpartition(b"/")[0]
         return found
 
-    def note_places(self) -> None:
-        """Note all places where contents should be, for :meth:`has_place`."""
+    def noting(self, contents: Iterable[Content]) -> Iterator[Content]:
+        """Yield contents, and note on the way where they should be, for :meth:`has_place`."""
         self._table.execute("CREATE TABLE IF NOT EXISTS place (path BLOB PRIMARY KEY) WITHOUT ROWID")
-        places = ((place,) for content in self.contents() for place in content.places)
-        self._table.executemany("INSERT OR IGNORE INTO place VALUES (?)", places)
+        for some in batches(contents, _BATCH):
+            places = ((place,) for content in some for place in content.places)
+            self._table.executemany("INSERT OR IGNORE INTO place VALUES (?)", places)
+            yield from some
+        self.noted = True
 
     def has_place(self, path: bytes) -> bool:
         """Whether some content should be there."""
@@ -274,7 +290,7 @@ class _Replay:
     :ivar listed: whether that is in the index.
     """
 
-    def __init__(self, past: Past, path: bytes, changes: Iterator[tuple[Any, ...]]) -> None:
+    def __init__(self, past: Past, path: bytes, changes: Iterable[tuple[Any, ...]]) -> None:
         self.contents: list[Content] = []
         self.live: Content | None = None
         self.listed = False

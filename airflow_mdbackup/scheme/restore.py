@@ -256,7 +256,7 @@ class _Restorer:
         if self._work is None:
             return self._would_bring(source, content)
         assert target is not None
-        return self._write(source, target, self._work / str(threading.get_ident()), content)
+        return self._write(source, target, content)
 
     def _would_bring(self, source: Tree, content: Content) -> Restored:
         for place in self._places(source, content):
@@ -265,7 +265,9 @@ class _Restorer:
                 return Restored(content, Came.RESTORED, found.st_size)
         return _lost(content)
 
-    def _write(self, source: Tree, target: Tree, work: Path, content: Content) -> Restored:
+    def _write(self, source: Tree, target: Tree, content: Content) -> Restored:
+        assert self._work is not None
+        work = f"{self._work}/{threading.get_ident()}"
         flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
         descriptor = os.open(work, flags, 0o600)
         try:
@@ -277,8 +279,8 @@ class _Restorer:
         finally:
             os.close(descriptor)
         if self._overwrite:
-            with Folder(work.parent) as folder:
-                target.put(folder, os.fsencode(work.name), content.path)
+            with Folder(self._work) as folder:
+                target.put(folder, os.fsencode(os.path.basename(work)), content.path)
         else:
             try:
                 target.put_new(work, content.path)

@@ -246,7 +246,7 @@ class Tree:
         parent, name = self._parent(path, create=True)
         os.rename(file, name, src_dir_fd=source.descriptor, dst_dir_fd=parent)
 
-    def put_new(self, source: os.PathLike[str], path: bytes) -> None:
+    def put_new(self, source: str | os.PathLike[str], path: bytes) -> None:
         """Move the file ``source`` to ``path`` in one step; never overwrites.
 
         :raises FileExistsError: something has that name.

@@ -87,7 +87,9 @@ def unknown(mirror: Mirror, past: Past) -> Iterator[Verified]:
 
     :param past: all of it.
     """
-    past.note_places()
+    if not past.noted:
+        for _ in past.noting(past.contents()):
+            pass
     root = os.fsencode(mirror.files)
     for folder, _, names in os.walk(root):
         for name in names:
