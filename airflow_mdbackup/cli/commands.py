@@ -331,6 +331,46 @@ COMMANDS = (
         "airflow_mdbackup.cli.past.history",
     ),
     Command(
+        "diff",
+        "Show what changed in a text from one version to another",
+        "Show what changed in a file of text, from its last version to what it is now, or between any two"
+        " moments, as `diff -u` does. Exit status 0, whether they differ or not; 1: the bytes of one are"
+        " nowhere any more, or history is damaged.",
+        (
+            ("what the last change was", "diff web /backups/etc/passwd"),
+            ("in a week", "diff web /backups/etc/passwd --from '8 days ago' --to yesterday"),
+        ),
+        (
+            _WORDS,
+            _DEST,
+            _argument(
+                "--from", metavar="TIME", dest="since", help="default: the version before that of --to"
+            ),
+            _argument("--to", metavar="TIME", dest="until", help="default: the last one"),
+            _PROVIDERS_FILE,
+        ),
+        "airflow_mdbackup.cli.diff.run",
+    ),
+    Command(
+        "rebuild",
+        "Tell lost history anew, by what is left on the disk",
+        "Where files of history are lost or damaged, tell anew what can be told by the names in .old and the"
+        " index: when a version was displaced is exact; of what was added or had gone, a restore as of then"
+        " brings too much rather than too little. Damaged files are kept, under another name.",
+        (
+            ("first look, then do it", "rebuild web --dry-run"),
+            ("without Airflow", "rebuild --dest /srv/backups/web"),
+        ),
+        (
+            _argument("words", metavar="PROVIDER", nargs="*", help=_PROVIDER.options["help"]),
+            _DEST,
+            _argument("--dry-run", action="store_true", help="write nothing"),
+            _FORMAT,
+            _PROVIDERS_FILE,
+        ),
+        "airflow_mdbackup.cli.rebuild.run",
+    ),
+    Command(
         "verify",
         "Read what lies in the backup again, and tell what is damaged",
         "Read live files and versions again, and compare them with their md5s: all, some paths, or a part"

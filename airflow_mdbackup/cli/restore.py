@@ -85,6 +85,8 @@ def _state(args: argparse.Namespace, past: Past, index: Path | None) -> Callable
         return lambda: past.present(index)
     moment = _moment(past, args.as_of)
     print(f"As of {in_words(moment.stamp)}, by {printable(moment.run_id)}", file=sys.stderr)
+    if moment.rebuilt:
+        print("The history of then was lost, and told anew: there may be too much", file=sys.stderr)
     return lambda: past.state(moment, gone=args.include_gone)
 
 

@@ -40,7 +40,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
 
 from airflow_mdbackup.scheme.disk import in_words
 from airflow_mdbackup.scheme.errors import BackupError, DestinationBusy, DestinationRefused, RunIncomplete
@@ -678,6 +678,39 @@ def _is_version(other: bytes, name: bytes) -> bool:
     return shortened is not None and name.startswith(shortened[1]) and _known_by(name) == shortened[2]
 
 
+class Displaced(NamedTuple):
+    """What a version name tells: ``path`` was displaced at ``stamp``, and lay at ``version`` from then on."""
+
+    path: bytes
+    version: bytes
+    stamp: str
+
+
+def displaced(place: bytes) -> tuple[bytes, list[Displaced]] | None:
+    """Return which path a file of the mirror belongs to, and what of it went to ``.old``, the oldest first.
+
+    If the first of these is not that path itself, a directory above it went there as a whole.
+
+    :returns: None where names do not tell: one was shortened, or is none of ours.
+    """
+    path, found = b"", list[Displaced]()
+    components = iter(place.split(b"/")[1:])
+    for component in components:
+        if component == OLD:
+            name = _VERSION.fullmatch(next(components, b""))
+            if name is None or not is_stamp(name[2].decode()) or _SHORTENED.fullmatch(name[1]):
+                return None
+            version = b"/".join((path, OLD, name[0]))
+            component = name[1]
+            found.insert(0, Displaced(path + b"/" + component, version, name[2].decode()))
+        path += b"/" + component
+    return path, found
+
+
+_VERSION = re.compile(rb"(.+)\.([0-9]{8}T[0-9]{6}\.[0-9]{6}Z)(?:\.[0-9]+)?", re.DOTALL)
+_SHORTENED = re.compile(rb".+~[0-9a-f]{12}", re.DOTALL)
+
+
 def _known_by(name: bytes) -> bytes:
     """Return what tells apart names that are too long for a version name of theirs."""
     return hashlib.md5(name, usedforsecurity=False).hexdigest()[:12].encode()
@@ -700,6 +733,16 @@ def _format(moment: datetime) -> str:
 def is_stamp(text: str) -> bool:
     """Whether a text is a stamp as :meth:`Mirror.next_stamp` gives them."""
     return bool(text) and _stamp_in(text.encode(errors="replace")) == text
+
+
+def stamp_beside(stamp: str, microseconds: int) -> str:
+    """Return the stamp so much later; earlier if it is negative."""
+    return _format(_parse(stamp) + timedelta(microseconds=microseconds))
+
+
+def stamp_of_file(path: Path) -> str:
+    """Return when a file was written last, as a stamp."""
+    return _format(datetime.fromtimestamp(path.stat().st_mtime, UTC))
 
 
 def _stamp_in(text: bytes) -> str:

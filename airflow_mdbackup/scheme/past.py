@@ -42,6 +42,7 @@ class Moment(NamedTuple):
     :ivar stamp: when it was, as ``20261123T031500.123456Z``.
     :ivar file: what it changed.
     :ivar finished: false for one that a crash cut off.
+    :ivar rebuilt: whether its history was lost, and told anew by what was left (see :mod:`.rebuild`).
     """
 
     number: int
@@ -49,6 +50,26 @@ class Moment(NamedTuple):
     run_id: str
     file: Path
     finished: bool
+    rebuilt: bool = False
+
+
+class Gap(NamedTuple):
+    """Where history is missing.
+
+    :ivar number: of the moment before which that is; the number of all moments, if it is the end.
+    :ivar after: stamp of the moment before, and ``before`` of the one behind it; empty if there is none.
+    :ivar within: whether part of the history of ``after`` is missing too.
+    """
+
+    number: int
+    after: str
+    before: str
+    within: bool
+
+    def holds(self, stamp: str) -> bool:
+        """Whether a commit of that stamp may be missing here."""
+        begun = stamp > self.after or (self.within and stamp == self.after)
+        return begun and (not self.before or stamp < self.before)
 
 
 @dataclass(slots=True)
@@ -79,6 +100,7 @@ class Past:
     :param wanted: tells of a path whether it is one of them.
     :ivar moments: the commits, oldest first.
     :ivar problems: what is wrong with the history itself, for people.
+    :ivar damaged: files of history that cannot be read to their end.
     :ivar noted: whether :meth:`noting` came to its end.
     :raises DestinationRefused: a file of history has a newer format.
     """
@@ -86,10 +108,12 @@ class Past:
     def __init__(self, mirror: Mirror, wanted: Callable[[bytes], bool] = lambda path: True) -> None:
         self.moments: list[Moment] = []
         self.problems: list[str] = []
+        self.damaged: list[Path] = []
         self.noted = False
         self._mirror = mirror
         self._wanted = wanted
         self._moves: dict[bytes, list[tuple[int, bytes]]] = {}
+        self._gaps: dict[int, bool] = {}  # by the number of the moment behind: see Gap.within
         self._edited = False  # whether the file read last tells of an index that was edited by hand
         self._whole: Past | None = None
         self._lock = threading.Lock()
@@ -128,14 +152,18 @@ class Past:
                     raise ValueError
             except (Damaged, KeyError, ValueError):
                 self.problems.append(f"{path} is damaged: what was committed then is not known")
+                self.damaged.append(path)
                 continue
-            self.moments.append(Moment(len(self.moments), stamp, run_id, path, path.suffix == ".jsonl"))
+            number, finished = len(self.moments), path.suffix == ".jsonl"
+            rebuilt = bool(header.get("rebuilt"))
+            self.moments.append(Moment(number, stamp, run_id, path, finished, rebuilt))
             self._edited = False
             self._table.executemany("INSERT INTO change VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", self._rows(path))
             # A first commit without files leaves an index, and no history.
             known = (after,) if after else ("", digest_of_nothing())
             if header.get("before", "") not in known and not self._edited:
                 self.problems.append(f"history is missing before {path.name}: commits are not known")
+                self._gaps.setdefault(number, False)
             after = str(header.get("after", after))
         if (
             not self.moments
@@ -143,9 +171,11 @@ class Past:
             and digest(self._mirror.index) != digest_of_nothing()
         ):
             self.problems.append("there is no history at all: only the present state is known")
+            self._gaps[0] = False
         copies = [path for path in (self._mirror.committed, self._mirror.upcoming) if path.exists()]
         if after and copies and after not in map(digest, copies):
             self.problems.append("history is missing at its end: the last commits are not known")
+            self._gaps.setdefault(len(self.moments), False)
 
     def _rows(self, path: Path) -> Iterator[tuple[Any, ...]]:
         number = self.moments[-1].number
@@ -161,8 +191,16 @@ class Past:
                     )
         except Damaged as error:
             self.problems.append(f"{error}; what follows there is not known")
+            self.damaged.append(path)
+            self._gaps[number + 1] = True
 
     # --- telling ------------------------------------------------------------------------------------
+
+    @property
+    def gaps(self) -> list[Gap]:
+        """Where history is missing, the oldest first."""
+        stamps = ["", *(moment.stamp for moment in self.moments), ""]
+        return [Gap(n, stamps[n], stamps[n + 1], within) for n, within in sorted(self._gaps.items())]
 
     def moment_at(self, stamp: str) -> Moment | None:
         """Return the last commit that was not after ``stamp`` and came to its end; None if there was none."""
@@ -270,6 +308,11 @@ class Past:
         """Whether some content should be there."""
         found = self._table.execute("SELECT 1 FROM place WHERE path = ?", (path,))
         return found.fetchone() is not None
+
+    def changes(self) -> Iterator[tuple[bytes, list[tuple[int, str, bytes | None, bytes | None]]]]:
+        """Yield what happened to each path: the number of the moment, what, old and new md5."""
+        for path, rows in self._by_path():
+            yield path, [(row[1], row[2], row[3], row[4]) for row in rows]
 
     def _by_path(
         self, first: bytes = b"", last: bytes | None = None

@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from enum import StrEnum
+from hashlib import md5
 from pathlib import Path
 
 from pathspec import GitIgnoreSpec
@@ -259,7 +260,7 @@ class _Restorer:
         return self._write(source, target, content)
 
     def _would_bring(self, source: Tree, content: Content) -> Restored:
-        for place in self._places(source, content):
+        for place in _places(self._past, source, content):
             found = source.lstat(place)
             if found is not None and is_file(found) and content.size in (None, found.st_size):
                 return Restored(content, Came.RESTORED, found.st_size)
@@ -290,7 +291,7 @@ class _Restorer:
 
     def _copy(self, source: Tree, target: int, content: Content) -> os.stat_result | None:
         """Copy the bytes from wherever they are, and return what is known of the file that has them."""
-        for place in self._places(source, content):
+        for place in _places(self._past, source, content):
             try:
                 with source.opened(place) as descriptor:
                     os.ftruncate(target, 0)
@@ -302,18 +303,40 @@ class _Restorer:
                     raise
         return None
 
-    def _places(self, source: Tree, content: Content) -> Iterator[bytes]:
-        """Yield where the bytes may be: where they should, where history has them too, and what .old has."""
-        tried = set()
-        for find in (
-            lambda: content.places,
-            lambda: self._past.elsewhere(content.md5),
-            lambda: [content.path, *versions_on_disk(source, content.path)],
-        ):
-            for place in find():
-                if place not in tried:
-                    tried.add(place)
-                    yield place
+
+def _places(past: Past, source: Tree, content: Content) -> Iterator[bytes]:
+    """Yield where the bytes may be: where they should, where history has them too, and what .old has."""
+    tried = set()
+    for find in (
+        lambda: content.places,
+        lambda: past.elsewhere(content.md5),
+        lambda: [content.path, *versions_on_disk(source, content.path)],
+    ):
+        for place in find():
+            if place not in tried:
+                tried.add(place)
+                yield place
+
+
+def bytes_of(mirror: Mirror, past: Past, content: Content) -> bytes | None:
+    """Return a content, whole in memory; None if no file of the mirror has its bytes.
+
+    :raises OSError: the disk fails as a whole.
+    """
+    with mirror.tree() as tree:
+        for place in _places(past, tree, content):
+            try:
+                with tree.opened(place) as descriptor, open(descriptor, "rb", closefd=False) as file:
+                    if content.size not in (None, os.fstat(descriptor).st_size):
+                        continue
+                    found = file.read()
+            except OSError as error:
+                if not concerns_one_file(error):
+                    raise
+            else:
+                if md5(found, usedforsecurity=False).hexdigest().encode() == content.md5:
+                    return found
+    return None
 
 
 def _give_attributes(descriptor: int, content: Content, found: os.stat_result) -> None:

@@ -1,0 +1,139 @@
+"""History that is lost or damaged, told anew by what is left."""
+
+from __future__ import annotations
+
+import os
+import random
+from pathlib import Path
+
+import pytest
+
+from airflow_mdbackup.scheme.history import commits
+from airflow_mdbackup.scheme.past import Past
+from airflow_mdbackup.scheme.rebuild import rebuild
+
+from ..kept import Kept, files_in
+from ..torture import LONG, Cases, scaled
+from .conftest import Pair
+from .test_crash import md5
+from .test_restore import Random, back, files_of_a, mdbackup
+
+
+def lose(pair: Pair, choose: random.Random) -> None:
+    """Lose some of the history: whole files, ends of files, headers."""
+    files = commits(pair.mirror)
+    for path in choose.sample(files, choose.randint(1, max(1, len(files) // 3))):
+        lines = path.read_bytes().splitlines(keepends=True)
+        match choose.randint(0, 2):
+            case 0:
+                path.unlink()
+            case 1:
+                path.write_bytes(b"".join(lines[: choose.randint(1, len(lines))]) + b"{")
+            case _:
+                path.write_bytes(b"spoilt\n" + b"".join(lines[1:]))
+
+
+@pytest.mark.guarantee("11. Getting it back")
+@pytest.mark.parametrize("seed", range(5 if not LONG else 200))
+def test_what_was_lost_of_a_random_history_is_told_anew(
+    pair: Pair, cases: Cases, tmp_path: Path, seed: int
+) -> None:
+    """What was before comes exactly; of what was lost, and behind it, everything, and rather too much."""
+    somebody, choose = Random(pair, seed), random.Random(seed)
+    snapshots: list[tuple[str, dict[bytes, Kept]]] = []
+    for _ in range(scaled(12, 40)):
+        somebody.work()
+        pair.backup(allow_empty=True)
+        snapshots.append((pair.mirror.last_commit(), files_of_a(pair)))
+    lose(pair, choose)
+    with Past(pair.mirror) as past:
+        exact = {m.stamp for m in past.moments} - {gap.after for gap in past.gaps if gap.within}
+        gaps = past.gaps
+    rebuilt = rebuild(pair.mirror)
+    assert rebuilt.gaps == len(gaps) > 0 and not rebuilt.unclear
+    assert rebuild(pair.mirror).gaps == 0
+    for number, (stamp, kept) in enumerate(snapshots):
+        target = tmp_path / str(number)
+        with cases.one():
+            back(pair, target, stamp)
+            came = files_in(target) if target.exists() else {}
+            if stamp in exact and stamp <= gaps[0].after:
+                assert came == kept
+            elif (stamp in exact and stamp > gaps[-1].after) or (len(gaps) == 1 and pair_knows(pair, stamp)):
+                assert kept.items() <= came.items()
+
+
+def pair_knows(pair: Pair, stamp: str) -> bool:
+    """Whether there is a moment that is not after a stamp: it is not known when lost first ones were."""
+    with Past(pair.mirror) as past:
+        return past.moment_at(stamp) is not None
+
+
+def test_rebuilt_history_is_gone_on_with(pair: Pair, tmp_path: Path) -> None:
+    """None was left: versions have their times, damaged files stay, and the next run takes no harm."""
+    for content in (b"1", b"2", b"3"):
+        pair.put("changed", content)
+        pair.put("of " + content.decode(), content)
+        pair.backup()
+    files = commits(pair.mirror)
+    files[0].unlink()
+    files[1].write_bytes(b"spoilt")
+    files[2].write_bytes(files[2].read_bytes()[:-3])
+    by_hand = pair.live(".old/whose")
+    by_hand.write_bytes(b"")
+    names = sorted(path.name for path in pair.mirror.history.iterdir())
+    assert rebuild(pair.mirror, dry_run=True).gaps == 2
+    assert sorted(path.name for path in pair.mirror.history.iterdir()) == names
+    status, told, said = mdbackup("rebuild", "--dest", str(pair.mirror.dest))
+    assert status == 0 and "added" in told and str(by_hand) in said
+    assert len(list(pair.mirror.history.glob("*.damaged"))) == 2
+    assert mdbackup("rebuild", "--dest", str(pair.mirror.dest))[2] == "Nothing is missing\n"
+    pair.put("changed", b"4")
+    pair.backup()
+    with Past(pair.mirror) as past:
+        assert not past.problems
+        held = [content for content in past.contents() if content.path == pair.path("changed")]
+        assert [content.md5 for content in held] == [md5(b"%d" % n) for n in (1, 2, 3, 4)]
+        assert all(pair.mirror.tree().has_file(content.places[0]) for content in held)
+    status, _, said = mdbackup("restore", "--dest", str(pair.mirror.dest), "--to", str(tmp_path / "back"))
+    assert status == 0 and "4 restored" in said
+
+
+def test_rebuilding_that_is_cut_off_is_gone_on_with(pair: Pair) -> None:
+    for content in (b"1", b"2", b"3"):
+        pair.put("changed", content)
+        pair.backup()
+    for path in commits(pair.mirror):
+        path.unlink()
+    rebuild(pair.mirror)
+    whole = [path.read_bytes() for path in commits(pair.mirror)]
+    assert len(whole) == 3
+    for kept in range(3):
+        for path in commits(pair.mirror)[kept:]:
+            path.unlink()
+        rebuild(pair.mirror)
+        assert [path.read_bytes() for path in commits(pair.mirror)] == whole
+        with Past(pair.mirror) as past:
+            assert not past.problems
+
+
+def test_texts_are_compared(pair: Pair) -> None:
+    """Between the last two versions, or any two moments; other bytes than text are only told to differ."""
+    stamps = []
+    for text in (b"one\n", b"one\ntwo\n", b"one\nthree\x1b\n", b"\0"):
+        pair.put("text", text)
+        pair.backup()
+        stamps.append(pair.mirror.last_commit())
+    dest, name = str(pair.mirror.dest), os.fsdecode(pair.path("text"))
+    status, told, _ = mdbackup("diff", "--dest", dest, name)
+    assert status == 0 and told == "Binary files differ\n"
+    status, told, _ = mdbackup("diff", "--dest", dest, name, "--from", stamps[0], "--to", stamps[2])
+    assert status == 0 and told.splitlines()[2:] == ["@@ -1 +1,2 @@", " one", "+three\x1b"]
+    status, told, _ = mdbackup("diff", "--dest", dest, name, "--to", stamps[1])
+    assert status == 0 and told.splitlines()[-1] == "+two"
+    (version,) = (pair.live("text").parent / ".old").glob(f"*{stamps[2]}")
+    version.write_bytes(b"other")
+    status, _, said = mdbackup("diff", "--dest", dest, name, "--to", stamps[1])
+    assert status == 1 and said.startswith("lost: ")
+    assert mdbackup("diff", "--dest", dest, name, "--to", stamps[0])[0] == 2
+    assert mdbackup("diff", "--dest", dest, "nothing")[0] == 2
