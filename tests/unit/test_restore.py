@@ -101,14 +101,14 @@ def back(pair: Pair, target: Path, stamp: str = "9", *, sound: bool = True, **op
 
 
 @pytest.mark.guarantee("11. Getting it back")
-@pytest.mark.parametrize("seed", range(3 if not LONG else 30))
+@pytest.mark.parametrize("seed", range(3 if not LONG else 20))
 def test_each_moment_of_a_random_history_comes_back_exactly(
     pair: Pair, cases: Cases, tmp_path: Path, seed: int
 ) -> None:
     """Bytes, times and modes, compared with a copy of A kept at each run."""
     somebody = Random(pair, seed)
     snapshots: list[tuple[str, dict[bytes, Kept]]] = []
-    for _ in range(scaled(25, 100)):
+    for _ in range(scaled(100, 300)):
         somebody.work()
         pair.backup(allow_empty=True)
         snapshots.append((pair.mirror.last_commit(), files_of_a(pair)))
