@@ -49,8 +49,8 @@ from airflow_mdbackup.scheme.names import to_text
 
 log = logging.getLogger(__name__)
 
-# Naive, so that Airflow reads it, and with it every cron expression, in its own default time zone.
-_START = datetime(2020, 1, 1)
+START = datetime(2020, 1, 1)
+"""Naive, so that Airflow reads it, and with it every cron expression, in its own default time zone."""
 _APPROVAL = timedelta(hours=24)
 _LONGEST_DELAY = timedelta(hours=1)
 _PARAMS = {
@@ -106,6 +106,11 @@ def provider_dags(path: Path | None = None) -> dict[str, DAG]:
         _dag_id(name): partial(_invalid_dag, name, problems)
         for name, problems in configuration.refused.items()
     }
+    return made(makers)
+
+
+def made(makers: dict[str, Callable[[], DAG]]) -> dict[str, DAG]:
+    """Make DAGs, by id; where a worker reads the file for one task, that task's DAG is the only one."""
     only = get_parsing_context().dag_id
     if only in makers:
         makers = {only: makers[only]}
@@ -119,12 +124,20 @@ def _dag_of(provider: Provider) -> DAG:
         return _invalid_dag(provider.name, (f"schedule: {error}",))
 
 
+def schedule_of(schedule: Any) -> Any:
+    """Return what a DAG takes for a schedule of the configuration.
+
+    :raises UnusableSchedule: Airflow cannot use it.
+    """
+    return schedule.made() if isinstance(schedule, Assets | Timetable) else schedule
+
+
 def provider_dag(provider: Provider) -> DAG:
     """Return the DAG that backs up one provider.
 
     :raises UnusableSchedule: its schedule is one that Airflow cannot use.
     """
-    schedule, timeouts = provider.schedule, provider.timeouts
+    timeouts = provider.timeouts
     asset = provider_asset(provider.name)
     common: dict[str, Any] = {"provider": provider.name, "dest": provider.dest}
     teller = Teller(provider) if provider.alerts else None
@@ -135,12 +148,12 @@ def provider_dag(provider: Provider) -> DAG:
         dag_id=_dag_id(provider.name),
         description=f"Back up {provider.name} to {provider.dest}",
         doc_md=_doc(provider),
-        schedule=schedule.made() if isinstance(schedule, Assets | Timetable) else schedule,
-        start_date=_START,
+        schedule=schedule_of(provider.schedule),
+        start_date=START,
         catchup=False,
         max_active_runs=1,
         tags={"mdbackup", *provider.tags},
-        default_args=_task_defaults(provider, teller),
+        default_args=task_defaults(provider, teller),
         params=_PARAMS,
         on_failure_callback=[teller.tell_failed_run] if teller else None,
     ) as dag:
@@ -231,7 +244,8 @@ def _dag_id(provider: str) -> str:
     return f"mdbackup_{provider}"
 
 
-def _task_defaults(provider: Provider, teller: Teller | None) -> dict[str, Any]:
+def task_defaults(provider: Provider, teller: Teller | None) -> dict[str, Any]:
+    """Return what all tasks of a provider have in common."""
     defaults: dict[str, Any] = {
         "retries": provider.retries,
         "retry_delay": provider.retry_delay,
@@ -243,23 +257,37 @@ def _task_defaults(provider: Provider, teller: Teller | None) -> dict[str, Any]:
     }
     if teller is not None:
         defaults["on_failure_callback"] = [teller.note_failure]
+    return defaults | placement(provider)
+
+
+def placement(provider: Provider) -> dict[str, Any]:
+    """Return what has a task run where a provider's ``dest`` is: keyword arguments of that task."""
+    where: dict[str, Any] = {}
     if provider.queue is not None:
-        defaults["queue"] = provider.queue
+        where["queue"] = provider.queue
     if provider.pod_template_file is not None:
-        defaults["executor_config"] = {"pod_template_file": provider.pod_template_file}
+        where["executor_config"] = {"pod_template_file": provider.pod_template_file}
     if provider.pool is not None:
-        defaults["pool"] = provider.pool
-    return defaults
+        where["pool"] = provider.pool
+    return where
 
 
 def _invalid_dag(name: str, problems: Sequence[Problem | str]) -> DAG:
+    return invalid_dag(_dag_id(name), f"{name} is NOT backed up", problems)
+
+
+def invalid_dag(dag_id: str, what: str, problems: Sequence[Problem | str]) -> DAG:
+    """Return a DAG that fails each day, and says why.
+
+    :param what: what is not done because of it.
+    """
     message = "\n\n".join(map(str, problems))
     with DAG(
-        dag_id=_dag_id(name),
-        description=f"{name} is NOT backed up: its configuration is invalid",
-        doc_md=f"# {name} is not backed up\n\n```\n{message}\n```\n",
+        dag_id=dag_id,
+        description=f"{what}: its configuration is invalid",
+        doc_md=f"# {what}\n\n```\n{message}\n```\n",
         schedule="@daily",
-        start_date=_START,
+        start_date=START,
         catchup=False,
         max_active_runs=1,
         tags={"mdbackup", "invalid"},
@@ -271,10 +299,10 @@ def _invalid_dag(name: str, problems: Sequence[Problem | str]) -> DAG:
 def _doc(provider: Provider) -> str:
     """Return what the DAG's page says of it."""
     rows = {
-        "source": ", ".join(map(_code, provider.source)),
-        "left out": ", ".join(map(_code, provider.exclude)) or "nothing",
-        "to": _code(provider.dest),
-        "index": _code(provider.index)
+        "source": ", ".join(map(as_code, provider.source)),
+        "left out": ", ".join(map(as_code, provider.exclude)) or "nothing",
+        "to": as_code(provider.dest),
+        "index": as_code(provider.index)
         + (", built by each run" if provider.ssh_conn_id else ", built by the provider itself"),
         "guard": _guard_text(provider),
         "bandwidth": str(provider.bandwidth_limit or "not limited"),
@@ -287,7 +315,7 @@ def _doc(provider: Provider) -> str:
     )
 
 
-def _code(text: str) -> str:
+def as_code(text: str) -> str:
     """Return text that Markdown shows as it is, whatever is in it."""
     text = to_text(text.encode("utf-8", "surrogateescape"))
     fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))

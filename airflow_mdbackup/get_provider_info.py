@@ -25,6 +25,8 @@ def get_provider_info() -> dict[str, Any]:
                     "airflow_mdbackup.operators.commit_backup",
                     "airflow_mdbackup.operators.audit_provider",
                     "airflow_mdbackup.operators.watch_backup",
+                    "airflow_mdbackup.operators.verify_mirror",
+                    "airflow_mdbackup.operators.restore_files",
                 ],
             }
         ],
@@ -59,7 +61,18 @@ def get_provider_info() -> dict[str, Any]:
                         "type": "string",
                         "example": "/etc/airflow/mdbackup/providers.yaml",
                         "default": "mdbackup/providers.yaml",
-                    }
+                    },
+                    "restore_below": {
+                        "description": (
+                            "The directory, on the workers, below which the DAG ``mdbackup_restore`` may"
+                            " write: an absolute path, where only the workers' user can write. Not set: that"
+                            " DAG restores nothing."
+                        ),
+                        "version_added": "0.1.0",
+                        "type": "string",
+                        "example": "/srv/restored",
+                        "default": None,
+                    },
                 },
             }
         },

@@ -64,6 +64,10 @@ A provider's name is made of lowercase letters, digits, `_` and `-`, begins with
 at most 100 characters. `watchdog`, `restore`, `verify` and names that begin with `verify_` are reserved. The
 provider's DAG is called `mdbackup_<name>`.
 
+The option `[mdbackup] restore_below` (`AIRFLOW__MDBACKUP__RESTORE_BELOW`), on the workers, names the
+directory below which the DAG `mdbackup_restore` may write ([how](../restore.md#in-airflow)). Not set, it
+restores nothing.
+
 ## How values are written
 
 - **duration**: numbers with units, the greater unit first: `90s`, `15m`, `1h30m`, `1.5h`, `26h`, `2d`. It is
@@ -143,17 +147,24 @@ def keys() -> list[tuple[str, dict[str, Any], bool]]:
         if name == "name":
             continue
         found.append((name, item, name in schema["required"]))
-        if mapping := item.get("$ref") or item.get("items", {}).get("$ref"):
+        optional = next(iter(item.get("anyOf", ())), {})
+        if mapping := next(
+            (of["$ref"] for of in (item, optional, item.get("items", {})) if "$ref" in of), ""
+        ):
             inner = schema["$defs"][mapping.rpartition("/")[2]]
             found += [(f"{name}.{key}", value, False) for key, value in inner["properties"].items()]
     return found
+
+
+def _is_mapping(schema: dict[str, Any]) -> bool:
+    return any("$ref" in of for of in (schema, *schema.get("anyOf", ())))
 
 
 def default_text(schema: dict[str, Any], required: bool) -> str:
     """Return what holds when the key is left out; nothing if the description says it."""
     if required:
         return "Required."
-    if "$ref" in schema or "Default:" in schema["description"]:
+    if _is_mapping(schema) or "Default:" in schema["description"]:
         return ""
     default = schema.get("default")
     if isinstance(default, str) and re.fullmatch("P[0-9DTHMS]+", default):  # ISO 8601, beside null
@@ -189,7 +200,7 @@ def sample() -> str:
         )
         key = name.rpartition(".")[2]
         lines += [f"{mark}Or: {as_yaml(key, example)}" for example in schema["examples"][1:]]
-        shown = f"{key}:" if "$ref" in schema else as_yaml(key, schema["examples"][0])
+        shown = f"{key}:" if _is_mapping(schema) else as_yaml(key, schema["examples"][0])
         lines += [f"{indent}{'' if required else '#'}{shown}", ""]
     return "\n".join(lines).rstrip("\n") + "\n"
 

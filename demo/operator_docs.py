@@ -20,6 +20,8 @@ _STEPS = [
     operators.ArchiveOld,
     operators.CommitBackup,
     operators.AuditProvider,
+    operators.VerifyMirror,
+    operators.RestoreFiles,
     operators.WatchBackup,
 ]
 
@@ -30,7 +32,8 @@ _INTRODUCTION = """\
 and you can wire them yourself. All parameters are keyword-only, and those marked *templated* are
 rendered by Airflow. Every step finds the state of its run below `dest`, so that all but
 `BuildProviderIndex` must run where that is, and a retried or cleared task goes on from there. XComs are
-small summaries only. `AuditProvider` and `WatchBackup` are no steps of a backup, and run anywhere.
+small summaries only. `VerifyMirror` and `RestoreFiles` are no steps of a backup, and run where `dest` is;
+`AuditProvider` and `WatchBackup` are none, and run anywhere.
 
 Pass `RETRY_POLICY` as `retry_policy`: then what no retry can heal (a refused key, a damaged index, a
 tripped guard) fails at once. `ArchiveOld` and `CommitBackup` belong behind the plan *and* behind a join

@@ -24,6 +24,8 @@ module           what it does
 :mod:`.senders`  how it is sent; never raises
 ===============  ======================================================================
 
+A failed verification is told likewise, with words of its own, and without pings: it is no failed backup.
+
 What is told must not depend on what it tells of: a way of telling that does not work is logged, with what to
 do, and neither fails a task nor keeps the other ways from being tried.
 """
@@ -76,6 +78,13 @@ class Teller:
         """Tell of a failed run. For the DAG's ``on_failure_callback``."""
         self._tell("failure", context, lambda: seen.failed_run(context, self.provider.name))
 
+    def tell_failed_verification(self, context: Any) -> None:
+        """Tell people of a failed verification. For the ``on_failure_callback`` of its DAG.
+
+        Pings are of backups, and are not told.
+        """
+        self._tell("verification", context, lambda: seen.failed_verification(context, self.provider.name))
+
     def tell_failed_task(self, context: Any) -> bool:
         """Tell of a failed task, and return whether any way of telling took it.
 
@@ -119,9 +128,12 @@ def _is_of_all(context: Any) -> bool:
 
 
 def _wanted(rule: AlertRule, event: str, alert: Alert | None) -> bool:
-    """Tell whether a rule asks for this event. Pings know no approval: the run goes on."""
+    """Tell whether a rule asks for this event.
+
+    Pings know no approval, with which the run goes on, and no verification, which is no backup.
+    """
     if rule.ping_url is not None:
-        return event != "approval"
+        return event not in ("approval", "verification")
     if event == "success":
         return "success" in rule.also or ("warning" in rule.also and alert is not None and alert.warning)
     return event != "start"

@@ -30,6 +30,7 @@ _HEADLINES = {
     "failure": "backup FAILED",
     "approval": "backup WAITS for a person's approval: much is gone or changed",
     "success": "backup is good",
+    "verification": "verification FAILED",
 }
 
 
@@ -77,6 +78,16 @@ def failed_run(context: Mapping[str, Any], provider: str) -> Alert:
     )
     how = limits(context)
     return dataclasses.replace(alert, headline=f"{alert.headline} ({how})") if how else alert
+
+
+def failed_verification(context: Mapping[str, Any], provider: str) -> Alert:
+    """Return the alert of a failed verification, from the context of its DAG's callback."""
+    dag, run_id = context["dag"], context["run_id"]
+    failures = tuple(_failure(dag.dag_id, run_id, *where) for where in _failed(context))
+    kinds = ", ".join(dict.fromkeys(failure.kind for failure in failures))
+    headline = f"{_HEADLINES['verification']}: {kinds}" if kinds else _HEADLINES["verification"]
+    facts = (("Verification", _run_url(dag.dag_id, run_id)), ("Backups", "go on: this is no failed backup"))
+    return Alert(provider, "verification", headline, facts, failures)
 
 
 def failed_task(context: Mapping[str, Any], provider: str) -> Alert:

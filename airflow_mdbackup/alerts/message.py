@@ -28,6 +28,7 @@ _KINDS = {
     "DestinationBusy": "another run held dest for too long",
     "RunIncomplete": "an earlier step left no result",
     "EntriesFailed": "some files could not be backed up",
+    "DamageFound": "files of the backup are damaged",
     "AirflowTaskTimeout": "it took longer than its execution_timeout",
     "TaskDeferralTimeout": "it took longer than its execution_timeout",
     "HITLRejectException": "a person refused what the guard stopped",
@@ -72,7 +73,7 @@ class Failure:
 class Alert:
     """What people are told. Its texts are what a notifier's templates use.
 
-    :ivar event: ``failure``, ``approval``, ``success`` or ``test``.
+    :ivar event: ``failure``, ``approval``, ``success``, ``verification`` (one that failed) or ``test``.
     :ivar headline: what happened, after the provider's name.
     :ivar facts: pairs of what and which, in their order.
     :ivar failures: the tasks that failed, in the order of the DAG.

@@ -30,7 +30,7 @@ _LONGEST_BODY = 10_000
 def send(rule: AlertRule, event: str, alert: Alert | None, context: Any) -> bool:
     """Send an alert in one way, log what came of it, and return whether it was taken.
 
-    :param event: ``start``, ``failure``, ``approval`` or ``success``.
+    :param event: ``start``, ``failure``, ``approval``, ``success`` or ``verification``.
     :param alert: what is told; None for the start, which only pings tell of.
     """
     if why := deliver(rule, event, alert, context):

@@ -382,6 +382,7 @@ COMMANDS = (
                 "a thirtieth each night, at 50 MB a second, from cron",
                 "verify web --fraction 1/30 --limit 50MB",
             ),
+            ("have the next run pull rotten files of a directory again", "verify web /backups/etc --repair"),
             ("without Airflow and configuration", "verify --dest /srv/backups/web /backups/etc"),
         ),
         (
@@ -390,6 +391,8 @@ COMMANDS = (
             _argument("--bytes", metavar="SIZE", help="the next part of all, of so many bytes: 50GB"),
             _argument("--fraction", metavar="N", help="the next part of all, such as 1/30"),
             _argument("--limit", metavar="SIZE", help="read at most so many bytes per second"),
+            _argument("--repair", action="store_true", help="forget rotten live files: see `forget`"),
+            _argument("--missing", action="store_true", help="with --repair: also those that are missing"),
             _argument("--jobs", metavar="N", type=_count, default=2, help="files at a time (default: 2)"),
             _FORMAT,
             _PROVIDERS_FILE,

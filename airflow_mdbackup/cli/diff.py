@@ -11,9 +11,9 @@ from datetime import datetime
 
 from airflow_mdbackup.cli import UsageError
 from airflow_mdbackup.cli.mirrors import mirror_of
-from airflow_mdbackup.cli.moments import in_words, moment_of, stamp_of
 from airflow_mdbackup.cli.past import quoted, tell_problems, tell_stopped
 from airflow_mdbackup.scheme.mirror import Mirror
+from airflow_mdbackup.scheme.moments import NoSuchMoment, in_words, moment_of, stamp_of
 from airflow_mdbackup.scheme.past import Content, Past
 from airflow_mdbackup.scheme.restore import as_path, bytes_of
 
@@ -76,7 +76,10 @@ def _pair(args: argparse.Namespace, contents: list[Content], path: bytes) -> tup
 
 
 def _as_of(contents: list[Content], text: str) -> Content:
-    stamp = stamp_of(moment_of(text, datetime.now().astimezone()))
+    try:
+        stamp = stamp_of(moment_of(text, datetime.now().astimezone()))
+    except NoSuchMoment as error:
+        raise UsageError(str(error)) from error
     found = [content for content in contents if content.since <= stamp]
     if not found:
         raise UsageError(f"it was not there yet at {text!r}: first at {in_words(contents[0].since)}")

@@ -13,9 +13,9 @@ from typing import Any
 
 from airflow_mdbackup.cli import UsageError, printable
 from airflow_mdbackup.cli.mirrors import mirror_of, selection_of
-from airflow_mdbackup.cli.moments import in_words
 from airflow_mdbackup.scheme.history import Change, What
 from airflow_mdbackup.scheme.mirror import Mirror
+from airflow_mdbackup.scheme.moments import in_words
 from airflow_mdbackup.scheme.names import to_text
 from airflow_mdbackup.scheme.past import Content, Past
 from airflow_mdbackup.scheme.records import Damaged, read_records

@@ -8,8 +8,8 @@ import sys
 
 from airflow_mdbackup.cli import UsageError
 from airflow_mdbackup.cli.mirrors import mirror_of
-from airflow_mdbackup.cli.moments import in_words
 from airflow_mdbackup.cli.past import on_disk, quoted
+from airflow_mdbackup.scheme.moments import in_words
 from airflow_mdbackup.scheme.rebuild import rebuild
 
 DONE = 0

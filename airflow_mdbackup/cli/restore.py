@@ -10,19 +10,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from airflow_mdbackup.cli import UsageError, printable
 from airflow_mdbackup.cli.mirrors import mirror_of, selection_of
-from airflow_mdbackup.cli.moments import in_words, moment_of, stamp_of
 from airflow_mdbackup.cli.past import quoted, tell_problems, tell_stopped
 from airflow_mdbackup.scheme.disk import amount
-from airflow_mdbackup.scheme.index import has_path
+from airflow_mdbackup.scheme.moments import NoSuchMoment, moment_of
 from airflow_mdbackup.scheme.names import to_text
-from airflow_mdbackup.scheme.past import Content, Moment, Past
 from airflow_mdbackup.scheme.progress import Pace
-from airflow_mdbackup.scheme.restore import Came, Restored, Selection, as_path, restore
-from airflow_mdbackup.scheme.settle import present_index
+from airflow_mdbackup.scheme.restore import Came, Restored, State, restore, state_of
 
 GOOD, WRONG = 0, 1
 
@@ -39,19 +35,16 @@ def run(args: argparse.Namespace) -> int:
     if not args.to:
         raise UsageError("--to is empty: name a directory")
     wanted = selection_of(words)
-    target = Path(args.to)
     counts: Counter[Came] = Counter()
     size = 0
     try:
-        with Past(mirror, wanted) as past, TemporaryDirectory(prefix="mdbackup-") as folder:
-            index = present_index(mirror, Path(folder) / "index.md5")
-            wanted.settle(lambda path: past.knows(path) or (index is not None and has_path(index, path)))
-            wrong = tell_problems(past)
-            state = _state(args, past, index)
-            contents = (content for content in state() if wanted.take(content.path))
-            with _progress(state, wanted) as advance:
+        when = _when(args.as_of)
+        with state_of(mirror, wanted, when, gone=args.include_gone) as state:
+            wrong = tell_problems(state.past)
+            print(printable(state.said), file=sys.stderr)
+            with _progress(state) as advance:
                 for restored in restore(
-                    *(mirror, past, contents, target),
+                    *(mirror, state.past, state.contents(), Path(args.to)),
                     overwrite=args.overwrite,
                     dry_run=args.dry_run,
                     threads=args.jobs,
@@ -60,57 +53,34 @@ def run(args: argparse.Namespace) -> int:
                     size += restored.size
                     advance(restored)
                     _tell(args, restored)
-            known = [word for word in wanted.not_found if past.knows(as_path(word))]
+            not_found = state.not_found("--include-gone")
+    except NoSuchMoment as error:
+        raise UsageError(str(error)) from error
     except OSError as error:
         tell_stopped("restore", error)
         return WRONG
-    for word in wanted.not_found:
-        why = "not then; --include-gone takes what had gone by then, too" if word in known else "never"
-        print(printable(f"There was nothing under {word!r}: {why}"), file=sys.stderr)
+    for why in not_found:
+        print(printable(why), file=sys.stderr)
     _sum_up(args, counts, size)
-    if args.as_of is None:
-        wrong = GOOD  # the index tells what is there now, and no history is needed for that
-    return wrong if all(came.good for came in counts) and not wanted.not_found else WRONG
+    if not state.needs_history:
+        wrong = GOOD
+    return wrong if all(came.good for came in counts) and not not_found else WRONG
 
 
-def _state(args: argparse.Namespace, past: Past, index: Path | None) -> Callable[[], Iterator[Content]]:
-    """Return what gives the contents as of then, and say on standard error as of when that is.
+def _when(as_of: str | None) -> datetime | None:
+    """Return the moment that somebody means, and tell which one that is; None for now.
 
-    :param index: the consumer index as it is now; None if there is none.
-    :raises UsageError: there was no backup yet.
+    :raises NoSuchMoment: it is none.
     """
-    if args.as_of is None and index is not None and not args.include_gone:
-        last = f"; the last commit was at {in_words(past.moments[-1].stamp)}" if past.moments else ""
-        print(f"As of now, by the index{last}", file=sys.stderr)
-        return lambda: past.present(index)
-    moment = _moment(past, args.as_of)
-    print(f"As of {in_words(moment.stamp)}, by {printable(moment.run_id)}", file=sys.stderr)
-    if moment.rebuilt:
-        print("The history of then was lost, and told anew: there may be too much", file=sys.stderr)
-    return lambda: past.state(moment, gone=args.include_gone)
-
-
-def _moment(past: Past, as_of: str | None) -> Moment:
-    """Return the last commit as of then.
-
-    :raises UsageError: there was none yet.
-    """
-    now = datetime.now().astimezone()
-    when = now if as_of is None else moment_of(as_of, now)
-    if as_of is not None:
-        print(f"{as_of!r} is {when:%Y-%m-%d %H:%M:%S %z}", file=sys.stderr)
-    moment = past.moment_at(stamp_of(when))
-    if moment is None:
-        finished = [moment for moment in past.moments if moment.finished]
-        first = f"the first one was at {in_words(finished[0].stamp)}" if finished else "history knows of none"
-        raise UsageError(f"there was no backup yet at {when:%Y-%m-%d %H:%M:%S %z}: {first}")
-    return moment
+    if as_of is None:
+        return None
+    when = moment_of(as_of, datetime.now().astimezone())
+    print(f"{as_of!r} is {when:%Y-%m-%d %H:%M:%S %z}", file=sys.stderr)
+    return when
 
 
 @contextmanager
-def _progress(
-    state: Callable[[], Iterator[Content]], wanted: Selection
-) -> Iterator[Callable[[Restored], None]]:
+def _progress(state: State) -> Iterator[Callable[[Restored], None]]:
     """Show on standard error how far it is: a bar for people, a line now and then for anybody else."""
     files = size = 0
     if not sys.stderr.isatty():
@@ -129,7 +99,7 @@ def _progress(
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("files"), TimeRemainingColumn())
-    total = sum(1 for content in state() if wanted(content.path))
+    total = sum(1 for _ in state.contents())
     with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task("", total=total)
         yield lambda restored: progress.advance(task)

@@ -5,116 +5,109 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable
 from fractions import Fraction
-from itertools import chain
-from typing import Any
+from typing import Any, TypeVar
 
-from airflow_mdbackup.cli import UsageError
+from airflow_mdbackup.cli import UsageError, printable
 from airflow_mdbackup.cli.mirrors import mirror_of, selection_of
 from airflow_mdbackup.cli.past import on_disk, quoted, tell_not_found, tell_problems, tell_stopped
-from airflow_mdbackup.scheme.disk import amount
-from airflow_mdbackup.scheme.limit import Limiter
+from airflow_mdbackup.scheme.errors import BackupError
 from airflow_mdbackup.scheme.mirror import Mirror
 from airflow_mdbackup.scheme.names import to_text
-from airflow_mdbackup.scheme.past import Content, Past
-from airflow_mdbackup.scheme.progress import Pace
-from airflow_mdbackup.scheme.restore import Selection
-from airflow_mdbackup.scheme.verify import Found, Part, Verified, unknown, verify
+from airflow_mdbackup.scheme.past import Past
+from airflow_mdbackup.scheme.verify import Found, Verified, Walk, what_follows
 
 SOUND, DAMAGED = 0, 1
 
+T = TypeVar("T")
+
 
 def run(args: argparse.Namespace) -> int:
-    """Verify what ``args.words`` name, or all, or the next part of all.
+    """Verify what ``args.words`` name, or all, or the next part of all; repair it, if asked.
 
-    :returns: 0: all that was read is sound; 1: there is damage. History that is missing is only told of: it
-        does not come back.
+    :returns: 0: all that was read is sound; 1: there is damage, or was before the repair. History that is
+        missing is only told of: it does not come back.
     :raises UsageError: there is no such backup, or what was asked for does not go together.
     """
     mirror, words = mirror_of(args)
-    in_parts = args.bytes is not None or args.fraction is not None
-    if words and in_parts:
-        raise UsageError("parts are of the whole backup: leave the paths out, or --bytes and --fraction")
+    if args.missing and not args.repair:
+        raise UsageError("--missing is for --repair: write both")
     try:
-        return _run(args, mirror, words, in_parts)
+        return _run(args, mirror, words)
     except OSError as error:
         tell_stopped("verify", error)
         return DAMAGED
 
 
-def _run(args: argparse.Namespace, mirror: Mirror, words: list[str], in_parts: bool) -> int:
+def _run(args: argparse.Namespace, mirror: Mirror, words: list[str]) -> int:
     wanted = selection_of(words)
     with Past(mirror, wanted) as past:
         wanted.settle(past.knows)
-        part = Part(mirror, past, _size(args, past)) if in_parts else None
-        counts: Counter[Found] = Counter()
-        read = 0
-        found = _verified(args, mirror, past, part or past.noting(past.contents()), wanted)
-        for verified in chain(found, () if words or in_parts else unknown(mirror, past)):
-            counts[verified.found] += 1
-            read += verified.size
+        try:
+            walk = Walk(
+                *(mirror, past, wanted),
+                part=_part(args),
+                limit=_parsed("--limit", args.limit, _size),
+                threads=args.jobs,
+                repair=args.repair,
+                missing=args.missing,
+                tell=lambda text: print(text, file=sys.stderr),
+            )
+        except ValueError as error:
+            raise UsageError(str(error)) from error
+        for verified in walk:
             _tell(args, mirror, verified)
         tell_problems(past)
-    if tell_not_found(wanted):
-        counts[Found.MISSING] += len(wanted.not_found)
-    told = ", ".join(f"{number:,} {found}" for found, number in counts.items()) or "nothing to verify"
-    print(f"{told}; {amount(read)} read", file=sys.stderr)
-    if part is not None:
-        part.keep()
-        if part.is_last:
-            print("That was the last part; the next one begins anew", file=sys.stderr)
-    return SOUND if all(found.good for found in counts) else DAMAGED
+    tell_not_found(wanted)
+    print(walk.in_words(), file=sys.stderr)
+    try:
+        gone = walk.finish()
+    except BackupError as error:
+        print(printable(f"mdbackup verify: nothing was repaired: {error}"), file=sys.stderr)
+        return DAMAGED
+    for path in gone:
+        fact = json.dumps({"path": to_text(path), "repair": "forgotten"})
+        print(fact if args.format == "json" else f"{'forgotten':<10}  {quoted(path)}")
+    if gone:
+        print(what_follows(mirror.provider, gone), file=sys.stderr)
+    if walk.is_last:
+        print("That was the last part; the next one begins anew", file=sys.stderr)
+    return SOUND if walk.is_sound else DAMAGED
 
 
-def _verified(
-    args: argparse.Namespace,
-    mirror: Mirror,
-    past: Past,
-    contents: Iterable[Content],
-    wanted: Selection,
-) -> Iterator[Verified]:
-    """Yield what is found, with a word on standard error now and then."""
-    limit = _rate(args.limit)
-    limiter = Limiter(mirror.verifying, lambda: limit)
-    chosen = (content for content in contents if wanted.take(content.path))
-    pace = Pace()
-    read = 0
-    for files, verified in enumerate(verify(mirror, past, chosen, threads=args.jobs, wait=limiter), 1):
-        read += verified.size
-        if pace.due():
-            print(f"{files:,} files, {amount(read)} read so far", file=sys.stderr)
-        yield verified
+def _part(args: argparse.Namespace) -> int | Fraction | None:
+    """Return the part that was asked for, in bytes or as a fraction; None for all.
 
-
-def _size(args: argparse.Namespace, past: Past) -> int:
-    """Return how many bytes a part has.
-
-    :raises UsageError: that is no size, or no fraction.
+    :raises UsageError: it is none.
     """
     if args.bytes is not None:
-        return _bytes("--bytes", args.bytes)
+        return _parsed("--bytes", args.bytes, _size)
+    return _parsed("--fraction", args.fraction, _fraction)
+
+
+def _parsed(name: str, text: str | None, parse: Callable[[str], T]) -> T | None:
     try:
-        fraction = Fraction(args.fraction)
+        return None if text is None else parse(text)
+    except ValueError as error:
+        raise UsageError(f"{name} {text}: {error}") from error
+
+
+def _size(text: str) -> int:
+    # Here and not above: what reads a backup alone needs no more than that.
+    from airflow_mdbackup.config.values import parse_size
+
+    return parse_size(text)
+
+
+def _fraction(text: str) -> Fraction:
+    try:
+        fraction = Fraction(text)
     except (ValueError, ZeroDivisionError):
         fraction = Fraction(0)
     if not 0 < fraction <= 1:
-        raise UsageError(f"--fraction {args.fraction} is no part of all: write 1/30, or 0.1")
-    return max(1, int(fraction * sum(content.size or 0 for content in past.contents())))
-
-
-def _rate(text: str | None) -> int | None:
-    return None if text is None else _bytes("--limit", text)
-
-
-def _bytes(name: str, text: str) -> int:
-    from airflow_mdbackup.config.values import parse_size
-
-    try:
-        return parse_size(text)
-    except ValueError as error:
-        raise UsageError(f"{name} {text}: {error}") from error
+        raise ValueError("it is no part of all: write 1/30, or 0.1")
+    return fraction
 
 
 def _tell(args: argparse.Namespace, mirror: Mirror, verified: Verified) -> None:

@@ -26,7 +26,7 @@ from airflow_mdbackup.config.configuration import (
     raise_for_problems,
 )
 from airflow_mdbackup.config.problem import Problem
-from airflow_mdbackup.config.provider import Guard, Provider
+from airflow_mdbackup.config.provider import Guard, Provider, Verify
 from airflow_mdbackup.config.settings import providers_file, web_path
 
 __all__ = [
@@ -36,6 +36,7 @@ __all__ = [
     "Guard",
     "Problem",
     "Provider",
+    "Verify",
     "load",
     "providers_file",
     "raise_for_problems",

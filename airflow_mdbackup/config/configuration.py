@@ -182,9 +182,10 @@ def _judge(definition: Definition, names: Collection[str] | None) -> Provider | 
             where = "defaults." if path[0] in values and path[0] not in keys else ""
             problems.append(problem(where + ".".join(path), explain(wrong, path[-1], _fields(path))))
         return list(dict.fromkeys(problems))
-    if isinstance(provider.schedule, Assets) and names is not None:
-        where = "" if "schedule" in keys else "defaults."
-        problems += [problem(f"{where}schedule", why) for why in _unknown(provider.schedule, names)]
+    for key, schedule in provider.schedules.items():
+        if isinstance(schedule, Assets) and names is not None:
+            where = "" if key.partition(".")[0] in keys else "defaults."
+            problems += [problem(f"{where}{key}", why) for why in _unknown(schedule, names)]
     return problems or provider
 
 

@@ -27,11 +27,12 @@ def unusable(configuration: Configuration, file: Path) -> tuple[Problem, ...]:
     """
     problems = []
     for provider in configuration.providers:
-        if isinstance(provider.schedule, Assets | Timetable):
-            try:
-                provider.schedule.made()
-            except UnusableSchedule as error:
-                problems.append(Problem(file, provider.name, "schedule", str(error)))
+        for key, schedule in provider.schedules.items():
+            if isinstance(schedule, Assets | Timetable):
+                try:
+                    schedule.made()
+                except UnusableSchedule as error:
+                    problems.append(Problem(file, provider.name, key, str(error)))
         for rule in provider.alerts:
             if why := _why_unusable(rule):
                 problems.append(Problem(file, provider.name, "alerts", why))

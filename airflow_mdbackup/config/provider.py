@@ -27,6 +27,7 @@ from airflow_mdbackup.config.max_age import default_max_age
 from airflow_mdbackup.config.values import (
     AbsolutePath,
     Duration,
+    Part,
     PathBelowRoot,
     Paths,
     Patterns,
@@ -169,6 +170,53 @@ class Timeouts(BaseModel):
     pull_changed: Duration | None = _limit(24, "one shard's pull")
     archive_old: Duration | None = _limit(12, "archiving what is about to be replaced")
     commit_backup: Duration | None = _limit(12, "putting all in place")
+
+
+class Verify(BaseModel):
+    """How the backup itself is read again. Immutable."""
+
+    model_config = _STRICT
+
+    schedule: Schedule = Field(
+        default="@daily",
+        description="When, written as the provider's own `schedule`; `null`: only a person starts it.",
+        examples=["30 6 * * *"],
+    )
+    part: Part = Field(
+        default="1/30",
+        description=(
+            "How much each run reads, from where the last one ended: a fraction of all, a size such as"
+            " `50GB`, or `all`, which also tells of files that nobody knows. After the last part it begins"
+            " anew."
+        ),
+        examples=["1/7", "50GB", "all"],
+    )
+    limit: Rate | None = Field(
+        default=None,
+        description="How many bytes per second it reads at most.",
+        examples=["50MB"],
+    )
+    repair: bool = Field(
+        default=False,
+        description=(
+            "Have the next backup pull again the live files that are rotten: other bytes, though size and"
+            " time are as they were. The rotten bytes become versions. The run that finds them fails all the"
+            " same."
+        ),
+        examples=[True],
+    )
+    missing: bool = Field(
+        default=False,
+        description="Have `repair` do so with live files that are missing, too.",
+        examples=[True],
+    )
+
+    @field_validator("missing")
+    @classmethod
+    def _check_missing(cls, missing: bool, info: ValidationInfo) -> bool:
+        if missing and not info.data.get("repair"):
+            raise ValueError("is for `repair` only: write `repair: true`, too, or remove it")
+        return missing
 
 
 class Provider(BaseModel):
@@ -390,6 +438,15 @@ class Provider(BaseModel):
             ]
         ],
     )
+    verify: Verify | None = Field(
+        default_factory=Verify,
+        description=(
+            "How the DAG `mdbackup_verify_<name>` (of the DAG file `mdbackup_verify.py`) reads live files and"
+            " versions again. It fails, and tells people by `alerts`, when one is not what it was when it"
+            " came; pings stay the backup's. `null`: there is no such DAG."
+        ),
+        examples=[{"schedule": "30 6 * * *", "limit": "50MB", "repair": True}],
+    )
     guard: Guard = Field(
         default_factory=Guard,
         description="When a run stops before it changes anything, because too much is gone or changed.",
@@ -415,6 +472,13 @@ class Provider(BaseModel):
         description="How long the SFTP connection may be silent before the task gives it up.",
         examples=["2m"],
     )
+
+    @property
+    def schedules(self) -> dict[str, Any]:
+        """The schedules of the provider's DAGs, by the key that says each."""
+        return {"schedule": self.schedule} | (
+            {"verify.schedule": self.verify.schedule} if self.verify is not None else {}
+        )
 
     @model_validator(mode="before")
     @classmethod

@@ -21,6 +21,17 @@ def providers_file() -> Path:
     return Path(AIRFLOW_HOME) / option
 
 
+def restore_below() -> Path | None:
+    """Return the directory below which people may restore files by Airflow, by ``[mdbackup] restore_below``.
+
+    None if that is not set: then nothing is restored by Airflow.
+    """
+    from airflow.configuration import conf
+
+    option = conf.get("mdbackup", "restore_below", fallback=None)
+    return Path(option) if option else None
+
+
 def dags_folder() -> str:
     """Return the folder of Airflow's DAG files, by ``[core] dags_folder``."""
     from airflow.configuration import conf

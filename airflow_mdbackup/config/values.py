@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import reprlib
 from datetime import timedelta
+from fractions import Fraction
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
@@ -27,12 +28,15 @@ _DURATION = re.compile(
 _UNITS = {"d": "days", "h": "hours", "m": "minutes", "s": "seconds"}
 SIZES = {"GB": 10**9, "GiB": 2**30, "MB": 10**6, "MiB": 2**20, "KB": 10**3, "KiB": 2**10}
 _SIZE = re.compile(r"(?P<number>[0-9]+(?:\.[0-9]+)?)(?P<unit>[kKMG]B|[KMG]iB)", re.ASCII)
+_FRACTION = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,12})?)(?:/([0-9]{1,12})|(%))?", re.ASCII)
 _TEMPLATE = re.compile(r"\{[{%#]")
 _TAKEN = "`{{`, `{%` or `{#`, with which a template begins that Airflow would fill in"
 _LONGEST = timedelta(days=3650)
 _shorten = reprlib.Repr()
 _shorten.maxstring = 300
 _HOW_TO_WRITE_A_DURATION = "write numbers with units, such as `90s`, `15m`, `1h30m`, `26h` or `2d`"
+
+_HOW_TO_WRITE_A_PART = "write a fraction such as `1/30`, a size such as `50GB`, or `all`"
 
 
 def seen(value: object) -> str:
@@ -135,6 +139,37 @@ def parse_share(value: object) -> float:
 def write_share(share: float) -> str:
     """Return the text that :func:`parse_share` reads as ``share``."""
     return f"{share * 100:g}%"
+
+
+def parse_part(value: object) -> int | Fraction | None:
+    """Return the part of a whole that ``50GB`` (in bytes), ``1/30``, ``0.1``, ``5%`` or ``all`` stands for.
+
+    :returns: bytes; or a fraction, more than nothing; or None for all.
+    :raises ValueError: anything else.
+    """
+    text = str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+    if not isinstance(text, str):
+        raise ValueError(f"must be a part, but YAML reads {seen(value)}: {_HOW_TO_WRITE_A_PART}")
+    if text == "all":
+        return None
+    if _SIZE.fullmatch(text):
+        return parse_size(text)
+    if not (match := _FRACTION.fullmatch(text)):
+        raise ValueError(f"{seen(value)} is no part: {_HOW_TO_WRITE_A_PART}")
+    divisor = Fraction(match[2] or 1) * (100 if match[3] else 1)
+    part = Fraction(match[1]) / divisor if divisor else Fraction(0)
+    if not 0 < part <= 1:
+        raise ValueError(f"{seen(value)} is more than all, or nothing: {_HOW_TO_WRITE_A_PART}")
+    return part
+
+
+def check_part(value: object) -> str:
+    """Return as text what :func:`parse_part` accepts.
+
+    :raises ValueError: see there.
+    """
+    parse_part(value)
+    return str(value)
 
 
 def check_path(path: str) -> str:
@@ -317,6 +352,11 @@ Share = Annotated[
     BeforeValidator(parse_share),
     PlainSerializer(write_share, when_used="json"),
     _titled("percentage, or number from 0 to 1"),
+]
+Part = Annotated[
+    str,
+    BeforeValidator(check_part),
+    _titled("fraction, size, or `all`"),
 ]
 Schedule = Annotated[
     str | Assets | Timetable | None,

@@ -1,4 +1,4 @@
-"""The steps of a backup as Airflow operators, in the order in which they run; beside them, audit and watch.
+"""The steps of a backup as Airflow operators, in the order in which they run; and what stands beside them.
 
 They only orchestrate: connections and context in, one call of :mod:`airflow_mdbackup.scheme`, a summary
 out. All steps find the run's state on the consumer's disk, below ``dest``, so that a retried or cleared
@@ -14,6 +14,8 @@ from airflow_mdbackup.operators.commit_backup import CommitBackup
 from airflow_mdbackup.operators.diff_indexes import DiffIndexes
 from airflow_mdbackup.operators.fetch_index import FetchIndex
 from airflow_mdbackup.operators.pull_changed import PullChanged
+from airflow_mdbackup.operators.restore_files import RestoreFiles
+from airflow_mdbackup.operators.verify_mirror import VerifyMirror
 from airflow_mdbackup.operators.watch_backup import WatchBackup
 
 __all__ = [
@@ -26,5 +28,7 @@ __all__ = [
     "DiffIndexes",
     "FetchIndex",
     "PullChanged",
+    "RestoreFiles",
+    "VerifyMirror",
     "WatchBackup",
 ]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseOperator, BaseOperatorLink, ExceptionRetryPolicy, RetryAction, RetryRule
+from airflow.sdk.exceptions import AirflowFailException
 
+from airflow_mdbackup.assets import LAST_GOOD, provider_asset
 from airflow_mdbackup.links import LastGoodRunLink
 from airflow_mdbackup.scheme import errors
 from airflow_mdbackup.scheme.mirror import Mirror, Run
@@ -69,6 +72,16 @@ class BackupOperator(BaseOperator):
             mirror.check()
         return mirror, mirror.run(context["run_id"])
 
+    def had_good_run(self, context: Context) -> bool:
+        """Whether Airflow knows of a good run; it remembers also when the disk with dest is gone.
+
+        It does not, of a task that has not the provider's asset as inlet.
+        """
+        asset = provider_asset(self.provider)
+        if asset not in self.inlets:
+            return False
+        return context["asset_state_store"][asset].get(LAST_GOOD) is not None
+
     def on_kill(self) -> None:
         if self._hook is not None:
             self._hook.close()
@@ -80,6 +93,17 @@ def provider_hook(conn_id: str, stall_timeout: timedelta = timedelta(seconds=60)
     from airflow_mdbackup.hooks.provider import ProviderHook
 
     return ProviderHook(conn_id, stall_timeout=stall_timeout.total_seconds())
+
+
+def refuse_misspelt(context: Context, known: Collection[str]) -> None:
+    """Refuse a parameter that is nearly one of ours: Airflow takes any, and would start a real run.
+
+    :raises AirflowFailException: there is one.
+    """
+    for name in context["dag_run"].conf or {}:
+        meant = difflib.get_close_matches(str(name), known, n=1, cutoff=0.75)
+        if meant and name not in known:
+            raise AirflowFailException(f"there is no parameter {name!r}: did you mean {meant[0]}?")
 
 
 @contextmanager

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
+from airflow.sdk.exceptions import AirflowSkipException
 
-from airflow_mdbackup.operators.base import BackupOperator, folded
+from airflow_mdbackup.operators.base import BackupOperator, folded, refuse_misspelt
 from airflow_mdbackup.operators.build_provider_index import REHASH
 from airflow_mdbackup.scheme.diff import Limits, Plan, in_lines, make_plan
 
@@ -65,7 +64,7 @@ class DiffIndexes(BackupOperator):
         self.on_guard = on_guard
 
     def execute(self, context: Context) -> list[dict[str, int]]:
-        _refuse_misspelt(context)
+        refuse_misspelt(context, (ONLY, DRY_RUN, OVERRIDE_GUARD, REHASH))
         dry = bool(context["params"].get(DRY_RUN))
         mirror, run = self.run_of(context)
         override = self._override(context)
@@ -124,15 +123,6 @@ class DiffIndexes(BackupOperator):
             "%s: %s new (%s of them are on this side already), %s changed, %s gone, %s unchanged",
             *(self.provider, plan.new, plan.adopt, plan.changed, plan.gone, plan.same),
         )
-
-
-def _refuse_misspelt(context: Context) -> None:
-    """Refuse a parameter that is nearly one of ours: Airflow takes any, and would start a real run."""
-    known = (ONLY, DRY_RUN, OVERRIDE_GUARD, REHASH)
-    for name in context["dag_run"].conf or {}:
-        meant = difflib.get_close_matches(str(name), known, n=1, cutoff=0.75)
-        if meant and name not in known:
-            raise AirflowFailException(f"there is no parameter {name!r}: did you mean {meant[0]}?")
 
 
 def _counts(plan: Plan) -> dict[str, int]:

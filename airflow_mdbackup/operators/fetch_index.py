@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from airflow_mdbackup.assets import LAST_GOOD, provider_asset
 from airflow_mdbackup.operators.base import BackupOperator, provider_hook
 from airflow_mdbackup.scheme.fetch import MAX_SIZE, fetch_index
 
@@ -60,7 +59,7 @@ class FetchIndex(BackupOperator):
                 self.provider,
             )
         mirror = self.mirror
-        mirror.claim(known=self._had_good_run(context), mount=self.mount)
+        mirror.claim(known=self.had_good_run(context), mount=self.mount)
         run = mirror.run(context["run_id"])
         max_age = None if self.max_index_age is None else self.max_index_age.total_seconds()
         with provider_hook(self.sftp_conn_id, self.stall_timeout) as self._hook:
@@ -82,10 +81,3 @@ class FetchIndex(BackupOperator):
             "digest": fetched.digest,
             "age": fetched.age,
         }
-
-    def _had_good_run(self, context: Context) -> bool:
-        """Whether Airflow knows of a good run; it remembers also when the disk with dest is gone."""
-        asset = provider_asset(self.provider)
-        if asset not in self.inlets:
-            return False
-        return context["asset_state_store"][asset].get(LAST_GOOD) is not None

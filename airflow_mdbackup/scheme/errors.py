@@ -61,3 +61,7 @@ class RunIncomplete(BackupError):
 
 class EntriesFailed(BackupError):
     """What could be backed up was committed; some entries could not, and the message names them."""
+
+
+class DamageFound(BackupError):
+    """Files of the backup are not what they were when they came. The message names some, and what to do."""

@@ -12,12 +12,13 @@ from collections.abc import Callable
 from itertools import chain
 
 from airflow_mdbackup.scheme.history import PENDING, Change, What, last
-from airflow_mdbackup.scheme.index import digest, read_entries
+from airflow_mdbackup.scheme.index import Entry, digest, read_entries
 from airflow_mdbackup.scheme.mirror import Mirror
 from airflow_mdbackup.scheme.records import write_records
 from airflow_mdbackup.scheme.settle import consumer_index, finish, hand_edits, settle, status_or_lost
 
-_WAIT = 60.0  # seconds that a person may have to wait for a run
+WAIT = 60.0
+"""Seconds that a person may have to wait for a run."""
 
 
 def forget(mirror: Mirror, wanted: Callable[[bytes], bool]) -> list[bytes]:
@@ -29,17 +30,27 @@ def forget(mirror: Mirror, wanted: Callable[[bytes], bool]) -> list[bytes]:
     :raises DestinationFull, DestinationRefused, DestinationBroken, WorkerExhausted: see
         :meth:`.Mirror.told_plainly`.
     """
-    with mirror.told_plainly(), mirror.lock("forget", _WAIT):
+    return take_out(mirror, lambda entry: wanted(entry.path), "forget", WAIT)
+
+
+def take_out(mirror: Mirror, wanted: Callable[[Entry], bool], who: str, wait: float) -> list[bytes]:
+    """Take entries out of the consumer index, as :func:`forget` does, and return their paths.
+
+    :param wanted: tells of an entry whether it is to go. It is asked under the lock.
+    :param who: what does it: in history, and told to those who wait meanwhile.
+    :param wait: seconds that it may take to get the lock.
+    """
+    with mirror.told_plainly(), mirror.lock(who, wait):
         target = mirror.forgetting
         try:
             settle(mirror, target)
             current = consumer_index(mirror, target)
             if current is None:
                 return []
-            gone = [entry for entry in read_entries(current) if wanted(entry.path)]
+            gone = [entry for entry in read_entries(current) if wanted(entry)]
             if gone:
                 stamp = mirror.next_stamp()
-                run_id = f"forget__{stamp}"
+                run_id = f"{who}__{stamp}"
                 path = mirror.history_path(stamp, run_id)
                 path = path.with_name(path.name + PENDING)
                 # It is newer than no run's index: each entry is judged by itself.

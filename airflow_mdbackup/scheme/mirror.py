@@ -176,6 +176,13 @@ class Mirror:
                     "Put a directory there; to keep the backup elsewhere, change dest."
                 )
 
+    def is_set_up(self) -> bool:
+        """Whether ``dest`` holds a backup, whosever it is.
+
+        :raises OSError: that cannot be told; see :meth:`told_plainly`.
+        """
+        return self._marker.exists()
+
     def _here(self) -> str:
         """Return what to call this machine in a message."""
         return socket.gethostname() + (f" (queue {self._queue!r})" if self._queue else "")

@@ -22,17 +22,21 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from datetime import datetime
 from enum import StrEnum
 from hashlib import md5
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from pathspec import GitIgnoreSpec
 
 from airflow_mdbackup.scheme.errors import DestinationBusy, DestinationRefused
+from airflow_mdbackup.scheme.index import has_path
 from airflow_mdbackup.scheme.mirror import Mirror, versions_on_disk
+from airflow_mdbackup.scheme.moments import NoSuchMoment, in_words, stamp_of
 from airflow_mdbackup.scheme.names import from_text, to_text
-from airflow_mdbackup.scheme.past import Content, Past
-from airflow_mdbackup.scheme.settle import permissions
+from airflow_mdbackup.scheme.past import Content, Moment, Past
+from airflow_mdbackup.scheme.settle import permissions, present_index
 from airflow_mdbackup.scheme.threads import TreePerThread, spread
 from airflow_mdbackup.scheme.tree import (
     Blocked,
@@ -105,6 +109,11 @@ class Selection:
         return bool(found) or not self._words
 
     @property
+    def is_everything(self) -> bool:
+        """Whether there are no words."""
+        return not self._words
+
+    @property
     def not_found(self) -> list[str]:
         """Words for which no path was taken."""
         return [word for word in self._words if word not in self._found]
@@ -135,6 +144,85 @@ def as_path(word: str) -> bytes:
 def _pattern(word: str) -> str:
     """Return a gitignore pattern in which nothing at the beginning has another meaning than elsewhere."""
     return "\\" + word if word.startswith(("!", "#")) else word
+
+
+class State:
+    """What a backup had at some moment, as far as somebody asks for it; see :func:`state_of`.
+
+    :ivar past: where it is from.
+    :ivar said: as of when, and by what that is known; for people.
+    :ivar needs_history: whether it may lack what is wrong with the history.
+    """
+
+    def __init__(
+        self, past: Past, wanted: Selection, read: Callable[[], Iterator[Content]], said: str
+    ) -> None:
+        self.past = past
+        self.said = said
+        self.needs_history = True
+        self._wanted = wanted
+        self._read = read
+
+    def contents(self) -> Iterator[Content]:
+        """Yield what was asked for. May be called again."""
+        return (content for content in self._read() if self._wanted.take(content.path))
+
+    def not_found(self, option: str) -> list[str]:
+        """Return of each word for which nothing was yielded why that is so; for people.
+
+        :param option: by which they ask for what had gone.
+        """
+        known = [word for word in self._wanted.not_found if self.past.knows(as_path(word))]
+        not_then = f"not then; {option} takes what had gone by then, too"
+        return [
+            f"There was nothing under {word!r}: {not_then if word in known else 'never'}"
+            for word in self._wanted.not_found
+        ]
+
+
+@contextmanager
+def state_of(
+    mirror: Mirror, wanted: Selection, as_of: datetime | None = None, *, gone: bool = False
+) -> Iterator[State]:
+    """Hold the state of a backup as of some moment, to be restored.
+
+    :param wanted: the paths that are asked for; it is settled here.
+    :param as_of: the moment, with a time zone; None: now.
+    :param gone: and what had gone from the provider by then.
+    :raises NoSuchMoment: there was no backup yet.
+    :raises DestinationRefused: a file of history has a newer format.
+    :raises OSError: the disk is full or broken.
+    """
+    with Past(mirror, wanted) as past, TemporaryDirectory(prefix="mdbackup-") as folder:
+        index = present_index(mirror, Path(folder) / "index.md5")
+        wanted.settle(lambda path: past.knows(path) or (index is not None and has_path(index, path)))
+        if as_of is None and index is not None and not gone:
+            last = f"; the last commit was at {in_words(past.moments[-1].stamp)}" if past.moments else ""
+            present = index
+            state = State(past, wanted, lambda: past.present(present), f"As of now, by the index{last}")
+        else:
+            moment = _moment(past, as_of)
+            said = f"As of {in_words(moment.stamp)}, by {to_text(os.fsencode(moment.run_id))}"
+            if moment.rebuilt:
+                said += "; its history was lost, and told anew: there may be too much"
+            state = State(past, wanted, lambda: past.state(moment, gone=gone), said)
+        # The index tells what is there now, and no history is needed for that.
+        state.needs_history = as_of is not None
+        yield state
+
+
+def _moment(past: Past, as_of: datetime | None) -> Moment:
+    """Return the last commit as of then.
+
+    :raises NoSuchMoment: there was none yet.
+    """
+    when = datetime.now().astimezone() if as_of is None else as_of
+    moment = past.moment_at(stamp_of(when))
+    if moment is None:
+        finished = [moment for moment in past.moments if moment.finished]
+        first = f"the first one was at {in_words(finished[0].stamp)}" if finished else "history knows of none"
+        raise NoSuchMoment(f"there was no backup yet at {when:%Y-%m-%d %H:%M:%S %z}: {first}")
+    return moment
 
 
 def restore(

@@ -6,29 +6,46 @@
     read      each from where it should be, several at a time, not faster than asked
     judged    missing; rotten, if its bytes are others while size and time are as they were; else changed
     looked    at whatever lies in the mirror besides, when all of it is walked
+    repaired  if asked: the entries of live files that are rotten, or missing, leave the consumer index
 
-What a run displaces meanwhile is looked for where history says that it went. Nothing is changed. A walk may
-be cut into parts, of so many bytes each, and goes on where the last one ended.
+What a run displaces meanwhile is looked for where history says that it went. No file is changed: the next run
+pulls what has no entry any more, and keeps the rotten bytes as a version. A walk may be cut into parts, of so
+many bytes each, and goes on where the last one ended.
 
 What this does not give: damage of what history knows nothing of, such as empty directories, owners and ACLs.
 """
 
 from __future__ import annotations
 
+import json
 import os
+import shlex
 import stat
-from collections.abc import Callable, Iterable, Iterator
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from fractions import Fraction
 from typing import Any
 
-from airflow_mdbackup.scheme.errors import DestinationRefused
+from airflow_mdbackup.scheme.disk import amount
+from airflow_mdbackup.scheme.errors import DamageFound, DestinationRefused
+from airflow_mdbackup.scheme.forget import WAIT, take_out
+from airflow_mdbackup.scheme.index import Entry
+from airflow_mdbackup.scheme.limit import Limiter
 from airflow_mdbackup.scheme.mirror import Mirror
 from airflow_mdbackup.scheme.names import from_text, to_text
 from airflow_mdbackup.scheme.past import Content, Past
+from airflow_mdbackup.scheme.progress import Pace
 from airflow_mdbackup.scheme.records import Damaged, read_header, write_state
+from airflow_mdbackup.scheme.restore import Selection
 from airflow_mdbackup.scheme.threads import TreePerThread, spread
-from airflow_mdbackup.scheme.tree import concerns_one_file, md5_of
+from airflow_mdbackup.scheme.tree import Tree, concerns_one_file, md5_of
+
+_MOST_TOLD = 10  # damaged places that the error names
+_MOST_PATHS = 100  # that a run can be limited to
+_LONGEST = 4000  # characters of a command line that people copy
 
 
 class Found(StrEnum):
@@ -124,23 +141,7 @@ class _Reader:
         return verified
 
     def _read(self, content: Content, place: bytes) -> Verified:
-        tree = self._trees()
-        size = 0
-        try:
-            with tree.opened(place) as descriptor:
-                sound = md5_of(descriptor, progress=self._limited) == content.md5
-                status = os.fstat(descriptor)
-                size = status.st_size
-                found = Found.SOUND if sound else _judge(content, status)
-        except FileNotFoundError:
-            found = Found.MISSING
-        except OSError as error:
-            if not concerns_one_file(error):
-                raise
-            found = Found.UNREADABLE
-        if not found.good:
-            tree.forget_directories()  # they may have been moved
-        return Verified(place, found, content, size)
+        return _look(self._trees(), content, place, self._limited)
 
     def _limited(self, size: int) -> None:
         try:
@@ -149,6 +150,29 @@ class _Reader:
             raise DestinationRefused(
                 f"the limit cannot be kept: {error.filename}: {error.strerror}"
             ) from error
+
+
+def _look(tree: Tree, content: Content, place: bytes, progress: Callable[[int], Any]) -> Verified:
+    """Read a file, and say what it is.
+
+    :raises OSError: no other one can be read either.
+    """
+    size = 0
+    try:
+        with tree.opened(place) as descriptor:
+            sound = md5_of(descriptor, progress=progress) == content.md5
+            status = os.fstat(descriptor)
+            size = status.st_size
+            found = Found.SOUND if sound else _judge(content, status)
+    except FileNotFoundError:
+        found = Found.MISSING
+    except OSError as error:
+        if not concerns_one_file(error):
+            raise
+        found = Found.UNREADABLE
+    if not found.good:
+        tree.forget_directories()  # they may have been moved
+    return Verified(place, found, content, size)
 
 
 def _places_now(mirror: Mirror, content: Content) -> list[bytes]:
@@ -211,3 +235,204 @@ def _first_path(mirror: Mirror) -> bytes:
         return from_text(str(read_header(mirror.verified).get("next", "")))
     except (FileNotFoundError, Damaged, ValueError):
         return b""
+
+
+# --- repair -----------------------------------------------------------------------------------------
+
+
+def repair(
+    mirror: Mirror, damaged: Iterable[Verified], *, missing: bool = False, wait: float = WAIT
+) -> list[bytes]:
+    """Take the entries of live files that are rotten out of the consumer index, and return their paths.
+
+    A run may have replaced a file since it was looked at. So each is looked at again under the lock, and only
+    an entry that its content belongs to is taken out. Versions, and what hands have changed, are left alone.
+
+    :param damaged: what was found.
+    :param missing: also of those that are missing.
+    :param wait: seconds that a run may hold the lock meanwhile.
+    :raises BackupError: as :func:`.forget.forget`. Nothing was taken out.
+    """
+    wanted = {Found.ROTTEN, Found.MISSING} if missing else {Found.ROTTEN}
+    live = {
+        each.content.path: each.content
+        for each in damaged
+        if each.found in wanted and each.content is not None and each.place == each.content.path
+        if not each.content.until
+    }
+    if not live:
+        return []
+    with mirror.tree() as tree:
+
+        def is_still_damaged(entry: Entry) -> bool:
+            content = live.get(entry.path)
+            if content is None or content.md5 != entry.md5:
+                return False
+            return _look(tree, content, content.path, lambda size: None).found in wanted
+
+        return take_out(mirror, is_still_damaged, "repair", wait)
+
+
+def what_follows(provider: str, gone: Sequence[bytes]) -> str:
+    """Say what becomes of files whose entries :func:`repair` has taken out, and how to have them at once."""
+    number = f"{len(gone):,} entries have" if len(gone) > 1 else "1 entry has"
+    dag = f"mdbackup_{provider}"
+    return (
+        f"{number} left the index. The next run of {dag} pulls what the provider still has of these files; "
+        f"rotten bytes become versions. At once: {_trigger(dag, gone)}"
+    )
+
+
+def _trigger(dag: str, paths: Sequence[bytes]) -> str:
+    """Return a command line that starts a run of some paths only; of all, where it cannot name them."""
+    command = f"airflow dags trigger {dag}"
+    try:
+        only = [path.decode() for path in paths[:_MOST_PATHS]]
+    except UnicodeDecodeError:  # JSON has no such names
+        return command
+    # With no `::` in it, which Airflow's page of a log might take for the begin or end of a fold.
+    options = shlex.quote(json.dumps({"only": only}).replace("::", ":\\u003a"))
+    return command if len(paths) > _MOST_PATHS or len(options) > _LONGEST else f"{command} --conf {options}"
+
+
+# --- all of it --------------------------------------------------------------------------------------
+
+
+class Walk:
+    """A verification from its beginning to its end. Iterate once; then :meth:`finish`.
+
+    :param wanted: the paths that somebody asked for; by default all. Call its ``settle`` before.
+    :param part: the next part of all, as bytes or as a fraction of them; None: all at once, and then also
+        what is unknown.
+    :param limit: bytes per second.
+    :param threads: how many files are read at a time.
+    :param repair: take damaged entries out at the end, see :func:`repair`; ``missing`` also those.
+    :param tell: is told now and then how far it is, from any thread.
+    :ivar counts: what was found, how often.
+    :ivar files: that were looked at.
+    :ivar size: bytes that were read.
+    :ivar is_last: whether it was the last part, and the next one begins anew; false without parts.
+    :ivar damage: some of the damaged places, with what was found there, for people.
+    :raises ValueError: paths and a part do not go together, or ``missing`` is without ``repair``.
+    """
+
+    def __init__(
+        self,
+        mirror: Mirror,
+        past: Past,
+        wanted: Selection | None = None,
+        *,
+        part: int | Fraction | None = None,
+        limit: int | None = None,
+        threads: int = 2,
+        repair: bool = False,
+        missing: bool = False,
+        tell: Callable[[str], Any] = lambda text: None,
+    ) -> None:
+        self._mirror = mirror
+        self._past = past
+        self._wanted = Selection() if wanted is None else wanted
+        if missing and not repair:
+            raise ValueError("missing files are found without it: ask for a repair, too")
+        if part is not None and not self._wanted.is_everything:
+            raise ValueError("parts are of the whole backup: leave the paths out, or the part")
+        if isinstance(part, Fraction):
+            part = max(1, int(part * sum(content.size or 0 for content in past.contents())))
+        self._part = None if part is None else Part(mirror, past, part)
+        self._limiter = Limiter(mirror.verifying, lambda: limit)
+        self._threads = threads
+        self._damaged: list[Verified] | None = [] if repair else None
+        self._missing = missing
+        self._tell = tell
+        self._pace = Pace()
+        self._lock = threading.Lock()
+        self._read = 0
+        self.counts: Counter[Found] = Counter()
+        self.files = 0
+        self.size = 0
+        self.damage: list[str] = []
+
+    def __iter__(self) -> Iterator[Verified]:
+        contents: Iterable[Content] = self._past.contents() if self._part is None else self._part
+        if self._part is None and self._wanted.is_everything:
+            contents = self._past.noting(contents)
+        chosen = (content for content in contents if self._wanted.take(content.path))
+        for verified in verify(self._mirror, self._past, chosen, threads=self._threads, wait=self._have_read):
+            self.files += 1
+            yield self._counted(verified)
+        if self._part is None and self._wanted.is_everything:
+            yield from map(self._counted, unknown(self._mirror, self._past))
+        for word in self._wanted.not_found:
+            self.counts[Found.MISSING] += 1
+            self._note(f"nothing was ever backed up under {to_text(os.fsencode(word))}")
+
+    @property
+    def repairs(self) -> bool:
+        """Whether a repair was asked for."""
+        return self._damaged is not None
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether there is no damage in what was walked so far."""
+        return all(found.good for found, number in self.counts.items() if number)
+
+    @property
+    def is_last(self) -> bool:
+        return self._part is not None and self._part.is_last
+
+    def finish(self, wait: float = WAIT) -> list[bytes]:
+        """Repair, if that was asked for, and remember where the next part begins.
+
+        A part that could not be repaired is walked again the next time.
+
+        :param wait: seconds that a run may hold the lock meanwhile.
+        :returns: the paths whose entries have left the index.
+        :raises BackupError: see :func:`repair`.
+        :raises OSError: the disk is full or broken.
+        """
+        gone = []
+        if self._damaged is not None:
+            gone = repair(self._mirror, self._damaged, missing=self._missing, wait=wait)
+        if self._part is not None:
+            self._part.keep()
+        return gone
+
+    def raise_for_damage(self, what_was_done: str) -> None:
+        """Do nothing if there is no damage.
+
+        :param what_was_done: about it, and what to do.
+        :raises DamageFound: there is; the message names some places.
+        """
+        if self.is_sound:
+            return
+        places = list(self.damage)
+        if (number := sum(n for found, n in self.counts.items() if not found.good)) > len(places):
+            places.append(f"and {number - len(places):,} more")
+        heading = f"{self._mirror.provider}: damage in {self._mirror.files}: {self.in_words()}"
+        raise DamageFound("\n".join(["\n- ".join([heading, *places]), what_was_done]))
+
+    def in_words(self) -> str:
+        """Return what was found, in one line."""
+        counts = (f"{number:,} {found}" for found, number in self.counts.items() if number)
+        return f"{', '.join(counts) or 'nothing to verify'}; {amount(self.size)} read"
+
+    def _counted(self, verified: Verified) -> Verified:
+        self.counts[verified.found] += 1
+        self.size += verified.size
+        if not verified.found.good:
+            self._note(f"{verified.found}: {to_text(verified.place)}")
+            if self._damaged is not None:
+                self._damaged.append(verified)
+        return verified
+
+    def _note(self, damage: str) -> None:
+        if len(self.damage) < _MOST_TOLD:
+            self.damage.append(damage)
+
+    def _have_read(self, size: int) -> None:
+        with self._lock:
+            self._read += size
+            due = self._pace.due()
+        if due:
+            self._tell(f"{self.files:,} files, {amount(self._read)} read so far")
+        self._limiter(size)

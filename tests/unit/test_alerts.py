@@ -19,13 +19,14 @@ import yaml
 from airflow.sdk import BaseNotifier
 from airflow.sdk.exceptions import AirflowFailException
 
-from airflow_mdbackup.alerts import Teller, callbacks, message, senders
+from airflow_mdbackup.alerts import Teller, callbacks, context, message, senders
 from airflow_mdbackup.alerts.message import Alert, Failure
 from airflow_mdbackup.cli.commands import main
 from airflow_mdbackup.config import AlertRule, Configuration, Provider, load
 from airflow_mdbackup.config.foreign import unusable
 from airflow_mdbackup.dag import provider_dag
 from airflow_mdbackup.scheme import errors
+from airflow_mdbackup.verification import verify_dags
 
 HOSTILE = "/a/<b>&'\" <!channel> {{ 7 * 7 }}"
 FAILURE = Failure(
@@ -198,6 +199,28 @@ def test_task_that_stands_alone_tells_its_own_failure(tmp_path: Path, told: list
     callback({"ti": Task()})
     assert "web: web is stale" in told[0] and "look, shard 0" in told[0] and "https://airflow/log" in told[0]
     assert message.KILLED in told[1]
+
+
+def test_failed_verification_is_told_in_its_own_words_and_to_no_ping(
+    tmp_path: Path, told: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is no failed backup; what its check says of the backup stays."""
+    rule = {"notifier": "tests.Told", "arguments": {"text": "{{ alert.event }} {{ alert.text }}"}}
+    failure = Failure("verify_mirror", "files of the backup are damaged", "rotten: /x", "https://airflow/log")
+    monkeypatch.setattr(context, "_failed", lambda context: [("verify_mirror", -1)])
+    monkeypatch.setattr(context, "_failure", lambda *where: failure)
+    with web_server(200) as (url, paths):
+        teller = Teller(provider(tmp_path, {"ping_url": url}, rule))
+        dag = verify_dags(tmp_path / "providers.yaml")["mdbackup_verify_web"]
+        teller.tell_failed_verification({"dag": dag, "run_id": "r1"})
+        teller.tell_failed_verification({"run_id": "r2"})  # Airflow knows nothing of it
+    assert paths == [] and "NOT sent" not in caplog.text
+    assert told[0].startswith("verification web: verification FAILED: files of the backup are damaged\n")
+    assert "rotten: /x" in told[0] and "https://airflow/log" in told[0] and "good backup" not in told[0]
+    assert told[1].startswith("verification web: verification FAILED\n") and "r2" in told[1]
+    (task,) = dag.tasks
+    assert [each.__name__ for each in task.on_failure_callback] == ["note_failure"]
+    assert dag.has_on_failure_callback and not dag.has_on_success_callback and not task.on_execute_callback
 
 
 def test_provider_without_alerts_has_no_callbacks(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import sys
 import time
 from datetime import UTC, datetime, timedelta
 from datetime import time as time_of_day
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,7 @@ from airflow_mdbackup.config import (
 )
 from airflow_mdbackup.config.bandwidth import BandwidthLimit, parse_bandwidth_limit, parse_rate, write_rate
 from airflow_mdbackup.config.schedule import Assets, Timetable
-from airflow_mdbackup.config.values import parse_duration, write_duration
+from airflow_mdbackup.config.values import parse_duration, parse_part, write_duration
 from demo import generate_docs
 
 MINIMAL = "sftp_conn_id: web_backupop, source: /backups, dest: /srv/web"
@@ -555,6 +556,56 @@ def test_each_task_has_a_time_limit_that_can_be_changed_or_taken_away(read):
     assert timeouts.pull_changed == timedelta(days=3)
     assert timeouts.diff_indexes is None
     assert timeouts.fetch_index == timedelta(hours=2)
+
+
+def test_each_backup_is_verified_a_thirtieth_a_day_unless_the_configuration_says_else(read):
+    """`null` is for whoever wants no such DAG."""
+    verify = one_with(read, "retries: 1").verify
+    assert (verify.schedule, verify.part, verify.limit) == ("@daily", "1/30", None)
+    assert (verify.repair, verify.missing) == (False, False)
+    verify = one_with(
+        read, "verify: {schedule: null, part: 0.1, limit: 50MB, repair: true, missing: true}"
+    ).verify
+    assert (verify.schedule, verify.part, verify.limit) == (None, "0.1", 50_000_000)
+    assert (verify.repair, verify.missing) == (True, True)
+    assert one_with(read, "verify: null").verify is None
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("1/30", Fraction(1, 30)),
+        ("0.1", Fraction(1, 10)),
+        ("1", Fraction(1)),
+        ("5%", Fraction(1, 20)),
+        ("50GB", 50 * 10**9),
+        ("all", None),
+    ],
+)
+def test_a_part_is_a_fraction_a_size_or_all(text, part):
+    assert parse_part(text) == part
+
+
+@pytest.mark.parametrize(
+    ("keys", "key", "said"),
+    [
+        ("{part: 2}", "part", "the number 2 is more than all, or nothing: write a fraction such as `1/30`"),
+        ("{part: 0/30}", "part", "is more than all, or nothing"),
+        ("{part: 1/0}", "part", "is more than all, or nothing"),
+        ("{part: 1/30/2}", "part", "is no part: write a fraction"),
+        ("{part: some}", "part", "is no part: write a fraction"),
+        ("{part: true}", "part", "must be a part, but YAML reads the boolean true"),
+        ("{part: 5000GB}", "part", "at most `1000GB`"),
+        ("{limit: 5}", "limit", "must be a rate"),
+        ("{schedule: daily}", "schedule", "is not a cron expression"),
+        ("{schedule: {assets: ['mdbackup://wob']}}", "schedule", "is the backup of no provider here"),
+        ("{missing: true}", "missing", "is for `repair` only: write `repair: true`, too"),
+        ("{repair: 1}", "repair", "must be `true` or `false`"),
+        ("{parts: 1/3}", "parts", "is not a key; did you mean `part`?"),
+    ],
+)
+def test_what_is_no_verification_is_refused_with_what_to_write(refusals, keys, key, said):
+    assert said in refusals(f"verify: {keys}")[f"verify.{key}"]
 
 
 @pytest.mark.parametrize("text", ["{rate: 5MB, rate: 6MB}", "[{rate: 5MB, rate: 6MB}, 50MB]"])

@@ -22,6 +22,9 @@ from airflow_mdbackup.assets import provider_asset
 from airflow_mdbackup.config import load
 from airflow_mdbackup.config.foreign import unusable
 from airflow_mdbackup.dag import provider_dags
+from airflow_mdbackup.operators import VerifyMirror
+from airflow_mdbackup.restoration import restore_dags
+from airflow_mdbackup.verification import verify_dags
 
 PROJECT = Path(__file__).parents[2]
 
@@ -205,7 +208,9 @@ def test_dag_files_import_without_errors_and_with_one_dag_per_provider(configure
     configured.write_text("providers:" + (GOOD + FULL).format(folder=configured.parent))
     bag = load_dags()
     assert bag.import_errors == {}
-    assert set(bag.dag_ids) == {"mdbackup_web", "mdbackup_full", "mdbackup_watchdog"}
+    backups = {"mdbackup_web", "mdbackup_full"}
+    verified = {"mdbackup_verify_web", "mdbackup_verify_full"}
+    assert set(bag.dag_ids) == backups | verified | {"mdbackup_watchdog", "mdbackup_restore"}
 
 
 @pytest.mark.parametrize("text", ["providers:\n  web: {", "", "- 1\n", "providers:\n  bad: {nonsense: 1}\n"])
@@ -233,6 +238,96 @@ def test_watchdog_has_a_task_for_each_provider_that_could_be_one_whatever_the_co
     assert load_dags().dags["mdbackup_watchdog"].task_ids == ["Configuration"]
 
 
+def test_verification_has_the_place_and_tags_of_its_provider_and_lets_backups_go_first(
+    tmp_path: Path,
+) -> None:
+    """One task at a time, of the lowest priority; the form shows what the configuration says."""
+    path = tmp_path / "providers.yaml"
+    verify = "    verify: {schedule: 30 6 * * *, part: 1/7, limit: 50MB, repair: true}\n"
+    none = GOOD.replace("web", "none").format(folder=tmp_path) + "    verify: null\n"
+    path.write_text("providers:" + FULL.format(folder=tmp_path) + verify + none + "  bad: {nonsense: 1}\n")
+    found = verify_dags(path)
+    assert set(found) == {"mdbackup_verify_full"}  # that of `bad` fails in mdbackup.py
+    dag = found["mdbackup_verify_full"]
+    (task,) = dag.tasks
+    assert isinstance(task, VerifyMirror)
+    assert (task.queue, task.pool, task.executor_config) == (
+        "b",
+        "disks",
+        {"pod_template_file": "/opt/pod.yaml"},
+    )
+    assert (task.part, task.limit, task.repair, task.missing) == ("1/7", "50MB", True, False)
+    assert (task.max_active_tis_per_dag, dag.max_active_runs, dag.tags) == (1, 1, {"mdbackup", "production"})
+    assert task.inlets == [provider_asset("full")]
+    assert (dag.params["part"], dag.params["repair"], dag.schedule) == ("1/7", True, "30 6 * * *")
+    backup = provider_dags(path)["mdbackup_full"]
+    assert task.priority_weight < min(each.priority_weight for each in backup.tasks)
+    DagSerialization.from_dict(DagSerialization.to_dict(dag))
+
+
+def test_verification_whose_schedule_cannot_be_used_fails_alone(tmp_path: Path) -> None:
+    """And it is among the import errors, by the key that says it."""
+    path = tmp_path / "providers.yaml"
+    verify = "    verify: {schedule: {timetable: missing.module.Class}}\n"
+    path.write_text("providers:" + GOOD.format(folder=tmp_path) + verify)
+    dag = verify_dags(path)["mdbackup_verify_web"]
+    assert dag.task_ids == ["invalid_configuration"] and "cannot be imported" in (dag.doc_md or "")
+    assert len(provider_dags(path)["mdbackup_web"].tasks) > 1
+    (problem,) = unusable(load(path), path)
+    assert problem.key == "verify.schedule"
+
+
+def test_restore_is_one_task_where_all_providers_have_the_same_place(tmp_path: Path) -> None:
+    """The form takes names that there are only, and who restores goes before all backups."""
+    path = tmp_path / "providers.yaml"
+    text = "providers:" + GOOD.format(folder=tmp_path)
+    path.write_text(text)
+    assert restore_dags(path)["mdbackup_restore"].params["provider"] == "web"
+    path.write_text(text + GOOD.replace("web", "other").format(folder=tmp_path))
+    dag = restore_dags(path)["mdbackup_restore"]
+    (task,) = dag.tasks
+    assert (task.task_id, task.queue, task.retries) == ("restore_files", "default", 0)
+    assert dag.schedule is None and dag.is_paused_upon_creation is False
+    assert dag.params.get_param("provider").schema["enum"] == ["web", "other"]
+    assert task.keep_out == [f"{tmp_path}/web", f"{tmp_path}/other"]
+    backup = provider_dags(path)["mdbackup_web"]
+    assert task.priority_weight > max(each.priority_weight for each in backup.tasks)
+    DagSerialization.from_dict(DagSerialization.to_dict(dag))
+    path.write_text("providers: {bad: {nonsense: 1}}\n")
+    assert restore_dags(path) == {}
+
+
+def test_restore_chooses_among_one_task_for_each_place_that_providers_have(tmp_path: Path) -> None:
+    """A name of a queue that is no task's name is made one, and two that become the same stay two."""
+    path = tmp_path / "providers.yaml"
+    places = [
+        "queue: b/1",
+        "queue: b/1",
+        "queue: b!1",
+        "pool: p",
+        "pod_template_file: /opt/pod.yaml",
+        "retries: 1",
+    ]
+    text = "providers:"
+    for number, keys in enumerate(places):
+        text += GOOD.replace("web", f"web{number}").format(folder=tmp_path) + f"    {keys}\n"
+    path.write_text(text)
+    dag = restore_dags(path)["mdbackup_restore"]
+    names = ["b_1", "b_1_2", "p", "pod", "default"]
+    tasks = [f"restore_files_on_{name}" for name in names]
+    assert downstream(dag) == {"choose_worker": set(tasks)} | {task: set() for task in tasks}
+    assert [dag.get_task(task).queue for task in tasks] == ["b/1", "b!1", "default", "default", "default"]
+    assert [dag.get_task(task).pool for task in tasks][2:] == ["p", "default_pool", "default_pool"]
+    assert dag.get_task(tasks[3]).executor_config == {"pod_template_file": "/opt/pod.yaml"}
+    choose: Any = dag.get_task("choose_worker")
+    chosen = [
+        choose.python_callable(**choose.op_kwargs, params={"provider": f"web{number}"})
+        for number in range(len(places))
+    ]
+    assert chosen == [tasks[0], *tasks]
+    assert choose.queue == "b/1"  # where there is a worker
+
+
 def test_example_dags_of_the_documentation_import_and_have_their_shape() -> None:
     """What people copy must work."""
     bag = DagBag(dag_folder=str(PROJECT / "docs"), bundle_path=PROJECT / "docs", bundle_name="docs")
@@ -249,12 +344,16 @@ def test_worker_that_parses_for_one_task_makes_only_the_dag_of_that_task(
 ) -> None:
     """With a hundred providers it would make a hundred DAGs before each task. So it is with a failing one."""
     configured.write_text("providers:" + (GOOD + FULL).format(folder=configured.parent) + "  bad: {x: 1}\n")
-    watchdog = "mdbackup_watchdog"  # in a file of its own
-    everything = {"mdbackup_web", "mdbackup_full", "mdbackup_bad", watchdog}
+    others = {"mdbackup_watchdog", "mdbackup_restore"}  # in files of their own
+    verified = {"mdbackup_verify_web", "mdbackup_verify_full"}  # and these are in another one
+    backups = {"mdbackup_web", "mdbackup_full", "mdbackup_bad"}
+    everything = backups | verified | others
     assert set(load_dags().dag_ids) == everything
     for dag_id in ("mdbackup_web", "mdbackup_bad"):
         monkeypatch.setenv(PARSED_FOR, dag_id)
-        assert set(load_dags().dag_ids) == {dag_id, watchdog}
+        assert set(load_dags().dag_ids) == {dag_id} | verified | others
+    monkeypatch.setenv(PARSED_FOR, "mdbackup_verify_web")
+    assert set(load_dags().dag_ids) == {"mdbackup_verify_web"} | backups | others
     # A task of another DAG may have started what parses here.
     monkeypatch.setenv(PARSED_FOR, "somebody_elses")
     assert set(load_dags().dag_ids) == everything
@@ -265,8 +364,9 @@ def test_parsing_the_dag_file_imports_neither_paramiko_nor_asyncssh(configured: 
     configured.write_text("providers:" + (GOOD + FULL).format(folder=configured.parent))
     code = (
         "import runpy, sys, airflow.sdk; "
-        "found = runpy.run_path('dags/mdbackup.py') | runpy.run_path('dags/mdbackup_watchdog.py'); "
-        "assert {'mdbackup_full', 'mdbackup_watchdog'} <= set(found); "
+        "names = ('mdbackup', 'mdbackup_watchdog', 'mdbackup_verify', 'mdbackup_restore'); "
+        "found = {dag for name in names for dag in runpy.run_path(f'dags/{name}.py')}; "
+        "assert {'mdbackup_full', 'mdbackup_watchdog', 'mdbackup_verify_full', 'mdbackup_restore'} <= found; "
         "print(sorted({'paramiko', 'asyncssh'} & set(sys.modules)))"
     )
     done = subprocess.run(

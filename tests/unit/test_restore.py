@@ -19,11 +19,10 @@ from typing import Any
 
 import pytest
 
-from airflow_mdbackup.cli import UsageError
-from airflow_mdbackup.cli.moments import moment_of, stamp_of
 from airflow_mdbackup.scheme.errors import DestinationBusy, DestinationRefused
 from airflow_mdbackup.scheme.history import commits
 from airflow_mdbackup.scheme.mirror import Mirror
+from airflow_mdbackup.scheme.moments import NoSuchMoment, moment_of, stamp_of
 from airflow_mdbackup.scheme.past import Content, Past
 from airflow_mdbackup.scheme.restore import Came, Restored, Selection, restore
 
@@ -537,7 +536,7 @@ def test_a_moment_without_a_zone_is_local_and_yesterday_is_the_day_before(
     ],
 )
 def test_what_is_no_moment_says_how_to_write_one(text: str) -> None:
-    with pytest.raises(UsageError, match="write 2026-11-23T14:00"):
+    with pytest.raises(NoSuchMoment, match="write 2026-11-23T14:00"):
         moment_of(text, NOW)
 
 
@@ -547,5 +546,5 @@ def test_the_distant_past_is_before_all_backups() -> None:
 
 @pytest.mark.parametrize("text", ["2030-01-01", "tomorrow", "today 23:59"])
 def test_what_is_yet_to_come_is_no_moment_of_the_past(text: str) -> None:
-    with pytest.raises(UsageError, match=r"yet to come|write 2026"):
+    with pytest.raises(NoSuchMoment, match=r"yet to come|write 2026"):
         moment_of(text, NOW)

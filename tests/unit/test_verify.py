@@ -6,15 +6,26 @@ import json
 import os
 import shlex
 import shutil
+from fractions import Fraction
 from itertools import count
 from pathlib import Path
 
 import pytest
 
+from airflow_mdbackup.scheme.errors import DestinationBusy
 from airflow_mdbackup.scheme.forget import forget
 from airflow_mdbackup.scheme.mirror import Mirror
 from airflow_mdbackup.scheme.past import Past
-from airflow_mdbackup.scheme.verify import Found, Part, Verified, unknown, verify
+from airflow_mdbackup.scheme.verify import (
+    Found,
+    Part,
+    Verified,
+    Walk,
+    repair,
+    unknown,
+    verify,
+    what_follows,
+)
 
 from ..torture import Cases
 from .conftest import Pair
@@ -142,6 +153,97 @@ def test_command_fails_for_damage_and_names_the_files(pair: Pair) -> None:
     assert mdbackup(*command, "--bytes", "1GB")[0] in (0, 1)
     for wrong in (("--fraction", "2"), ("--fraction", "x"), ("--bytes", "x"), ("--bytes", "1GB", "twin")):
         assert mdbackup(*command, *wrong)[0] == 2
+
+
+# --- repair -----------------------------------------------------------------------------------------
+
+
+def test_repair_has_rotten_live_files_pulled_again_and_leaves_all_else_alone(pair: Pair) -> None:
+    """Not versions, not what hands changed, and what is missing only if asked; the rotten bytes are kept."""
+    two_runs(pair)
+    (old,) = (pair.live("changed").parent / ".old").glob("changed.*")
+    rot(pair.live("same"))
+    rot(old)
+    pair.live("twin").unlink()
+    pair.live("new").write_bytes(b"by hand")
+    rotten = pair.live("same").read_bytes()
+    command = ("verify", "--dest", str(pair.mirror.dest), "--repair")
+    status, out, told = mdbackup(*command)
+    assert status == 1 and len(out.splitlines()) == 5
+    assert out.splitlines()[-1] == f"forgotten   {os.fsdecode(pair.path('same'))}"
+    assert 'airflow dags trigger mdbackup_srv1 --conf \'{"only": ["' in told
+    assert pair.index_a().keys() - pair.index_b().keys() == {pair.path("same")}
+    last = mdbackup("log", "--dest", str(pair.mirror.dest))[1].splitlines()[-1]
+    assert "repair__" in last and "1 forgotten" in last
+    assert mdbackup(*command, "same")[1].count("forgotten") == 0  # it has no entry any more
+    status, out, _ = mdbackup(*command, "--missing", "--format", "json")
+    assert [json.loads(line)["path"] for line in out.splitlines() if '"repair"' in line] == [
+        os.fsdecode(pair.path("twin"))
+    ]
+    pair.backup()
+    assert pair.live("same").read_bytes() == b"same" and pair.live("twin").exists()
+    assert pair.versions("same") == [rotten]
+    assert set(found_in(pair).values()) == {"changed", "rotten"}  # by hand, and the version
+    assert pair.live("new").read_bytes() == b"by hand"
+    assert mdbackup("verify", "--dest", str(pair.mirror.dest), "--missing")[0] == 2
+
+
+def test_damage_is_judged_again_under_the_lock(pair: Pair) -> None:
+    """A run may have replaced the file since it was looked at, and somebody may have mended it."""
+    two_runs(pair)
+    for name in ("same", "new", "gone", "twin"):
+        pair.put(name, b"first of " + name.encode())
+    pair.backup()
+    sound = pair.live("new").read_bytes()
+    for name in ("same", "new", "gone"):
+        rot(pair.live(name))
+    pair.live("twin").unlink()
+    with Past(pair.mirror) as past:
+        damaged = [each for each in verify(pair.mirror, past, past.contents()) if not each.found.good]
+    assert len(damaged) == 4
+    before = os.stat(pair.path("same"))
+    pair.put("same", b"other of same")  # of the same size and time, as if the old one had rotted
+    os.utime(pair.path("same"), ns=(before.st_atime_ns, before.st_mtime_ns))
+    pair.backup()
+    pair.live("new").write_bytes(sound)
+    pair.live("gone").write_bytes(b"by hand meanwhile")
+    pair.live("twin").write_bytes(b"first of twin")
+    index = pair.index_b()
+    assert repair(pair.mirror, damaged, missing=True) == []
+    assert pair.index_b() == index
+
+
+def test_part_that_could_not_be_repaired_is_walked_again(pair: Pair) -> None:
+    """A run that holds the lock for long does not make its damage wait until all parts had their turn."""
+    two_runs(pair)
+    rot(pair.live("same"))
+    found = []
+    for wait in (0.0, 60.0):
+        with Past(pair.mirror) as past:
+            walk = Walk(pair.mirror, past, part=Fraction(1), repair=True)
+            found.append([each.place for each in walk if not each.found.good])
+            if wait:
+                assert walk.finish(wait) == [pair.path("same")]
+            else:
+                with pair.mirror.lock("a run"), pytest.raises(DestinationBusy, match="a run"):
+                    walk.finish(wait)
+                assert not pair.mirror.verified.exists()
+    assert found == [[pair.path("same")]] * 2 and walk.is_last and pair.mirror.verified.exists()
+
+
+@pytest.mark.parametrize("name", [b"plain", b'it\'s $(id) `id`; "x" \\ \n \x1b[31m', "ü".encode()])
+def test_command_that_is_told_pulls_just_these_whatever_their_names(name: bytes) -> None:
+    """In a shell, and as JSON; and no name acts on a terminal, or on what shows a log."""
+    told = what_follows("web", [b"/" + name])
+    command = shlex.split(told.partition("At once: ")[2])
+    assert told.isprintable() and "group:" not in told
+    assert command[:4] == ["airflow", "dags", "trigger", "mdbackup_web"]
+    assert json.loads(command[5])["only"] == [f"/{name.decode()}"]
+
+
+@pytest.mark.parametrize("paths", [[b"/\xff"], [b"/%d" % n for n in range(101)], [b"/" + bytes([97] * 3999)]])
+def test_whole_run_is_told_where_a_command_cannot_name_the_paths(paths: list[bytes]) -> None:
+    assert what_follows("web", paths).endswith("airflow dags trigger mdbackup_web")
 
 
 # --- forget -----------------------------------------------------------------------------------------

@@ -9,13 +9,15 @@ from datetime import UTC, datetime, timedelta
 from dateutil import parser
 from dateutil.relativedelta import relativedelta
 
-from airflow_mdbackup.cli import UsageError
-
 _STAMP = "%Y%m%dT%H%M%S.%fZ"
 _AGO = re.compile(r"(\d{1,6}) (second|minute|hour|day|week|month|year)s? ago", re.IGNORECASE)
 _DAYS = {"today": 0, "yesterday": 1}
 # What reads differently in different countries, or can only be guessed, is no moment.
 _CLEAR = re.compile(r"\d{4}-?\d\d-?\d\d([T ].*)?|\d{1,2}:\d\d.*|(?=.*\d{4}).*[a-z]{3}.*", re.IGNORECASE)
+
+
+class NoSuchMoment(ValueError):
+    """A text is no moment, or there was nothing then; the message says what to write, or since when."""
 
 
 def moment_of(text: str, now: datetime) -> datetime:
@@ -25,7 +27,7 @@ def moment_of(text: str, now: datetime) -> datetime:
     the end, for that is as exact as commands print when a commit was.
 
     :param now: what relative forms count from; with a time zone.
-    :raises UsageError: it means none.
+    :raises NoSuchMoment: it means none, or one that is yet to come.
     """
     words = text.strip()
     try:
@@ -44,12 +46,12 @@ def moment_of(text: str, now: datetime) -> datetime:
             warnings.simplefilter("error", parser.UnknownTimezoneWarning)
             moment = parser.parse(words, default=day).astimezone()
     except (ValueError, OverflowError, parser.UnknownTimezoneWarning) as error:
-        raise UsageError(
+        raise NoSuchMoment(
             f"{text!r} is no moment: write 2026-11-23T14:00 (with +01:00 or Z behind it if that is not local "
             "time), 'yesterday 14:00', or '3 days ago'"
         ) from error
     if moment > now + timedelta(minutes=1):
-        raise UsageError(f"{text!r} is {moment:%Y-%m-%d %H:%M:%S %z}, which is yet to come")
+        raise NoSuchMoment(f"{text!r} is {moment:%Y-%m-%d %H:%M:%S %z}, which is yet to come")
     return moment if moment.microsecond else moment.replace(microsecond=999_999)
 
 

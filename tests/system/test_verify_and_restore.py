@@ -1,0 +1,136 @@
+"""A backup is verified, repaired and restored by DAGs, with a real scheduler."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from demo.airflow_client import AirflowClientError
+from demo.sshd import ProviderServer
+from demo.stack import AirflowStack
+
+from .conftest import PROJECT, Site, provider_yaml
+from .test_alerts import NOTIFIER, Checks, until
+
+VERIFY, RESTORE = "mdbackup_verify_web", "mdbackup_restore"
+
+
+@pytest.fixture(scope="module")
+def checks() -> Iterator[Checks]:
+    with Checks() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def site(
+    airflow_stack: Callable[..., AirflowStack], tmp_path_factory: pytest.TempPathFactory, checks: Checks
+) -> Iterator[Site]:
+    """Two providers with workers of their own; people of the first one are told in a file, and by pings."""
+    folder = tmp_path_factory.mktemp("site")
+    for name in ("dags", "restored"):
+        (folder / name).mkdir()
+    for name in ("mdbackup", "mdbackup_verify", "mdbackup_restore"):
+        shutil.copy(PROJECT / "dags" / f"{name}.py", folder / "dags")
+    (folder / "dags" / "own_notifier.py").write_text(NOTIFIER)
+    to_file = {
+        "notifier": "own_notifier.ToFile",
+        "arguments": {"path": str(folder / "told"), "text": "{{ alert.event }}: {{ alert.text }}"},
+    }
+    with ProviderServer(folder / "server") as server:
+        verify = {"schedule": None, "part": "1/1", "repair": True}
+        alerts = [{"ping_url": f"{checks.url}/check"}, to_file]
+        providers = {
+            "web": provider_yaml(server, folder, "web", verify=verify, alerts=alerts),
+            "new": provider_yaml(server, folder, "new", verify=verify, queue="elsewhere"),
+        }
+        (folder / "providers.yaml").write_text(json.dumps({"providers": providers}))
+        env = {
+            "AIRFLOW_CONN_BACKUPOP": json.dumps(server.sftp_connection()),
+            "AIRFLOW_CONN_INDEX": json.dumps(server.ssh_connection()),
+            "AIRFLOW__MDBACKUP__PROVIDERS_FILE": str(folder / "providers.yaml"),
+            "AIRFLOW__MDBACKUP__RESTORE_BELOW": str(folder / "restored"),
+            "NO_PROXY": "127.0.0.1",
+        }
+        site = Site(airflow_stack(folder / "dags", env), server, folder)
+        site.put("web", "kept", b"as it was")
+        site.put("web", "other", b"another one")
+        assert site.run("web")[0] == "success"
+        yield site
+
+
+def run(site: Site, dag_id: str, **conf: Any) -> tuple[str, str]:
+    """Do a run of a DAG, and return its state and id."""
+    site.stack.wait_for_dag(dag_id)
+    site.stack.unpause(dag_id)
+    run_id = site.stack.trigger(dag_id, conf)
+    return site.stack.wait_for_run(dag_id, run_id), run_id
+
+
+def test_damage_is_found_told_and_mended_by_the_next_backup(site: Site, checks: Checks) -> None:
+    """People are told once, that it is the verification; pings, which are of backups, say nothing of it."""
+    live = site.live("web", "kept")
+    before = live.stat()
+    live.write_bytes(b"as it WAS")
+    os.utime(live, ns=(before.st_atime_ns, before.st_mtime_ns))
+    state, run_id = run(site, VERIFY)
+    assert state == "failed"
+    log = site.stack.task_log(VERIFY, run_id, "verify_mirror")
+    assert f"rotten: {site.server.prefix}/web/kept" in log and "left the index" in log
+    counts = site.stack.xcom(VERIFY, run_id, "verify_mirror")
+    assert (counts["rotten"], counts["sound"], counts["repaired"]) == (1, 1, 1)
+    (task,) = site.stack.task_instances(VERIFY, run_id)
+    assert task["try_number"] == 1
+    told = site.folder / "told"
+    until(told.exists)
+    said = told.read_text()
+    assert said.startswith("verification: web: verification FAILED: files of the backup are damaged")
+    assert f"rotten: {site.server.prefix}/web/kept" in said and "airflow dags trigger mdbackup_web" in said
+
+    assert site.run("web")[0] == "success"
+    assert live.read_bytes() == b"as it was"
+    (version,) = (live.parent / ".old").iterdir()
+    assert version.read_bytes() == b"as it WAS"
+    state, run_id = run(site, VERIFY)
+    assert state == "success"
+    assert site.stack.xcom(VERIFY, run_id, "verify_mirror")["sound"] == 3
+    assert told.read_text() == said
+    until(lambda: len(checks.of("check")) >= 4)  # a good run may tell a moment after its end
+    assert checks.of("check") == ["/check/start", "/check"] * 2  # of the two backups
+
+
+def test_backup_that_is_not_there_yet_is_skipped_and_told_nobody(site: Site) -> None:
+    state, run_id = run(site, "mdbackup_verify_new")
+    assert (state, site.stack.task_states("mdbackup_verify_new", run_id)) == (
+        "success",
+        {"verify_mirror": "skipped"},
+    )
+
+
+def test_files_come_back_by_the_form_below_the_directory_that_the_worker_allows(site: Site) -> None:
+    """The task for the chosen provider's workers does it; a name that is none is refused at once."""
+    conf = {"provider": "web", "paths": ["other"], "target": "here", "as_of": "now"}
+    state, run_id = run(site, RESTORE, **conf)
+    assert state == "success"
+    assert site.stack.task_states(RESTORE, run_id) == {
+        "choose_worker": "success",
+        "restore_files_on_default": "success",
+        "restore_files_on_elsewhere": "skipped",
+    }
+    restored = site.folder / "restored" / "here"
+    assert Path(f"{restored}{site.server.prefix}/web/other").read_bytes() == b"another one"
+    assert site.stack.xcom(RESTORE, run_id, "restore_files_on_default") == {
+        **{"restored": 1, "there": 0, "kept": 0, "lost": 0, "failed": 0},
+        **{"bytes": 11, "target": str(restored)},
+    }
+    state, run_id = run(site, RESTORE, provider="web", target=str(site.folder / "dags"))
+    assert state == "failed"
+    assert "is not below" in site.stack.task_log(RESTORE, run_id, "restore_files_on_default")
+    assert {path.suffix for path in (site.folder / "dags").iterdir() if path.is_file()} == {".py"}
+    with pytest.raises(AirflowClientError, match="400"):
+        site.stack.trigger(RESTORE, {"provider": "nobody"})
