@@ -70,8 +70,8 @@ restores nothing.
 
 ## How values are written
 
-- **duration**: numbers with units, the greater unit first: `90s`, `15m`, `1h30m`, `1.5h`, `26h`, `2d`. It is
-  more than nothing and at most ten years.
+- **duration**: numbers with units, the greater unit first: `90s`, `15m`, `1h30m`, `1.5h`, `26h`, `2d`, `8w`,
+  `1y` (365 days); `m` are minutes. It is more than nothing and at most ten years.
 - **rate**: bytes per second: `500KB`, `20MB`, `1.5GB`, `10MiB`; `/s` may follow. A `KB` is 1,000 bytes, a
   `KiB` 1,024. It is at least `1KB` and at most `1000GB`.
 - **time of day**: `"08:00"`, in quotes (YAML reads an unquoted 18:00 as the number 1080), from `"00:00"` to

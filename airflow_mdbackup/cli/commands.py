@@ -413,6 +413,36 @@ COMMANDS = (
         "airflow_mdbackup.cli.forget.run",
     ),
     Command(
+        "prune",
+        "Take old versions away, by rules, when the disk is full",
+        "Show which versions in .old no rule keeps, and what room they take; with --yes, take them away, for"
+        " good. What any rule keeps stays; so do live files, and what history does not know. Nothing else"
+        " ever deletes. Exit status 1: history is missing or damaged, a path was never in it, or the disk"
+        " refused.",
+        (
+            ("what would go", "prune web --keep-last 3 --keep-within 1y"),
+            ("one directory, for good", "prune web /backups/logs --keep-within 90d --yes"),
+            ("a version of each of the last days", "prune --dest /srv/backups/web --keep-daily 30"),
+        ),
+        (
+            _WORDS,
+            _DEST,
+            _argument("--keep-last", metavar="N", type=_count, help="keep the N newest of each path"),
+            _argument("--keep-within", metavar="TIME", help="keep what was displaced within 90d, 8w or 1y"),
+            _argument(
+                "--keep-daily",
+                metavar="N",
+                type=_count,
+                help="keep the newest of each of the last N days on which a path has any",
+            ),
+            _argument("--keep-monthly", metavar="N", type=_count, help="likewise, of the last N months"),
+            _argument("--yes", action="store_true", help="take them away"),
+            _FORMAT,
+            _PROVIDERS_FILE,
+        ),
+        "airflow_mdbackup.cli.prune.run",
+    ),
+    Command(
         "log",
         "List the runs that changed anything",
         "List each run that changed anything: when, its id, and how much. Exit status 1: history is missing"

@@ -41,16 +41,19 @@ def log(args: argparse.Namespace) -> int:
 
 def _print_commit(form: str, stamp: str, run_id: str, changes: Iterator[Change]) -> None:
     counts: Counter[str] = Counter()
-    size = 0
+    size = freed = 0
     for change in changes:
         counts[change.what] += 1
         if change.what in (What.ADDED, What.REPLACED):
             size += change.size or 0
+        elif change.what == What.PRUNED:
+            freed += change.size or 0
     if form == "json":
-        _print_json(stamp=stamp, run_id=run_id, bytes=size, changes=counts)
+        _print_json(stamp=stamp, run_id=run_id, bytes=size, freed=freed, changes=counts)
     else:
         told = ", ".join(f"{number:,} {what}" for what, number in counts.items())
-        print(printable(f"{in_words(stamp)}  {run_id}  {told}, {size:,} bytes"))
+        told += f", {freed:,} bytes freed" if counts[What.PRUNED] else f", {size:,} bytes"
+        print(printable(f"{in_words(stamp)}  {run_id}  {told}"))
 
 
 def history(args: argparse.Namespace) -> int:
@@ -97,7 +100,8 @@ def _print_change(form: str, stamp: str, run_id: str, change: Change) -> None:
             version=None if change.version is None else to_text(change.version),
         )
     else:
-        where = f"  -> {quoted(change.version)}" if change.version else ""
+        arrow = "<-" if change.what == What.PRUNED else "->"
+        where = f"  {arrow} {quoted(change.version)}" if change.version else ""
         print(f"{in_words(stamp)}  {change.what:<9}  {quoted(change.path)}{where}")
 
 
@@ -136,6 +140,7 @@ def _facts(mirror: Mirror, content: Content) -> dict[str, Any]:
         "since": content.since or None,
         "left": content.left or None,
         "until": content.until or None,
+        "pruned": content.pruned or None,
         "file": None if file is None else to_text(file),
     }
 
@@ -147,7 +152,12 @@ def _print_content(mirror: Mirror, content: Content) -> None:
     size = "size unknown" if content.size is None else f"{content.size:,} bytes"
     print(f"  from {since} {until}{left}: {size}, md5 {_text(content.md5)}")
     file = _file_of(mirror, content)
-    print(f"    {quoted(file) if file is not None else 'missing: hands took it away'}")
+    if file is not None:
+        print(f"    {quoted(file)}")
+    elif content.pruned:
+        print(f"    pruned on {in_words(content.pruned)}")
+    else:
+        print("    missing: hands took it away")
 
 
 def _file_of(mirror: Mirror, content: Content) -> bytes | None:

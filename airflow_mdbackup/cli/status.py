@@ -10,12 +10,14 @@ import os
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from airflow_mdbackup.cli import UsageError, printable
 from airflow_mdbackup.cli.status_formats import Report, as_json, as_prometheus, as_text
-from airflow_mdbackup.config import load, providers_file
+from airflow_mdbackup.config import load, next_run, providers_file
+from airflow_mdbackup.config.settings import default_timezone
 from airflow_mdbackup.scheme.mirror import Mirror
 from airflow_mdbackup.scheme.status import State, Status, look
 
@@ -45,8 +47,13 @@ def run(args: argparse.Namespace) -> int:
 
 def _report(file: Path, names: Sequence[str], now: datetime) -> Report:
     configuration = load(file)
+    zone = default_timezone()
     statuses = [
-        look(Mirror(provider.dest, provider.name), provider.max_age, now)
+        replace(
+            look(Mirror(provider.dest, provider.name), provider.max_age, now),
+            starts=next_run.in_words(provider.schedule),
+            next_run=next_run.next_run(provider.schedule, now, zone),
+        )
         for provider in configuration.providers
         if provider.name in names or not names
     ]
@@ -62,7 +69,8 @@ def _report(file: Path, names: Sequence[str], now: datetime) -> Report:
     if unknown and not general:
         known = ", ".join([*(provider.name for provider in configuration.providers), *refused]) or "none"
         raise UsageError(f"there is no provider {', '.join(map(repr, unknown))} in {file} (there: {known})")
-    return Report(now, tuple(sorted(statuses, key=lambda status: status.provider)), tuple(general))
+    ordered = sorted(statuses, key=lambda status: status.provider)
+    return Report(now, tuple(ordered), tuple(general), detailed=bool(names))
 
 
 def _replace(file: Path, text: str) -> None:

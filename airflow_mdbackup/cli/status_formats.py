@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 from airflow_mdbackup.cli import printable
+from airflow_mdbackup.scheme.disk import amount
 from airflow_mdbackup.scheme.status import Commit, State, Status, in_words
+from airflow_mdbackup.scheme.totals import OnDisk
 
 _FORMAT = 1
 _NAMED = 5  # backups that the first line names
@@ -20,11 +22,13 @@ class Report:
     """What there is to say of several backups.
 
     :ivar problems: what is wrong in the configuration beside the providers that are told of.
+    :ivar detailed: whether people asked for these backups by name.
     """
 
     now: datetime
     statuses: tuple[Status, ...]
     problems: tuple[str, ...]
+    detailed: bool = False
 
     @property
     def good(self) -> bool:
@@ -38,13 +42,15 @@ class Report:
 
 
 def as_text(report: Report) -> str:
-    """Return a line that says all, and one for each provider, the bad ones first."""
+    """Return a line that says all, and one for each provider, the bad ones first; more if asked by name."""
     lines = [_summary(report), *(f"configuration: {_one_line(problem)}" for problem in report.problems)]
     width = max((len(status.provider) for status in report.statuses), default=0)
     for status in sorted(report.statuses, key=lambda status: status.state == State.GOOD):
         state = status.state if status.state == State.GOOD else status.state.upper()
         told = "; ".join(map(_one_line, _told(status, report.now)))
         lines.append(f"{status.provider:{width}}  {state:10}  {told}")
+        if report.detailed:
+            lines += [f"{'':{width}}  {_one_line(more)}" for more in _details(status)]
     return "\n".join(lines) + "\n"
 
 
@@ -82,6 +88,19 @@ def _told(status: Status, now: datetime) -> Iterable[str]:
         yield f"last run {last.at:%Y-%m-%d %H:%M} UTC {how}: {outcomes} ({last.run_id})"
 
 
+def _details(status: Status) -> Iterable[str]:
+    disk, came = status.disk, status.came
+    if disk is not None and came is not None:
+        yield (
+            f"on the disk: {disk.live:,} files with {amount(disk.live_bytes)}, {disk.versions:,} versions"
+            f" with {amount(disk.version_bytes)}; {amount(came)} came in the last 30 days"
+        )
+    if status.next_run is not None:
+        yield f"next run {status.next_run:%Y-%m-%d %H:%M} UTC ({status.starts})"
+    elif status.starts:
+        yield f"next run: {status.starts}"
+
+
 def _one_line(text: str) -> str:
     return " ".join(text.split())
 
@@ -107,9 +126,18 @@ def _object(status: Status, now: datetime) -> dict[str, Any]:
         "age": round((now - last_good.at).total_seconds()) if last_good is not None else None,
         "max_age": round(status.max_age.total_seconds()) if status.max_age is not None else None,
         "files": status.files,
+        "disk": None if status.disk is None else _disk(status.disk, status.came),
+        "starts": status.starts or None,
+        "next_run": None if status.next_run is None else _iso(status.next_run),
         "last_good": _commit(last_good),
         "last_commit": _commit(status.last_commit),
     }
+
+
+def _disk(disk: OnDisk, came: int | None) -> dict[str, int | None]:
+    sizes = {"live": disk.live, "live_bytes": disk.live_bytes}
+    sizes |= {"versions": disk.versions, "version_bytes": disk.version_bytes}
+    return {**sizes, "came_30_days": came}
 
 
 def _commit(commit: Commit | None) -> dict[str, Any] | None:
@@ -173,6 +201,30 @@ def as_prometheus(report: Report) -> str:
             "Files in the backup's index.",
             [(_of(s), s.files) for s in statuses if s.files is not None],
         ),
+        (
+            "disk_files",
+            "Files on the disk of the backup: live ones, also such as have left the index, and versions.",
+            [sample for s in statuses for sample in _by_kind(s, lambda disk: (disk.live, disk.versions))],
+        ),
+        (
+            "disk_bytes",
+            "Their sizes.",
+            [
+                sample
+                for s in statuses
+                for sample in _by_kind(s, lambda disk: (disk.live_bytes, disk.version_bytes))
+            ],
+        ),
+        (
+            "came_bytes",
+            "Bytes that came to the disk in the last 30 days.",
+            [(_of(s), s.came) for s in statuses if s.came is not None],
+        ),
+        (
+            "next_run_timestamp_seconds",
+            "When the next run begins, by the schedule.",
+            [(_of(s), s.next_run.timestamp()) for s in statuses if s.next_run is not None],
+        ),
     ]
     lines = []
     for name, told, samples in metrics:
@@ -182,6 +234,14 @@ def as_prometheus(report: Report) -> str:
             marks = ",".join(f'{label}="{_escaped(text)}"' for label, text in labels.items())
             lines.append(f"mdbackup_{name}{f'{{{marks}}}' if marks else ''} {value:.15g}")
     return "\n".join(lines) + "\n"
+
+
+def _by_kind(
+    status: Status, counts: Callable[[OnDisk], tuple[int, int]]
+) -> Iterable[tuple[dict[str, str], float]]:
+    if status.disk is not None:
+        for kind, number in zip(("live", "version"), counts(status.disk), strict=True):
+            yield _of(status) | {"kind": kind}, number
 
 
 def _of(status: Status) -> dict[str, str]:

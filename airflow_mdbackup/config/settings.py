@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from datetime import time
+import configparser
+import os
+from datetime import UTC, datetime, time, tzinfo
 from pathlib import Path
 from urllib.parse import urlsplit
+from zoneinfo import ZoneInfo
 
 
 def providers_file() -> Path:
@@ -44,6 +47,25 @@ def local_time() -> time:
     from airflow.sdk import timezone
 
     return timezone.make_naive(timezone.utcnow()).time()
+
+
+def default_timezone() -> tzinfo:
+    """Return Airflow's default time zone, ``[core] default_timezone``, without importing Airflow; else UTC.
+
+    From the environment, or from ``airflow.cfg``, which ``AIRFLOW_CONFIG`` or ``AIRFLOW_HOME`` names.
+    """
+    home = os.environ.get("AIRFLOW_HOME", "~/airflow")
+    file = os.path.expanduser(os.path.expandvars(os.environ.get("AIRFLOW_CONFIG", f"{home}/airflow.cfg")))
+    options = configparser.ConfigParser(interpolation=None, strict=False)
+    try:
+        options.read(file, encoding="utf-8")
+        name = options.get("core", "default_timezone", fallback="utc")
+        name = os.environ.get("AIRFLOW__CORE__DEFAULT_TIMEZONE", name)
+        if name == "system":
+            return datetime.now().astimezone().tzinfo or UTC
+        return UTC if name.lower() == "utc" else ZoneInfo(name)
+    except (OSError, ValueError, LookupError, configparser.Error):  # Airflow itself does not start then
+        return UTC
 
 
 def web_path() -> str:

@@ -23,9 +23,11 @@ from airflow_mdbackup.config.schedule import Assets, Timetable
 SCHEDULE_PRESETS = ("@hourly", "@daily", "@weekly", "@monthly", "@quarterly", "@yearly")
 
 _DURATION = re.compile(
-    r"(?=.)" + "".join(rf"(?:(?P<{unit}>[0-9]+(?:\.[0-9]+)?){unit})?" for unit in "dhms"), re.ASCII
+    r"(?=.)" + "".join(rf"(?:(?P<{unit}>[0-9]+(?:\.[0-9]+)?){unit})?" for unit in "ywdhms"), re.ASCII
 )
 _UNITS = {"d": "days", "h": "hours", "m": "minutes", "s": "seconds"}
+_LENGTHS = {unit: timedelta(**{name: 1}) for unit, name in _UNITS.items()}
+_LENGTHS |= {"y": timedelta(days=365), "w": timedelta(weeks=1)}
 SIZES = {"GB": 10**9, "GiB": 2**30, "MB": 10**6, "MiB": 2**20, "KB": 10**3, "KiB": 2**10}
 _SIZE = re.compile(r"(?P<number>[0-9]+(?:\.[0-9]+)?)(?P<unit>[kKMG]B|[KMG]iB)", re.ASCII)
 _FRACTION = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,12})?)(?:/([0-9]{1,12})|(%))?", re.ASCII)
@@ -34,7 +36,7 @@ _TAKEN = "`{{`, `{%` or `{#`, with which a template begins that Airflow would fi
 _LONGEST = timedelta(days=3650)
 _shorten = reprlib.Repr()
 _shorten.maxstring = 300
-_HOW_TO_WRITE_A_DURATION = "write numbers with units, such as `90s`, `15m`, `1h30m`, `26h` or `2d`"
+_HOW_TO_WRITE_A_DURATION = "write numbers with units, such as `90s`, `15m`, `1h30m`, `26h`, `2d` or `1y`"
 
 _HOW_TO_WRITE_A_PART = "write a fraction such as `1/30`, a size such as `50GB`, or `all`"
 
@@ -60,7 +62,7 @@ def seen(value: object) -> str:
 
 
 def parse_duration(value: object) -> timedelta:
-    """Return the duration that ``90s``, ``15m``, ``1.5h``, ``2d`` or ``1h30m`` stands for.
+    """Return the duration that ``90s``, ``15m``, ``1.5h``, ``2d``, ``8w``, ``1y`` or ``1h30m`` stands for.
 
     :raises ValueError: anything else, nothing or less, or more than ten years.
     """
@@ -74,10 +76,10 @@ def parse_duration(value: object) -> timedelta:
     elif not (match := _DURATION.fullmatch(value)):
         raise ValueError(f"{seen(value)} is not a duration: {_HOW_TO_WRITE_A_DURATION}")
     else:
-        parts = {_UNITS[unit]: float(number) for unit, number in match.groupdict().items() if number}
+        parts = {_LENGTHS[unit]: float(number) for unit, number in match.groupdict().items() if number}
         # Judged before a timedelta is made of it, which overflows.
-        too_long = any(number > _LONGEST / timedelta(**{unit: 1}) for unit, number in parts.items())
-        duration = timedelta.max if too_long else timedelta(**parts)
+        too_long = any(number > _LONGEST / length for length, number in parts.items())
+        duration = timedelta.max if too_long else sum((n * unit for unit, n in parts.items()), timedelta())
     if not timedelta() < duration <= _LONGEST:
         raise ValueError(f"{seen(value)} must be more than nothing and at most ten years (`3650d`)")
     return duration

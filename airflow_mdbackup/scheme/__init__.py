@@ -18,6 +18,7 @@ module                  what becomes of the data
 :mod:`.restore`         a content of the past becomes a file in some directory
 :mod:`.verify`          a content of the past is read again, and judged; what is rotten may be repaired
 :mod:`.forget`          entries leave the consumer index, so that their files are copied again
+:mod:`.prune`           old versions go, because a person wants their room
 :mod:`.clean`           what runs leave behind is taken away, never files, versions or history
 :mod:`.status`          whether the last good run is as recent as it should be
 ======================  ==============================================================================
@@ -27,7 +28,8 @@ files without following symlinks, :mod:`.records` are files of one JSON line per
 in path order, :mod:`.threads` shares work out, :mod:`.patience` counts files that never hold still,
 :mod:`.limit` shares a bandwidth among tasks, :mod:`.telltale` knows what ransomware would look like,
 :mod:`.moments` reads and writes times as people do, :mod:`.target` keeps a restore within its bounds,
-:mod:`.disk` has words for what a disk does, :mod:`.errors` sorts what can go wrong by what to do about it.
+:mod:`.totals` adds up what a backup takes on the disk, :mod:`.disk` has words for what a disk does,
+:mod:`.errors` sorts what can go wrong by what to do about it.
 
 Paths are bytes here, absolute, as the provider's backup account sees them. :mod:`.names` makes text of
 them at the edges.

@@ -71,6 +71,7 @@ from airflow_mdbackup.scheme.settle import (
     settle,
     status_or_lost,
 )
+from airflow_mdbackup.scheme.totals import totals_state
 from airflow_mdbackup.scheme.tree import (
     Tree,
     concerns_one_file,
@@ -567,4 +568,6 @@ def _write_status(
     }
     new = {"provider": mirror.provider, "order": order, "files": summary.files, "last_commit": now}
     good = status.get("last_good") if summary.failed or summary.partial else now
-    write_state(mirror.status, {**new, "last_good": good} if good else new)
+    if good:
+        new["last_good"] = good
+    write_state(mirror.status, {**new, **totals_state(mirror, status, summary.files)})

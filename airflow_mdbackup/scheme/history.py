@@ -7,7 +7,7 @@ as of a moment is the consumer index as committed then, so that the files of his
 their names, give it back.
 
 A commit writes its history ahead under a name that ends in ``.pending``. Whoever finds such a file finishes
-that commit first (see :func:`.commit.settle`).
+that commit first (see :func:`.settle.settle`).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from airflow_mdbackup.scheme.mirror import Mirror
 from airflow_mdbackup.scheme.records import Damaged, Record, read_header
 
 PENDING = ".pending"
+PRUNE = "prune"  # the kind, in its header, of a history that changes nothing in the index
 
 
 class What(StrEnum):
@@ -32,16 +33,17 @@ class What(StrEnum):
     ADOPTED = "adopted"  # the live file was it already
     FORGOTTEN = "forgotten"  # left the index; the file stays
     MOVED = "moved"  # what stood in the way went as a whole to the version named; entries below are forgotten
+    PRUNED = "pruned"  # a person had the version named taken away; neither live file nor entry is concerned
 
 
 class Change(Record, frozen=True):
     """One line of history.
 
     :ivar old_md5: what the displaced file really had, by hashing; of a forgotten or edited path, what the
-        index said.
+        index said; of a pruned version, what it had.
     :ivar md5: what the index says now.
-    :ivar size: in bytes; ``mtime`` in Unix seconds and ``mode`` are the provider's.
-    :ivar version: where the displaced file or directory lies now.
+    :ivar size: in bytes; ``mtime`` in Unix seconds and ``mode`` are the provider's. Of a pruned version, its.
+    :ivar version: where the displaced file or directory lies now; where a pruned version lay.
     :ivar content: where the new bytes wait for the commit: ``staging``, or the number of a copy.
     :ivar replaces: what the index said before; it and ``content`` are only in a history written ahead.
     """

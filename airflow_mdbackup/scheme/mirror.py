@@ -17,9 +17,9 @@
                                                  somebody changed in it by hand, and to restore it from
     <dest>/.mdbackup/upcoming.md5                the same of a commit that is not finished
     <dest>/.mdbackup/changing.jsonl              files that changed on the provider while they were pulled
-    <dest>/.mdbackup/status.json                 last good run and last commit
+    <dest>/.mdbackup/status.json                 last good run and last commit, and what is on the disk
     <dest>/.mdbackup/verified.json               where the next part of a verification begins
-    <dest>/.mdbackup/forgetting.md5              the consumer index, while a command takes entries out of it
+    <dest>/.mdbackup/forgetting.md5              the consumer index, while a command of a person needs it
     <dest>/.mdbackup/verifying                   when what it has read is within its limit
 
 ``dest`` is created with mode 0700. Everything stored says its format, and a newer one is refused.

@@ -80,6 +80,7 @@ class Content:
     :ivar since: stamp of the commit that brought it; empty if history tells of none.
     :ivar left: stamp of the commit with which it left the index while its file stayed; empty if it did not.
     :ivar until: stamp of the commit that displaced it; empty as long as it is live.
+    :ivar pruned: stamp of the pruning that took it away, or, if it has places, that was cut off and may have.
     :ivar places: where it should be, as paths of the mirror's tree, the likeliest first; none if it is lost.
     """
 
@@ -91,6 +92,7 @@ class Content:
     since: str = ""
     left: str = ""
     until: str = ""
+    pruned: str = ""
     places: list[bytes] = field(default_factory=list)
 
 
@@ -295,6 +297,14 @@ class Past:
             path = path.rpartition(b"/")[0]
         return found
 
+    def arrived(self) -> Iterator[tuple[Moment, int]]:
+        """Yield how many bytes each commit put in place."""
+        rows = self._table.execute(
+            "SELECT moment, SUM(size) FROM change WHERE what IN (?, ?) GROUP BY moment",
+            (What.ADDED, What.REPLACED),
+        )
+        return ((self.moments[number], size or 0) for number, size in rows)
+
     def noting(self, contents: Iterable[Content]) -> Iterator[Content]:
         """Yield contents, and note on the way where they should be, for :meth:`has_place`."""
         self._table.execute("CREATE TABLE IF NOT EXISTS place (path BLOB PRIMARY KEY) WITHOUT ROWID")
@@ -339,6 +349,7 @@ class _Replay:
         self.listed = False
         self._path = path
         self._moments = past.moments
+        self._pruned = 0  # how many contents there are up to the one that was pruned last
         happened = [(row[1], 0 if row[2] == What.EDITED else 2, n, row) for n, row in enumerate(changes)]
         happened += [(move[0], 1, 0, move) for move in past.moves_above(path)]
         self._ahead = sorted(happened, reverse=True)
@@ -372,6 +383,9 @@ class _Replay:
         version: bytes | None,
     ) -> None:
         live = self.live
+        if what == What.PRUNED:
+            self._prune(moment, version or b"")
+            return
         if not moment.finished:
             if live is not None and version is not None:
                 live.places.append(version)
@@ -401,6 +415,18 @@ class _Replay:
         else:
             self._displaced(moment)
         self._holds(Content(self._path, md5, size, mtime, mode, moment.stamp, places=[self._path]))
+
+    def _prune(self, moment: Moment, place: bytes) -> None:
+        # They mostly come in the order of the contents.
+        total = len(self.contents)
+        for number in range(self._pruned, self._pruned + total):
+            content = self.contents[number % total]
+            if place in content.places:
+                self._pruned = number % total + 1
+                content.pruned = moment.stamp
+                if moment.finished:
+                    content.places.remove(place)
+                return
 
     def _holds(self, content: Content) -> Content:
         self.live = content

@@ -59,6 +59,7 @@ class Came(StrEnum):
     THERE = "there"  # with these bytes already
     KEPT = "kept"  # something else has its name in the target, and overwriting was not asked for
     LOST = "lost"  # its bytes are nowhere in the mirror
+    PRUNED = "pruned"  # likewise, and a person had them taken away
     FAILED = "failed"  # the target could not take it, or the mirror could not be read
 
     @property
@@ -350,7 +351,10 @@ class _Restorer:
     def _would_bring(self, source: Tree, content: Content) -> Restored:
         for place in _places(self._past, source, content):
             found = source.lstat(place)
-            if found is not None and is_file(found) and content.size in (None, found.st_size):
+            if found is None or not is_file(found) or content.size not in (None, found.st_size):
+                continue
+            # If it was pruned, another version of its path may be of the same size.
+            if not content.pruned or _has(source, place, content.md5):
                 return Restored(content, Came.RESTORED, found.st_size)
         return _lost(content)
 
@@ -435,6 +439,23 @@ def _give_attributes(descriptor: int, content: Content, found: os.stat_result) -
     os.utime(descriptor, ns=(mtime, mtime))
 
 
+def _has(source: Tree, place: bytes, md5: bytes) -> bool:
+    """Whether a file has these bytes."""
+    try:
+        with source.opened(place) as descriptor:
+            return md5_of(descriptor) == md5
+    except OSError as error:
+        if not concerns_one_file(error):
+            raise
+        return False
+
+
 def _lost(content: Content) -> Restored:
+    if content.pruned:
+        return Restored(content, Came.PRUNED, detail=f"it was pruned on {_date(content.pruned)}")
     why = "no file of the backup has these bytes any more" if content.places else "its bytes went by hand"
     return Restored(content, Came.LOST, detail=why)
+
+
+def _date(stamp: str) -> str:
+    return f"{stamp[:4]}-{stamp[4:6]}-{stamp[6:8]} (UTC)"

@@ -6,6 +6,8 @@
     step 6   put each file over its live name; syncfs
     step 7   write the final consumer index, and a copy; give the history its final name, then the copy
 
+The history of a pruning is settled by :func:`finish_pruning`, which records what is gone.
+
 Every step may be done again. After a crash the disk shows how far it came: content that still waits, whole,
 is put in place; where none waits, the live file must have the new md5, or else that change did not happen and
 is left out of index and history.
@@ -23,7 +25,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from airflow_mdbackup.scheme.errors import ConsumerIndexDamaged
-from airflow_mdbackup.scheme.history import Change, What, last, pending
+from airflow_mdbackup.scheme.history import PRUNE, Change, What, last, pending
 from airflow_mdbackup.scheme.index import (
     Entry,
     IndexWriter,
@@ -46,6 +48,7 @@ from airflow_mdbackup.scheme.records import (
     read_records,
     write_records,
 )
+from airflow_mdbackup.scheme.totals import OnDisk, Tally
 from airflow_mdbackup.scheme.tree import (
     Blocked,
     Folder,
@@ -156,8 +159,12 @@ def _take_up(mirror: Mirror, path: Path, target: Path) -> None:
     if path.with_suffix("").exists():  # but for what is tidied up, it came to its end
         finish(mirror, path, None)
         return
+    header = read_header(path)
+    if header.get("kind") == PRUNE:
+        finish_pruning(mirror, path)
+        return
     current = consumer_index(mirror, target)
-    before = read_header(path)["before"]
+    before = header["before"]
     if _is_index(mirror.index, before) if before else current is None:
         finish(mirror, path, current, takes=_takes(current, path))
     elif not _is_index(mirror.committed, last(mirror).get("after")):
@@ -248,18 +255,17 @@ def finish(
         if index is None and (current is None or takes):
             _write_index(mirror.index, current, path if current else None, keep_replaced=False)
             current = mirror.index
-        changed = 0
+        changed, tally = 0, Tally()
         with mirror.tree() as tree, RecordWriter[Change](confirmed) as writer:
-            for change in _placed(mirror, tree, path, fresh, iter(edited), missed or _warn):
+            for change in _placed(mirror, tree, path, fresh, iter(edited), missed or _warn, tally):
                 writer.add(change)
                 changed += 1
         syncfs(mirror.files)
         files = _write_index(index or mirror.index, current, confirmed, keep_replaced=True)
         if changed:
-            header = {key: value for key, value in read_header(path).items() if key != "format"}
             if index is None:
                 _copy(mirror.index, mirror.upcoming)
-            copy_records(confirmed, final, **header, after=digest(mirror.upcoming))
+            _name(path, confirmed, tally.total(), after=digest(mirror.upcoming))
     if mirror.upcoming.exists():
         mirror.upcoming.replace(mirror.committed)
         fsync_directory(mirror.committed.parent)
@@ -267,6 +273,45 @@ def finish(
     path.unlink()
     fsync_directory(mirror.history)
     return files
+
+
+def finish_pruning(mirror: Mirror, path: Path) -> None:
+    """Record which of the versions are gone that the history at ``path`` says are to go. Needs the lock.
+
+    Nothing is taken away here: a pruning that was cut off goes no further by itself. The index stays.
+
+    :raises OSError: the disk is full or broken; the next run takes it up again.
+    """
+    confirmed = path.with_suffix(".confirmed")
+    # What is told to be gone must not come back with a cut of the power.
+    syncfs(mirror.files)
+    tally = Tally()
+    with mirror.tree() as tree, RecordWriter[Change](confirmed) as writer:
+        for change in read_records(path, Change):
+            if _is_gone(tree, change.version or b""):
+                writer.add(change)
+                tally.add(tree, change)
+    if tally.total().versions:
+        _name(path, confirmed, tally.total(), after=read_header(path)["before"])
+    confirmed.unlink(missing_ok=True)
+    path.unlink()
+    fsync_directory(mirror.history)
+
+
+def _is_gone(tree: Tree, place: bytes) -> bool:
+    """Whether nothing stands at ``place``, as far as that can be seen."""
+    try:
+        return tree.lstat(place) is None and tree.blocker(place) is None
+    except OSError as error:
+        if not concerns_one_file(error):
+            raise
+        return False
+
+
+def _name(path: Path, confirmed: Path, grown: OnDisk, *, after: str) -> None:
+    """Give what came about of a history that was written ahead its final name, and the rest of its header."""
+    header = {key: value for key, value in read_header(path).items() if key != "format"}
+    copy_records(confirmed, path.with_suffix(""), **header, after=after, disk=grown)
 
 
 # --- the index --------------------------------------------------------------------------------------
@@ -321,8 +366,9 @@ def _placed(
     fresh: bool,
     edited: Iterator[Change],
     missed: Callable[[Change, str], None],
+    tally: Tally,
 ) -> Iterator[Change]:
-    """Carry out the changes and yield those that the disk then shows."""
+    """Carry out the changes, yield those that the disk then shows, and add up what they add to it."""
     with ExitStack() as stack:
         staging = stack.enter_context(mirror.open_staging())
         copies = mirror.run(str(read_header(path)["run_id"])).copies
@@ -341,6 +387,7 @@ def _placed(
                     raise
                 done, why = False, reason(error)
             if done:
+                tally.add(tree, change)
                 yield msgspec.structs.replace(change, content=None, replaces=None)
             else:
                 missed(change, why)

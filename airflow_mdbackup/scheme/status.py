@@ -14,6 +14,7 @@ from typing import Any
 
 from airflow_mdbackup.scheme.errors import BackupError
 from airflow_mdbackup.scheme.mirror import Mirror
+from airflow_mdbackup.scheme.totals import OnDisk, stored_totals
 
 _AHEAD = timedelta(hours=1)  # by how much the clocks of two machines may differ
 # A little less than a day, since an hourly look is not to the second.
@@ -52,6 +53,10 @@ class Status:
     :ivar last_commit: the last run that committed anything, which need not have been good.
     :ivar files: entries in the consumer index.
     :ivar message: why it is not good; empty if it is.
+    :ivar disk: what it takes on the disk, by its history; None, as ``came`` is then, if not known.
+    :ivar came: bytes that came in the last 30 days.
+    :ivar starts: what starts its runs, in words; empty if that is not known.
+    :ivar next_run: when the next run begins; None if that is not known beforehand.
     """
 
     provider: str
@@ -61,6 +66,10 @@ class Status:
     last_commit: Commit | None = None
     files: int | None = None
     message: str = ""
+    disk: OnDisk | None = None
+    came: int | None = None
+    starts: str = ""
+    next_run: datetime | None = None
 
 
 def look(mirror: Mirror, max_age: timedelta | None, now: datetime) -> Status:
@@ -84,7 +93,9 @@ def look(mirror: Mirror, max_age: timedelta | None, now: datetime) -> Status:
         message = f"{mirror.status} is damaged: delete it, the next good run writes it anew"
         return Status(provider, State.UNREADABLE, max_age, message=message)
     state, message = judge(last_good.at if last_good else None, max_age, now)
-    return Status(provider, state, max_age, last_good, last_commit, files, message)
+    totals = stored_totals(found)
+    disk, came = (totals.disk, totals.came(now)) if totals is not None else (None, None)
+    return Status(provider, state, max_age, last_good, last_commit, files, message, disk, came)
 
 
 def _commit(found: Any) -> Commit | None:

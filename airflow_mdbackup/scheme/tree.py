@@ -286,9 +286,21 @@ class Tree:
         drop_placeholder(there, name, to, new)
 
     def unlink(self, path: bytes) -> None:
-        """Take the name ``path`` away. The caller has made sure that its bytes live on under another."""
+        """Take the name ``path`` away. Its bytes live on under another, or a person wants them to go."""
         parent, name = self._parent(path)
         os.unlink(name, dir_fd=parent)
+
+    def remove_empty(self, directory: bytes) -> bool:
+        """Take a directory away if it is empty, and return whether it was."""
+        try:
+            parent, name = self._parent(directory)
+            os.rmdir(name, dir_fd=parent)
+        except OSError as error:
+            if not concerns_one_file(error):
+                raise
+            return False
+        self.forget_directories()
+        return True
 
 
 class Folder:

@@ -57,11 +57,12 @@ class Found(StrEnum):
     CHANGED = "changed"  # other bytes, and another size or time: by hand
     UNREADABLE = "unreadable"
     UNKNOWN = "unknown"  # no history tells of it
+    PRUNED = "pruned"  # it is not there, since a person just had it taken away
 
     @property
     def good(self) -> bool:
         """Whether it is no damage. What is unknown harms nothing."""
-        return self in (Found.SOUND, Found.UNKNOWN)
+        return self in (Found.SOUND, Found.UNKNOWN, Found.PRUNED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,14 +131,17 @@ class _Reader:
         :raises OSError: no other one can be read either.
         """
         known = self._newest
-        verified = self._read(content, content.places[0])
+        place = content.places[0]
+        verified = self._read(content, place)
         while not verified.found.good and (newest := self._mirror.last_commit()) != known:
             # A run that was committed meanwhile, or has begun to be, may have displaced it.
             known = newest
-            for place in _places_now(self._mirror, content):
-                again = self._read(content, place)
-                if again.found.good:
-                    return again
+            for now in _now(self._mirror, content):
+                for again in (self._read(now, place) for place in now.places):
+                    if again.found.good:
+                        return again
+                if now.pruned:
+                    return Verified(place, Found.PRUNED, now)
         return verified
 
     def _read(self, content: Content, place: bytes) -> Verified:
@@ -165,7 +169,7 @@ def _look(tree: Tree, content: Content, place: bytes, progress: Callable[[int], 
             size = status.st_size
             found = Found.SOUND if sound else _judge(content, status)
     except FileNotFoundError:
-        found = Found.MISSING
+        found = Found.PRUNED if content.pruned else Found.MISSING
     except OSError as error:
         if not concerns_one_file(error):
             raise
@@ -175,15 +179,10 @@ def _look(tree: Tree, content: Content, place: bytes, progress: Callable[[int], 
     return Verified(place, found, content, size)
 
 
-def _places_now(mirror: Mirror, content: Content) -> list[bytes]:
-    """Return where a content should be by the history as it is now."""
+def _now(mirror: Mirror, content: Content) -> list[Content]:
+    """Return a content by the history as it is now."""
     with Past(mirror, lambda path: path == content.path) as past:
-        return [
-            place
-            for now in past.contents()
-            if (now.md5, now.since) == (content.md5, content.since)
-            for place in now.places
-        ]
+        return [now for now in past.contents() if (now.md5, now.since) == (content.md5, content.since)]
 
 
 def _judge(content: Content, status: os.stat_result) -> Found:

@@ -80,6 +80,8 @@ def replayed(pair: Pair) -> tuple[dict[bytes, bytes], dict[bytes, bytes]]:
                     there + path[size:] if below(path, change.path) else path: md5
                     for path, md5 in versions.items()
                 }
+            elif change.what == What.PRUNED:
+                versions.pop(change.version or b"", None)
             elif change.md5 is None:
                 state.pop(change.path, None)
             else:

@@ -162,6 +162,9 @@ def test_a_provider_cannot_be_changed(read):
         ("15m", timedelta(minutes=15)),
         ("26h", timedelta(hours=26)),
         ("2d", timedelta(days=2)),
+        ("8w", timedelta(weeks=8)),
+        ("1y", timedelta(days=365)),
+        ("1y2w1d", timedelta(days=380)),
         ("1h30m", timedelta(minutes=90)),
         ("1.5h", timedelta(minutes=90)),
         ("1d2h3m4.5s", timedelta(days=1, hours=2, minutes=3, seconds=4.5)),
@@ -407,7 +410,7 @@ def test_a_mistake_made_in_many_elements_of_a_list_is_told_once(read):
         ("90", "must be a duration, but YAML reads the number 90"),
         (
             "5 min",
-            "is not a duration: write numbers with units, such as `90s`, `15m`, `1h30m`, `26h` or `2d`",
+            "is not a duration: write numbers with units, such as `90s`, `15m`, `1h30m`, `26h`, `2d` or `1y`",
         ),
         ("30m1h", "is not a duration"),
         ('""', "is not a duration"),

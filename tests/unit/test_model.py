@@ -1,4 +1,4 @@
-"""Random sequences of runs, kills, disk errors and hands on B; after each step the backup must be sound."""
+"""Random runs, kills, disk errors, prunings and hands on B; after each step the backup must be sound."""
 
 from __future__ import annotations
 
@@ -21,8 +21,10 @@ from airflow_mdbackup.scheme.errors import IndexRefused
 from airflow_mdbackup.scheme.history import commits, pending
 from airflow_mdbackup.scheme.index import IndexWriter, read_entries
 from airflow_mdbackup.scheme.mirror import Run
+from airflow_mdbackup.scheme.prune import Rules, pruning
 from airflow_mdbackup.scheme.pull import Outcome
 from airflow_mdbackup.scheme.records import read_records
+from airflow_mdbackup.scheme.restore import Selection
 from airflow_mdbackup.scheme.settle import settle
 
 from ..torture import scaled
@@ -86,10 +88,11 @@ class Model:
             lambda: self.excluding(self.chance.choice(("a", "x", "d", "b"))): 1,
             lambda: self.lose(content): 1,
             lambda: self.clean(): 1,
+            lambda: self.prune(Rules(last=self.chance.choice((0, 1))), self.chance.choice((0, number))): 1,
         }
         before = contents_of(self.pair)
         self.chance.choices(list(events), list(events.values()))[0]()
-        if not self.told[-1].startswith("by hand"):
+        if not self.told[-1].startswith(("by hand", "prune")):
             assert before <= contents_of(self.pair), "bytes are lost"
         self.check()
 
@@ -255,6 +258,20 @@ class Model:
             patch.setattr(clean_module, "_SECONDS", -1.0)
             clean(mirror, tree)
         self.runs = [begun for begun in self.runs if begun.step == FETCH or begun.run.folder.exists()]
+
+    def prune(self, rules: Rules, number: int) -> None:
+        self.told.append(f"prune {rules}, killed at its {number}")
+        mirror = self.pair.mirror
+        if self.edited > len(commits(mirror)):
+            return  # history tells of what hands did when the next run is committed, and of this before
+
+        def act() -> None:
+            with pruning(mirror, Selection(), rules, carry_out=True) as (_, versions):
+                assert all(b"/.old/" in version.place for version in versions)
+
+        if not number or not crash_at(number, act):
+            act()
+        self.not_alone(None)
 
     # --- what must hold -----------------------------------------------------------------------------
 

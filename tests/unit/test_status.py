@@ -7,16 +7,19 @@ import os
 import re
 import subprocess
 import sys
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, tzinfo
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 
 from airflow_mdbackup.cli.commands import main
 from airflow_mdbackup.cli.status_formats import Report, as_prometheus, as_text
-from airflow_mdbackup.config import load
+from airflow_mdbackup.config import load, next_run
 from airflow_mdbackup.config.max_age import default_max_age
+from airflow_mdbackup.config.schedule import Assets, Timetable
+from airflow_mdbackup.config.settings import default_timezone
 from airflow_mdbackup.config.values import parse_duration
 from airflow_mdbackup.scheme.mirror import Mirror
 from airflow_mdbackup.scheme.records import write_state
@@ -272,9 +275,11 @@ def test_json_has_each_provider_with_the_same_keys(file: Path, capsys: pytest.Ca
         "never": "never",
         "stale": "stale",
     }
-    keys = {"provider", "state", "message", "age", "max_age", "files", "last_good", "last_commit"}
+    keys = {"provider", "state", "message", "age", "max_age", "files", "disk", "starts", "next_run"}
+    keys |= {"last_good", "last_commit"}
     assert all(set(provider) == keys for provider in said["providers"])
     stale = said["providers"][3]
+    assert (stale["disk"], stale["starts"]) == (None, "schedule @daily")
     assert stale["max_age"] == 93600 and 180000 <= stale["age"] < 180000 + 600
     assert stale["last_commit"]["outcomes"] == {"denied": 3, "pulled": 1}
 
@@ -323,6 +328,96 @@ def test_prometheus_file_is_replaced_in_one_step_and_readable_for_others(file: P
     assert samples["mdbackup_configuration_problems", of()] == 0
     assert output.stat().st_mode & 0o777 == 0o644
     assert [path.name for path in file.parent.iterdir() if "prom" in path.name] == ["mdbackup.prom"]
+
+
+def test_figures_of_a_backup_are_told_in_each_format(pair: Pair, capsys: pytest.CaptureFixture[str]) -> None:
+    """For people, when they name it: what it takes, what came, and when the next run begins."""
+    for content in (b"old", b"newer"):
+        pair.put("file", content)
+        pair.backup()
+    keys = {"sftp_conn_id": "a", "source": "/b", "dest": str(pair.mirror.dest), "schedule": "0 3 * * *"}
+    file = pair.a.parent / "providers.yaml"
+    file.write_text(json.dumps({"providers": {"srv1": keys}}))
+    command = ["status", "--providers-file", str(file)]
+    main(command)
+    assert len(capsys.readouterr().out.splitlines()) == 2
+    main([*command, "srv1"])
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    assert lines[2] == (
+        "on the disk: 1 files with 5.0 B, 1 versions with 3.0 B; 8.0 B came in the last 30 days"
+    )
+    assert re.fullmatch(r"next run 20\d\d-\d\d-\d\d 03:00 UTC \(schedule 0 3 \* \* \*\)", lines[3])
+    main([*command, "--format", "json"])
+    (told,) = json.loads(capsys.readouterr().out)["providers"]
+    sizes = {"live": 1, "live_bytes": 5, "versions": 1, "version_bytes": 3, "came_30_days": 8}
+    assert told["disk"] == sizes and told["next_run"][11:] == "03:00:00+00:00"
+    main([*command, "--format", "prometheus"])
+    samples = parsed(capsys.readouterr().out)
+    assert samples["mdbackup_disk_bytes", of(provider="srv1", kind="live")] == 5
+    assert samples["mdbackup_disk_bytes", of(provider="srv1", kind="version")] == 3
+    assert samples["mdbackup_disk_files", of(provider="srv1", kind="version")] == 1
+    assert samples["mdbackup_came_bytes", of(provider="srv1")] == 8
+    at = datetime.fromisoformat(told["next_run"]).timestamp()
+    assert samples["mdbackup_next_run_timestamp_seconds", of(provider="srv1")] == at
+
+
+@pytest.mark.parametrize(
+    "totals", [1, {}, {"disk": {"odd": 1}}, {"disk": {}, "stamp": "1", "days": {"x": "y"}}]
+)
+def test_totals_that_are_damaged_are_not_known_and_spoil_nothing_else(tmp_path: Path, totals: Any) -> None:
+    run = {"run_id": "r", "at": NOW.isoformat(), "outcomes": {}}
+    mirror = set_up(tmp_path / "dest", last_good=run, files=3, totals=totals)
+    status = look(mirror, HOUR, NOW)
+    assert (status.state, status.files, status.disk, status.came) == (State.GOOD, 3, None, None)
+
+
+VIENNA = ZoneInfo("Europe/Vienna")
+
+
+@pytest.mark.parametrize(
+    ("schedule", "zone", "expected"),
+    [
+        ("@hourly", UTC, "2026-11-24T13:00"),
+        ("@daily", UTC, "2026-11-25T00:00"),
+        ("@daily", VIENNA, "2026-11-24T23:00"),
+        ("@weekly", UTC, "2026-11-29T00:00"),
+        ("@monthly", UTC, "2026-12-01T00:00"),
+        ("@quarterly", UTC, "2027-01-01T00:00"),
+        ("@yearly", UTC, "2027-01-01T00:00"),
+        ("15 3 * * *", VIENNA, "2026-11-25T02:15"),
+        ("0 3 * 7 *", VIENNA, "2027-07-01T01:00"),
+        ("30 12 24 11 *", UTC, "2026-11-24T12:30"),
+        (None, UTC, None),
+    ],
+)
+def test_next_run_is_what_the_schedule_says_in_the_time_zone_of_airflow(
+    schedule: str | None, zone: tzinfo, expected: str | None
+) -> None:
+    due = next_run.next_run(schedule, NOW, zone)
+    assert (None if due is None else due.isoformat()) == (expected and f"{expected}:00+00:00")
+
+
+def test_what_starts_runs_is_told_in_words_where_no_time_is_known() -> None:
+    assert next_run.in_words(Assets(("mdbackup://web", "other"))) == "after mdbackup://web and other"
+    assert next_run.in_words(Timetable("a.B", {})) == "by the timetable a.B"
+    assert next_run.in_words(None) == "by hand"
+    assert next_run.next_run(Assets(("mdbackup://web",)), NOW, UTC) is None
+
+
+def test_time_zone_is_that_of_airflow_without_importing_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the environment, by its file, and UTC where neither says anything that is one."""
+    for name in ("AIRFLOW__CORE__DEFAULT_TIMEZONE", "AIRFLOW_CONFIG"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AIRFLOW_HOME", str(tmp_path))
+    assert default_timezone() is UTC
+    (tmp_path / "airflow.cfg").write_text("[core]\ndefault_timezone = Europe/Vienna\nodd = %(x)s\n")
+    assert default_timezone() == VIENNA
+    monkeypatch.setenv("AIRFLOW__CORE__DEFAULT_TIMEZONE", "Asia/Tokyo")
+    assert default_timezone() == ZoneInfo("Asia/Tokyo")
+    monkeypatch.setenv("AIRFLOW__CORE__DEFAULT_TIMEZONE", "../Nowhere")
+    assert default_timezone() is UTC
 
 
 def of(**labels: str) -> frozenset[tuple[str, str]]:

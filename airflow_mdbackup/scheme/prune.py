@@ -1,0 +1,275 @@
+"""Versions are taken away because a person wants their room. Nothing else in the scheme ever deletes.
+
+::
+
+    judged    each version that history knows: it is there, it is what history says, and no rule keeps it
+    ahead     under the lock: the history of what is to go is written, and gets its name, .pending
+    taken     each of them; then directories in .old that are empty
+    recorded  what is gone; the history gets its final name (see settle)
+
+That is done for some versions at a time, so that little room is needed while the disk is full. What is cut
+off has taken some of them; whoever settles it records those, and takes no more.
+
+A live file is never touched, nor what is reached through a symlink, nor a file with another name (a hard
+link), which would free nothing. A file whose bytes are not what history says stays, for nobody knows whose
+they are; it is hashed only if its size or time leave a doubt.
+
+What this does not give: a look at what the bytes that stay are worth. Verify first.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from itertools import groupby
+from operator import attrgetter
+
+from airflow_mdbackup.scheme.errors import DestinationFull
+from airflow_mdbackup.scheme.history import PENDING, PRUNE, Change, What, last
+from airflow_mdbackup.scheme.mirror import OLD, Mirror
+from airflow_mdbackup.scheme.past import Content, Past
+from airflow_mdbackup.scheme.records import write_records, write_state
+from airflow_mdbackup.scheme.restore import Selection
+from airflow_mdbackup.scheme.settle import finish_pruning, settle, status_or_lost
+from airflow_mdbackup.scheme.totals import totals_state
+from airflow_mdbackup.scheme.tree import Tree, concerns_one_file, is_file, md5_of
+
+_WAIT = 60.0  # seconds that a person may have to wait for a run
+# Versions that go at a time: few at first, while there is no room for a long history.
+_FIRST, _MOST = 10, 10_000
+
+
+class Fate(StrEnum):
+    """What becomes of a version."""
+
+    GOES = "goes"
+    PRUNED = "pruned"
+    KEPT = "kept"  # by a rule
+    CHANGED = "changed"  # it is not what history says, by hand or by a bad disk
+    LINKED = "linked"  # it has another name as well
+    FAILED = "failed"  # the disk refuses to look at it, or to let it go
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """A version, and what becomes of it.
+
+    :ivar place: where it lies, as a path of the mirror's tree.
+    :ivar size: in bytes; ``room`` is what it takes on the disk.
+    :ivar detail: for people: why it failed.
+    """
+
+    content: Content
+    place: bytes
+    fate: Fate
+    size: int = 0
+    room: int = 0
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """Which versions of each path stay: those that any of these keeps.
+
+    :ivar last: so many of the newest.
+    :ivar daily: the newest of each of the last so many days (UTC) on which any was displaced; ``monthly``
+        likewise.
+    :ivar since: a stamp: what was displaced then or later. Empty: nothing is kept for that.
+    """
+
+    last: int = 0
+    daily: int = 0
+    monthly: int = 0
+    since: str = ""
+
+    def keeper(self) -> Callable[[str], bool]:
+        """Return what tells of the versions of one path, the newest first, by their stamps, which stay."""
+        periods = [_Newest(len("20261123T031500.123456Z"), self.last)]
+        periods += [_Newest(len("20261123"), self.daily), _Newest(len("202611"), self.monthly)]
+
+        def keeps(stamp: str) -> bool:
+            # Each of them counts, whatever the others say.
+            kept = [period.keeps(stamp) for period in periods]
+            return any(kept) or (self.since != "" and stamp >= self.since)
+
+        return keeps
+
+
+class _Newest:
+    """The newest version of each of some periods, which are the beginning of its stamp."""
+
+    def __init__(self, length: int, number: int) -> None:
+        self._length = length
+        self._left = number
+        self._period = ""
+
+    def keeps(self, stamp: str) -> bool:
+        if not self._left or stamp[: self._length] == self._period:
+            return False
+        self._period = stamp[: self._length]
+        self._left -= 1
+        return True
+
+
+@contextmanager
+def pruning(
+    mirror: Mirror, wanted: Selection, rules: Rules, *, carry_out: bool
+) -> Iterator[tuple[Past, Iterator[Version]]]:
+    """Yield the history, and all versions of some paths, the oldest of each path first, with their fates.
+
+    :param carry_out: hold the lock, and take away what goes while they are iterated over. Else nothing is
+        changed.
+    :raises DestinationBusy: a run holds the lock for too long.
+    :raises DestinationFull: there is no room even for the history of what goes.
+    :raises DestinationRefused, DestinationBroken, WorkerExhausted: see :meth:`.Mirror.told_plainly`.
+    """
+    with _full_told(mirror), mirror.told_plainly(), ExitStack() as stack:
+        if carry_out:
+            stack.enter_context(mirror.lock("prune", _WAIT))
+            stack.callback(mirror.forgetting.unlink, missing_ok=True)
+            settle(mirror, mirror.forgetting)
+        past = stack.enter_context(Past(mirror, wanted))
+        wanted.settle(past.knows)
+        tree = stack.enter_context(mirror.tree())
+        versions = _judged(tree, past, wanted, rules)
+        if not carry_out:
+            yield past, versions
+            return
+        yield past, _carried_out(mirror, tree, versions)
+        if status := status_or_lost(mirror):
+            write_state(mirror.status, {**status, **totals_state(mirror, status)})
+
+
+@contextmanager
+def _full_told(mirror: Mirror) -> Iterator[None]:
+    """Say what to do if the disk is too full for making room on it."""
+    try:
+        yield
+    except DestinationFull as error:
+        raise DestinationFull(
+            f"{mirror.provider}: the disk of {mirror.dest} has no room even for the history of what goes. "
+            f"Make room for some 100 kB, and try again: what is in {mirror.staging} may be removed, a run "
+            "pulls it again."
+        ) from error
+
+
+def _judged(tree: Tree, past: Past, wanted: Selection, rules: Rules) -> Iterator[Version]:
+    for path, contents in groupby(past.contents(), key=attrgetter("path")):
+        if wanted.take(path):
+            keeps = rules.keeper()
+            there = (_version(tree, content) for content in reversed(list(contents)) if content.until)
+            yield from reversed([_judge(version, keeps) for version in there if version is not None])
+
+
+def _judge(version: Version, keeps: Callable[[str], bool]) -> Version:
+    """Return a version with its fate, given one that goes, or stays for what it is."""
+    if version.fate in (Fate.GOES, Fate.LINKED) and keeps(version.content.until):
+        return replace(version, fate=Fate.KEPT)
+    return version
+
+
+def _version(tree: Tree, content: Content) -> Version | None:
+    """Return the version that has a content, and whether it may go; None if it is not there."""
+    for place in content.places:
+        try:
+            found = tree.lstat(place)
+            if found is None or OLD not in place.split(b"/"):
+                continue
+            if not is_file(found) or not _is_as_it_was(tree, place, content, found):
+                fate = Fate.CHANGED
+            else:
+                fate = Fate.LINKED if found.st_nlink > 1 else Fate.GOES
+            return Version(content, place, fate, found.st_size, found.st_blocks * 512)
+        except OSError as error:
+            if not concerns_one_file(error):
+                raise
+            return Version(content, place, Fate.FAILED, detail=os.strerror(error.errno or 0))
+    return None
+
+
+def _is_as_it_was(tree: Tree, place: bytes, content: Content, found: os.stat_result) -> bool:
+    """Whether a file is what history says, by size and time; where these leave a doubt, by hashing it."""
+    if content.size == found.st_size and content.mtime == int(found.st_mtime):
+        return True
+    if content.size not in (None, found.st_size):
+        return False
+    with tree.opened(place) as descriptor:
+        return md5_of(descriptor) == content.md5
+
+
+# --- taking away ------------------------------------------------------------------------------------
+
+
+def _carried_out(mirror: Mirror, tree: Tree, versions: Iterable[Version]) -> Iterator[Version]:
+    """Take away what goes, some at a time, and yield all versions in their order."""
+    batch: list[Version] = []
+    goes, most = 0, _FIRST
+    for version in versions:
+        batch.append(version)
+        goes += version.fate == Fate.GOES
+        if goes >= most or len(batch) >= _MOST:
+            yield from _taken_away(mirror, tree, batch)
+            most = min(10 * most, _MOST) if goes else most
+            batch, goes = [], 0
+    yield from _taken_away(mirror, tree, batch)
+
+
+def _taken_away(mirror: Mirror, tree: Tree, batch: list[Version]) -> list[Version]:
+    """Take away those of a batch that go, and return all with their fates."""
+    going = [version for version in batch if version.fate == Fate.GOES]
+    if not going:
+        return batch
+    stamp = mirror.next_stamp()
+    run_id = f"prune__{stamp}"
+    path = mirror.history_path(stamp, run_id)
+    path = path.with_name(path.name + PENDING)
+    before = last(mirror)
+    # It is newer than no run's index, and leaves the consumer index as it is.
+    order = max(str(where.get("order", "")) for where in (status_or_lost(mirror), before))
+    write_records(
+        path,
+        (
+            Change(
+                version.content.path,
+                What.PRUNED,
+                old_md5=version.content.md5,
+                size=version.size,
+                version=version.place,
+            )
+            for version in going
+        ),
+        kind=PRUNE,
+        run_id=run_id,
+        provider=mirror.provider,
+        stamp=stamp,
+        order=order,
+        before=before.get("after", ""),
+    )
+    done = [_take_away(tree, version) if version.fate == Fate.GOES else version for version in batch]
+    for folder in {version.place.rpartition(b"/")[0] for version in going}:
+        _tidy_up(tree, folder)
+    finish_pruning(mirror, path)
+    return done
+
+
+def _take_away(tree: Tree, version: Version) -> Version:
+    """Take a version away, if it is still what was judged."""
+    try:
+        found = tree.lstat(version.place)
+        if found is None or not is_file(found) or found.st_size != version.size or found.st_nlink > 1:
+            return replace(version, fate=Fate.CHANGED)
+        tree.unlink(version.place)
+    except OSError as error:
+        if not concerns_one_file(error):
+            raise
+        return replace(version, fate=Fate.FAILED, detail=os.strerror(error.errno or 0))
+    return replace(version, fate=Fate.PRUNED)
+
+
+def _tidy_up(tree: Tree, folder: bytes) -> None:
+    """Take away a directory that is empty, and those above it that are so then, in ``.old`` only."""
+    while OLD in folder.split(b"/") and tree.remove_empty(folder):
+        folder = folder.rpartition(b"/")[0]

@@ -1,0 +1,608 @@
+"""What pruning takes away and what it leaves, compared with what lay there; and what is told of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from functools import partial
+from itertools import count
+from pathlib import Path
+
+import pytest
+
+from airflow_mdbackup.cli.commands import main
+from airflow_mdbackup.scheme import prune as prune_module
+from airflow_mdbackup.scheme.disk import free
+from airflow_mdbackup.scheme.errors import DestinationBusy, DestinationFull
+from airflow_mdbackup.scheme.history import What, commits, pending
+from airflow_mdbackup.scheme.mirror import Mirror
+from airflow_mdbackup.scheme.past import Content, Past
+from airflow_mdbackup.scheme.prune import Fate, Rules, Version, pruning
+from airflow_mdbackup.scheme.restore import Came, Selection, restore
+from airflow_mdbackup.scheme.status import look
+from airflow_mdbackup.scheme.totals import OnDisk, stored_totals
+from airflow_mdbackup.scheme.verify import Found, verify
+
+from ..torture import Cases, scaled
+from .conftest import Pair
+from .crash import HarshPowerCut, PowerCut, crash_at, mixed
+from .filesystems import MB, mounted
+from .soundness import check_sound, digest, files_of
+from .test_crash import _settle as settle_now
+from .test_restore import NOW, Kept, Random, files_in, files_of_a
+from .test_verify import found_in
+
+
+def prune(pair: Pair, rules: Rules, words: tuple[str, ...] = (), *, carry_out: bool = True) -> list[Version]:
+    with pruning(pair.mirror, Selection(words), rules, carry_out=carry_out) as (_, versions):
+        return list(versions)
+
+
+def mdbackup(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
+    """Run the command line, and return its exit status and what it told."""
+    try:
+        status = main(words)
+    except SystemExit as end:
+        status = int(str(end.code))
+    told = capsys.readouterr()
+    return status, told.out, told.err
+
+
+def contents(pair: Pair) -> list[Content]:
+    with Past(pair.mirror) as past:
+        return list(past.contents())
+
+
+def walked(pair: Pair) -> tuple[int, int, int, int]:
+    """Return what a walk of the disk counts: live files and their bytes, versions and theirs."""
+    files = files_of(pair)
+    versions = [len(file.content) for path, file in files.items() if b"/.old/" in path]
+    live = [len(file.content) for path, file in files.items() if b"/.old/" not in path]
+    return len(live), sum(live), len(versions), sum(versions)
+
+
+def told(pair: Pair) -> tuple[int, ...]:
+    """Return what the status says of the same."""
+    disk = look(pair.mirror, None, NOW).disk
+    assert disk is not None
+    return disk[:4]
+
+
+def many_versions(pair: Pair) -> None:
+    """Have versions of files, of such as are gone, and some in a directory that went out of the way."""
+    for number in range(4):
+        for name in ("changes", "deep/changes", "gone", "flips/below", "flips/beside"):
+            pair.put(name, f"{name}, {number}".encode() * (number + 1))
+        pair.put("same", b"same")
+        pair.backup()
+    os.unlink(pair.path("gone"))
+    shutil.rmtree(pair.path("flips"))
+    pair.put("flips", b"a file")
+    pair.backup()
+
+
+@pytest.mark.guarantee("11. Getting it back")
+@pytest.mark.parametrize("seed", range(scaled(2, 20)))
+def test_what_is_kept_of_a_random_history_comes_back_and_all_else_is_told_as_pruned(
+    pair: Pair, cases: Cases, tmp_path: Path, seed: int
+) -> None:
+    """Every state, byte for byte; the totals of the status are what a walk of the disk counts."""
+    somebody = Random(pair, seed)
+    snapshots: list[tuple[str, dict[bytes, Kept]]] = []
+    pruned: set[tuple[bytes, str]] = set()
+    for number in range(24):
+        somebody.work()
+        pair.backup(allow_empty=True)
+        snapshots.append((pair.mirror.last_commit(), files_of_a(pair)))
+        assert told(pair) == walked(pair)
+        if number % 8 == 7:
+            rules = (Rules(last=1), Rules(since=snapshots[-4][0]), Rules(daily=1))[number // 8]
+            before = files_of(pair)
+            gone = {v.place: v for v in prune(pair, rules) if v.fate == Fate.PRUNED}
+            pruned |= {(version.content.path, version.content.until) for version in gone.values()}
+            assert files_of(pair) == {p: file for p, file in before.items() if p not in gone}
+            assert gone and all(b"/.old/" in place for place in gone)
+            assert told(pair) == walked(pair)
+            check_sound(pair)
+            assert found_in(pair) == {}
+    with Past(pair.mirror) as past:
+        assert not past.problems
+    assert {(each.path, each.until) for each in contents(pair) if each.pruned} == pruned
+    for number, (stamp, kept) in enumerate(snapshots):
+        target = tmp_path / str(number)
+        with cases.one(), Past(pair.mirror) as past:
+            moment = past.moment_at(stamp)
+            states = list(past.state(moment)) if moment is not None else []
+            came = list(restore(pair.mirror, past, states, target))
+            lost = {each.content.path for each in came if each.came == Came.PRUNED}
+            assert {each.came for each in came} <= {Came.RESTORED, Came.PRUNED}
+            assert lost == {each.path for each in states if (each.path, each.until) in pruned}
+            assert files_in(target) == {path: file for path, file in kept.items() if path not in lost}
+        shutil.rmtree(target, ignore_errors=True)
+
+
+@pytest.mark.parametrize(
+    ("rules", "kept"),
+    [
+        (Rules(last=2), "ab"),
+        (Rules(since="20261101T"), "ab"),
+        (Rules(daily=2), "ac"),
+        (Rules(daily=3), "acd"),
+        (Rules(monthly=2), "ac"),
+        (Rules(monthly=9), "acf"),
+        (Rules(last=1, monthly=3), "acf"),
+        (Rules(last=3, since="20261201T"), "abc"),
+    ],
+)
+def test_a_version_stays_if_any_rule_keeps_it(rules: Rules, kept: str) -> None:
+    """Days and months count only if they have a version; the newest of each stays."""
+    stamps = {
+        **{"a": "20261103T120000.000000Z", "b": "20261103T110000.000000Z", "c": "20261030T110000.000000Z"},
+        **{"d": "20261002T120000.000000Z", "e": "20261002T110000.000000Z", "f": "20250102T110000.000000Z"},
+    }
+    keeps = rules.keeper()
+    assert "".join(name for name, stamp in stamps.items() if keeps(stamp)) == kept
+
+
+def test_versions_in_a_directory_that_went_as_a_whole_go_too_and_empty_directories_with_them(
+    pair: Pair,
+) -> None:
+    many_versions(pair)
+    (moved,) = (pair.live("flips").parent / ".old").glob("flips.*")
+    assert {path.name for path in (moved / ".old").iterdir()} and (moved / "below").is_file()
+    versions = prune(pair, Rules(last=1), ("flips",))
+    assert sorted(v.fate.value for v in versions) == ["kept"] * 2 + ["pruned"] * 6
+    assert sorted(path.name for path in moved.iterdir()) == ["below", "beside"]
+    prune(pair, Rules(since="9"))
+    assert not list(pair.mirror.files.rglob(".old"))
+    assert pair.live("deep").is_dir() and found_in(pair) == {}
+    assert told(pair) == walked(pair) and walked(pair)[2:] == (0, 0)
+    pair.put("changes", b"newest")
+    assert pair.backup().replaced == 1 and len(pair.versions("changes")) == 1
+
+
+def test_nothing_is_changed_unless_it_is_to_be_carried_out(pair: Pair) -> None:
+    many_versions(pair)
+    before = sorted((str(path), path.lstat().st_mtime_ns) for path in pair.mirror.dest.rglob("*"))
+    assert {v.fate for v in prune(pair, Rules(last=1), carry_out=False)} == {Fate.GOES, Fate.KEPT}
+    assert sorted((str(path), path.lstat().st_mtime_ns) for path in pair.mirror.dest.rglob("*")) == before
+
+
+def test_what_is_not_what_history_says_stays_and_counts_for_no_rule(pair: Pair, tmp_path: Path) -> None:
+    """Other bytes, a symlink, nothing at all, another name. Other times alone are no reason."""
+    for number in range(7):
+        pair.put("file", b"%d" % number * 9)
+        pair.backup()
+    old = sorted((pair.live("file").parent / ".old").iterdir())
+    contents_of_old = [path.read_bytes() for path in old]
+    os.utime(old[0], (1, 1))
+    old[1].write_bytes(b"by hand")
+    old[2].unlink()
+    old[2].symlink_to(old[5])
+    os.link(old[3], tmp_path / "linked")
+    old[4].write_bytes(b"same size")
+    os.utime(old[4], (1, 1))
+    old[5].unlink()
+    versions = prune(pair, Rules(last=1))
+    root = os.fsencode(pair.mirror.files)
+    assert {Path(os.fsdecode(root + v.place)).name: v.fate.value for v in versions} == {
+        old[0].name: "pruned",
+        old[1].name: "changed",
+        old[2].name: "changed",
+        old[3].name: "kept",
+        old[4].name: "changed",
+    }
+    assert old[3].read_bytes() == contents_of_old[3] and not old[0].exists()
+    assert [v.fate for v in prune(pair, Rules(since="9"))].count(Fate.LINKED) == 1
+    assert old[3].read_bytes() == contents_of_old[3] and old[1].exists() and old[2].is_symlink()
+    assert pair.live("file").read_bytes() == b"6" * 9
+
+
+def test_nothing_is_reached_through_a_symlink(pair: Pair, tmp_path: Path) -> None:
+    """Nor is what cannot be seen behind one told to be gone."""
+    many_versions(pair)
+    deep = pair.live("deep")
+    deep.rename(tmp_path / "elsewhere")
+    deep.symlink_to(tmp_path / "elsewhere")
+    fates = {v.fate for v in prune(pair, Rules(since="9")) if b"/deep/" in v.place}
+    assert fates == set() and len(list((tmp_path / "elsewhere/.old").iterdir())) == 3
+    assert not any(c.pruned for c in contents(pair) if b"/deep/" in c.path)
+
+
+def test_what_cannot_be_seen_any_more_is_not_told_to_be_gone(pair: Pair, tmp_path: Path) -> None:
+    """Somebody puts a symlink in its way while a pruning is cut off."""
+    many_versions(pair)
+    for number in count(1):
+        assert crash_at(number, lambda: prune(pair, Rules(since="9"), ("deep",)))
+        if any(pending(pair.mirror)):
+            break
+    deep = pair.live("deep")
+    deep.rename(tmp_path / "elsewhere")
+    deep.symlink_to(tmp_path / "elsewhere")
+    settle_now(pair.mirror)
+    assert not any(pending(pair.mirror)) and not any(c.pruned for c in contents(pair))
+
+
+def test_a_run_that_is_older_than_the_last_commit_is_superseded_behind_a_pruning(pair: Pair) -> None:
+    """Also where only history tells how new that was."""
+    many_versions(pair)
+    old = pair.prepare()
+    pair.put("same", b"newer")
+    pair.backup()
+    prune(pair, Rules(last=1))
+    pair.mirror.status.unlink()
+    assert pair.finish(old).superseded and pair.live("same").read_bytes() == b"newer"
+
+
+def test_the_index_and_what_hands_did_to_it_stay_as_they_are(pair: Pair) -> None:
+    """Also where it is damaged or deleted: pruning is no run. The next one tells of it."""
+    many_versions(pair)
+    lines = pair.mirror.index.read_bytes()
+    for spoilt, name in ((b"spoilt", "changes"), (None, "gone"), (lines.replace(b"  ", b" *", 1), "flips")):
+        pair.mirror.index.unlink(missing_ok=True)
+        if spoilt is not None:
+            pair.mirror.index.write_bytes(spoilt)
+        assert Fate.PRUNED in {v.fate for v in prune(pair, Rules(last=1), (name,))}
+        assert (pair.mirror.index.read_bytes() if pair.mirror.index.exists() else None) == spoilt
+    pair.mirror.index.unlink()
+    assert pair.backup().outcomes == {"pulled": 4}
+    check_sound(pair)
+
+
+@pytest.mark.guarantee("1. Crash at every step")
+@pytest.mark.parametrize("kinds", scaled([(None, HarshPowerCut)], [(None,), (HarshPowerCut,)]))
+def test_pruning_may_be_killed_at_any_step_and_goes_no_further_by_itself(
+    pair: Pair, cases: Cases, monkeypatch: pytest.MonkeyPatch, kinds: tuple[type[PowerCut] | None, ...]
+) -> None:
+    """What is gone is told as pruned, what is there is there; the same command again does the rest."""
+    monkeypatch.setattr(prune_module, "_FIRST", 2)
+    for number in range(3):
+        pair.put("changes", b"%d" % number)
+        pair.put("flips/below", b"%d" % number * 2)
+        pair.backup()
+    shutil.rmtree(pair.path("flips"))
+    pair.put("flips", b"a file")
+    pair.backup()
+    kept = files_of(pair)
+    rules = Rules(since="9")
+    goes = {v.place for v in prune(pair, rules, carry_out=False) if v.fate == Fate.GOES}
+    assert len(goes) == 5
+    template = pair.mirror.dest
+    interrupted = 0
+    for number in count(1):
+        pair.mirror = Mirror(template.with_name("killed"), "srv1")
+        shutil.copytree(template, pair.mirror.dest, symlinks=True)
+        with cases.one():
+            cutter = kinds[number % len(kinds)]
+            cut = cutter(pair.mirror.dest, mixed(number)) if cutter else None
+            killed = crash_at(number, lambda: prune(pair, rules), cut)
+            there = {path: file.content for path, file in files_of(pair).items()}
+            assert there.items() <= {path: file.content for path, file in kept.items()}.items()
+            assert kept.keys() - there.keys() <= goes
+            assert set(found_in(pair).values()) <= {"pruned"}
+            interrupted += any(pending(pair.mirror))
+            settle_now(pair.mirror)
+            assert not any(pending(pair.mirror)) and found_in(pair) == {}
+            check_sound(pair)
+            assert {path: file.content for path, file in files_of(pair).items()} == there
+            assert {c.path for c in contents(pair) if not c.places and not c.pruned} == set()
+            assert sum(bool(c.pruned) for c in contents(pair)) == len(kept) - len(there)
+            prune(pair, rules)
+            assert kept.keys() - files_of(pair).keys() == goes
+            check_sound(pair)
+            assert told(pair) == walked(pair)
+        shutil.rmtree(pair.mirror.dest)
+        if not killed:
+            break
+    assert interrupted > 10
+
+
+def test_what_a_cut_off_pruning_may_have_taken_is_no_damage_and_comes_back_where_it_is(
+    pair: Pair, tmp_path: Path
+) -> None:
+    """Before any run has settled it."""
+    many_versions(pair)
+    with Past(pair.mirror) as past:
+        state = list(past.state(past.moments[0]))
+    template = pair.mirror.dest
+    for number in count(1):
+        pair.mirror = Mirror(template.with_name("killed"), "srv1")
+        shutil.copytree(template, pair.mirror.dest)
+        assert crash_at(number, lambda: prune(pair, Rules(since="9")))
+        if any(pending(pair.mirror)) and not list((pair.live("changes").parent / ".old").glob("changes.*")):
+            break
+        shutil.rmtree(pair.mirror.dest)
+    with Past(pair.mirror) as past:
+        came = {
+            each.content.path: each.came
+            for each in restore(pair.mirror, past, list(past.state(past.moments[0])), tmp_path / "target")
+        }
+        found = {each.found for each in verify(pair.mirror, past, past.contents())}
+    assert came.keys() == {content.path for content in state}
+    assert came[pair.path("changes")] == Came.PRUNED and came[pair.path("same")] == Came.RESTORED
+    assert found == {Found.SOUND, Found.PRUNED}
+
+
+def test_what_is_pruned_while_it_is_verified_is_no_damage(pair: Pair) -> None:
+    many_versions(pair)
+    with Past(pair.mirror) as past:
+        known = list(past.contents())
+        prune(pair, Rules(since="9"))
+        found = [each.found for each in verify(pair.mirror, past, known)]
+    assert set(found) == {Found.SOUND, Found.PRUNED} and found.count(Found.PRUNED) == 17
+
+
+def test_a_run_that_is_under_way_goes_on_after_a_pruning(pair: Pair) -> None:
+    """It has archived already; its versions get another stamp, and none of them is lost."""
+    many_versions(pair)
+    pair.put("changes", b"newest")
+    pair.build_index()
+    run = pair.prepare()
+    pair.archive(run)
+    prune(pair, Rules(since="9"))
+    assert pair.commit(run).outcomes == {"pulled": 1}
+    assert len(pair.versions("changes")) == 1
+    check_sound(pair)
+    assert told(pair) == walked(pair)
+
+
+def test_a_run_that_holds_the_lock_is_waited_for_and_told(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    many_versions(pair)
+    monkeypatch.setattr(prune_module, "_WAIT", 0.3)
+    with pair.mirror.lock("commit_backup"), pytest.raises(DestinationBusy, match="by commit_backup"):
+        prune(pair, Rules(last=1))
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_what_a_lost_history_told_of_stays(
+    pair: Pair, capsys: pytest.CaptureFixture[str], number: int
+) -> None:
+    """It is said that some is missing; what is known goes, and the rest is counted as known to nobody."""
+    for n in range(4):
+        pair.put("file", b"%d" % n)
+        pair.backup()
+    versions = sorted((pair.live("file").parent / ".old").iterdir())
+    commits(pair.mirror)[number].unlink()
+    status, _, said = mdbackup(capsys, "prune", "--dest", str(pair.mirror.dest), "--keep-last", "9")
+    assert status == 1 and "WARNING: history is missing" in said
+    assert "1 files in .old are left, for no history tells of them" in said
+    prune(pair, Rules(since="9"))
+    assert versions[number - 1].exists() and sum(path.exists() for path in versions) == 1
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
+def test_a_disk_that_is_full_but_for_some_kilobytes_has_room_again(pair: Pair) -> None:
+    """The first versions that go make room for the history of the others; with no room at all it is told."""
+    with mounted("tmpfs", pair.mirror.dest, 80 * MB):
+        for number in range(5):
+            for name in range(60):
+                pair.put(str(name), b"%d" % number * 1000)
+            pair.backup()
+        for server in pair.servers:
+            server.stop()
+        with (pair.mirror.dest / "full").open("wb", buffering=0) as file:
+            os.posix_fallocate(file.fileno(), 0, free(pair.mirror.dest).size)
+            with pytest.raises(DestinationFull, match="no room even for the history"):
+                prune(pair, Rules(since="9"))
+            assert len(files_of(pair)) == 300
+            file.truncate(file.seek(0, os.SEEK_END) - 40_000)
+            assert [v.fate for v in prune(pair, Rules(since="9"))] == [Fate.PRUNED] * 240
+        assert told(pair) == walked(pair)
+
+
+# --- the commands -----------------------------------------------------------------------------------
+
+
+def test_command_shows_first_and_takes_away_when_told(
+    pair: Pair, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """In text and in JSON; and what log, history, versions and restore tell then."""
+    many_versions(pair)
+    dest = ("--dest", str(pair.mirror.dest))
+    status, out, said = mdbackup(capsys, "prune", *dest, "--keep-last", "1")
+    assert status == 0 and "12 versions of 5 paths would go: " in said and "--yes takes them away" in said
+    assert sum(int(line.split()[0]) for line in out.splitlines()) == 12 and len(out.splitlines()) == 5
+    listed = [
+        json.loads(line)
+        for line in mdbackup(capsys, "prune", *dest, "--keep-last", "1", "--format", "json")[1].splitlines()
+    ]
+    assert {each["fate"] for each in listed} == {"goes", "kept"}
+    assert all(Path(each["file"]).stat().st_size == each["bytes"] for each in listed)
+    assert all(Path(each["file"]).stat().st_blocks * 512 == each["room"] for each in listed)
+    assert len(files_of(pair)) == 22
+    words = [os.fsdecode(pair.path(name)) for name in ("changes", "gone")]
+    status, _, said = mdbackup(capsys, "prune", *dest, *words, "--keep-last", "1", "--yes")
+    assert status == 0 and "pruned: " in said and len(files_of(pair)) == 22 - 4
+    first, last = (mdbackup(capsys, "log", *dest)[1].splitlines()[n] for n in (0, -1))
+    assert "4 pruned" in last and "bytes freed" in last and "freed" not in first
+    logged = json.loads(mdbackup(capsys, "log", *dest, "--format", "json")[1].splitlines()[-1])
+    assert logged["changes"] == {"pruned": 4} and logged["freed"] > 0 == logged["bytes"]
+    told_of = mdbackup(capsys, "history", *dest, words[0])[1].splitlines()
+    assert sum("  pruned     " in line and " <- " in line for line in told_of) == 2
+    assert mdbackup(capsys, "versions", *dest, words[0])[1].count("    pruned on 20") == 2
+    facts = [
+        json.loads(line)
+        for line in mdbackup(capsys, "versions", *dest, words[0], "--format", "json")[1].splitlines()
+    ]
+    assert [bool(each["pruned"]) for each in facts] == [True, True, False, False]
+    assert [each["file"] is None for each in facts] == [True, True, False, False]
+    assert mdbackup(capsys, "verify", *dest)[0] == 0
+    with Past(pair.mirror) as past:
+        moment = past.moments[0].stamp
+    command = ("restore", *dest, "--to", str(tmp_path / "target"), "--as-of", moment)
+    for more in (("--dry-run",), ()):
+        status, out, said = mdbackup(capsys, *command, *more)
+        assert (
+            status == 1 and "2 pruned" in said and f"{pair.path('gone').decode()}: it was pruned on 20" in out
+        )
+
+
+def test_restore_takes_the_same_bytes_from_elsewhere_where_they_were_pruned(
+    pair: Pair, tmp_path: Path
+) -> None:
+    pair.put("a", b"bytes")
+    pair.put("b", b"bytes")
+    pair.backup()
+    pair.put("a", b"other")
+    pair.backup()
+    prune(pair, Rules(since="9"))
+    with Past(pair.mirror) as past:
+        came = list(restore(pair.mirror, past, past.state(past.moments[0]), tmp_path / "target"))
+    assert {each.came for each in came} == {Came.RESTORED}
+    assert {file.content for file in files_in(tmp_path / "target").values()} == {b"bytes"}
+
+
+def test_no_other_version_is_taken_for_one_that_was_pruned(pair: Pair, tmp_path: Path) -> None:
+    """Of the same path and size; nor by a dry run."""
+    for content in (b"first", b"other", b"third"):
+        pair.put("a", content)
+        pair.backup()
+    prune(pair, Rules(last=1))
+    for dry_run in (True, False):
+        with Past(pair.mirror) as past:
+            state = past.state(past.moments[0])
+            (came,) = restore(pair.mirror, past, state, tmp_path / "target", dry_run=dry_run)
+        assert came.came == Came.PRUNED
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ((), "say what is to be kept"),
+        (("--keep-within", "6m"), "is less than a day (m are minutes)"),
+        (("--keep-within", "soon"), "is not a duration"),
+        (("--keep-last", "0"), "no number from 1 on"),
+        (("--keep-last", "1", ""), "a path is empty"),
+    ],
+)
+def test_a_rule_is_needed_and_must_be_meant(
+    pair: Pair, capsys: pytest.CaptureFixture[str], words: tuple[str, ...], said: str
+) -> None:
+    many_versions(pair)
+    before = files_of(pair)
+    status, _, told = mdbackup(capsys, "prune", "--dest", str(pair.mirror.dest), "--yes", *words)
+    assert status == 2 and said in told and files_of(pair) == before
+
+
+def test_a_path_that_was_never_there_is_told(pair: Pair, capsys: pytest.CaptureFixture[str]) -> None:
+    many_versions(pair)
+    status, _, said = mdbackup(
+        capsys, "prune", "--dest", str(pair.mirror.dest), "--keep-within", "1y", "/nowhere"
+    )
+    assert status == 1 and "0 versions" in said and "under '/nowhere'" in said
+
+
+# --- the totals of the status -----------------------------------------------------------------------
+
+
+@pytest.mark.guarantee("1. Crash at every step")
+def test_totals_count_a_commit_once_wherever_it_is_killed(pair: Pair, cases: Cases) -> None:
+    """Added, replaced, moved and returned files; killed at each step, settled and gone on with by a retry."""
+    for name in ("same", "changed", "returns", "flips/below", "flips/changed", "file"):
+        pair.put(name, name.encode())
+    pair.backup()
+    pair.put("flips/changed", b"changed once")
+    os.unlink(pair.path("returns"))
+    pair.backup()
+    assert told(pair) == walked(pair)
+    pair.put("changed", b"new bytes")
+    pair.put("returns", b"returns")
+    shutil.rmtree(pair.path("flips"))
+    pair.put("flips", b"a file")
+    os.unlink(pair.path("file"))
+    pair.put("file/below", b"below")
+    pair.build_index()
+    run = pair.prepare()
+    template = pair.mirror.dest
+    for number in count(1, scaled(3, 1)):
+        pair.mirror = Mirror(template.with_name("killed"), "srv1")
+        shutil.copytree(template, pair.mirror.dest)
+        with cases.one():
+            run = pair.mirror.run(run.run_id)
+            pair.archive(run)
+            killed = crash_at(number, partial(pair.commit, run))
+            pair.commit(run)
+            check_sound(pair)
+            assert told(pair) == walked(pair)
+        shutil.rmtree(pair.mirror.dest)
+        if not killed:
+            break
+
+
+@pytest.mark.parametrize("stored", ["none", "damaged", "of another time", "lost", "old"])
+def test_totals_that_are_lost_are_counted_anew_by_the_next_run(pair: Pair, stored: str) -> None:
+    many_versions(pair)
+    before = told(pair)
+    status = json.loads(pair.mirror.status.read_text())
+    if stored == "old":  # nor does a history of that time say what it added
+        for path in commits(pair.mirror):
+            header, rest = path.read_text().split("\n", 1)
+            path.write_text(
+                json.dumps({k: v for k, v in json.loads(header).items() if k != "disk"}) + "\n" + rest
+            )
+        stored = "none"
+    if stored == "lost":
+        pair.mirror.status.unlink()
+    else:
+        changed = {
+            "none": None,
+            "damaged": {"disk": 1},
+            "of another time": {**status["totals"], "stamp": "3"},
+        }
+        pair.mirror.status.write_text(json.dumps({**status, "totals": changed[stored]}))
+    pair.backup()
+    assert told(pair) == walked(pair) == before
+
+
+def test_a_run_that_changes_nothing_reads_no_history_for_the_totals(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    many_versions(pair)
+    before = pair.mirror.read_status()["totals"]
+
+    def refuse(*arguments: object) -> None:
+        raise AssertionError("history is read")
+
+    monkeypatch.setattr("airflow_mdbackup.scheme.totals.Past", refuse)
+    monkeypatch.setattr("airflow_mdbackup.scheme.totals.read_header", refuse)
+    pair.backup()
+    assert pair.mirror.read_status()["totals"] == before
+
+
+def test_growth_is_what_came_in_the_last_30_days(pair: Pair) -> None:
+    pair.put("a", bytes(1000))
+    pair.backup()
+    pair.put("a", bytes(300))
+    pair.backup()
+    status = look(pair.mirror, None, NOW)
+    totals = stored_totals(pair.mirror.read_status())
+    assert totals is not None and sum(totals.days.values()) == 1300 == totals.disk.came
+    assert status.disk == OnDisk(1, 300, 1, 1000, 1300)
+    month = totals.plus("20261030T000000.000000Z", OnDisk(came=5)).plus("20261029T0", OnDisk(came=7))
+    assert month.came(NOW) - totals.came(NOW) == 5
+
+
+def test_files_of_hands_that_are_adopted_are_counted(pair: Pair) -> None:
+    """They were no commit's, so that all is counted anew."""
+    pair.put("a", b"a")
+    pair.backup()
+    for name in ("b", "c"):
+        pair.put(name, name.encode())
+        pair.live(name).write_bytes(name.encode())
+    assert pair.backup().adopted == 2
+    assert told(pair) == walked(pair) == (3, 3, 0, 0)
+
+
+def test_history_has_path_md5_size_and_place_of_what_went(pair: Pair) -> None:
+    pair.put("a", b"first")
+    pair.backup()
+    pair.put("a", b"second")
+    pair.backup()
+    (version,) = prune(pair, Rules(since="9"))
+    (change,) = pair.history()[-1]
+    assert (change.what, change.path, change.size) == (What.PRUNED, pair.path("a"), 5)
+    assert (change.version, change.old_md5, change.md5) == (version.place, digest(b"first"), None)
+    assert not any(pending(pair.mirror))
