@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 
 from airflow_mdbackup.account.audit import audit
 from airflow_mdbackup.account.findings import Audit, as_json, show
 from airflow_mdbackup.cli import UsageError, printable
-from airflow_mdbackup.cli.providers import as_a_command, find_connection, find_provider
+from airflow_mdbackup.cli.providers import as_a_command, check_connection, find_provider
 from airflow_mdbackup.scheme.errors import BackupError
 
 TIGHT, LOOSER, UNREACHED = 0, 1, 3
@@ -45,29 +44,11 @@ def _audit(name: str) -> Audit:
     with as_a_command():
         for connection_id in (provider.sftp_conn_id, provider.ssh_conn_id):
             if connection_id:
-                _check_connection(connection_id)
+                check_connection(connection_id)
         return audit(
             provider.name,
             sftp_conn_id=provider.sftp_conn_id,
             source=provider.source,
             index=provider.index,
             ssh_conn_id=provider.ssh_conn_id,
-        )
-
-
-def _check_connection(connection_id: str) -> None:
-    """Tell what can be told of a connection before the server is asked.
-
-    :raises UsageError: it is missing, malformed, or names a key that is not here.
-    """
-    connection = find_connection(connection_id)
-    if connection is None:
-        raise UsageError(
-            f"there is no connection {connection_id}: paste the lines `airflow connections add ...` that the"
-            " script of `mdbackup provision` printed on the server"
-        )
-    if connection.key_file and not os.access(os.path.expanduser(connection.key_file), os.R_OK):
-        raise UsageError(
-            f"the connection {connection_id} names the key {connection.key_file}, which is not on this"
-            " machine, or not readable for you: run this where the Airflow workers run, as their user"
         )

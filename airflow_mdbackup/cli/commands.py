@@ -54,10 +54,8 @@ class Command:
     def usage(self, program: str) -> str:
         """Return the first line of its help."""
         positional = [a for a in self.arguments if not a.flags[0].startswith("-")]
-        names = [
-            f"[{a.options['metavar']} ...]" if a.options.get("nargs") == "*" else a.options["metavar"]
-            for a in positional
-        ]
+        forms = {None: "{}", "?": "[{}]", "*": "[{} ...]"}
+        names = [forms[a.options.get("nargs")].format(a.options["metavar"]) for a in positional]
         return " ".join([program, self.name, "[options]", *names])
 
     def epilog(self, program: str) -> str:
@@ -91,6 +89,9 @@ _WORDS = _argument(
 _DEST = _argument("--dest", metavar="DIR", help="the backup itself: needs no configuration and no Airflow")
 _PROVIDERS_FILE = _argument(
     "--providers-file", metavar="FILE", help="in place of the one that Airflow's options name"
+)
+_INDEX = _argument(
+    "--index", metavar="FILE", help="the provider's index, not fetched; - is stdin. Needs no Airflow"
 )
 _FORMAT = _argument(
     "--format",
@@ -275,6 +276,92 @@ COMMANDS = (
             _PROVIDERS_FILE,
         ),
         "airflow_mdbackup.cli.status.run",
+    ),
+    Command(
+        "plan",
+        "Tell what the next run would do",
+        "Compare the index that the provider has now with the consumer index, as a run does, and print a line"
+        " for each path: + is new, * is changed, - is gone from the provider, = is the same. Nothing is"
+        " changed, locked, or built anew on the provider. Exit status 1: a run would stop, by its guard or"
+        " for one of the indexes; 3: the provider cannot be reached, or has no index.",
+        (
+            ("all that differs", "plan web"),
+            ("before the first run, against an index that was copied here", "plan web --index web.md5"),
+            ("also what is the same, in one directory", "plan web /backups/etc --all"),
+        ),
+        (
+            _PROVIDER,
+            _argument("words", metavar="PATH", nargs="*", help="only these, as backupop sees them"),
+            _argument("--all", action="store_true", help="also what is the same"),
+            _INDEX,
+            _FORMAT,
+            _PROVIDERS_FILE,
+        ),
+        "airflow_mdbackup.cli.plan.run",
+    ),
+    Command(
+        "adopt",
+        "Make a backup of a tree that rsync, rclone or scp made",
+        "Take over what lies in `files` of `dest`, or a tree that is moved there, so that the first run"
+        " transfers only what differs. All is hashed and compared with the provider's index. Nothing is"
+        " deleted or written to. The same command again goes on where it was cut off. Exit status 1:"
+        " something could not be adopted; 3: the provider cannot be reached.",
+        (
+            ("what would be", "adopt web --tree /srv/rsync/web --at /backups --dry-run"),
+            ("with an index that was copied here", "adopt web --index web.md5"),
+        ),
+        (
+            _PROVIDER,
+            _argument(
+                "--tree",
+                metavar="DIR",
+                action="append",
+                default=[],
+                help="move DIR to PATH of the mirror first",
+            ),
+            _argument(
+                "--at", metavar="PATH", action="append", default=[], help="DIR, as backupop sees it on A"
+            ),
+            _argument(
+                "--suffix", metavar="FORM", help="files that end so are old versions: leave them to `import`"
+            ),
+            _INDEX,
+            _argument("--offline", action="store_true", help="do without the provider's index"),
+            _argument("--dry-run", action="store_true", help="only tell what would be adopted"),
+            _argument("--jobs", metavar="N", type=_count, default=2, help="files at a time (default: 2)"),
+            _FORMAT,
+            _PROVIDERS_FILE,
+        ),
+        "airflow_mdbackup.cli.adopt.run",
+    ),
+    Command(
+        "import",
+        "Make versions of what rsync --backup-dir and the like kept",
+        "Move each file of a tree to where the backup has the old versions of its path. No version is ever"
+        " overwritten. `versions` and `verify` know them; which files there were at a moment before the first"
+        " backup is not known. Exit status 1: something could not be imported, or there was nothing.",
+        (
+            (
+                "what a run of rsync displaced",
+                "import web /srv/rsync/web.old/2026-11-20 --at /backups --displaced 2026-11-20",
+            ),
+            ("what `rclone --suffix .2026-11-20` left beside the files", "import web --suffix .%Y-%m-%d"),
+        ),
+        (
+            _PROVIDER,
+            _argument(
+                "directory", metavar="DIR", nargs="?", help="the tree; left out: the mirror, by --suffix"
+            ),
+            _argument("--at", metavar="PATH", help="DIR, as backupop sees it on A"),
+            _argument("--displaced", metavar="TIME", help="when: 2026-11-23T14:00, 'yesterday 14:00'"),
+            _argument("--suffix", metavar="FORM", help="only files that end so: .%%Y-%%m-%%d, or ~ and TIME"),
+            _argument("--copy", action="store_true", help="copy the files; DIR stays as it is"),
+            _argument("--dry-run", action="store_true", help="only tell what would be imported"),
+            _argument("--jobs", metavar="N", type=_count, default=2, help="files at a time (default: 2)"),
+            _FORMAT,
+            _PROVIDERS_FILE,
+        ),
+        "airflow_mdbackup.cli.import_versions.run",
     ),
     Command(
         "restore",
@@ -495,6 +582,8 @@ def main(words: Sequence[str] | None = None) -> int:
             subparser.add_argument(*argument.flags, **argument.options)
         subparser.set_defaults(command=command)
     arguments, more = parser.parse_known_args(words)
+    if len(more) == 1 and not more[0].startswith("-") and getattr(arguments, "directory", "") is None:
+        arguments.directory = more.pop()  # it stands behind options
     if more:
         # argparse takes paths in one place only; people write some before options, and some behind.
         if not hasattr(arguments, "words") or any(word.startswith("-") for word in more):

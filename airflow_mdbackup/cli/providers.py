@@ -70,6 +70,24 @@ def find_connection(connection_id: str) -> Connection | None:
     return None
 
 
+def check_connection(connection_id: str) -> None:
+    """Tell what can be told of a connection before the server is asked.
+
+    :raises UsageError: it is missing, malformed, or names a key that is not here.
+    """
+    connection = find_connection(connection_id)
+    if connection is None:
+        raise UsageError(
+            f"there is no connection {connection_id}: paste the lines `airflow connections add ...` that the"
+            " script of `mdbackup provision` printed on the server"
+        )
+    if connection.key_file and not os.access(os.path.expanduser(connection.key_file), os.R_OK):
+        raise UsageError(
+            f"the connection {connection_id} names the key {connection.key_file}, which is not on this"
+            " machine, or not readable for you: run this where the Airflow workers run, as their user"
+        )
+
+
 def connections_are_kept() -> bool:
     """Tell whether Airflow's database has a table of connections; true also if it does not answer."""
     from airflow import settings

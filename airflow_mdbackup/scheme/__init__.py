@@ -17,6 +17,8 @@ module                  what becomes of the data
 :mod:`.past`            what the mirror was at any moment, and where each content lies now
 :mod:`.restore`         a content of the past becomes a file in some directory
 :mod:`.verify`          a content of the past is read again, and judged; what is rotten may be repaired
+:mod:`.adopt`           a tree that another tool made becomes the mirror
+:mod:`.import_versions` old versions that another tool kept become versions
 :mod:`.forget`          entries leave the consumer index, so that their files are copied again
 :mod:`.prune`           old versions go, because a person wants their room
 :mod:`.clean`           what runs leave behind is taken away, never files, versions or history

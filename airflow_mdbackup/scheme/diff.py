@@ -23,6 +23,7 @@ Source: the seed's sections "Index Files" (policy) and "Delete Policy".
 from __future__ import annotations
 
 import hashlib
+import heapq
 import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -36,6 +37,7 @@ import pathspec
 from airflow_mdbackup.scheme.errors import GuardTripped, IndexRefused, RunIncomplete
 from airflow_mdbackup.scheme.index import (
     Difference,
+    Entry,
     Remark,
     Same,
     compare,
@@ -47,7 +49,7 @@ from airflow_mdbackup.scheme.index import (
 )
 from airflow_mdbackup.scheme.mirror import OLD, Mirror, Run
 from airflow_mdbackup.scheme.names import to_text
-from airflow_mdbackup.scheme.ordered import Covered, batches
+from airflow_mdbackup.scheme.ordered import Alongside, Covered, batches
 from airflow_mdbackup.scheme.progress import Pace
 from airflow_mdbackup.scheme.records import (
     Record,
@@ -182,45 +184,91 @@ def make_plan(
             ours = consumer_index(mirror, run.folder / "consumer.md5")
             plan = Plan(attempt=attempt, committed=mirror.last_commit())
             plan.provider_time = state["index"]["time"]
-        excluded = _Excluded(exclude, only)
-        plan.partial = bool(only)
-        plan.hides = bool(exclude or only)
-        plan.unreadable, plan.unreadable_paths = _remarks(run, Remark.UNREADABLE, excluded)
-        plan.rotten, plan.rotten_paths = _remarks(run, Remark.ROTTEN, excluded)
-        items = run.folder / "items.jsonl"
-        with ExitStack() as stack:
-            to_pull = stack.enter_context(RecordWriter[Item](items))
-            to_forget = stack.enter_context(RecordWriter[Forget](run.forget))
-            tree = stack.enter_context(mirror.tree())
-            hidden = Covered(read_remarks(run.index, Remark.UNREADABLE) if plan.unreadable else iter(()))
-            comparison = _Comparison(mirror.provider, plan, source, hidden)
-            for item in comparison.run(_differences(run.index, ours, excluded if exclude or only else None)):
-                if isinstance(item, Forget):
-                    to_forget.add(item)
-                elif ours and item.replaces is None and tree.has_file(item.path):
-                    to_pull.add(Item(item.path, item.md5, adopt=True))
-                    plan.adopt += 1
-                else:
-                    to_pull.add(item)
-            if only and not comparison.files and not plan.consumer:
-                raise IndexRefused(
-                    f"{mirror.provider}: neither index has anything at {', '.join(map(to_text, only))}. "
-                    "Write the paths as backupop sees them"
-                )
-            plan.hides = plan.hides or bool(plan.kept)
-            plan.guard = comparison.guard(limits, allow_empty or bool(only))
-            plan.overridden = override and _is_meant(mirror, run, state["index"]["digest"])
-            if plan.guard and not (may_trip or plan.overridden):
-                raise GuardTripped(
-                    f"{mirror.provider}: the guard stopped this run, nothing was changed: "
-                    f"{'; '.join(plan.guard)}. If that is meant: trigger a run by hand with override_guard, "
-                    f"{comparison.way_out()}, or have a person asked (on_guard: approve)."
-                )
-        _cut(run, plan, items, ours, mirror, max(1, min(shards, plan.pull)))
-        items.unlink()
+        asked = _Asked(source, exclude, only, limits, allow_empty)
+        comparison = _compare(mirror, run, plan, ours, asked)
+        plan.overridden = override and _is_meant(mirror, run, state["index"]["digest"])
+        if plan.guard and not (may_trip or plan.overridden):
+            run.items.unlink()
+            run.forget.unlink()
+            raise GuardTripped(
+                f"{mirror.provider}: the guard stopped this run, nothing was changed: "
+                f"{'; '.join(plan.guard)}. If that is meant: trigger a run by hand with override_guard, "
+                f"{comparison.way_out()}, or have a person asked (on_guard: approve)."
+            )
+        _cut(mirror, run, plan, ours, max(1, min(shards, plan.pull)))
         plan.digest = _digest(run, len(plan.shards))
         write_state(run.plan, asdict(plan))
         return plan
+
+
+def preview(
+    mirror: Mirror,
+    run: Run,
+    ours: Path | None,
+    *,
+    source: Sequence[bytes] = (),
+    exclude: Sequence[str] = (),
+    limits: Limits = Limits(),
+    allow_empty: bool = False,
+    only: Sequence[bytes] = (),
+) -> Plan:
+    """Compare as :func:`make_plan` does, for whoever only looks. Nothing in ``dest`` is changed or locked.
+
+    The guard stops nothing; :attr:`Plan.guard` says why it would. The plan has one shard, and lies in the
+    directory of ``run``.
+
+    :param run: with an index that :func:`.fetch.fetch_to_look` or :func:`.fetch.take_index` left there.
+    :param ours: the consumer index in canonical form, or None if there is none.
+    :raises IndexRefused: the provider index has a reserved name, or neither index has anything of ``only``.
+    :raises OSError: ``dest`` cannot be read, or the run's directory not be written.
+    """
+    plan = Plan(provider_time=read_header(run.state)["index"]["time"])
+    _compare(mirror, run, plan, ours, _Asked(source, exclude, only, limits, allow_empty))
+    _cut(mirror, run, plan, ours, 1)
+    return plan
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What a plan is made by; see :func:`make_plan`."""
+
+    source: Sequence[bytes]
+    exclude: Sequence[str]
+    only: Sequence[bytes]
+    limits: Limits
+    allow_empty: bool
+
+
+def _compare(mirror: Mirror, run: Run, plan: Plan, ours: Path | None, asked: _Asked) -> _Comparison:
+    """Fill ``plan``, and write what is to be pulled, not cut into shards yet, and what to forget."""
+    exclude, only = asked.exclude, asked.only
+    excluded = _Excluded(exclude, only)
+    plan.partial = bool(only)
+    plan.hides = bool(exclude or only)
+    plan.unreadable, plan.unreadable_paths = _remarks(run, Remark.UNREADABLE, excluded)
+    plan.rotten, plan.rotten_paths = _remarks(run, Remark.ROTTEN, excluded)
+    with ExitStack() as stack:
+        to_pull = stack.enter_context(RecordWriter[Item](run.items))
+        to_forget = stack.enter_context(RecordWriter[Forget](run.forget))
+        tree = stack.enter_context(mirror.tree()) if ours and mirror.files.exists() else None
+        hidden = Covered(read_remarks(run.index, Remark.UNREADABLE) if plan.unreadable else iter(()))
+        comparison = _Comparison(mirror.provider, plan, asked.source, hidden)
+        for item in comparison.run(_differences(run.index, ours, excluded if exclude or only else None)):
+            if isinstance(item, Forget):
+                to_forget.add(item)
+            elif tree and item.replaces is None and tree.has_file(item.path):
+                to_pull.add(Item(item.path, item.md5, adopt=True))
+                plan.adopt += 1
+            else:
+                to_pull.add(item)
+        if only and not comparison.files and not plan.consumer:
+            raise IndexRefused(
+                f"{mirror.provider}: neither index has anything at {', '.join(map(to_text, only))}. "
+                "Write the paths as backupop sees them"
+            )
+        plan.hides = plan.hides or bool(plan.kept)
+        plan.guard = comparison.guard(asked.limits, asked.allow_empty or bool(only))
+    return comparison
 
 
 def _is_meant(mirror: Mirror, run: Run, index: str) -> bool:
@@ -260,6 +308,31 @@ def in_lines(run: Run, plan: Plan, most: int = 100) -> Iterator[str]:
     for mark, number in shown.items():
         if number > most:
             yield f"{mark} and {number - most} more"
+
+
+def listed(
+    run: Run, *, exclude: Sequence[str] = (), only: Sequence[bytes] = (), same: bool = False
+) -> Iterator[tuple[str, Item | Forget | Entry]]:
+    """Yield what a plan of one shard would do, in path order, each with its mark; see :func:`in_lines`.
+
+    :param exclude: as the plan was made with; ``only`` likewise.
+    :param same: also what both sides have alike, marked ``=``.
+    """
+    items = read_records(run.pulls(0), Item)
+    pulled = (("+" if item.replaces is None else "*", item) for item in items)
+    gone = (("-", item) for item in read_records(run.forget, Forget))
+    streams: list[Iterator[tuple[str, Item | Forget | Entry]]] = [pulled, gone]
+    if same:
+        streams.append(_alike(run, _Excluded(exclude, only)))
+    return heapq.merge(*streams, key=lambda told: told[1].path)
+
+
+def _alike(run: Run, excluded: _Excluded) -> Iterator[tuple[str, Entry]]:
+    """Yield the entries of the provider with which nothing is to be done."""
+    pulled = Alongside(read_records(run.pulls(0), Item))
+    for entry in read_entries(run.index):
+        if not excluded(entry.path) and pulled.find(entry.path) is None:
+            yield "=", entry
 
 
 class _Excluded:
@@ -416,17 +489,17 @@ def _remarks(run: Run, remark: Remark, excluded: _Excluded) -> tuple[int, list[s
     return number, paths
 
 
-def _cut(run: Run, plan: Plan, items: Path, ours: Path | None, mirror: Mirror, shards: int) -> None:
+def _cut(mirror: Mirror, run: Run, plan: Plan, ours: Path | None, shards: int) -> None:
     """Write the items to their shards, each with the live path that it can be copied from, if any."""
     for stale in run.folder.glob("pull-*.jsonl"):
         stale.unlink()
     plan.shards = [0] * shards
-    remaining = read_records(items, Item)
+    remaining = read_records(run.items, Item)
     with ExitStack() as stack:
-        tree = stack.enter_context(mirror.tree())
+        tree = stack.enter_context(mirror.tree()) if ours and mirror.files.exists() else None
         writers = [stack.enter_context(RecordWriter[Item](run.pulls(n))) for n in range(shards)]
         for chunk in batches(remaining, _CHUNK):
-            sources = _sources(tree, ours, {item.md5 for item in chunk}) if ours else {}
+            sources = _sources(tree, ours, {item.md5 for item in chunk}) if ours and tree else {}
             for item in chunk:
                 if not item.adopt and (source := sources.get(item.md5)):
                     item = Item(item.path, item.md5, item.replaces, source)
@@ -434,6 +507,7 @@ def _cut(run: Run, plan: Plan, items: Path, ours: Path | None, mirror: Mirror, s
                 shard = _shard_of(item.md5, shards)
                 writers[shard].add(item)
                 plan.shards[shard] += 1
+    run.items.unlink()
 
 
 def _shard_of(md5: bytes, shards: int) -> int:

@@ -23,6 +23,8 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
 
 from airflow_mdbackup.scheme.errors import (
     AccessRefused,
@@ -31,7 +33,7 @@ from airflow_mdbackup.scheme.errors import (
     IndexRefused,
     NotOnProvider,
 )
-from airflow_mdbackup.scheme.index import MalformedIndex, canonicalise, digest
+from airflow_mdbackup.scheme.index import IndexSummary, MalformedIndex, canonicalise, digest
 from airflow_mdbackup.scheme.mirror import Mirror, Run
 from airflow_mdbackup.scheme.names import to_text
 from airflow_mdbackup.scheme.records import write_state
@@ -123,8 +125,69 @@ def _fetch_index(
 ) -> FetchedIndex:
     run.begin_again()
     order = mirror.next_stamp()
-    where = f"{mirror.provider}: index {to_text(index)}"
     reader = connect()
+    fetched = _fetch(mirror.provider, run, reader, index, max_age, max_size, still)
+    at = datetime.now(UTC).isoformat(timespec="seconds")
+    told = {"attempt": attempt, "fetched": at, "round_trip": reader.round_trip}
+    _write_run(run, mirror.provider, fetched, order=order, **told)
+    return fetched
+
+
+def fetch_to_look(
+    provider: str,
+    run: Run,
+    connect: Callable[[], Reader],
+    index: bytes,
+    *,
+    max_age: float | None = None,
+    max_size: int = MAX_SIZE,
+    still: float = _STILL,
+) -> FetchedIndex:
+    """Fetch and check the provider index for whoever only looks. No mirror is needed, or touched.
+
+    :param run: one with a directory of its own elsewhere, which is there.
+    :raises NotOnProvider, AccessRefused, IndexRefused, ConnectionLost: see :func:`fetch_index`.
+    :raises OSError: that directory cannot take it.
+    """
+    try:
+        fetched = _fetch(provider, run, connect(), index, max_age, max_size, still)
+    finally:
+        run.received.unlink(missing_ok=True)
+    _write_run(run, provider, fetched)
+    return fetched
+
+
+def take_index(provider: str, run: Run, file: Path) -> FetchedIndex:
+    """Check a provider index that lies in a local file, for whoever only looks.
+
+    :param run: see :func:`fetch_to_look`.
+    :raises IndexRefused: it is malformed, or truncated.
+    :raises OSError: it cannot be read.
+    """
+    where = f"{provider}: index {file}"
+    try:
+        summary = canonicalise(file, run.index, name=where)
+    except MalformedIndex as error:
+        raise IndexRefused(f"{error}. Nothing was changed. Build the index again.") from None
+    fetched = _fetched(run, summary, int(file.stat().st_mtime))
+    _write_run(run, provider, fetched)
+    return fetched
+
+
+def _write_run(run: Run, provider: str, index: FetchedIndex, **more: Any) -> None:
+    write_state(run.state, {"run_id": run.run_id, "provider": provider, **more, "index": asdict(index)})
+
+
+def _fetch(
+    provider: str,
+    run: Run,
+    reader: Reader,
+    index: bytes,
+    max_age: float | None,
+    max_size: int,
+    still: float,
+) -> FetchedIndex:
+    where = f"{provider}: index {to_text(index)}"
     for _ in range(_TRIES):
         began = time.monotonic()
         attributes = _receive(reader, run, index, where, max_size)
@@ -146,24 +209,23 @@ def _fetch_index(
             break
     else:
         raise ConnectionLost(f"{where} changed each time that it was fetched; is it written in place?")
-    written = attributes.mtime or 0
-    age = round(time.time() - written)
-    if max_age is not None and age > max_age:
+    fetched = _fetched(run, summary, attributes.mtime or 0)
+    if max_age is not None and fetched.age > max_age:
         raise IndexRefused(
-            f"{where} is {_hours(age)} old, more than the allowed {_hours(max_age)} (max_index_age). Does "
-            "the job that builds it on the provider still run? Nothing was changed."
+            f"{where} is {_hours(fetched.age)} old, more than the allowed {_hours(max_age)} (max_index_age). "
+            "Does the job that builds it on the provider still run? Nothing was changed."
         )
-    fetched = FetchedIndex(
+    return fetched
+
+
+def _fetched(run: Run, summary: IndexSummary, written: int) -> FetchedIndex:
+    """Return what there is to say of the run's index, which was written then, in Unix seconds."""
+    return FetchedIndex(
         *(summary.files, summary.unreadable, summary.rotten, summary.size, digest(run.index)),
         time=written if summary.started is None else summary.started,
-        age=age,
+        age=round(time.time() - written),
         complete=summary.complete,
     )
-    state = {"run_id": run.run_id, "provider": mirror.provider, "order": order, "attempt": attempt}
-    at = datetime.now(UTC).isoformat(timespec="seconds")
-    told = {"fetched": at, "round_trip": reader.round_trip, "index": asdict(fetched)}
-    write_state(run.state, {**state, **told})
-    return fetched
 
 
 def _receive(reader: Reader, run: Run, index: bytes, where: str, max_size: int) -> Attributes:

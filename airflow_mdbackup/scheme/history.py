@@ -2,7 +2,8 @@
 
 A file's header has the run's id, the commit's stamp, and the SHA-256 of the consumer index before and after.
 One :class:`Change` per path follows, in path order, behind those that tell of an index edited by hand: first
-what was edited before the commit; then, in path order again, what was edited while it was cut off. The state
+what was edited before the commit; then, in path order again, what was edited while it was cut off. (Imported
+versions come in the order in which they were found.) The state
 as of a moment is the consumer index as committed then, so that the files of history, applied in the order of
 their names, give it back.
 
@@ -32,6 +33,7 @@ class What(StrEnum):
     REPLACED = "replaced"  # the old file is the version named
     ADOPTED = "adopted"  # the live file was it already
     FORGOTTEN = "forgotten"  # left the index; the file stays
+    IMPORTED = "imported"  # an old version came from elsewhere; index and live file are as they were
     MOVED = "moved"  # what stood in the way went as a whole to the version named; entries below are forgotten
     PRUNED = "pruned"  # a person had the version named taken away; neither live file nor entry is concerned
 
@@ -40,11 +42,13 @@ class Change(Record, frozen=True):
     """One line of history.
 
     :ivar old_md5: what the displaced file really had, by hashing; of a forgotten or edited path, what the
-        index said; of a pruned version, what it had.
+        index said; of a pruned version, what it had; of an imported one, what it has.
     :ivar md5: what the index says now.
-    :ivar size: in bytes; ``mtime`` in Unix seconds and ``mode`` are the provider's. Of a pruned version, its.
+    :ivar size: in bytes; ``mtime`` in Unix seconds and ``mode`` are the provider's; of a pruned or imported
+        version, its own.
     :ivar version: where the displaced file or directory lies now; where a pruned version lay.
-    :ivar content: where the new bytes wait for the commit: ``staging``, or the number of a copy.
+    :ivar content: where the new bytes wait for the commit: ``staging``, or the number of a copy; or, of a
+        version that is imported by a rename, its absolute path.
     :ivar replaces: what the index said before; it and ``content`` are only in a history written ahead.
     """
 

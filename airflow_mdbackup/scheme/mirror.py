@@ -20,6 +20,7 @@
     <dest>/.mdbackup/status.json                 last good run and last commit, and what is on the disk
     <dest>/.mdbackup/verified.json               where the next part of a verification begins
     <dest>/.mdbackup/forgetting.md5              the consumer index, while a command of a person needs it
+    <dest>/.mdbackup/adopting.sqlite             what a command that takes over a tree has hashed so far
     <dest>/.mdbackup/verifying                   when what it has read is within its limit
 
 ``dest`` is created with mode 0700. Everything stored says its format, and a newer one is refused.
@@ -87,6 +88,7 @@ class Mirror:
         self.verified = self._state / "verified.json"
         self.verifying = self._state / "verifying"
         self.forgetting = self._state / "forgetting.md5"
+        self.adopting = self._state / "adopting.sqlite"
         self._runs = self._state / "runs"
         self._marker = self._state / "provider-id"
 
@@ -110,11 +112,7 @@ class Mirror:
                 ) from error
 
     def _claim(self, known: bool, mount: str | None) -> None:
-        if mount is not None and not os.path.ismount(mount):
-            raise DestinationRefused(
-                f"{self.provider}: {mount} is not a mount point on {self._here()}. Mount the disk, or pin "
-                "the provider to the worker that has it (queue)."
-            )
+        self.check_mount(mount)
         if not self._marker.exists():
             self._set_up(known)
         self.check()
@@ -122,6 +120,17 @@ class Mirror:
             raise DestinationRefused(
                 f"{self.provider}: {self.files} and {self.staging} are on different filesystems, so that "
                 "files cannot be moved between them in one step. Mount one filesystem at dest."
+            )
+
+    def check_mount(self, mount: str | None) -> None:
+        """Make sure that ``mount``, if there is one, is a mount point.
+
+        :raises DestinationRefused: it is none.
+        """
+        if mount is not None and not os.path.ismount(mount):
+            raise DestinationRefused(
+                f"{self.provider}: {mount} is not a mount point on {self._here()}. Mount the disk, or pin "
+                "the provider to the worker that has it (queue)."
             )
 
     def _set_up(self, known: bool) -> None:
@@ -132,22 +141,48 @@ class Mirror:
                 "begin anew, delete the state of the provider's asset in Airflow."
             )
         self.dest.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # A killed set-up leaves the state directory without its marker, which comes last.
-        others = {entry.name for entry in self.dest.iterdir()} - {"lost+found", ".mdbackup", "files"}
-        others |= {entry.name for entry in self.files.glob("*")}
+        self.check_new()
+        self.make_directories()
+        with self.lock("fetch_index, which sets it up"):
+            self.mark()
+
+    def is_marked(self) -> bool:
+        """Whether ``dest`` has a marker, be it another provider's."""
+        return self._marker.exists()
+
+    def check_new(self) -> None:
+        """Make sure that ``dest`` may be set up: that it holds nothing yet, or has just been set up.
+
+        :raises DestinationRefused: it holds other things.
+        """
+        others = [self.files / entry.name for entry in self.files.glob("*")] + self.foreign()
         if others and not self._marker.exists():  # or else another run has just set it up
             raise DestinationRefused(
-                f"{self.provider}: {self.dest} is not empty (it has {sorted(others)[0]!r}) and holds no "
-                "backup of ours. Name an empty or new directory as dest."
+                f"{self.provider}: {self.dest} is not empty (it has {sorted(others)[0].name!r}) and holds no "
+                "backup of ours. Name an empty or new directory as dest. If it has a tree that rsync or "
+                "rclone made: `mdbackup adopt`."
             )
+
+    def foreign(self) -> list[Path]:
+        """Return what lies in ``dest`` and has no place in a new backup."""
+        # A killed set-up leaves the state directory without its marker, which comes last.
+        ours = ("lost+found", self._state.name, self.files.name)
+        entries = self.dest.iterdir() if self.dest.exists() else ()
+        return [entry for entry in entries if entry.name not in ours]
+
+    def make_directories(self) -> None:
+        """Make the directories of a backup, and their names durable. All but the marker."""
+        self.dest.mkdir(mode=0o700, parents=True, exist_ok=True)
         for directory in (self._state, self.staging, self._runs, self.history, self.files):
             directory.mkdir(mode=0o700, exist_ok=True)
         # The marker says that all of them are there, whatever order the disk keeps.
         fsync_directory(self._state)
         fsync_directory(self.dest)
-        with self.lock("fetch_index, which sets it up"):
-            if not self._marker.exists():
-                write_state(self._marker, {"provider": self.provider})
+
+    def mark(self) -> None:
+        """Say that ``dest`` is this provider's, if nobody has. Needs the lock."""
+        if not self._marker.exists():
+            write_state(self._marker, {"provider": self.provider})
 
     def check(self) -> None:
         """Make sure that ``dest`` holds this provider's backup.
@@ -470,6 +505,7 @@ class Run:
         self.index = folder / "provider.md5"
         self.plan = folder / "plan.json"
         self.space = folder / "space.json"
+        self.items = folder / "items.jsonl"
         self.forget = folder / "forget.jsonl"
         self.stamp = folder / "stamp.json"
         self.archived = folder / "archived.jsonl"
@@ -670,6 +706,12 @@ def version_path(path: bytes, stamp: str, attempt: int = 0) -> bytes:
     return b"/".join((directory, OLD, name + suffix))
 
 
+def displaced_at(version: bytes) -> str:
+    """Return the stamp in the name of a version."""
+    found = _VERSION.fullmatch(version)
+    return found[2].decode() if found else ""
+
+
 def versions_on_disk(tree: Tree, path: bytes) -> list[bytes]:
     """Return what lies in ``.old`` under a version name of ``path``, the oldest first, by its name alone."""
     directory, _, name = path.rpartition(b"/")
@@ -678,10 +720,10 @@ def versions_on_disk(tree: Tree, path: bytes) -> list[bytes]:
 
 
 def _is_version(other: bytes, name: bytes) -> bool:
-    stamp = rb"\.[0-9]{8}T[0-9]{6}\.[0-9]{6}Z(\.[0-9]+)?"
-    if re.fullmatch(re.escape(name) + stamp, other):
-        return True
-    shortened = re.fullmatch(rb"(.+)~([0-9a-f]{12})" + stamp, other, re.DOTALL)
+    version = _VERSION.fullmatch(other)
+    if version is None or version[1] == name:
+        return version is not None
+    shortened = _SHORTENED.fullmatch(version[1])
     return shortened is not None and name.startswith(shortened[1]) and _known_by(name) == shortened[2]
 
 
@@ -715,7 +757,7 @@ def displaced(place: bytes) -> tuple[bytes, list[Displaced]] | None:
 
 
 _VERSION = re.compile(rb"(.+)\.([0-9]{8}T[0-9]{6}\.[0-9]{6}Z)(?:\.[0-9]+)?", re.DOTALL)
-_SHORTENED = re.compile(rb".+~[0-9a-f]{12}", re.DOTALL)
+_SHORTENED = re.compile(rb"(.+)~([0-9a-f]{12})", re.DOTALL)
 
 
 def _known_by(name: bytes) -> bytes:

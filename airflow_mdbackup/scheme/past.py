@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 
 from airflow_mdbackup.scheme.history import Change, What, commits, pending
 from airflow_mdbackup.scheme.index import digest, digest_of_nothing, read_entries
-from airflow_mdbackup.scheme.mirror import Mirror, is_stamp
+from airflow_mdbackup.scheme.mirror import Mirror, displaced_at, is_stamp
 from airflow_mdbackup.scheme.ordered import batches
 from airflow_mdbackup.scheme.records import Damaged, read_header, read_records
 
@@ -280,6 +280,12 @@ class Past:
                 if content.md5 == md5:
                     yield from content.places
 
+    @property
+    def has_imported(self) -> bool:
+        """Whether there are versions of which no state of the whole is known, for they were imported."""
+        found = self._table.execute("SELECT 1 FROM change WHERE what = ? LIMIT 1", (What.IMPORTED,))
+        return found.fetchone() is not None
+
     def knows(self, path: bytes) -> bool:
         """Whether a path, or anything below it, ever was in the index."""
         above = path.rstrip(b"/")
@@ -313,6 +319,12 @@ class Past:
             self._table.executemany("INSERT OR IGNORE INTO place VALUES (?)", places)
             yield from some
         self.noted = True
+
+    def note_places(self) -> None:
+        """Note where all contents should be, unless that was done."""
+        if not self.noted:
+            for _ in self.noting(self.contents()):
+                pass
 
     def has_place(self, path: bytes) -> bool:
         """Whether some content should be there."""
@@ -386,6 +398,10 @@ class _Replay:
         if what == What.PRUNED:
             self._prune(moment, version or b"")
             return
+        if what == What.IMPORTED:
+            if moment.finished:
+                self._import(Content(self._path, old_md5 or b"", size, mtime, mode, places=[version or b""]))
+            return
         if not moment.finished:
             if live is not None and version is not None:
                 live.places.append(version)
@@ -432,6 +448,12 @@ class _Replay:
         self.live = content
         self.contents.append(content)
         return content
+
+    def _import(self, content: Content) -> None:
+        """Put an old version among the contents; the name that it has tells when it was displaced."""
+        content.until = displaced_at(content.places[0])
+        later = (n for n, known in enumerate(self.contents) if not "" < known.until <= content.until)
+        self.contents.insert(next(later, len(self.contents)), content)
 
     def _displaced(self, moment: Moment) -> None:
         """Note that what was live is nowhere any more: hands took it away."""

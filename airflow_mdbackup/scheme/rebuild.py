@@ -226,7 +226,7 @@ class _Rebuilding:
 
     def _known(self, path: bytes, changes: Iterable[tuple[int, str, Any, Any]]) -> Iterator[_Event]:
         for moment, what, old_md5, md5 in changes:
-            if what != What.PRUNED:  # which leaves file and entry as they are
+            if what not in (What.PRUNED, What.IMPORTED):  # which leaves file and entry as they are
                 yield _Event(moment, 1 if what == What.EDITED else 3, old_md5, md5)
         for moment, _, _ in self._past.moves_above(path):
             yield _Event(moment, _MOVE, None, None)

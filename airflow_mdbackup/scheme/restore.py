@@ -222,6 +222,8 @@ def _moment(past: Past, as_of: datetime | None) -> Moment:
     if moment is None:
         finished = [moment for moment in past.moments if moment.finished]
         first = f"the first one was at {in_words(finished[0].stamp)}" if finished else "history knows of none"
+        if past.has_imported:
+            first += "; of what was imported, only the versions are known (`mdbackup versions`)"
         raise NoSuchMoment(f"there was no backup yet at {when:%Y-%m-%d %H:%M:%S %z}: {first}")
     return moment
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import logging
 import os
+import stat
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -37,7 +38,7 @@ from airflow_mdbackup.scheme.index import (
     revise,
 )
 from airflow_mdbackup.scheme.mirror import Mirror
-from airflow_mdbackup.scheme.names import to_text
+from airflow_mdbackup.scheme.names import from_text, to_text
 from airflow_mdbackup.scheme.ordered import Alongside, Covered
 from airflow_mdbackup.scheme.progress import Pace
 from airflow_mdbackup.scheme.records import (
@@ -56,6 +57,7 @@ from airflow_mdbackup.scheme.tree import (
     concerns_one_file,
     copy_of,
     fsync_directory,
+    is_file,
     md5_of,
     not_followed,
     syncfs,
@@ -77,17 +79,33 @@ def consumer_index(mirror: Mirror, target: Path) -> Path | None:
         return None
     if digest(mirror.index) == last(mirror).get("after"):
         return mirror.index
+    return _read_strictly(mirror, mirror.index, target)
+
+
+def index_to_look_at(mirror: Mirror, target: Path) -> Path | None:
+    """Return the consumer index as the next run would find it, for whoever only looks; None if there is none.
+
+    While a commit is not finished, that is what it began with. No lock is needed.
+
+    :param target: where it is written, in canonical form.
+    :raises ConsumerIndexDamaged: see :func:`consumer_index`.
+    """
+    index = mirror.committed if any(pending(mirror)) else mirror.index
+    return _read_strictly(mirror, index, target) if index.exists() else None
+
+
+def _read_strictly(mirror: Mirror, index: Path, target: Path) -> Path:
     ways_out = (
         f"Nothing was changed. Either restore it ({mirror.committed} is what the last commit wrote), or "
         "delete it: then all files are copied again, and versions stay."
     )
     try:
-        summary = canonicalise(mirror.index, target, name=f"{mirror.provider}: consumer index {mirror.index}")
+        summary = canonicalise(index, target, name=f"{mirror.provider}: consumer index {index}")
     except MalformedIndex as error:
         raise ConsumerIndexDamaged(f"{error}. {ways_out}") from None
     if not summary.complete:
         raise ConsumerIndexDamaged(
-            f"{mirror.provider}: the consumer index {mirror.index} has no end line: truncated. {ways_out}"
+            f"{mirror.provider}: the consumer index {index} has no end line: truncated. {ways_out}"
         )
     return target
 
@@ -344,7 +362,7 @@ def _revisions(changes: Path, keep_replaced: bool) -> Iterator[Entry]:
 def _claims(path: Path) -> Iterator[Entry]:
     """Yield what changes make of index entries, in path order; an empty md5 for what is forgotten."""
     for change in read_records(path, Change):
-        if change.what not in (What.EDITED, What.MOVED):
+        if change.what not in (What.EDITED, What.MOVED, What.IMPORTED):
             yield Entry(change.path, change.md5 or b"")
 
 
@@ -372,7 +390,8 @@ def _placed(
     with ExitStack() as stack:
         staging = stack.enter_context(mirror.open_staging())
         copies = mirror.run(str(read_header(path)["run_id"])).copies
-        waiting = _Waiting(staging, stack.enter_context(Folder(copies)) if copies.exists() else None)
+        folder = stack.enter_context(Folder(copies)) if copies.exists() else None
+        waiting = _Waiting(staging, folder, copies)
         pace = Pace()
         for number, change in enumerate(read_records(path, Change), 1):
             if pace.due():
@@ -416,6 +435,7 @@ class _Waiting(NamedTuple):
 
     staging: Folder
     copies: Folder | None
+    copies_path: Path
 
     def content(self, change: Change) -> tuple[Folder | None, bytes]:
         """Return the folder and the name in it of what a change brings; no folder if nothing waits."""
@@ -425,6 +445,16 @@ class _Waiting(NamedTuple):
             return self.staging, change.md5 or b""
         return self.copies, change.content.encode()
 
+    def source(self, change: Change) -> Path | None:
+        """Return the file that is to become an imported version; None if it waits no more."""
+        if change.content is None:
+            return None
+        if change.content.startswith("/"):
+            path = Path(os.fsdecode(from_text(change.content)))
+        else:
+            path = self.copies_path / change.content
+        return path if path.is_file() and not path.is_symlink() else None
+
 
 def _carry_out(tree: Tree, change: Change, waiting: _Waiting, fresh: bool) -> bool:
     """Bring one change about, if the disk does not show it already; return whether it does then."""
@@ -432,12 +462,34 @@ def _carry_out(tree: Tree, change: Change, waiting: _Waiting, fresh: bool) -> bo
         return True
     if change.what == What.MOVED:
         return _move(tree, change)
+    if change.what == What.IMPORTED:
+        return _import(tree, change, waiting, fresh)
     return _place(tree, change, *waiting.content(change), fresh)
 
 
 def _move(tree: Tree, change: Change) -> bool:
     assert change.version is not None
     return tree.move_again(change.path, change.version)
+
+
+def _import(tree: Tree, change: Change, waiting: _Waiting, fresh: bool) -> bool:
+    """Bring an old version to its place, never over another file; return whether it is there then."""
+    assert change.version is not None and change.old_md5 is not None
+    source = waiting.source(change)
+    if source is not None:
+        if is_file(tree.lstat(change.version)):
+            tree.drop_rest(source, change.version)
+        if tree.lstat(change.version) is None:
+            with Folder(source.parent) as folder:
+                if not (fresh or folder.is_whole(os.fsencode(source.name), change.old_md5)):
+                    return False  # it has changed since
+            tree.put_new(source, change.version)
+            return True
+    try:
+        with tree.opened(change.version) as version:
+            return (fresh and source is None) or md5_of(version) == change.old_md5
+    except FileNotFoundError:
+        return False
 
 
 def _place(tree: Tree, change: Change, folder: Folder | None, name: bytes, fresh: bool) -> bool:
@@ -465,9 +517,11 @@ def _place(tree: Tree, change: Change, folder: Folder | None, name: bytes, fresh
 
 def _give_attributes(target: bytes | int, directory: int | None, change: Change) -> None:
     """Give a file, by name or by open descriptor, the provider's mode and time where they are known."""
-    if change.mode is not None:
+    now = os.stat(target, dir_fd=directory)
+    # Who adopts a file need not be its owner, and its time may be finer than seconds.
+    if change.mode is not None and stat.S_IMODE(now.st_mode) != permissions(change.mode):
         os.chmod(target, permissions(change.mode), dir_fd=directory)
-    if change.mtime is not None:
+    if change.mtime is not None and now.st_mtime_ns // 10**9 != change.mtime:
         os.utime(target, (change.mtime, change.mtime), dir_fd=directory)
 
 

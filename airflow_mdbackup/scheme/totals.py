@@ -86,6 +86,9 @@ class Tally:
         elif change.what == What.MOVED:
             files, size = _moved(tree, change.version or b"")
             self._displace(files, size, files)
+        elif change.what == What.IMPORTED:
+            self._versions += 1
+            self._version_bytes += change.size or 0
         elif change.what == What.PRUNED:
             self._versions -= 1
             self._version_bytes -= change.size or 0

@@ -254,6 +254,12 @@ class Tree:
         parent, name = self._parent(path, create=True)
         rename_noreplace(_CURRENT, os.fsencode(source), parent, name)
 
+    def drop_rest(self, source: os.PathLike[str], path: bytes) -> None:
+        """Take away what stands at ``path``, if it can only be what a cut-off :meth:`put_new` left there."""
+        parent, name = self._parent(path, create=True)
+        if os.lstat(source).st_size:
+            drop_placeholder(_CURRENT, os.fsencode(source), parent, name)
+
     def move(self, source: bytes, target: bytes) -> None:
         """Move whatever stands at ``source`` as a whole to ``target``; never overwrites.
 

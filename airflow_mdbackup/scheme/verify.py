@@ -105,9 +105,7 @@ def unknown(mirror: Mirror, past: Past) -> Iterator[Verified]:
 
     :param past: all of it.
     """
-    if not past.noted:
-        for _ in past.noting(past.contents()):
-            pass
+    past.note_places()
     root = os.fsencode(mirror.files)
     for folder, _, names in os.walk(root):
         for name in names:

@@ -82,6 +82,8 @@ def replayed(pair: Pair) -> tuple[dict[bytes, bytes], dict[bytes, bytes]]:
                 }
             elif change.what == What.PRUNED:
                 versions.pop(change.version or b"", None)
+            elif change.what == What.IMPORTED:
+                versions[change.version or b""] = change.old_md5 or b""
             elif change.md5 is None:
                 state.pop(change.path, None)
             else:

@@ -61,6 +61,7 @@ def test_help_of_a_command_fits_a_screen_and_has_examples(
     providers, paths = " [PROVIDER ...]", " [PROVIDER | PATH ...]"
     takes = {"init": "", "status": providers, "log": providers, "rebuild": providers}
     takes |= dict.fromkeys(("restore", "versions", "diff", "history", "verify", "forget", "prune"), paths)
+    takes |= {"plan": " PROVIDER [PATH ...]", "import": " PROVIDER [DIR]"}
     provider = takes.get(command.name, " PROVIDER")
     assert lines[0] == f"usage: mdbackup {command.name} [options]{provider}"
     assert any(line.startswith(f"  mdbackup {command.name} ") for line in lines)

@@ -1,0 +1,290 @@
+"""Old versions that another tool kept, as ``rsync --backup-dir`` does, become versions of the mirror.
+
+::
+
+    walked    each regular file of a tree; the caller tells what it is a version of, and when it was displaced
+    hashed    several at a time
+    named     the next free name in .old; what is there already with these bytes is not brought again
+    copied    beside the runs, and verified, where it is not to be moved
+    ahead     the history of all that comes
+    finished  each is given its name by one rename, never over another (see settle)
+
+A crash leaves each file where it was or under its name; whoever comes next finishes the commit. Neither index
+nor live files change.
+
+What this does not give: the state of the whole at a moment before the first commit. A tool that keeps what it
+displaces says of no moment which files there were.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import chain, count
+from pathlib import Path
+
+from airflow_mdbackup.scheme.adopt import Left, Source, Survey, Surveyed, Told
+from airflow_mdbackup.scheme.errors import DestinationRefused
+from airflow_mdbackup.scheme.history import PENDING, Change, What, last, pending
+from airflow_mdbackup.scheme.index import check_path, digest
+from airflow_mdbackup.scheme.mirror import Mirror, Run, version_path
+from airflow_mdbackup.scheme.names import to_text
+from airflow_mdbackup.scheme.past import Past
+from airflow_mdbackup.scheme.records import write_records
+from airflow_mdbackup.scheme.settle import (
+    consumer_index,
+    finish,
+    hand_edits,
+    permissions,
+    settle,
+    status_or_lost,
+)
+from airflow_mdbackup.scheme.tree import Tree, copy_of, fsync_directory, is_file, md5_of, syncfs
+
+_WAIT = 60.0  # seconds that a person may have to wait for a run
+
+Meaning = Callable[[bytes], "tuple[bytes, str] | None"]
+"""Tells of a file's path of which it is a version, and the stamp of when it was displaced, if it is one."""
+
+
+@dataclass(slots=True)
+class Imported:
+    """What became of old versions.
+
+    :ivar versions: that came, or would; ``size`` is their bytes.
+    :ivar there: that were there already.
+    :ivar finished: whether an earlier commit that was cut off was finished first.
+    """
+
+    told: Told
+    versions: int = 0
+    size: int = 0
+    there: int = 0
+    finished: bool = False
+
+
+def import_versions(
+    mirror: Mirror,
+    source: Source,
+    meaning: Meaning,
+    *,
+    copy: bool = False,
+    dry_run: bool = False,
+    threads: int = 2,
+    progress: Callable[[Survey], Callable[[int], None]] = lambda survey: lambda size: None,
+) -> Imported:
+    """Bring the files of a tree as versions.
+
+    :param source: the tree, which may be the mirror itself: then what history knows is passed over.
+    :param copy: leave the tree as it is.
+    :param progress: given the survey, returns what is called with how much more was hashed.
+    :raises DestinationRefused: there is no backup yet; or the tree is on another file system, and not to be
+        copied.
+    :raises ConsumerIndexDamaged: somebody damaged the consumer index.
+    :raises DestinationBusy: a run holds the lock for too long.
+    :raises DestinationFull, DestinationBroken, WorkerExhausted: see :meth:`.Mirror.told_plainly`.
+    """
+    with mirror.told_plainly():
+        mirror.check()
+        # What an earlier import was to move is none of what this one finds.
+        finished = not dry_run and _settle(mirror)
+        return _import_versions(mirror, source, meaning, copy, dry_run, threads, progress, finished)
+
+
+def _settle(mirror: Mirror) -> bool:
+    """Finish commits that were cut off, and return whether there were any."""
+    with mirror.lock("import", _WAIT):
+        found = any(pending(mirror))
+        settle(mirror, mirror.forgetting)
+        mirror.forgetting.unlink(missing_ok=True)
+        return found
+
+
+def _import_versions(
+    mirror: Mirror,
+    source: Source,
+    meaning: Meaning,
+    copy: bool,
+    dry_run: bool,
+    threads: int,
+    progress: Callable[[Survey], Callable[[int], None]],
+    finished: bool,
+) -> Imported:
+    with Past(mirror) as past:
+        if not copy and os.stat(source.directory).st_dev != os.stat(mirror.files).st_dev:
+            raise DestinationRefused(
+                f"{mirror.provider}: {source.directory} is on another file system than {mirror.dest}, so "
+                "that no rename brings its files there: --copy copies them, and leaves them where they are"
+            )
+        past.note_places()
+        is_mirror = source.directory.resolve() == mirror.files.resolve()
+
+        def passes_over(path: bytes) -> bool:
+            return meaning(path) is None or (is_mirror and past.has_place(path))
+
+        with Survey([source], None, passes_over) as survey, mirror.tree() as tree:
+            survey.walk()
+            for why in (Left.PASSED_OVER, Left.EMPTY, *([Left.RESERVED] if is_mirror else ())):
+                survey.told.left.pop(why, None)
+            survey.hash(threads, progress(survey))
+            importing = _Importing(mirror, past, tree, source, meaning, survey, copy)
+            importing.outcome.finished = finished
+            if dry_run:
+                for _ in importing.changes(None):
+                    pass
+            else:
+                importing.commit()
+            return importing.outcome
+
+
+class _Importing:
+    """Brings what a survey found."""
+
+    def __init__(
+        self,
+        mirror: Mirror,
+        past: Past,
+        tree: Tree,
+        source: Source,
+        meaning: Meaning,
+        survey: Survey,
+        copy: bool,
+    ) -> None:
+        self.outcome = Imported(survey.told)
+        self._mirror = mirror
+        self._past = past
+        self._tree = tree
+        self._source = source
+        self._meaning = meaning
+        self._survey = survey
+        self._copy = copy
+        self._taken: set[bytes] = set()  # version names that are given out, where several compete for one
+
+    def commit(self) -> None:
+        """Write the history ahead, and finish."""
+        mirror = self._mirror
+        with mirror.lock("import", _WAIT):
+            target = mirror.forgetting
+            try:
+                settle(mirror, target)
+                current = consumer_index(mirror, target)
+                if current is None:
+                    raise DestinationRefused(
+                        f"{mirror.provider}: {mirror.dest} has no index yet: adopt a tree, or let a run end"
+                    )
+                stamp = mirror.next_stamp()
+                run = mirror.run(f"import__{stamp}")
+                run.folder.mkdir(mode=0o700)
+                try:
+                    self._commit(run, stamp, current)
+                finally:
+                    # Of a commit that could not be finished, the copies are still needed.
+                    if not any(pending(mirror)):
+                        shutil.rmtree(run.folder, ignore_errors=True)
+            finally:
+                target.unlink(missing_ok=True)
+
+    def _commit(self, run: Run, stamp: str, current: Path) -> None:
+        mirror = self._mirror
+        # It is newer than no run's index.
+        order = max(str(where.get("order", "")) for where in (status_or_lost(mirror), last(mirror)))
+        header = {"run_id": run.run_id, "provider": mirror.provider, "stamp": stamp, "order": order}
+        header["before"] = digest(mirror.index)
+        write_records(run.changes, chain(hand_edits(mirror, current), self.changes(run)), **header)
+        if not self.outcome.versions:
+            return
+        syncfs(mirror.staging)
+        path = mirror.history_path(stamp, run.run_id)
+        path = path.with_name(path.name + PENDING)
+        run.changes.replace(path)
+        fsync_directory(mirror.history)
+        finish(mirror, path, current, fresh=True, missed=self._missed)
+
+    def _missed(self, change: Change, why: str) -> None:
+        self.outcome.versions -= 1
+        self.outcome.size -= change.size or 0
+        self.outcome.told.leave(Left.MOVING, change.path)
+
+    def changes(self, run: Run | None) -> Iterator[Change]:
+        """Yield what comes, each with where its bytes wait.
+
+        :param run: for copies; None in a dry run.
+        """
+        for file in self._survey.found():
+            meant = self._meaning(file.path)
+            if meant is None or file.md5 is None:
+                continue
+            path, stamp = meant
+            at = self._source.directory / os.fsdecode(file.path[len(self._source.at) + 1 :])
+            why = self._why_left(file, path, at)
+            if why is not None:
+                self.outcome.told.leave(why, file.path)
+                continue
+            version, is_there = self._version(file, path, stamp)
+            if is_there and self._past.has_place(version):
+                self.outcome.there += 1
+                continue
+            content = None
+            if run is not None and not is_there:
+                content = self._copied(run, file, at) if self._copy else to_text(os.fsencode(at.resolve()))
+                if not content:
+                    self.outcome.told.leave(Left.MOVING, file.path)
+                    continue
+            self._taken.add(version)
+            self.outcome.versions += 1
+            self.outcome.size += file.size
+            yield Change(
+                *(path, What.IMPORTED),
+                old_md5=file.md5,
+                size=file.size,
+                mtime=file.modified // 10**9,
+                mode=file.mode,
+                version=version,
+                content=content,
+            )
+
+    def _why_left(self, file: Surveyed, path: bytes, at: Path) -> Left | None:
+        try:
+            check_path(path)
+            if not file.is_as(at.lstat()):
+                return Left.MOVING
+        except ValueError:
+            return Left.BAD_NAME
+        except FileNotFoundError:
+            return Left.MOVING
+        return None if self._tree.blocker(version_path(path, "")) is None else Left.BLOCKING
+
+    def _version(self, file: Surveyed, path: bytes, stamp: str) -> tuple[bytes, bool]:
+        """Return a version's name that is free, or that has these bytes, and which of both."""
+        for attempt in count():
+            version = version_path(path, stamp, attempt)
+            if version in self._taken:
+                continue
+            there = self._tree.lstat(version)
+            if there is None:
+                return version, False
+            if is_file(there) and there.st_size == file.size:
+                with self._tree.opened(version) as descriptor:
+                    if md5_of(descriptor) == file.md5:
+                        return version, True
+        raise AssertionError
+
+    def _copied(self, run: Run, file: Surveyed, at: Path) -> str:
+        """Return the number of a verified copy; an empty text if the file changed meanwhile."""
+        run.copies.mkdir(exist_ok=True)
+        name = str(self.outcome.versions)
+        target = os.open(run.copies / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            source = os.open(at, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                if copy_of(source, target) != file.md5:
+                    return ""
+            finally:
+                os.close(source)
+            os.fchmod(target, permissions(file.mode))
+            os.utime(target, ns=(file.modified, file.modified))
+        finally:
+            os.close(target)
+        return name
