@@ -13,7 +13,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 import paramiko
@@ -26,6 +26,7 @@ PATIENCE = 5.0
 """Seconds to wait for any one answer."""
 _ALL = 60.0  # seconds for all questions to one account together
 _MOST = 65536  # bytes of output that are looked at
+_BROKEN = (paramiko.SSHException, OSError, EOFError)  # what paramiko raises when a connection ends
 
 Asked = TypeVar("Asked")
 
@@ -167,7 +168,7 @@ class Account:
             try:
                 channel = self.transport.open_session(timeout=PATIENCE)
                 break
-            except (paramiko.SSHException, OSError, EOFError) as error:
+            except _BROKEN as error:
                 # Where MaxSessions is small, the server may not be rid of the one before yet.
                 if not self.transport.is_active() or time.monotonic() > until:
                     raise Unanswered("the server opens no session") from error
@@ -176,10 +177,21 @@ class Account:
         try:
             yield channel
         finally:
-            channel.close()
+            with suppress(*_BROKEN):
+                channel.close()
         # Any answer will do; this one is a refusal.
-        self.transport.global_request("keepalive@openssh.com")
+        self._request("keepalive@openssh.com")
         self._check_alive()
+
+    def _request(self, kind: str, *values: object) -> Any:
+        """Make a request that is of no channel; None if it is refused, or the connection ended.
+
+        :raises Unanswered: the connection ended just now.
+        """
+        try:
+            return self.transport.global_request(kind, values or None)
+        except _BROKEN as error:
+            raise Unanswered("the connection ended") from error
 
     def _check_alive(self) -> None:
         if not self.transport.is_active():
@@ -197,7 +209,7 @@ class Account:
         try:
             ask()
             return True
-        except (paramiko.SSHException, OSError, EOFError) as error:
+        except _BROKEN as error:
             if time.monotonic() - asked >= PATIENCE:
                 raise Unanswered(f"no answer within {PATIENCE:.0f} s") from error
             return False
@@ -246,7 +258,7 @@ class Account:
             return 0
         except paramiko.ChannelException as error:
             return int(error.code)
-        except (paramiko.SSHException, OSError, EOFError) as error:
+        except _BROKEN as error:
             raise Unanswered(f"no answer to {kind} within {PATIENCE:.0f} s") from error
 
     def open_tcp(self, host: str, port: int) -> int:
@@ -278,12 +290,11 @@ class Account:
 
         :raises Unanswered: the connection ended.
         """
-        try:
-            port = self.transport.request_port_forward("localhost", 0)
-        except paramiko.SSHException:
+        answer = self._request("tcpip-forward", "localhost", 0)
+        if answer is None:
             self._check_alive()
             return False
-        self.transport.cancel_port_forward("localhost", port)
+        self._request("cancel-tcpip-forward", "localhost", answer.get_int())
         return True
 
     def listens_on_socket(self, path: bytes) -> bool:
@@ -291,9 +302,9 @@ class Account:
 
         :raises Unanswered: the connection ended.
         """
-        granted = self.transport.global_request("streamlocal-forward@openssh.com", (path,)) is not None
+        granted = self._request("streamlocal-forward@openssh.com", path) is not None
         if granted:
-            self.transport.global_request("cancel-streamlocal-forward@openssh.com", (path,))
+            self._request("cancel-streamlocal-forward@openssh.com", path)
         self._check_alive()
         return granted
 

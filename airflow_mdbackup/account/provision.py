@@ -210,6 +210,11 @@ class Setup:
                 f"the index {self.index} lies in a source, and writing it would start the next build: give it"
                 " a directory of its own, or choose --timer"
             )
+        if self.indexer and any(_below(path, self.index_directory) for path in self.watched):
+            raise CannotProvision(
+                f"the index {self.index} lies where backed up files do, and the index account could change"
+                " these: give it a directory of its own, as `index: /.mdbackup/index.md5` does"
+            )
 
     def _check_binds(self) -> None:
         targets: list[str] = []

@@ -26,15 +26,15 @@ from airflow_mdbackup.scheme.names import to_text
 from airflow_mdbackup.scheme.sftp import PATIENCE, WINDOW, Reader
 
 
-class _Printable(logging.Filter):
-    """Keeps a server's own words, which paramiko logs as they come, from acting on a terminal."""
+class Printable(logging.Filter):
+    """Keeps a server's own words, which paramiko and asyncssh log as they come, from acting on a terminal."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         record.msg, record.args = to_text(record.getMessage().encode("utf-8", "backslashreplace")), ()
         return True
 
 
-logging.getLogger("paramiko.transport").addFilter(_Printable())
+logging.getLogger("paramiko.transport").addFilter(Printable())
 
 _FAST = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com")
 _CONNECT = 30  # seconds for each of: TCP connection, banner, authentication
@@ -302,7 +302,9 @@ class ProviderHook(SSHHook):
                     continue
                 data = b""
             if not data:
-                if not self._alive(channel) and channel.exit_status == -1:
+                # A server ends the output before the channel. And where the connection breaks, paramiko ends
+                # the channels first, while it still says that it is alive.
+                if channel.exit_status == -1 and not (channel.eof_received and self._alive(channel)):
                     raise ConnectionLost("the connection broke while the provider was building its index")
                 return
             yield data

@@ -68,6 +68,7 @@ class Conversation:
     :ivar command: what is to be run over SSH now.
     :ivar opening: what is to be sent to it at once.
     :ivar begun: the other side has been given the request.
+    :ivar answered: an indexer was heard.
     :ivar reached: files and bytes that it has passed by, so far as it told.
     """
 
@@ -75,6 +76,7 @@ class Conversation:
         self.command = python_command()
         self.opening = b""
         self.begun = False
+        self.answered = False
         self.reached = (0, 0)
         self._heard = time.monotonic()  # when the other side last made sense
         self._request = request
@@ -84,7 +86,8 @@ class Conversation:
         self._last: Done | Failed | None = None
         self._status: int | None = None
         self._stray: list[str] = []
-        self._told = 0
+        self._warned = 0
+        self._informed = 0
         self._pace = Pace()
 
     def listen(self) -> None:
@@ -119,6 +122,7 @@ class Conversation:
             line = line[max(0, line.rfind(b"mdbackup ready ")) :]
         report = parse_report(line.decode("ascii", "backslashreplace"))
         if report is not None and (self.begun or isinstance(report, Ready)):
+            self.answered = True
             self.listen()
         if isinstance(report, Ready):
             if self.begun:
@@ -139,20 +143,26 @@ class Conversation:
         elif isinstance(report, Rotten):
             self._warn("Rotten on the provider, content changed but times did not: %s", to_text(report.path))
         elif isinstance(report, Waiting):
-            self._log.info("Waiting on the provider: %s", report.text)
+            self._inform("Waiting on the provider: %s", report.text)
         elif isinstance(report, Joined):
-            self._log.info("Joined on the provider: %s", report.text)
+            self._inform("Joined on the provider: %s", report.text)
         elif isinstance(report, Note):
-            self._log.info("The provider: %s", report.text)
+            self._inform("The provider: %s", report.text)
         elif (stray := to_text(line)) and len(self._stray) < _SHOWN:
             self._stray.append(stray)
             self._log.info("The provider says: %s", stray)
         return b""
 
     def _warn(self, message: str, *values: str) -> None:
-        self._told += 1
-        if self._told <= 2 * _SHOWN:
+        self._warned += 1
+        if self._warned <= 2 * _SHOWN:
             self._log.warning(message, *values)
+
+    def _inform(self, message: str, text: str) -> None:
+        """Log what is seldom said, unless by a provider that means ill; a long wait is still seen."""
+        self._informed += 1
+        if self._informed <= 2 * _SHOWN or self._pace.due():
+            self._log.info(message, text[:_LINE])
 
     def ends(self, status: int | None) -> bool:
         """Take in that the command has ended, and return whether that is the end of it all.
@@ -177,13 +187,20 @@ class Conversation:
         if isinstance(self._last, Done):
             return self._last
         what = f"{self._where}: the provider index was not built"
+        said = " / ".join(self._stray)[:500] or "no output"
+        if self._last is None and self.answered:
+            raise NotOnProvider(
+                f"{what}: the indexer ended without a result (exit status {self._status}): {said}. Was it "
+                "killed, as where memory is short? The log of the provider's system may tell. The old index, "
+                "if any, is unchanged."
+            )
         if self._last is None:
-            said = " / ".join(self._stray)[:500] or "no output"
             raise AccessRefused(
                 f"{what}: the account did not run the indexer (exit status {self._status}): {said}. Is it "
                 "the index account, and may it use a shell or has its key the forced command?"
             )
+        message = self._last.message[:_LINE].rstrip(".")
         raise NotOnProvider(
-            f"{what}: {self._last.message.rstrip('.')}. The old index, if any, is unchanged. Check `chroot`, "
+            f"{what}: {message}. The old index, if any, is unchanged. Check `chroot`, "
             "`source` and `index`, and what the account may read and write."
         )

@@ -1249,7 +1249,7 @@ class Hasher:
                 if found.st_size >= BIG_BYTES and not job.single:
                     return None
                 status = status_of(found)
-                md5, size = self._content(descriptor)
+                md5, size = self._content(descriptor, found)
                 if status != status_of(os.fstat(descriptor)):
                     continue
                 age = (
@@ -1266,15 +1266,18 @@ class Hasher:
                 with contextlib.suppress(OSError):
                     os.fsync(descriptor)
                 os.lseek(descriptor, 0, os.SEEK_SET)
-                again, _ = self._content(descriptor)
+                again, _ = self._content(descriptor, found)
                 if again == md5 and status == status_of(os.fstat(descriptor)):
                     return status, b"%c%s" % (ROTTEN, sound), size
             finally:
                 os.close(descriptor)
         raise Unsteady
 
-    def _content(self, descriptor: int) -> Tuple[bytes, int]:
-        """Hash from where the descriptor stands to the end; give md5 and number of bytes."""
+    def _content(self, descriptor: int, found: os.stat_result) -> Tuple[bytes, int]:
+        """Hash a file from its beginning to the end; give md5 and number of bytes.
+
+        One that grows while it is read is not followed: its writer may be faster for ever.
+        """
         md5 = new_md5()
         size = 0
         view = memoryview(self._buffer)
@@ -1288,6 +1291,8 @@ class Hasher:
             size += count
             if count == BLOCK_BYTES:
                 self._watch(size)
+            if size > found.st_size and status_of(os.fstat(descriptor)) != status_of(found):
+                return md5.hexdigest().encode(), size
 
     def _is_local(self, found: os.stat_result, descriptor: int) -> bool:
         """Tell whether a file is stamped by this machine's clock, as far as that can be known."""

@@ -180,10 +180,17 @@ seconds() {
     echo "$(($(date +%s) - started))"
 }
 
+# Whether a process runs. One that was killed is still there until its parent takes note; and a shell that has it
+# in $(...) does so only when nobody holds its output open any more, not even a heartbeat.
+is_alive() {
+    kill -0 "$1" 2>/dev/null || return 1
+    case $(cat "/proc/$1/stat" 2>/dev/null) in *") Z "*) return 1 ;; esac
+}
+
 # Ends with this shell even if that is killed; holds none of its output open, or the caller would wait for it.
 heartbeat() {
     beats=0
-    while sleep 5 >/dev/null 2>&1 && kill -0 $$ 2>/dev/null && [ -d "$work" ]; do
+    while sleep 5 >/dev/null 2>&1 && is_alive $$ && [ -d "$work" ]; do
         beats=$((beats + 1))
         echo "$beats" >"$lock/beats"
         hashed=$(lines "$work/hashed")
@@ -257,7 +264,7 @@ is_gone() {
     holder=${seen%%"$newline"*}
     pid=${holder%% *}
     case $pid in '' | *[!0-9]*) return 1 ;; esac
-    [ "$holder" = "$pid $(id -u) $(uname -n)" ] && ! kill -0 "$pid" 2>/dev/null
+    [ "$holder" = "$pid $(id -u) $(uname -n)" ] && ! is_alive "$pid"
 }
 
 # Only one can make the directory inside; and what that is made in must still be the lock that was judged.

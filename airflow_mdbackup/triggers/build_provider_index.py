@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import suppress
@@ -14,10 +15,13 @@ from airflow.providers.ssh.hooks.ssh import SSHHookAsync
 from airflow.sdk.exceptions import AirflowException, AirflowNotFoundException
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
+from airflow_mdbackup.hooks.provider import Printable
 from airflow_mdbackup.provider_side import STOP, Done, read_request
 from airflow_mdbackup.provider_side.conversation import Conversation
 from airflow_mdbackup.scheme.errors import AccessRefused, BackupError, ConnectionLost
 from airflow_mdbackup.scheme.names import to_text
+
+logging.getLogger("asyncssh").addFilter(Printable())
 
 _CONNECT = 60.0  # seconds for connection and login
 _LOST = (ConnectionLost, asyncssh.Error, OSError, EOFError)

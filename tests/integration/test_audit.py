@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 from airflow.sdk.exceptions import AirflowFailException
 
+from airflow_mdbackup.account.connection import Account, Unanswered
 from airflow_mdbackup.cli.audit import run
 from airflow_mdbackup.cli.commands import main
 from airflow_mdbackup.operators import AuditProvider
@@ -478,6 +479,27 @@ def test_connection_that_ends_on_the_way_is_not_taken_for_a_refusal(
     assert (audit.of("unknown"), audit.of("looser")) == (index("no shell", "no subsystem"), set())
     assert audit.seen("index account", "no shell") == "the connection ended"
     assert audit.status == 1
+
+
+def test_connection_that_breaks_while_something_is_asked_is_no_answer(
+    tmp_path: Path, set_connection: SetConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where paramiko does not know of it yet, what it raises then is neither a proof nor the audit's end."""
+
+    def broken(_: object) -> None:
+        raise EOFError
+
+    def in_a_session(account: Account) -> None:
+        with account.session():
+            monkeypatch.setattr(account.transport.packetizer, "send_message", broken)
+
+    with serving(SetUp(), tmp_path, set_connection, monkeypatch):
+        for ask in (Account.listens, lambda account: account.listens_on_socket(b"/x/y"), in_a_session):
+            with Account("index") as account:
+                if ask is not in_a_session:
+                    monkeypatch.setattr(account.transport.packetizer, "send_message", broken)
+                with pytest.raises(Unanswered, match="the connection ended"):
+                    ask(account)
 
 
 def test_account_without_an_indexer_is_no_proof(audited: Callable[[SetUp], Audited]) -> None:

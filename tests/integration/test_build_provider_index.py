@@ -8,11 +8,13 @@ from __future__ import annotations
 import asyncio
 import errno
 import json
+import logging
 import os
 import pkgutil
 import re
 import shutil
 import signal
+import socket
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +24,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import asyncssh
+import paramiko
 import pytest
 from airflow.sdk.exceptions import TaskDeferred
 
@@ -159,6 +162,38 @@ def test_retry_joins_the_build_that_a_lost_connection_left_behind(
     done = build(same)
     assert (done.files, done.hashed) == (3, 3)
     assert "Joined on the provider: the build of this request" in capsys.readouterr().out
+
+
+def test_connection_that_breaks_is_told_as_such_at_whatever_moment(
+    server: ProviderServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """paramiko ends the channels a moment before it says that the connection is gone."""
+    make_slow(server)
+    unlink = paramiko.Channel._unlink
+
+    def slowly(channel: paramiko.Channel) -> None:
+        unlink(channel)
+        time.sleep(0.5)
+
+    with building(server, request(server, id="run 1", limit=SLOW)) as (hook, future):
+        transport = hook.get_conn().get_transport()
+        assert transport is not None
+        monkeypatch.setattr(paramiko.Channel, "_unlink", slowly)
+        transport.sock.shutdown(socket.SHUT_RDWR)
+        with pytest.raises(ConnectionLost, match="broke"):
+            future.result(20)
+
+
+@pytest.mark.parametrize("deferred", [False, True], ids=["worker", "triggerer"])
+def test_indexer_that_is_killed_is_worth_a_retry(server: ProviderServer, deferred: bool) -> None:
+    """As where memory is short: it is no matter of the account, which nothing but a person could heal."""
+    server.force_index_command("echo mdbackup ready request; read x; kill -9 $$")
+    if deferred:
+        event = asyncio.run(fire(trigger(request(server, id="1"))))
+        assert event["error"] == "NotOnProvider" and "ended without a result" in event["message"]
+    else:
+        with pytest.raises(NotOnProvider, match="ended without a result"):
+            build(request(server, id="1"))
 
 
 def test_build_that_is_stopped_leaves_the_old_index_and_nothing_running(server: ProviderServer) -> None:
@@ -479,6 +514,47 @@ def test_trigger_gives_up_a_server_that_opens_no_session(
     event = asyncio.run(go())
     assert (event["error"], "opens no session" in event["message"]) == ("ConnectionLost", True)
     assert len(impatient) == 2
+
+
+def test_words_of_a_server_act_on_no_terminal_that_shows_the_log_of_a_triggerer(
+    impatient: list[float], set_connection: SetConnection, caplog: pytest.LogCaptureFixture
+) -> None:
+    """asyncssh logs them as they come."""
+    caplog.set_level(logging.INFO)
+    logging.getLogger("asyncssh").addHandler(caplog.handler)
+
+    class Rude(asyncssh.SSHServer):
+        def connection_made(self, connection: asyncssh.SSHServerConnection) -> None:
+            self.connection = connection
+
+        def begin_auth(self, username: str) -> bool:
+            return False
+
+        def session_requested(self) -> bool:
+            self.connection.disconnect(asyncssh.DISC_PROTOCOL_ERROR, "\x1b]0;owned\x07")
+            return False
+
+    async def against_it() -> dict[str, Any]:
+        key = asyncssh.generate_private_key("ssh-ed25519")
+        async with asyncssh.listen("127.0.0.1", 0, server_factory=Rude, server_host_keys=[key]) as server:
+            host_key = key.export_public_key().decode().strip()
+            extra = {"host_key": " ".join(host_key.split()[:2])}
+            set_connection(
+                "index",
+                {
+                    "conn_type": "ssh", "host": "127.0.0.1", "port": server.get_port(), "login": "x",
+                    "extra": extra,
+                },
+            )  # fmt: skip
+            request = IndexRequest(b"/", (b"/a",), b"/i")
+            return await fire_within(trigger(request), 40)
+
+    try:
+        event = asyncio.run(against_it())
+    finally:
+        logging.getLogger("asyncssh").removeHandler(caplog.handler)
+    said = [record.getMessage() for record in caplog.records if "owned" in record.getMessage()]
+    assert said and all(message.isprintable() for message in [*said, event["message"]])
 
 
 def test_network_that_forbids_the_connection_is_no_matter_of_keys(

@@ -28,6 +28,7 @@ pytestmark = pytest.mark.skipif(
 
 INDEXER = Path(__file__).parents[2] / "airflow_mdbackup" / "provider_side" / "indexer.py"
 DROP_IN = "/etc/ssh/sshd_config.d/10-mdbackup-web.conf"
+KEYS = "/etc/ssh/mdbackup/web"
 MAIN = "/etc/ssh/sshd_config"
 Provision = Callable[..., str]
 
@@ -627,6 +628,14 @@ def test_account_that_was_made_by_hand_is_taken_and_left_by_undo(
             "mkdir -p /home/backupop/backups; mount --bind /srv /home/backupop/backups",
             "not by this script: umount /home/backupop/backups",
         ),
+        (
+            "mkdir -p /home/backupop/.mdbackup; chown daemon /home/backupop/.mdbackup",
+            "/home/backupop/.mdbackup, where the index is to be, belongs to daemon",
+        ),
+        (
+            "mkdir -p /home/backupop; ln -s /srv/www /home/backupop/.mdbackup",
+            "/home/backupop/.mdbackup is a symbolic link, and what it leads to would be given away",
+        ),
         ("ln -s /srv /etc/mdbackup", "/etc/mdbackup is a symbolic link"),
         ("echo DenyUsers alice 'back*' >>/etc/ssh/sshd_config", '"denyusers back*" in its configuration'),
         (
@@ -670,6 +679,19 @@ def test_set_up_by_hand_is_not_overwritten(
     """Nor doubled: the two ways know nothing of each other."""
     server.run("sh", "-c", prepare)
     refused(server, provision("web", "--bind", "/srv/www:/backups"), because)
+
+
+def test_set_up_by_hand_is_not_undone_by_the_script(server: ProvisionedServer, provision: Provision) -> None:
+    """Of which it would take down half, and leave the rest."""
+    for place in (DROP_IN, f"{KEYS}/backupop", "/etc/mdbackup/web.json", "/etc/cron.d/mdbackup-web"):
+        file = server.root / place[1:]
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+        refused(server, provision("web", "--undo"), "is not by the script that sets up")
+        if place.startswith(KEYS):
+            shutil.rmtree(file.parent)
+        else:
+            file.unlink()
 
 
 def test_cron_job_is_refused_where_nothing_would_start_it(

@@ -144,6 +144,8 @@ def test_keys_are_restricted_and_bound_to_addresses_and_command() -> None:
         ({"index": "/.md backup/index"}, "index '/.md backup/index' cannot be written"),
         ({"index": "/index.md5"}, "would lie in the chroot itself"),
         ({"index": "/backups/index.md5", "binds": (), "path_unit": True}, "writing it would start the next"),
+        ({"index": "/backups/index.md5", "binds": ()}, "the index account could change these"),
+        ({"index": "/a/index.md5", "source": ("/a/b",), "binds": ()}, "the index account could change these"),
         ({"index": "/backups/x/index.md5"}, "which is mounted read-only"),
         ({"source": ("/a\nb",)}, "source or exclude"),
         ({"exclude": ("a\x00",)}, "source or exclude"),

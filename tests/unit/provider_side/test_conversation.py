@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 
 import pytest
 
@@ -122,6 +123,31 @@ def test_words_of_the_other_side_act_on_no_terminal_and_are_shown_in_part(
     with pytest.raises(AccessRefused, match="owned") as told:
         conversation.result()
     assert str(told.value).isprintable() and len(str(told.value)) < 1000
+
+
+@pytest.mark.parametrize("word", ["note", "waiting", "joined"])
+def test_provider_that_talks_without_end_fills_no_log(
+    conversation: Conversation, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, word: str
+) -> None:
+    """Who waits for hours is seen all the same: then these lines are far apart."""
+    caplog.set_level(logging.INFO)
+    conversation.hear(b"mdbackup ready request\n")
+    conversation.hear(f"mdbackup {word} {'x' * 60_000}\n".encode() * 200)
+    assert 0 < len(caplog.messages) <= 40
+    assert max(map(len, caplog.messages)) < 10_000
+    caplog.clear()
+    later = time.monotonic() + 60
+    monkeypatch.setattr(time, "monotonic", lambda: later)
+    conversation.hear(f"mdbackup {word} still\n".encode())
+    assert len(caplog.messages) == 1
+
+
+def test_indexer_that_ends_without_a_result_is_worth_a_retry(conversation: Conversation) -> None:
+    """It ran, so that nothing is wrong with the account: somebody killed it, or memory was short."""
+    conversation.hear(b"mdbackup ready request\nmdbackup progress files=1 bytes=1 hashed=1 seconds=5\n")
+    assert conversation.ends(None)
+    with pytest.raises(NotOnProvider, match=r"ended without a result .*: no output\. Was it killed"):
+        conversation.result()
 
 
 def test_error_of_the_provider_is_told_with_what_to_check(conversation: Conversation) -> None:

@@ -238,6 +238,26 @@ def test_lock_of_a_killed_build_is_taken_over_at_once(chroot, shell):
     assert beside_index(chroot) == [b"index.md5"]
 
 
+def test_killed_build_that_its_parent_still_waits_for_holds_nobody_up(chroot, shell, tmp_path):
+    """As cron does in a ``$(...)``, which ends when nobody holds the output any more, nor a heartbeat."""
+    make_large(chroot + b"/backups/large")
+    path = tmp_path / "indexer.sh"
+    path.write_bytes(shell_program(wanted(chroot)))
+    sh = shutil.which("sh", path=shell.path)
+    cron = spawn([sh, "-c", f"said=$(exec {sh} {path} --no-request) || echo failed"], shell.path)
+    wait_for_temporary(chroot)
+    holder = Path(os.fsdecode(chroot + FOLDER + b"/.index.md5.lock.d/holder"))
+    os.kill(int(holder.read_text().split()[0]), signal.SIGKILL)
+    hashing = ["pkill", "-KILL", "-g", str(cron.pid), "md5sum"]
+    assert subprocess.run(hashing).returncode == 0
+    os.unlink(chroot + b"/backups/large")
+    begun = time.monotonic()
+    assert cron.wait(20) == 0
+    assert shell.run(wanted(chroot)).status == 0
+    assert time.monotonic() - begun < 12
+    assert beside_index(chroot) == [b"index.md5"]
+
+
 def test_lock_in_which_nothing_moves_is_taken_over_in_the_end(chroot, shell, monkeypatch):
     """Its process number may be another process's by now: here it is that of this test."""
     from tests.unit.provider_side import indexing

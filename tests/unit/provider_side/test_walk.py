@@ -83,6 +83,24 @@ def test_file_that_never_holds_still_is_unreadable(chroot, python_program):
     assert read_index(chroot) == ({b"/backups/quiet": md5(b"content")}, [b"/backups/log"])
 
 
+def test_file_that_grows_faster_than_it_is_read_is_not_followed(chroot):
+    """Its end would never come, or only when the disk is full."""
+    path = chroot + b"/backups/log"
+    write(path, b"x" * (1 << 20))
+    patch = f"""
+    def growing(descriptor, buffers, read=os.readv):
+        if os.path.getsize({path!r}) < 200 << 20:
+            with open({path!r}, "ab") as log:
+                log.write(bytes(2 << 20))
+        return read(descriptor, buffers)
+    os.readv = growing
+    """
+    arguments = (b"--chroot", chroot, b"--source", b"/backups", b"--jobs", b"1")
+    run = run_patched(patch, *arguments)
+    assert run.report[0] == Unreadable(b"/backups/log", "changed while being read")
+    assert os.path.getsize(path) < 100 << 20
+
+
 def change_during_read(monkeypatch, change) -> None:
     """Call `change` once, when the first block of a file has been read."""
     pending = [change]
