@@ -19,6 +19,7 @@ from airflow_mdbackup.scheme.moments import stamp_of
 from airflow_mdbackup.scheme.names import to_text
 from airflow_mdbackup.scheme.progress import Pace
 from airflow_mdbackup.scheme.prune import Fate, Rules, Version, pruning
+from airflow_mdbackup.scheme.quantities import parse_duration
 from airflow_mdbackup.scheme.verify import unknown
 
 DONE, WRONG = 0, 1
@@ -85,8 +86,6 @@ def _rules(args: argparse.Namespace) -> Rules:
 
 
 def _duration(text: str) -> timedelta:
-    from airflow_mdbackup.config.values import parse_duration
-
     try:
         duration = parse_duration(text)
     except ValueError as error:

@@ -16,6 +16,7 @@ from airflow_mdbackup.scheme.errors import BackupError
 from airflow_mdbackup.scheme.mirror import Mirror
 from airflow_mdbackup.scheme.names import to_text
 from airflow_mdbackup.scheme.past import Past
+from airflow_mdbackup.scheme.quantities import parse_size
 from airflow_mdbackup.scheme.verify import Found, Verified, Walk, what_follows
 
 SOUND, DAMAGED = 0, 1
@@ -48,7 +49,7 @@ def _run(args: argparse.Namespace, mirror: Mirror, words: list[str]) -> int:
             walk = Walk(
                 *(mirror, past, wanted),
                 part=_part(args),
-                limit=_parsed("--limit", args.limit, _size),
+                limit=_parsed("--limit", args.limit, parse_size),
                 threads=args.jobs,
                 repair=args.repair,
                 missing=args.missing,
@@ -82,7 +83,7 @@ def _part(args: argparse.Namespace) -> int | Fraction | None:
     :raises UsageError: it is none.
     """
     if args.bytes is not None:
-        return _parsed("--bytes", args.bytes, _size)
+        return _parsed("--bytes", args.bytes, parse_size)
     return _parsed("--fraction", args.fraction, _fraction)
 
 
@@ -91,13 +92,6 @@ def _parsed(name: str, text: str | None, parse: Callable[[str], T]) -> T | None:
         return None if text is None else parse(text)
     except ValueError as error:
         raise UsageError(f"{name} {text}: {error}") from error
-
-
-def _size(text: str) -> int:
-    # Here and not above: what reads a backup alone needs no more than that.
-    from airflow_mdbackup.config.values import parse_size
-
-    return parse_size(text)
 
 
 def _fraction(text: str) -> Fraction:

@@ -11,7 +11,7 @@ from typing import Annotated
 from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema
 
 from airflow_mdbackup.config.problem import quoted, unknown_key
-from airflow_mdbackup.config.values import SIZES, seen, write_size
+from airflow_mdbackup.scheme.quantities import SIZES, seen, write_size
 
 _RATE = re.compile(r"(?P<number>[0-9]+(?:\.[0-9]+)?)(?P<unit>[kKMG]B|[KMG]iB)(?:/s)?", re.ASCII)
 _LEAST = 10**3

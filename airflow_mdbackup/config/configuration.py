@@ -22,8 +22,8 @@ from pydantic.fields import FieldInfo
 from airflow_mdbackup.config.problem import Problem, as_text, explain, quoted, unknown_key
 from airflow_mdbackup.config.provider import Provider, check_name, is_reserved
 from airflow_mdbackup.config.schedule import Assets
-from airflow_mdbackup.config.values import seen
 from airflow_mdbackup.config.yaml_file import Definition, read
+from airflow_mdbackup.scheme.quantities import seen
 
 _HOW_TO_BEGIN = (
     "write one, beginning with `providers: {web: {sftp_conn_id: web_backupop, source: /backups,"

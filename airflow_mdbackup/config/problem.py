@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 from pydantic.fields import FieldInfo
 
-from airflow_mdbackup.config.values import seen
+from airflow_mdbackup.scheme.quantities import seen
 
 
 class _Dumper(yaml.SafeDumper):

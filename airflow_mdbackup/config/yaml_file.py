@@ -16,7 +16,7 @@ import yaml
 from yaml.reader import Reader
 
 from airflow_mdbackup.config.problem import Problem, as_text, unknown_key
-from airflow_mdbackup.config.values import seen
+from airflow_mdbackup.scheme.quantities import seen
 
 try:
     from yaml import CSafeLoader as SafeLoader

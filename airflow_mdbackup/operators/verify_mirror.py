@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from airflow_mdbackup.config.bandwidth import parse_rate
-from airflow_mdbackup.config.values import parse_part
 from airflow_mdbackup.operators.base import BackupOperator, refuse_misspelt
 from airflow_mdbackup.scheme.errors import BackupError, DamageFound
 from airflow_mdbackup.scheme.mirror import LOCK_WAIT
 from airflow_mdbackup.scheme.names import to_text, unfolded
 from airflow_mdbackup.scheme.past import Past
+from airflow_mdbackup.scheme.quantities import parse_part
 from airflow_mdbackup.scheme.restore import Selection
 from airflow_mdbackup.scheme.verify import Found, Walk, what_follows
 

@@ -29,9 +29,9 @@ Beneath them: :mod:`.mirror` is the only module that knows how all this lies on 
 files without following symlinks, :mod:`.records` are files of one JSON line per record, :mod:`.ordered` walks
 in path order, :mod:`.threads` shares work out, :mod:`.patience` counts files that never hold still,
 :mod:`.limit` shares a bandwidth among tasks, :mod:`.telltale` knows what ransomware would look like,
-:mod:`.moments` reads and writes times as people do, :mod:`.target` keeps a restore within its bounds,
-:mod:`.totals` adds up what a backup takes on the disk, :mod:`.disk` has words for what a disk does,
-:mod:`.errors` sorts what can go wrong by what to do about it.
+:mod:`.moments` reads and writes times as people do, :mod:`.quantities` durations and sizes, :mod:`.target`
+keeps a restore within its bounds, :mod:`.totals` adds up what a backup takes on the disk, :mod:`.disk` has
+words for what a disk does, :mod:`.errors` sorts what can go wrong by what to do about it.
 
 Paths are bytes here, absolute, as the provider's backup account sees them. :mod:`.names` makes text of
 them at the edges.

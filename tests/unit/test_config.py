@@ -26,7 +26,7 @@ from airflow_mdbackup.config import (
 )
 from airflow_mdbackup.config.bandwidth import BandwidthLimit, parse_bandwidth_limit, parse_rate, write_rate
 from airflow_mdbackup.config.schedule import Assets, Timetable
-from airflow_mdbackup.config.values import parse_duration, parse_part, write_duration
+from airflow_mdbackup.scheme.quantities import parse_duration, parse_part, write_duration
 from demo import generate_docs
 
 MINIMAL = "sftp_conn_id: web_backupop, source: /backups, dest: /srv/web"

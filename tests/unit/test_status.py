@@ -20,8 +20,8 @@ from airflow_mdbackup.config import load, next_run
 from airflow_mdbackup.config.max_age import default_max_age
 from airflow_mdbackup.config.schedule import Assets, Timetable
 from airflow_mdbackup.config.settings import default_timezone
-from airflow_mdbackup.config.values import parse_duration
 from airflow_mdbackup.scheme.mirror import Mirror
+from airflow_mdbackup.scheme.quantities import parse_duration
 from airflow_mdbackup.scheme.records import write_state
 from airflow_mdbackup.scheme.status import Commit, State, Status, in_words, is_due, judge, look
 
