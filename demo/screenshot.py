@@ -15,6 +15,7 @@ from pathlib import Path
 
 from playwright.sync_api import Locator, Page, sync_playwright
 
+from airflow_mdbackup.restoration import RESTORE
 from demo.scene import DAG_ID, REPOSITORY, Scene, offer_standard_library, scene
 from demo.sshd import ProviderServer
 from demo.stack import AirflowStack
@@ -41,8 +42,13 @@ def main() -> int:
         folder = Path(name)
         with ProviderServer(folder / "server") as server:
             offer_standard_library(server.tree / "backups")
-            with scene(folder, server) as both, signed_in(both.airflow, folder / "chromium") as page:
+            below = {"AIRFLOW__MDBACKUP__RESTORE_BELOW": str(folder / "restored")}
+            with (
+                scene(folder, server, env=below) as both,
+                signed_in(both.airflow, folder / "chromium") as page,
+            ):
                 picture_graph(page, run(both.airflow, "success"))
+                picture_restore(page, both, folder / "restored")
                 picture_failure(page, both)
             asking = folder / "asking"
             asking.mkdir()
@@ -130,6 +136,29 @@ def picture_form(page: Page) -> None:
     page.get_by_role("button", name="Trigger").first.click()
     page.get_by_text("Override the guard").wait_for()
     take("form.png", page, page.get_by_role("dialog"), margin=0)
+
+
+def picture_restore(page: Page, both: Scene, below: Path) -> None:
+    """Take restore.png: the form by which a person gets files back; and have it bring some.
+
+    :raises SystemExit: they did not come.
+    """
+    below.mkdir()
+    both.airflow.wait_for_dag(RESTORE)
+    page.set_viewport_size({"width": 1300, "height": 1500})
+    page.goto(f"/dags/{RESTORE}")
+    page.get_by_role("button", name="Trigger").first.click()
+    form = page.get_by_role("dialog").filter(has_text="Run Parameters")
+    form.get_by_text("Only tell what would come back.").wait_for()
+    form.locator("#element_paths").fill(f"{both.server.prefix}/backups/json")
+    form.locator("#element_as_of").fill("1 second ago")
+    take("restore.png", page, form, margin=0)
+    form.get_by_role("button", name="Trigger").click()
+    page.wait_for_timeout(2000)
+    (last,) = both.airflow.get(f"/dags/{RESTORE}/dagRuns")["dag_runs"]
+    state = both.airflow.wait_for_run(RESTORE, last["dag_run_id"])
+    if state != "success" or not list(below.rglob("decoder.py")):
+        raise SystemExit(f"The restore is {state}.")
 
 
 def picture_approval(page: Page, both: Scene) -> None:
