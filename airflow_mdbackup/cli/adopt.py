@@ -14,7 +14,15 @@ from typing import Any
 
 from airflow_mdbackup.cli import UsageError, printable
 from airflow_mdbackup.cli.past import quoted, tell_stopped
-from airflow_mdbackup.cli.provider_index import NO_END, UNREACHED, Aside, policy, provider_index, provider_of
+from airflow_mdbackup.cli.provider_index import (
+    NO_END,
+    UNREACHED,
+    Aside,
+    policy,
+    provider_index,
+    provider_of,
+    sentence,
+)
 from airflow_mdbackup.cli.suffix import Suffix
 from airflow_mdbackup.config import Provider
 from airflow_mdbackup.scheme.adopt import (
@@ -70,8 +78,10 @@ def run(args: argparse.Namespace) -> int:
                 return _finish(args, provider, mirror, aside)
             return _adopt(args, provider, mirror, aside, trees, suffix)
     except UNREACHED as error:
-        why = "Nothing was changed. --offline adopts without asking the provider"
-        print(printable(f"mdbackup adopt: {args.provider}: {error}. {why}"), file=sys.stderr)
+        why = "Nothing was changed. --index FILE compares with one here, --offline with none"
+        print(
+            printable(f"mdbackup adopt: {args.provider}: {sentence(provider, error)} {why}"), file=sys.stderr
+        )
         return UNREACHED_STATUS
     except OSError as error:
         tell_stopped("adopt", error)
@@ -146,7 +156,10 @@ def _finish(args: argparse.Namespace, provider: Provider, mirror: Mirror, aside:
     if args.format == "json":
         print(json.dumps({"provider": provider.name, "adopted": adopted.files, "gone": adopted.gone}))
     left = f"; {adopted.gone:,} more are kept as gone from the provider" if adopted.gone else ""
-    say(f"Adopted: {adopted.files:,} files are in the index{left}. It is no good run yet: start one")
+    say(
+        f"Adopted: {adopted.files:,} files are in the index{left}. The first run makes it a good backup:"
+        " start one"
+    )
     return DONE
 
 

@@ -383,7 +383,12 @@ COMMANDS = (
         (
             _WORDS,
             _DEST,
-            _argument("--to", metavar="DIR", required=True, help="where to; made if it is not there"),
+            _argument(
+                "--to",
+                metavar="DIR",
+                required=True,
+                help="where to; each file keeps its whole path below it; made if it is not there",
+            ),
             _argument("--as-of", metavar="TIME", help="2026-11-23T14:00, 'yesterday 14:00' (default: now)"),
             _argument("--overwrite", action="store_true", help="replace files of DIR that have other bytes"),
             _argument(
@@ -428,7 +433,12 @@ COMMANDS = (
             ("in a week", "diff web /backups/etc/passwd --from '8 days ago' --to yesterday"),
         ),
         (
-            _WORDS,
+            _argument(
+                "words",
+                metavar="PROVIDER | PATH",
+                nargs="*",
+                help="a provider's name, unless --dest is given, and one file, as backupop sees it",
+            ),
             _DEST,
             _argument(
                 "--from", metavar="TIME", dest="since", help="default: the version before that of --to"
@@ -605,15 +615,32 @@ def run(command: Command, arguments: argparse.Namespace) -> int:
     except (UsageError, BackupError) as error:
         print(printable(f"mdbackup {command.name}: {error}"), file=sys.stderr)
         return 2
+    except ModuleNotFoundError as error:
+        if (error.name or "airflow_mdbackup").startswith("airflow_mdbackup"):
+            return _fault(command)
+        # As where only what reads a backup alone was installed: see docs/restore.md.
+        named = getattr(arguments, "dest", "")
+        instead = " Where that is gone, name the backup itself: --dest DIR" if named is None else ""
+        print(
+            f"mdbackup {command.name}: {error.name} is not installed here: run this in Airflow's environment."
+            f"{instead}",
+            file=sys.stderr,
+        )
+        return 2
     except BrokenPipeError:
         # Who reads has seen enough; without this, Python complains when it closes standard output.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception:
-        traceback.print_exc()
-        print(f"mdbackup {command.name}: this is an error of the program: please report it", file=sys.stderr)
-        return 4
+        return _fault(command)
     return status
+
+
+def _fault(command: Command) -> int:
+    """Print the traceback of an error that nobody expected, and return its exit status."""
+    traceback.print_exc()
+    print(f"mdbackup {command.name}: this is an error of the program: please report it", file=sys.stderr)
+    return 4
 
 
 def _ending(command: Command) -> Callable[[argparse.Namespace], NoReturn]:

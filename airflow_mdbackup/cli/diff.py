@@ -39,13 +39,19 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace, mirror: Mirror, path: bytes) -> int:
-    with Past(mirror, lambda each: each == path) as past:
+    below = path.rstrip(b"/") + b"/"
+    with Past(mirror, lambda each: each == path or each.startswith(below)) as past:
         wrong = tell_problems(past)
-        old, new = _pair(args, list(past.contents()), path)
+        contents = [content for content in past.contents() if content.path == path]
+        if not contents and past.knows(path):
+            raise UsageError(
+                f"{quoted(path)} is a directory: name a file; `mdbackup history` tells of all in it"
+            )
+        old, new = _pair(args, contents, path)
         texts = [_read(mirror, past, content) for content in (old, new)]
     lost = [content for content, text in zip((old, new), texts, strict=True) if text is None]
     for content in lost:
-        print(f"lost: {_title(content)}", file=sys.stderr)
+        print(f"{'pruned' if content.pruned else 'lost'}: {_title(content)}", file=sys.stderr)
     if lost:
         return WRONG
     before, after = (text or b"" for text in texts)

@@ -14,7 +14,15 @@ from typing import Any
 
 from airflow_mdbackup.cli import UsageError, printable
 from airflow_mdbackup.cli.past import quoted
-from airflow_mdbackup.cli.provider_index import NO_END, UNREACHED, Aside, policy, provider_index, provider_of
+from airflow_mdbackup.cli.provider_index import (
+    NO_END,
+    UNREACHED,
+    Aside,
+    policy,
+    provider_index,
+    provider_of,
+    sentence,
+)
 from airflow_mdbackup.config import Provider
 from airflow_mdbackup.scheme.diff import Forget, Item, Plan, listed, preview
 from airflow_mdbackup.scheme.disk import amount
@@ -57,7 +65,9 @@ def run(args: argparse.Namespace) -> int:
             sizes = _print_listing(args, provider, mirror, aside, only)
             _sum_up(args, provider, aside, plan, sizes, pending=_is_pending(mirror))
     except UNREACHED as error:
-        return _stop(args, str(error), UNREACHED_STATUS)
+        return _stop(
+            args, f"{sentence(provider, error)} --index FILE compares with one here", UNREACHED_STATUS
+        )
     except (IndexRefused, ConsumerIndexDamaged) as error:
         which = "a run of these paths" if only else "the next run"
         return _stop(args, f"{which} would stop: {error}", STOPS)

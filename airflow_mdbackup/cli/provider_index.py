@@ -35,6 +35,11 @@ def provider_of(args: argparse.Namespace) -> Provider:
         return find_provider(args.provider, Path(args.providers_file) if args.providers_file else None)
 
 
+def sentence(provider: Provider, error: Exception) -> str:
+    """Return what an error says, ended by a full stop, and without the name with which most of them begin."""
+    return str(error).removeprefix(f"{provider.name}: ").rstrip(".") + "."
+
+
 @dataclass(frozen=True, slots=True)
 class Aside:
     """A directory that goes with the command, and the provider index in it.

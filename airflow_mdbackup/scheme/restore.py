@@ -174,9 +174,10 @@ class State:
         :param option: by which they ask for what had gone.
         """
         known = [word for word in self._wanted.not_found if self.past.knows(as_path(word))]
-        not_then = f"not then; {option} takes what had gone by then, too"
         return [
-            f"There was nothing under {word!r}: {not_then if word in known else 'never'}"
+            f"There was nothing under {word!r} then; {option} takes what had gone by then, too"
+            if word in known
+            else f"Nothing was ever backed up under {word!r}: write paths as backupop sees them, from / on"
             for word in self._wanted.not_found
         ]
 
@@ -224,6 +225,8 @@ def _moment(past: Past, as_of: datetime | None) -> Moment:
         first = f"the first one was at {in_words(finished[0].stamp)}" if finished else "history knows of none"
         if past.has_imported:
             first += "; of what was imported, only the versions are known (`mdbackup versions`)"
+        if past.problems:
+            first += "; history is missing or damaged: `mdbackup rebuild` tells it anew, by what is left"
         raise NoSuchMoment(f"there was no backup yet at {when:%Y-%m-%d %H:%M:%S %z}: {first}")
     return moment
 

@@ -40,7 +40,9 @@ def test_an_rsync_tree_becomes_a_backup_whose_first_run_transfers_what_differs(
     (provider.tree / "backups/changed").write_text("since then")
     for command in (["plan", "srv1"], ["adopt", "srv1", "--tree", str(copy), "--at", source]):
         assert main(command) == 3
-        assert "is not there" in capsys.readouterr().err
+        told = capsys.readouterr().err
+        assert "is not there" in told and "--index FILE" in told
+        assert "srv1: srv1:" not in told and ".." not in told
     assert copy.exists()
 
     def plan(*words: str) -> str:

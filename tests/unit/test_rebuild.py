@@ -136,4 +136,6 @@ def test_texts_are_compared(pair: Pair) -> None:
     status, _, said = mdbackup("diff", "--dest", dest, name, "--to", stamps[1])
     assert status == 1 and said.startswith("lost: ")
     assert mdbackup("diff", "--dest", dest, name, "--to", stamps[0])[0] == 2
-    assert mdbackup("diff", "--dest", dest, "nothing")[0] == 2
+    assert "nothing was ever backed up" in mdbackup("diff", "--dest", dest, "nothing")[2]
+    status, _, said = mdbackup("diff", "--dest", dest, os.fsdecode(pair.a))
+    assert status == 2 and "is a directory: name a file" in said

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import shlex
 import shutil
 import subprocess
@@ -31,6 +32,8 @@ from ..torture import LONG, Cases, scaled
 from .conftest import Pair
 from .crash import crash_at
 from .test_crash import md5
+
+PROJECT = Path(__file__).parents[2]
 
 
 def files_of_a(pair: Pair) -> dict[bytes, Kept]:
@@ -384,11 +387,61 @@ def test_paths_may_stand_before_and_behind_options_and_each_must_be_known(pair: 
     assert status == 0 and "2 restored" in told
     status, _, told = mdbackup(*command, twin, gone, "/nowhere")
     assert status == 1 and "2 there" in told
-    assert f"nothing under {gone!r}: not then; --include-gone" in told and "'/nowhere': never" in told
+    assert f"nothing under {gone!r} then; --include-gone" in told
+    assert "Nothing was ever backed up under '/nowhere'" in told
     for name in ("versions", "history", "verify"):
         status, _, told = mdbackup(name, same, "--dest", str(pair.mirror.dest), "/nowhere")
         assert status == 1 and "under '/nowhere'" in told
     assert mdbackup(*command, "--mistyped")[0] == 2
+
+
+def test_the_packages_that_the_page_installs_are_enough_for_all_of_a_backup(
+    pair: Pair, tmp_path: Path
+) -> None:
+    """With all their options, where Airflow and what comes with it cannot be imported."""
+    two_runs(pair)
+    page = (PROJECT / "docs" / "restore.md").read_text()
+    (packages,) = re.findall(r"^rescue/bin/pip install (\w.*)$", page, re.MULTILINE)
+    # What they bring, and names of modules that are not the packages'.
+    named = {*packages.split(), "airflow_mdbackup", "dateutil", "six", "markdown_it", "mdurl", "pygments"}
+    code = (
+        "import json, sys\n"
+        "class Rescue:\n"
+        "    def find_spec(self, name, *rest):\n"
+        "        module = name.partition('.')[0].partition('data__')[0]  # _sysconfigdata__...\n"
+        f"        if module not in sys.stdlib_module_names | {{'_sysconfig', *{named!r}}}:\n"
+        "            raise ModuleNotFoundError(name, name=name)\n"
+        "sys.meta_path.insert(0, Rescue())\n"
+        "from airflow_mdbackup.cli.commands import main\n"
+        "statuses = [main(words) for words in json.load(sys.stdin)]\n"
+        "print('statuses', *statuses)\n"
+    )
+    backup, changed = ("--dest", str(pair.mirror.dest)), os.fsdecode(pair.path("changed"))
+    enough = [
+        ["log", *backup],
+        ["history", *backup, "*"],
+        ["versions", *backup, "*"],
+        ["diff", *backup, changed, "--to", "now"],
+        ["restore", *backup, "--to", str(tmp_path / "all"), "--as-of", "now", "--jobs", "8"],
+        ["verify", *backup, "--fraction", "1/30", "--limit", "50MB"],
+        ["verify", *backup, "--bytes", "50GB", "--repair", "--missing"],
+        ["rebuild", *backup, "--dry-run"],
+        ["prune", *backup, "--keep-within", "90d", "--keep-last", "2", "--yes"],
+        ["forget", *backup, changed],
+    ]
+    more = [["restore", "web", "--to", str(tmp_path / "web")], ["status", "web"], ["plan", "web"]]
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        input=json.dumps([*enough, *more]),
+        capture_output=True,
+        text=True,
+    )
+    expected = [0] * len(enough) + [2] * len(more)
+    assert done.stdout.splitlines()[-1:] == [" ".join(["statuses", *map(str, expected)])], done.stderr
+    first, *others = done.stderr.splitlines()[-len(more) :]
+    assert "is not installed here: run this in Airflow's environment" in first
+    assert first.endswith("name the backup itself: --dest DIR")
+    assert all("is not installed here" in line and "--dest" not in line for line in others)
 
 
 @pytest.mark.parametrize(
@@ -486,6 +539,10 @@ def test_the_present_state_needs_no_history(pair: Pair, tmp_path: Path, lost: st
     assert status == 0 and "WARNING: " in told
     found = {path: file.content for path, file in files_in(target).items()}
     assert found == {path: file.content for path, file in files_of_a(pair).items()}
+    if lost != "last":
+        earlier = ("--to", str(target), "--as-of", "1 hour ago")
+        status, _, told = mdbackup("restore", "--dest", str(pair.mirror.dest), *earlier)
+        assert status == 2 and "`mdbackup rebuild`" in told
 
 
 def test_a_file_that_hands_took_away_is_not_said_to_be_there(pair: Pair) -> None:
