@@ -472,7 +472,8 @@ COMMANDS = (
         "Read what lies in the backup again, and tell what is damaged",
         "Read live files and versions again, and compare them with their md5s: all, some paths, or a part"
         " that goes on where the last one ended. Backups go on meanwhile. Exit status 1: a file is missing,"
-        " rotten (other bytes, though size and time are as they were), or changed by hand.",
+        " rotten (other bytes, though size and time are as they were), or changed by hand; or history is"
+        " missing or damaged.",
         (
             ("all of it; also tells of files that nobody knows", "verify web"),
             (
@@ -490,6 +491,7 @@ COMMANDS = (
             _argument("--limit", metavar="SIZE", help="read at most so many bytes per second"),
             _argument("--repair", action="store_true", help="forget rotten live files: see `forget`"),
             _argument("--missing", action="store_true", help="with --repair: also those that are missing"),
+            _argument("--let-go", action="store_true", help="miss no more what is gone for good"),
             _argument("--jobs", metavar="N", type=_count, default=2, help="files at a time (default: 2)"),
             _FORMAT,
             _PROVIDERS_FILE,

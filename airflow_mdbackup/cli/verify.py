@@ -27,8 +27,8 @@ T = TypeVar("T")
 def run(args: argparse.Namespace) -> int:
     """Verify what ``args.words`` name, or all, or the next part of all; repair it, if asked.
 
-    :returns: 0: all that was read is sound; 1: there is damage, or was before the repair. History that is
-        missing is only told of: it does not come back.
+    :returns: 0: all that was read is sound; 1: there is damage, or was before the repair, or history is
+        missing or damaged, so that what it told of could not be read.
     :raises UsageError: there is no such backup, or what was asked for does not go together.
     """
     mirror, words = mirror_of(args)
@@ -53,6 +53,7 @@ def _run(args: argparse.Namespace, mirror: Mirror, words: list[str]) -> int:
                 threads=args.jobs,
                 repair=args.repair,
                 missing=args.missing,
+                let_go=args.let_go,
                 tell=lambda text: print(text, file=sys.stderr),
             )
         except ValueError as error:
@@ -64,12 +65,17 @@ def _run(args: argparse.Namespace, mirror: Mirror, words: list[str]) -> int:
     print(walk.in_words(), file=sys.stderr)
     try:
         gone = walk.finish()
+        let_go = walk.let_go()
     except BackupError as error:
-        print(printable(f"mdbackup verify: nothing was repaired: {error}"), file=sys.stderr)
+        print(printable(f"mdbackup verify: nothing was repaired, or let go: {error}"), file=sys.stderr)
         return DAMAGED
     for path in gone:
         fact = json.dumps({"path": to_text(path), "repair": "forgotten"})
         print(fact if args.format == "json" else f"{'forgotten':<10}  {quoted(path)}")
+    for place in let_go:
+        file = on_disk(mirror, place)
+        fact = json.dumps({"file": to_text(file), "repair": "let go"})
+        print(fact if args.format == "json" else f"{'let go':<10}  {quoted(file)}")
     if gone:
         print(what_follows(mirror.provider, gone), file=sys.stderr)
     if walk.is_last:

@@ -28,10 +28,14 @@ def next_run(schedule: object, now: datetime, zone: tzinfo) -> datetime | None:
     """
     if not isinstance(schedule, str):
         return None
-    # By the clock on the wall, as Airflow does it.
-    local = now.astimezone(zone).replace(tzinfo=None)
-    due = croniter(_PRESETS.get(schedule, schedule), local).get_next(datetime)
-    return due.replace(tzinfo=zone).astimezone(UTC)
+    # By the clock on the wall, as Airflow does it (see CronMixin._get_next).
+    local = now.astimezone(zone).replace(tzinfo=None, fold=0)
+    cron = croniter(_PRESETS.get(schedule, schedule), local)
+    due = cron.get_next(datetime)
+    if cron.expanded[1] == ["*"]:  # each hour, also one that the clock shows twice
+        return now.astimezone(UTC) + (due - local)
+    # What the clock shows twice is meant the second time; what it leaves out, as much later.
+    return max(due.replace(tzinfo=zone, fold=fold).astimezone(UTC) for fold in (0, 1))
 
 
 def in_words(schedule: object) -> str:

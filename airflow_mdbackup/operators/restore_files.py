@@ -63,7 +63,7 @@ class RestoreFiles(BackupOperator):
             wanted = Selection(params.get(PATHS) or ())
             when = self._when(params.get(AS_OF))
             with state_of(mirror, wanted, when, gone=bool(params.get(INCLUDE_GONE))) as state:
-                self.log.info("%s; into %s", state.said, target)
+                self.log.info("%s; into %s", state.said, unfolded(str(target)))
                 came = restore(
                     *(mirror, state.past, state.contents(), target),
                     overwrite=bool(params.get(OVERWRITE)),

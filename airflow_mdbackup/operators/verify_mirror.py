@@ -75,6 +75,11 @@ class VerifyMirror(BackupOperator):
                 wanted = Selection(context["params"].get(PATHS) or ())
                 with Past(mirror, wanted) as past:
                     if not past.moments and not mirror.index.exists():
+                        if self.had_good_run(context):
+                            raise AirflowFailException(
+                                f"{self.provider}: {self.dest} has neither history nor index, though there "
+                                "was a good backup: somebody deleted them. The next one copies all again"
+                            )
                         raise AirflowSkipException(f"{self.provider}: nothing was backed up yet")
                     walk = self._walk(mirror, past, wanted, context["params"])
                     self._read(walk)
@@ -139,7 +144,8 @@ class VerifyMirror(BackupOperator):
         if walk.repairs:
             return gone, (
                 "Look at the disk. Nothing of it could be repaired: only what is rotten, live, and in the"
-                " index is; what an earlier repair took out of it waits for the next backup"
+                " index is; what an earlier repair took out of it waits for the next backup; what is gone for"
+                f" good, `mdbackup verify {self.provider} PATH --let-go` on this worker misses no more"
             )
         return gone, (
             "Look at the disk. To have rotten live files pulled again, start a run of this DAG with `repair`,"

@@ -14,7 +14,7 @@ from itertools import chain
 from airflow_mdbackup.scheme.history import PENDING, Change, What, last
 from airflow_mdbackup.scheme.index import Entry, digest, read_entries
 from airflow_mdbackup.scheme.mirror import Mirror
-from airflow_mdbackup.scheme.records import write_records
+from airflow_mdbackup.scheme.records import write_records, write_state
 from airflow_mdbackup.scheme.settle import consumer_index, finish, hand_edits, settle, status_or_lost
 
 WAIT = 60.0
@@ -67,7 +67,9 @@ def take_out(mirror: Mirror, wanted: Callable[[Entry], bool], who: str, wait: fl
                     order=order,
                     before=digest(mirror.index),
                 )
-                finish(mirror, path, current, fresh=True)
+                files = finish(mirror, path, current, fresh=True)
+                if status := status_or_lost(mirror):
+                    write_state(mirror.status, {**status, "files": files})
             return [entry.path for entry in gone]
         finally:
             target.unlink(missing_ok=True)

@@ -35,7 +35,7 @@ class What(StrEnum):
     FORGOTTEN = "forgotten"  # left the index; the file stays
     IMPORTED = "imported"  # an old version came from elsewhere; index and live file are as they were
     MOVED = "moved"  # what stood in the way went as a whole to the version named; entries below are forgotten
-    PRUNED = "pruned"  # a person had the version named taken away; neither live file nor entry is concerned
+    PRUNED = "pruned"  # what was at the place named is gone, for a person wanted that; no entry is concerned
 
 
 class Change(Record, frozen=True):
@@ -45,7 +45,7 @@ class Change(Record, frozen=True):
         index said; of a pruned version, what it had; of an imported one, what it has.
     :ivar md5: what the index says now.
     :ivar size: in bytes; ``mtime`` in Unix seconds and ``mode`` are the provider's; of a pruned or imported
-        version, its own.
+        version, its own; None for a pruned one that hands had taken away before.
     :ivar version: where the displaced file or directory lies now; where a pruned version lay.
     :ivar content: where the new bytes wait for the commit: ``staging``, or the number of a copy; or, of a
         version that is imported by a rename, its absolute path.

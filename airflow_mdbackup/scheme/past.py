@@ -18,6 +18,7 @@ Source: :mod:`.history`.
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -144,40 +145,73 @@ class Past:
     # --- reading ------------------------------------------------------------------------------------
 
     def _read(self) -> None:
+        """Read all histories; also of what is committed meanwhile, for no lock is held."""
+        read: set[Path] = set()
         after = ""
-        cut_off = [path for path in pending(self._mirror) if not path.with_suffix("").exists()]
-        for path in [*commits(self._mirror), *cut_off]:
+        while True:
+            waiting = [path for path in pending(self._mirror) if path not in read]
+            cut_off = [path for path in waiting if not path.with_suffix("").exists()]
+            finished = [path for path in commits(self._mirror) if path not in read]
+            for path in finished:
+                after = self._read_one(path, after)
+                read.add(path)
+            if finished:
+                continue  # in that time others may have come to their end
             try:
-                header = read_header(path)
-                stamp, run_id = str(header["stamp"]), str(header["run_id"])
-                if not is_stamp(stamp):
-                    raise ValueError
-            except (Damaged, KeyError, ValueError):
-                self.problems.append(f"{path} is damaged: what was committed then is not known")
-                self.damaged.append(path)
-                continue
-            number, finished = len(self.moments), path.suffix == ".jsonl"
-            rebuilt = bool(header.get("rebuilt"))
-            self.moments.append(Moment(number, stamp, run_id, path, finished, rebuilt))
-            self._edited = False
+                for path in cut_off:
+                    after = self._read_one(path, after)
+                    read.add(path)
+            except FileNotFoundError:
+                if all(map(os.path.lexists, cut_off)):
+                    raise
+                continue  # it has come to its end
+            lacks = self._what_it_lacks(after)
+            if not lacks:
+                return
+            if not {*commits(self._mirror), *pending(self._mirror)} - read:
+                self.problems.append(lacks)
+                self._gaps.setdefault(len(self.moments), False)
+                return
+
+    def _read_one(self, path: Path, after: str) -> str:
+        """Read a history, and return the digest of the index after it.
+
+        :param after: the digest of the index after the one before.
+        :raises FileNotFoundError: it has got another name.
+        """
+        try:
+            header = read_header(path)
+            stamp, run_id = str(header["stamp"]), str(header["run_id"])
+            if not is_stamp(stamp):
+                raise ValueError
+        except (Damaged, KeyError, ValueError):
+            self.problems.append(f"{path} is damaged: what was committed then is not known")
+            self.damaged.append(path)
+            return after
+        number, finished = len(self.moments), path.suffix == ".jsonl"
+        rebuilt = bool(header.get("rebuilt"))
+        self.moments.append(Moment(number, stamp, run_id, path, finished, rebuilt))
+        self._edited = False
+        try:
             self._table.executemany("INSERT INTO change VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", self._rows(path))
-            # A first commit without files leaves an index, and no history.
-            known = (after,) if after else ("", digest_of_nothing())
-            if header.get("before", "") not in known and not self._edited:
-                self.problems.append(f"history is missing before {path.name}: commits are not known")
-                self._gaps.setdefault(number, False)
-            after = str(header.get("after", after))
-        if (
-            not self.moments
-            and self._mirror.index.exists()
-            and digest(self._mirror.index) != digest_of_nothing()
-        ):
-            self.problems.append("there is no history at all: only the present state is known")
-            self._gaps[0] = False
-        copies = [path for path in (self._mirror.committed, self._mirror.upcoming) if path.exists()]
-        if after and copies and after not in map(digest, copies):
-            self.problems.append("history is missing at its end: the last commits are not known")
-            self._gaps.setdefault(len(self.moments), False)
+        except FileNotFoundError:
+            self.moments.pop()
+            raise
+        # A first commit without files leaves an index, and no history.
+        known = (after,) if after else ("", digest_of_nothing())
+        if header.get("before", "") not in known and not self._edited:
+            self.problems.append(f"history is missing before {path.name}: commits are not known")
+            self._gaps.setdefault(number, False)
+        return str(header.get("after", after))
+
+    def _what_it_lacks(self, after: str) -> str:
+        """Return what is missing, if the present index is not what the last history has led to."""
+        if not self.moments and _digest(self._mirror.index) not in ("", digest_of_nothing()):
+            return "there is no history at all: only the present state is known"
+        copies = {_digest(self._mirror.committed), _digest(self._mirror.upcoming)} - {""}
+        if after and copies and after not in copies:
+            return "history is missing at its end: the last commits are not known"
+        return ""
 
     def _rows(self, path: Path) -> Iterator[tuple[Any, ...]]:
         number = self.moments[-1].number
@@ -419,8 +453,10 @@ class _Replay:
             live.places[:] = [version]
             live.until = moment.stamp
         elif live is not None and live.md5 == md5:
-            if what == What.ADOPTED:
-                # The bytes stay, and so do their places, which both share from now on.
+            if what == What.EDITED:
+                live.left = ""
+            else:
+                # The bytes stay, or came again, and so do their places, which both share from now on.
                 self.live = self.contents[-1] = replace(
                     live,
                     left="",
@@ -442,6 +478,9 @@ class _Replay:
                 content.pruned = moment.stamp
                 if moment.finished:
                     content.places.remove(place)
+                    if content is self.live:  # it had left the index, and hands took it away
+                        content.until = moment.stamp
+                        self.live = None
                 return
 
     def _holds(self, content: Content) -> Content:
@@ -467,3 +506,11 @@ def _moved(place: bytes, source: bytes, target: bytes) -> bytes:
     if place == source or place.startswith(source + b"/"):
         return target + place[len(source) :]
     return place
+
+
+def _digest(index: Path) -> str:
+    """Return the digest of an index; an empty text if it is not there."""
+    try:
+        return digest(index)
+    except FileNotFoundError:
+        return ""

@@ -24,8 +24,9 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from itertools import groupby
+from itertools import count, groupby
 from operator import attrgetter
+from pathlib import Path
 
 from airflow_mdbackup.scheme.errors import DestinationFull
 from airflow_mdbackup.scheme.history import PENDING, PRUNE, Change, What, last
@@ -33,7 +34,7 @@ from airflow_mdbackup.scheme.mirror import OLD, Mirror
 from airflow_mdbackup.scheme.past import Content, Past
 from airflow_mdbackup.scheme.records import write_records, write_state
 from airflow_mdbackup.scheme.restore import Selection
-from airflow_mdbackup.scheme.settle import finish_pruning, settle, status_or_lost
+from airflow_mdbackup.scheme.settle import finish_pruning, is_gone, settle, status_or_lost
 from airflow_mdbackup.scheme.totals import totals_state
 from airflow_mdbackup.scheme.tree import Tree, concerns_one_file, is_file, md5_of
 
@@ -60,6 +61,7 @@ class Version:
     :ivar place: where it lies, as a path of the mirror's tree.
     :ivar size: in bytes; ``room`` is what it takes on the disk.
     :ivar detail: for people: why it failed.
+    :ivar seen: what tells whether somebody has touched the file since it was judged.
     """
 
     content: Content
@@ -68,6 +70,7 @@ class Version:
     size: int = 0
     room: int = 0
     detail: str = ""
+    seen: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,12 +90,12 @@ class Rules:
 
     def keeper(self) -> Callable[[str], bool]:
         """Return what tells of the versions of one path, the newest first, by their stamps, which stay."""
-        periods = [_Newest(len("20261123T031500.123456Z"), self.last)]
-        periods += [_Newest(len("20261123"), self.daily), _Newest(len("202611"), self.monthly)]
+        periods = _Newest(len("20261123"), self.daily), _Newest(len("202611"), self.monthly)
+        number = count(1)  # imported versions may have the same stamp
 
         def keeps(stamp: str) -> bool:
             # Each of them counts, whatever the others say.
-            kept = [period.keeps(stamp) for period in periods]
+            kept = [next(number) <= self.last, *(period.keeps(stamp) for period in periods)]
             return any(kept) or (self.since != "" and stamp >= self.since)
 
         return keeps
@@ -182,12 +185,18 @@ def _version(tree: Tree, content: Content) -> Version | None:
                 fate = Fate.CHANGED
             else:
                 fate = Fate.LINKED if found.st_nlink > 1 else Fate.GOES
-            return Version(content, place, fate, found.st_size, found.st_blocks * 512)
+            size, room = found.st_size, found.st_blocks * 512
+            return Version(content, place, fate, size, room, seen=_seen(found))
         except OSError as error:
             if not concerns_one_file(error):
                 raise
             return Version(content, place, Fate.FAILED, detail=os.strerror(error.errno or 0))
     return None
+
+
+def _seen(found: os.stat_result) -> tuple[int, ...]:
+    """Return what changes when somebody touches a file."""
+    return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def _is_as_it_was(tree: Tree, place: bytes, content: Content, found: os.stat_result) -> bool:
@@ -222,6 +231,16 @@ def _taken_away(mirror: Mirror, tree: Tree, batch: list[Version]) -> list[Versio
     going = [version for version in batch if version.fate == Fate.GOES]
     if not going:
         return batch
+    path = _write_ahead(mirror, [(each.content, each.place, each.size) for each in going])
+    done = [_take_away(tree, version) if version.fate == Fate.GOES else version for version in batch]
+    for folder in {version.place.rpartition(b"/")[0] for version in going}:
+        _tidy_up(tree, folder)
+    finish_pruning(mirror, path)
+    return done
+
+
+def _write_ahead(mirror: Mirror, going: Iterable[tuple[Content, bytes, int | None]]) -> Path:
+    """Write the history of what is to go, each with its place and its size there; return its file."""
     stamp = mirror.next_stamp()
     run_id = f"prune__{stamp}"
     path = mirror.history_path(stamp, run_id)
@@ -232,14 +251,8 @@ def _taken_away(mirror: Mirror, tree: Tree, batch: list[Version]) -> list[Versio
     write_records(
         path,
         (
-            Change(
-                version.content.path,
-                What.PRUNED,
-                old_md5=version.content.md5,
-                size=version.size,
-                version=version.place,
-            )
-            for version in going
+            Change(content.path, What.PRUNED, old_md5=content.md5, size=size, version=place)
+            for content, place, size in going
         ),
         kind=PRUNE,
         run_id=run_id,
@@ -248,18 +261,51 @@ def _taken_away(mirror: Mirror, tree: Tree, batch: list[Version]) -> list[Versio
         order=order,
         before=before.get("after", ""),
     )
-    done = [_take_away(tree, version) if version.fate == Fate.GOES else version for version in batch]
-    for folder in {version.place.rpartition(b"/")[0] for version in going}:
-        _tidy_up(tree, folder)
-    finish_pruning(mirror, path)
-    return done
+    return path
+
+
+def let_go(mirror: Mirror, missing: Iterable[tuple[Content, bytes]], wait: float) -> list[bytes]:
+    """Note in history that contents are gone for good, and return the places where they lay.
+
+    Nothing is taken away: what is there after all stays, and is none of them.
+
+    :param missing: versions, and files that have left the index, each with the place that is empty.
+    :param wait: seconds that a run may hold the lock meanwhile.
+    :raises BackupError: as :func:`pruning`.
+    """
+    asked = [(content, place) for content, place in missing if content.until or content.left]
+    if not asked:
+        return []
+    with mirror.told_plainly(), mirror.lock("verify", wait), mirror.tree() as tree:
+        try:
+            settle(mirror, mirror.forgetting)
+        finally:
+            mirror.forgetting.unlink(missing_ok=True)
+        # A run may have brought, or moved, one of them since.
+        with Past(mirror, {content.path for content, _ in asked}.__contains__) as past:
+            known = {
+                (now.path, now.md5, place)
+                for now in past.contents()
+                for place in now.places
+                if now.until or now.left
+            }
+        gone = [
+            (content, place, None)
+            for content, place in asked
+            if (content.path, content.md5, place) in known and is_gone(tree, place)
+        ]
+        if gone:
+            finish_pruning(mirror, _write_ahead(mirror, gone))
+            if status := status_or_lost(mirror):
+                write_state(mirror.status, {**status, **totals_state(mirror, status)})
+    return [place for _, place, _ in gone]
 
 
 def _take_away(tree: Tree, version: Version) -> Version:
     """Take a version away, if it is still what was judged."""
     try:
         found = tree.lstat(version.place)
-        if found is None or not is_file(found) or found.st_size != version.size or found.st_nlink > 1:
+        if found is None or _seen(found) != version.seen:
             return replace(version, fate=Fate.CHANGED)
         tree.unlink(version.place)
     except OSError as error:

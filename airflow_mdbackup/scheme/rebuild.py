@@ -76,7 +76,7 @@ def rebuild(mirror: Mirror, *, dry_run: bool = False) -> Rebuilt:
         if not dry_run:
             settle(mirror, folder / "settled.md5")
         with Past(mirror) as past, mirror.tree() as tree, _Rebuilding(mirror, past, tree) as work:
-            if not past.gaps:
+            if not past.gaps and not past.damaged:
                 return Rebuilt(0, {}, ())
             unclear = tuple(work.find(verified.place for verified in unknown(mirror, past)))
             work.judge(present_index(mirror, folder / "index.md5"))

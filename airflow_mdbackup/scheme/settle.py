@@ -303,20 +303,21 @@ def finish_pruning(mirror: Mirror, path: Path) -> None:
     confirmed = path.with_suffix(".confirmed")
     # What is told to be gone must not come back with a cut of the power.
     syncfs(mirror.files)
-    tally = Tally()
+    tally, changed = Tally(), 0
     with mirror.tree() as tree, RecordWriter[Change](confirmed) as writer:
         for change in read_records(path, Change):
-            if _is_gone(tree, change.version or b""):
+            if is_gone(tree, change.version or b""):
                 writer.add(change)
                 tally.add(tree, change)
-    if tally.total().versions:
+                changed += 1
+    if changed:
         _name(path, confirmed, tally.total(), after=read_header(path)["before"])
     confirmed.unlink(missing_ok=True)
     path.unlink()
     fsync_directory(mirror.history)
 
 
-def _is_gone(tree: Tree, place: bytes) -> bool:
+def is_gone(tree: Tree, place: bytes) -> bool:
     """Whether nothing stands at ``place``, as far as that can be seen."""
     try:
         return tree.lstat(place) is None and tree.blocker(place) is None
@@ -326,7 +327,7 @@ def _is_gone(tree: Tree, place: bytes) -> bool:
         return False
 
 
-def _name(path: Path, confirmed: Path, grown: OnDisk, *, after: str) -> None:
+def _name(path: Path, confirmed: Path, grown: OnDisk | None, *, after: str) -> None:
     """Give what came about of a history that was written ahead its final name, and the rest of its header."""
     header = {key: value for key, value in read_header(path).items() if key != "format"}
     copy_records(confirmed, path.with_suffix(""), **header, after=after, disk=grown)

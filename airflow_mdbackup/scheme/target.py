@@ -54,14 +54,15 @@ def target_below(base: Path, target: str, keep_out: Iterable[Path] = (), *, make
 
 def _parts_below(base: Path, real: Path, target: str) -> tuple[str, ...]:
     path = Path(target)
-    fine = "\0" not in target and ".." not in path.parts
+    fine = target.isprintable() and ".." not in path.parts
     for above in (base, real):
         if fine and (above / path).is_relative_to(above):
             parts = (above / path).relative_to(above).parts
             if parts:
                 return parts
     raise DestinationRefused(
-        f"{target!r} is not below {base}: name a directory below it, by its whole path or from there"
+        f"{target!r} is not below {base}, or cannot be printed: name a directory below it, by its whole path "
+        "or from there"
     )
 
 

@@ -3,7 +3,7 @@
 ::
 
     each commit     adds up, while it is carried out, what its changes add to the disk; its history keeps that
-                    in its header
+                    in its header; not where only the whole history tells, since hands were at work
     status.json     has the totals as of some commit; whoever writes it adds the headers of later ones
     no totals       in an old, lost or damaged status.json: they are added up from all headers; where one of
                     these has none, they are counted anew from the whole history, once
@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 from airflow_mdbackup.scheme.errors import BackupError
 from airflow_mdbackup.scheme.history import Change, What, commits
 from airflow_mdbackup.scheme.mirror import OLD, Mirror
-from airflow_mdbackup.scheme.past import Past
+from airflow_mdbackup.scheme.past import Content, Past
 from airflow_mdbackup.scheme.records import Damaged, read_header
 from airflow_mdbackup.scheme.tree import Tree, concerns_one_file, is_file
 
@@ -59,6 +59,8 @@ class Tally:
     """Adds up what the changes of one commit add to the disk."""
 
     def __init__(self) -> None:
+        self._is_sure = True
+        self._moved: tuple[bytes, ...] = ()  # what is below these went as well
         self._live = self._live_bytes = self._versions = self._version_bytes = self._came = 0
 
     def add(self, tree: Tree, change: Change) -> None:
@@ -77,14 +79,25 @@ class Tally:
         if change.what in (What.ADDED, What.REPLACED):
             size = change.size if change.size is not None else _size(tree, change.path)
             self._came += size
-            if change.what == What.REPLACED:
+            if change.what == What.ADDED and change.replaces is not None:
+                self._is_sure = False  # hands took away what was there, which is counted still
+            elif change.what == What.REPLACED:
                 self._live_bytes += size
                 self._displace(0, _size(tree, change.version or b""), 1)
-            elif change.replaces is None:  # or else hands took away what was there, which is counted still
+            else:
                 self._live += 1
                 self._live_bytes += size
+        elif change.what == What.EDITED or (
+            change.what == What.FORGOTTEN
+            and not change.path.startswith(self._moved)
+            and tree.lstat(change.path) is None
+        ):
+            self._is_sure = False  # what comes there again may be counted still, or not
+        elif change.what == What.PRUNED and change.size is None:
+            self._is_sure = False  # hands had taken it away, and it may be counted still, or not
         elif change.what == What.MOVED:
             files, size = _moved(tree, change.version or b"")
+            self._moved += (change.path + b"/",)
             self._displace(files, size, files)
         elif change.what == What.IMPORTED:
             self._versions += 1
@@ -99,14 +112,21 @@ class Tally:
         self._versions += versions
         self._version_bytes += size
 
-    def total(self) -> OnDisk:
-        """Return the sum."""
+    def total(self) -> OnDisk | None:
+        """Return the sum; None if only the whole history tells it."""
+        if not self._is_sure:
+            return None
         return OnDisk(self._live, self._live_bytes, self._versions, self._version_bytes, self._came)
 
 
 def _size(tree: Tree, path: bytes) -> int:
     found = tree.lstat(path)
     return found.st_size if found is not None and is_file(found) else 0
+
+
+def _is_missing(tree: Tree, content: Content) -> bool:
+    """Whether hands took away what had left the index, so that it counts when it comes again."""
+    return not any(map(tree.has_file, content.places))
 
 
 def _moved(tree: Tree, place: bytes) -> tuple[int, int]:
@@ -201,7 +221,7 @@ def counted_anew(mirror: Mirror) -> Totals:
     live = live_bytes = versions = version_bytes = 0
     with Past(mirror) as past, mirror.tree() as tree:
         for content in past.contents():
-            if not content.places:
+            if not content.places or (content.left and not content.until and _is_missing(tree, content)):
                 continue
             size = content.size if content.size is not None else _size(tree, content.places[0])
             if content.until:

@@ -35,9 +35,10 @@ from airflow_mdbackup.scheme.forget import WAIT, take_out
 from airflow_mdbackup.scheme.index import Entry
 from airflow_mdbackup.scheme.limit import Limiter
 from airflow_mdbackup.scheme.mirror import Mirror
-from airflow_mdbackup.scheme.names import from_text, to_text
+from airflow_mdbackup.scheme.names import from_text, to_text, unfolded
 from airflow_mdbackup.scheme.past import Content, Past
 from airflow_mdbackup.scheme.progress import Pace
+from airflow_mdbackup.scheme.prune import let_go
 from airflow_mdbackup.scheme.records import Damaged, read_header, write_state
 from airflow_mdbackup.scheme.restore import Selection
 from airflow_mdbackup.scheme.threads import TreePerThread, spread
@@ -304,6 +305,7 @@ class Walk:
     :param limit: bytes per second.
     :param threads: how many files are read at a time.
     :param repair: take damaged entries out at the end, see :func:`repair`; ``missing`` also those.
+    :param let_go: have :meth:`let_go` note what is gone for good.
     :param tell: is told now and then how far it is, from any thread.
     :ivar counts: what was found, how often.
     :ivar files: that were looked at.
@@ -324,6 +326,7 @@ class Walk:
         threads: int = 2,
         repair: bool = False,
         missing: bool = False,
+        let_go: bool = False,
         tell: Callable[[str], Any] = lambda text: None,
     ) -> None:
         self._mirror = mirror
@@ -338,7 +341,9 @@ class Walk:
         self._part = None if part is None else Part(mirror, past, part)
         self._limiter = Limiter(mirror.verifying, lambda: limit)
         self._threads = threads
-        self._damaged: list[Verified] | None = [] if repair else None
+        self._repairs = repair
+        self._lets_go = let_go
+        self._damaged: list[Verified] = []
         self._missing = missing
         self._tell = tell
         self._pace = Pace()
@@ -366,12 +371,12 @@ class Walk:
     @property
     def repairs(self) -> bool:
         """Whether a repair was asked for."""
-        return self._damaged is not None
+        return self._repairs
 
     @property
     def is_sound(self) -> bool:
-        """Whether there is no damage in what was walked so far."""
-        return all(found.good for found, number in self.counts.items() if number)
+        """Whether there is no damage in what was walked so far, nor in the history that tells of it."""
+        return not self._past.problems and all(found.good for found, number in self.counts.items() if number)
 
     @property
     def is_last(self) -> bool:
@@ -388,11 +393,23 @@ class Walk:
         :raises OSError: the disk is full or broken.
         """
         gone = []
-        if self._damaged is not None:
+        if self._repairs:
             gone = repair(self._mirror, self._damaged, missing=self._missing, wait=wait)
         if self._part is not None:
             self._part.keep()
         return gone
+
+    def let_go(self, wait: float = WAIT) -> list[bytes]:
+        """Note in history that what is missing, and no run brings again, is gone for good; if that was asked.
+
+        :returns: the places of versions, and of files that have left the index; see :func:`.prune.let_go`.
+        :raises BackupError: a run holds the lock for too long, or the disk is full or broken.
+        """
+        if not self._lets_go:
+            return []
+        found = self._damaged
+        missing = [(d.content, d.place) for d in found if d.found == Found.MISSING and d.content is not None]
+        return let_go(self._mirror, missing, wait)
 
     def raise_for_damage(self, what_was_done: str) -> None:
         """Do nothing if there is no damage.
@@ -402,11 +419,17 @@ class Walk:
         """
         if self.is_sound:
             return
-        places = list(self.damage)
+        places, ways_out = list(self.damage), [what_was_done] if self.damage else []
         if (number := sum(n for found, n in self.counts.items() if not found.good)) > len(places):
             places.append(f"and {number - len(places):,} more")
+        if problems := self._past.problems:
+            places += map(unfolded, problems[:_MOST_TOLD])
+            ways_out.append(
+                "What history does not tell of is not verified: `mdbackup rebuild "
+                f"{self._mirror.provider}` on this worker tells it anew, by what is left"
+            )
         heading = f"{self._mirror.provider}: damage in {self._mirror.files}: {self.in_words()}"
-        raise DamageFound("\n".join(["\n- ".join([heading, *places]), what_was_done]))
+        raise DamageFound("\n".join(["\n- ".join([heading, *places]), *ways_out]))
 
     def in_words(self) -> str:
         """Return what was found, in one line."""
@@ -418,7 +441,7 @@ class Walk:
         self.size += verified.size
         if not verified.found.good:
             self._note(f"{verified.found}: {to_text(verified.place)}")
-            if self._damaged is not None:
+            if self._repairs or self._lets_go:
                 self._damaged.append(verified)
         return verified
 

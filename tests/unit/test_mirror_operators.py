@@ -17,6 +17,8 @@ from airflow_mdbackup.alerts.message import kind_of
 from airflow_mdbackup.assets import LAST_GOOD, provider_asset
 from airflow_mdbackup.operators import RestoreFiles, VerifyMirror
 from airflow_mdbackup.scheme.errors import DestinationRefused
+from airflow_mdbackup.scheme.history import commits
+from airflow_mdbackup.scheme.rebuild import rebuild
 from airflow_mdbackup.scheme.target import target_below
 
 from .conftest import Pair
@@ -188,6 +190,27 @@ def test_verification_refuses_what_it_cannot_do(pair: Pair, params: dict[str, An
         execute(verifier(pair), **params)
 
 
+def test_verification_fails_where_history_or_index_is_lost_until_it_is_rebuilt(pair: Pair) -> None:
+    """What no history tells of is not read, so that nobody may take it for sound."""
+    two_runs(pair)
+    for path in commits(pair.mirror):
+        path.unlink()
+    with pytest.raises(AirflowFailException, match=r"no history at all.*\n.*mdbackup rebuild srv1"):
+        execute(verifier(pair, part="1/30"))
+    rebuild(pair.mirror)
+    assert execute(verifier(pair))["sound"] == 9
+    prune_nothing = pair.mirror.history_path(pair.mirror.next_stamp(), "spoilt")
+    prune_nothing.write_bytes(b"spoilt")
+    with pytest.raises(AirflowFailException, match="is damaged"):
+        execute(verifier(pair))
+    rebuild(pair.mirror)
+    assert execute(verifier(pair))["sound"] == 9
+    for path in (*commits(pair.mirror), pair.mirror.index):
+        path.unlink()
+    with pytest.raises(AirflowFailException, match="neither history nor index"):
+        execute(verifier(pair), good=True)
+
+
 # --- restore ----------------------------------------------------------------------------------------
 
 
@@ -304,3 +327,12 @@ def test_base_may_be_a_symlink_and_must_be_a_directory(tmp_path: Path) -> None:
             target_below(base, "a")
     assert target_below(real, "not made", make=False) == real / "not made"
     assert not (real / "not made").exists()
+
+
+@pytest.mark.parametrize("target", ["a\nb", "\x1b[31m", "\udcff", "\u202e"])
+def test_target_that_cannot_be_printed_is_refused(pair: Pair, base: Path, log: Log, target: str) -> None:
+    """It would be in the log, in messages and in XCom."""
+    two_runs(pair)
+    with pytest.raises(DestinationRefused, match="cannot be printed") as refused:
+        execute(restorer(pair), target=target)
+    assert target not in str(refused.value) and not list(base.iterdir())

@@ -8,21 +8,24 @@ import shutil
 from functools import partial
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from airflow_mdbackup.cli.commands import main
 from airflow_mdbackup.scheme import prune as prune_module
+from airflow_mdbackup.scheme.adopt import Source
 from airflow_mdbackup.scheme.disk import free
 from airflow_mdbackup.scheme.errors import DestinationBusy, DestinationFull
 from airflow_mdbackup.scheme.history import What, commits, pending
+from airflow_mdbackup.scheme.import_versions import import_versions
 from airflow_mdbackup.scheme.mirror import Mirror
 from airflow_mdbackup.scheme.past import Content, Past
 from airflow_mdbackup.scheme.prune import Fate, Rules, Version, pruning
 from airflow_mdbackup.scheme.restore import Came, Selection, restore
 from airflow_mdbackup.scheme.status import look
 from airflow_mdbackup.scheme.totals import OnDisk, stored_totals
-from airflow_mdbackup.scheme.verify import Found, verify
+from airflow_mdbackup.scheme.verify import Found, Walk, verify
 
 from ..torture import Cases, scaled
 from .conftest import Pair
@@ -608,3 +611,56 @@ def test_history_has_path_md5_size_and_place_of_what_went(pair: Pair) -> None:
     assert (change.what, change.path, change.size) == (What.PRUNED, pair.path("a"), 5)
     assert (change.version, change.old_md5, change.md5) == (version.place, digest(b"first"), None)
     assert not any(pending(pair.mirror))
+
+
+@pytest.mark.guarantee("11. Getting it back")
+def test_a_version_that_somebody_writes_to_just_now_stays(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if it has the same size as before."""
+    many_versions(pair)
+    old = sorted((pair.live("changes").parent / ".old").glob("changes.*"))[0]
+    write_ahead = prune_module._write_ahead
+
+    def meanwhile(*args: Any) -> Path:
+        old.write_bytes(b"X" * old.stat().st_size)
+        return write_ahead(*args)
+
+    monkeypatch.setattr(prune_module, "_write_ahead", meanwhile)
+    fates = {version.place: version.fate for version in prune(pair, Rules(last=1))}
+    assert fates[os.fsencode(old)[len(os.fsencode(pair.mirror.files)) :]] == Fate.CHANGED
+    assert set(old.read_bytes()) == set(b"X")
+
+
+def test_versions_with_the_same_stamp_count_each(pair: Pair, tmp_path: Path) -> None:
+    """As imports of several trees of one day may have."""
+    pair.put("file", b"now")
+    pair.backup()
+    for number in range(3):
+        (tmp_path / "tree" / str(number)).mkdir(parents=True)
+        (tmp_path / "tree" / str(number) / "file").write_bytes(b"%d" % number)
+    meant = (pair.path("file"), "20260101T000000.000000Z")
+    import_versions(pair.mirror, Source(tmp_path / "tree", b""), lambda path: meant, copy=True)
+    prune(pair, Rules(last=2))
+    assert len(pair.versions("file")) == 2
+
+
+@pytest.mark.parametrize("how", ["repaired", "no index", "another size"])
+def test_what_hands_took_away_and_a_run_brings_again_counts_once(pair: Pair, how: str) -> None:
+    pair.put("file", b"file")
+    pair.put("other", b"other")
+    pair.backup()
+    pair.live("file").unlink()
+    if how == "repaired":
+        with Past(pair.mirror) as past:
+            walk = Walk(pair.mirror, past, repair=True, missing=True)
+            assert len(list(walk)) == 2
+        assert walk.finish() == [pair.path("file")]
+        assert look(pair.mirror, None, NOW).files == len(pair.index_b()) == 1
+    elif how == "no index":
+        pair.mirror.index.unlink()
+    else:
+        pair.put("file", b"a longer one")
+    pair.backup()
+    assert told(pair) == walked(pair)
+    assert [content.left for content in contents(pair) if not content.until] == ["", ""]

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
+import pendulum
 import pytest
+from airflow.timetables.trigger import CronTriggerTimetable
 
 from airflow_mdbackup.cli.commands import main
 from airflow_mdbackup.cli.status_formats import Report, as_prometheus, as_text
@@ -395,6 +397,19 @@ def test_next_run_is_what_the_schedule_says_in_the_time_zone_of_airflow(
 ) -> None:
     due = next_run.next_run(schedule, NOW, zone)
     assert (None if due is None else due.isoformat()) == (expected and f"{expected}:00+00:00")
+
+
+@pytest.mark.parametrize(
+    "cron", ["*/5 * * * *", "@hourly", "30 2 * * *", "15 */2 * * *", "0 3 * * *", "0 0 * * 0"]
+)
+def test_next_run_is_that_of_airflow_where_clocks_are_put_forward_or_back(cron: str) -> None:
+    """It is never past, and no hour that the clock shows twice is left out."""
+    timetable = CronTriggerTimetable(cron, timezone="Europe/Vienna")
+    for start in (datetime(2026, 10, 24, 22, tzinfo=UTC), datetime(2026, 3, 28, 22, tzinfo=UTC)):
+        for number in range(100):
+            now = start + number * timedelta(minutes=7)
+            due = timetable._get_next(pendulum.instance(now))
+            assert next_run.next_run(cron, now, VIENNA) == due, now
 
 
 def test_what_starts_runs_is_told_in_words_where_no_time_is_known() -> None:

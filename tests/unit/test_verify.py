@@ -6,15 +6,19 @@ import json
 import os
 import shlex
 import shutil
+from collections.abc import Callable, Iterator
 from fractions import Fraction
+from functools import partial
 from itertools import count
 from pathlib import Path
 
 import pytest
 
+from airflow_mdbackup.scheme import commit as commit_module
+from airflow_mdbackup.scheme import past as past_module
 from airflow_mdbackup.scheme.errors import DestinationBusy
 from airflow_mdbackup.scheme.forget import forget
-from airflow_mdbackup.scheme.mirror import Mirror
+from airflow_mdbackup.scheme.mirror import Mirror, Run
 from airflow_mdbackup.scheme.past import Past
 from airflow_mdbackup.scheme.verify import (
     Found,
@@ -282,3 +286,73 @@ def test_forgetting_may_be_killed_at_any_step(pair: Pair, cases: Cases) -> None:
         shutil.rmtree(pair.mirror.dest)
         if not killed:
             break
+
+
+@pytest.mark.guarantee("11. Getting it back")
+def test_what_is_gone_for_good_can_be_let_go_and_is_missed_no_more(pair: Pair, tmp_path: Path) -> None:
+    """A version, and a file that had left the index; not what a run can bring. It may come again."""
+    from .test_prune import told, walked  # which imports this module
+
+    two_runs(pair)
+    (old,) = (pair.live("changed").parent / ".old").glob("changed.*")
+    for file in (old, pair.live("gone"), pair.live("same")):
+        file.unlink()
+    dest = str(pair.mirror.dest)
+    assert mdbackup("verify", "--dest", dest)[0] == 1 and len(found_in(pair)) == 3
+    status, out, _ = mdbackup("verify", "--dest", dest, "--let-go")
+    assert status == 1 and out.count("let go") == 2
+    assert found_in(pair) == {pair.path("same"): "missing"}
+    assert mdbackup("verify", "--dest", dest, "--let-go")[1].count("let go") == 0
+    assert mdbackup("verify", "--dest", dest, "--repair", "--missing")[0] == 1
+    pair.put("gone", b"gone")
+    pair.backup()
+    assert found_in(pair) == {} and told(pair) == walked(pair)
+    check_sound(pair)
+    rot(pair.live("gone"))
+    assert found_in(pair) == {pair.path("gone"): "rotten"}
+
+
+def test_what_is_there_again_is_not_let_go(pair: Pair, tmp_path: Path) -> None:
+    """As when a part of the disk was not mounted."""
+    two_runs(pair)
+    (old,) = (pair.live("changed").parent / ".old").glob("changed.*")
+    old.rename(tmp_path / "aside")
+    with Past(pair.mirror) as past:
+        walk = Walk(pair.mirror, past, let_go=True)
+        assert [each.found for each in walk].count(Found.MISSING) == 1
+    (tmp_path / "aside").rename(old)
+    assert walk.let_go() == [] and found_in(pair) == {}
+
+
+def _listed_before(
+    found: Callable[[Mirror], list[Path]], runs: Iterator[Run], pair: Pair, mirror: Mirror
+) -> list[Path]:
+    """Return what is listed; then the next of some runs ends."""
+    files = found(mirror)
+    for run in runs:
+        pair.commit(run)
+    return files
+
+
+def test_a_commit_that_ends_while_history_is_read_is_in_it_once(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether it had begun before, or not: nothing is told to be missing."""
+    pair.put("file", b"1")
+    pair.backup()
+    for number, cut_off in enumerate((True, False), 2):
+        pair.put("file", b"%d" % number)
+        pair.build_index()
+        run = pair.prepare()
+        pair.archive(run)
+        if cut_off:
+            with monkeypatch.context() as broken, pytest.raises(ZeroDivisionError):
+                broken.setattr(commit_module, "finish", lambda *args, **options: 1 / 0)
+                pair.commit(run)
+        for which in ("commits", "pending"):
+            with monkeypatch.context() as racing:
+                found = getattr(past_module, which)
+                racing.setattr(past_module, which, partial(_listed_before, found, iter([run]), pair))
+                with Past(pair.mirror) as past:
+                    assert [moment.finished for moment in past.moments] == [True] * number
+                    assert past.problems == []
