@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import os
 import pwd
+import sqlite3
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -83,7 +85,9 @@ def run(args: argparse.Namespace) -> int:
             printable(f"mdbackup adopt: {args.provider}: {sentence(provider, error)} {why}"), file=sys.stderr
         )
         return UNREACHED_STATUS
-    except OSError as error:
+    except (OSError, sqlite3.OperationalError) as error:
+        if not isinstance(error, OSError):  # such as that the disk is full
+            error = OSError(errno.EIO, str(error), str(mirror.adopting))
         tell_stopped("adopt", error)
         print("The same command again goes on", file=sys.stderr)
         return LEFT_OUT

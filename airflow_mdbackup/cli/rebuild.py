@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
             print(f"{in_words(stamp)}  {told}")
     for place in rebuilt.unclear:
         print(f"not clear whose it is: {quoted(on_disk(mirror, place))}", file=sys.stderr)
-    if not rebuilt.gaps:
+    if not rebuilt.gaps and not rebuilt.unclear:
         print("Nothing is missing", file=sys.stderr)
     elif args.dry_run:
         print("Nothing was written: that would be told", file=sys.stderr)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 
 from airflow_mdbackup.cli import UsageError
 from airflow_mdbackup.scheme.moments import stamp_of
 
 _DIGITS = {"Y": 4, "m": 2, "d": 2, "H": 2, "M": 2, "S": 2, "y": 2, "j": 3}
+_AHEAD = timedelta(days=1)
 
 
 class Suffix:
@@ -47,7 +48,8 @@ class Suffix:
         if not self.has_time:
             return match[1], ""
         try:
-            moment = datetime.strptime(os.fsdecode(match[2]), self._form)
-            return match[1], stamp_of(moment.astimezone())
+            moment = datetime.strptime(os.fsdecode(match[2]), self._form).astimezone()
+            # A number that looks like a time to come is none; clocks and time zones differ by a day at most.
+            return None if moment > datetime.now(UTC) + _AHEAD else (match[1], stamp_of(moment))
         except (ValueError, OverflowError):
             return None

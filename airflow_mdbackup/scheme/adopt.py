@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from airflow_mdbackup.scheme.diff import Forget
-from airflow_mdbackup.scheme.errors import DestinationRefused
+from airflow_mdbackup.scheme.errors import DestinationBusy, DestinationRefused
 from airflow_mdbackup.scheme.forget import forget
 from airflow_mdbackup.scheme.history import PENDING, Change, What, commits, pending
 from airflow_mdbackup.scheme.index import IndexWriter, check_path, count_entries, read_entries
@@ -126,6 +126,7 @@ class Survey:
     :param sources: none of them below another one's place.
     :param table: where it is kept, so that a crash does not lose what was hashed; None for nowhere.
     :param passes_over: tells of the path of a file that it is none of those that are looked for.
+    :raises DestinationBusy: another survey keeps its table there.
     """
 
     def __init__(
@@ -139,8 +140,13 @@ class Survey:
         self._passes_over = passes_over
         try:
             self._table = _opened(table)
-        except sqlite3.DatabaseError:  # a power cut has spoilt it
+        except sqlite3.DatabaseError as error:
             assert table is not None
+            if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY:
+                raise DestinationBusy(
+                    f"{table}: another `mdbackup adopt` is at work there: wait for its end"
+                ) from None
+            # A power cut has spoilt it.
             for spoilt in table.parent.glob(f"{table.name}*"):
                 spoilt.unlink()
             self._table = _opened(table)
@@ -186,7 +192,11 @@ class Survey:
             for entry in entries:
                 below = folder + b"/" + entry.name
                 path = source.at + below
-                status = entry.stat(follow_symlinks=False)
+                try:
+                    status = entry.stat(follow_symlinks=False)
+                except FileNotFoundError:
+                    self.told.leave(Left.MOVING, path)
+                    continue
                 self.told.others += status.st_uid != os.geteuid()
                 why = self._why_left(path, entry.name, status, device)
                 if why is not None:
@@ -290,7 +300,14 @@ class Survey:
 
 
 def _opened(table: Path | None) -> sqlite3.Connection:
-    opened = sqlite3.connect(table or "")
+    opened = sqlite3.connect(table or "", timeout=0)
+    opened.execute("PRAGMA locking_mode = EXCLUSIVE")
+    try:
+        opened.execute("BEGIN EXCLUSIVE")  # and nobody else until it is closed
+        opened.commit()
+    except sqlite3.DatabaseError:
+        opened.close()
+        raise
     if opened.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok":
         opened.close()
         raise sqlite3.DatabaseError
@@ -388,6 +405,11 @@ def check_adoptable(mirror: Mirror, trees: Sequence[Source]) -> None:
         if _place(mirror, one).is_relative_to(_place(mirror, two)):
             raise DestinationRefused(
                 f"{mirror.provider}: {one.directory} would come into {two.directory}: move it there first"
+            )
+        if one.directory.resolve().is_relative_to(two.directory.resolve()):
+            raise DestinationRefused(
+                f"{mirror.provider}: {one.directory} is part of {two.directory}, and comes with it: leave it "
+                "out, or move it away first"
             )
     for tree in trees:
         if not (is_begun(mirror) and _is_moved(mirror, tree)):

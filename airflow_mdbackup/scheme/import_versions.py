@@ -24,13 +24,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain, count
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from airflow_mdbackup.scheme.adopt import Left, Source, Survey, Surveyed, Told
 from airflow_mdbackup.scheme.errors import DestinationRefused
 from airflow_mdbackup.scheme.history import PENDING, Change, What, last, pending
-from airflow_mdbackup.scheme.index import check_path, digest
-from airflow_mdbackup.scheme.mirror import Mirror, Run, version_path
+from airflow_mdbackup.scheme.index import check_path, digest, read_entries
+from airflow_mdbackup.scheme.mirror import OLD, Mirror, Run, version_path
 from airflow_mdbackup.scheme.names import to_text
+from airflow_mdbackup.scheme.ordered import Alongside
 from airflow_mdbackup.scheme.past import Past
 from airflow_mdbackup.scheme.records import write_records
 from airflow_mdbackup.scheme.settle import (
@@ -38,6 +40,7 @@ from airflow_mdbackup.scheme.settle import (
     finish,
     hand_edits,
     permissions,
+    present_index,
     settle,
     status_or_lost,
 )
@@ -77,7 +80,8 @@ def import_versions(
 ) -> Imported:
     """Bring the files of a tree as versions.
 
-    :param source: the tree, which may be the mirror itself: then what history knows is passed over.
+    :param source: the tree, which may be the mirror itself: then what history or the index knows is passed
+        over.
     :param copy: leave the tree as it is.
     :param progress: given the survey, returns what is called with how much more was hashed.
     :raises DestinationRefused: there is no backup yet; or the tree is on another file system, and not to be
@@ -129,11 +133,13 @@ def _import_versions(
             for why in (Left.PASSED_OVER, Left.EMPTY, *([Left.RESERVED] if is_mirror else ())):
                 survey.told.left.pop(why, None)
             survey.hash(threads, progress(survey))
-            importing = _Importing(mirror, past, tree, source, meaning, survey, copy)
+            importing = _Importing(mirror, past, tree, source, meaning, survey, copy, is_mirror)
             importing.outcome.finished = finished
             if dry_run:
-                for _ in importing.changes(None):
-                    pass
+                with TemporaryDirectory(prefix="mdbackup-") as folder:
+                    index = present_index(mirror, Path(folder) / "index.md5")
+                    for _ in importing.changes(None, index):
+                        pass
             else:
                 importing.commit()
             return importing.outcome
@@ -151,6 +157,7 @@ class _Importing:
         meaning: Meaning,
         survey: Survey,
         copy: bool,
+        is_mirror: bool,
     ) -> None:
         self.outcome = Imported(survey.told)
         self._mirror = mirror
@@ -160,6 +167,7 @@ class _Importing:
         self._meaning = meaning
         self._survey = survey
         self._copy = copy
+        self._is_mirror = is_mirror
         self._taken: set[bytes] = set()  # version names that are given out, where several compete for one
 
     def commit(self) -> None:
@@ -192,7 +200,7 @@ class _Importing:
         order = max(str(where.get("order", "")) for where in (status_or_lost(mirror), last(mirror)))
         header = {"run_id": run.run_id, "provider": mirror.provider, "stamp": stamp, "order": order}
         header["before"] = digest(mirror.index)
-        write_records(run.changes, chain(hand_edits(mirror, current), self.changes(run)), **header)
+        write_records(run.changes, chain(hand_edits(mirror, current), self.changes(run, current)), **header)
         if not self.outcome.versions:
             return
         syncfs(mirror.staging)
@@ -207,14 +215,17 @@ class _Importing:
         self.outcome.size -= change.size or 0
         self.outcome.told.leave(Left.MOVING, change.path)
 
-    def changes(self, run: Run | None) -> Iterator[Change]:
+    def changes(self, run: Run | None, index: Path | None) -> Iterator[Change]:
         """Yield what comes, each with where its bytes wait.
 
         :param run: for copies; None in a dry run.
+        :param index: the consumer index as it is now, in canonical form. What it claims stays where it is,
+            also if a run has brought it since the survey, or its history is lost.
         """
+        claimed = Alongside(read_entries(index) if index is not None and self._is_mirror else ())
         for file in self._survey.found():
             meant = self._meaning(file.path)
-            if meant is None or file.md5 is None:
+            if meant is None or file.md5 is None or claimed.find(file.path) is not None:
                 continue
             path, stamp = meant
             at = self._source.directory / os.fsdecode(file.path[len(self._source.at) + 1 :])
@@ -246,6 +257,8 @@ class _Importing:
             )
 
     def _why_left(self, file: Surveyed, path: bytes, at: Path) -> Left | None:
+        if OLD in path.split(b"/"):
+            return Left.RESERVED
         try:
             check_path(path)
             if not file.is_as(at.lstat()):

@@ -37,7 +37,7 @@ from airflow_mdbackup.scheme.names import to_text
 from airflow_mdbackup.scheme.past import Gap, Moment, Past
 from airflow_mdbackup.scheme.progress import Pace
 from airflow_mdbackup.scheme.records import Damaged, read_header, read_records, write_records
-from airflow_mdbackup.scheme.settle import present_index, settle
+from airflow_mdbackup.scheme.settle import index_to_look_at, is_canonical, present_index, settle
 from airflow_mdbackup.scheme.tree import Tree, concerns_one_file, fsync_directory, is_file, md5_of
 from airflow_mdbackup.scheme.verify import unknown
 
@@ -67,6 +67,7 @@ def rebuild(mirror: Mirror, *, dry_run: bool = False) -> Rebuilt:
     """Tell history anew where it is missing.
 
     :param dry_run: write nothing.
+    :raises ConsumerIndexDamaged: somebody damaged the consumer index, and no copy of it is left.
     :raises DestinationBusy: a run holds the lock for too long.
     :raises DestinationFull, DestinationRefused, DestinationBroken, WorkerExhausted: see
         :meth:`.Mirror.told_plainly`.
@@ -76,10 +77,13 @@ def rebuild(mirror: Mirror, *, dry_run: bool = False) -> Rebuilt:
         if not dry_run:
             settle(mirror, folder / "settled.md5")
         with Past(mirror) as past, mirror.tree() as tree, _Rebuilding(mirror, past, tree) as work:
+            # What a damaged file of an import or a pruning told leaves no gap.
             if not past.gaps and not past.damaged:
                 return Rebuilt(0, {}, ())
             unclear = tuple(work.find(verified.place for verified in unknown(mirror, past)))
-            work.judge(present_index(mirror, folder / "index.md5"))
+            # Of a damaged index it is not known what it has: nothing is made up of that.
+            index = present_index(mirror, folder / "index.md5")
+            work.judge(index or index_to_look_at(mirror, folder / "index.md5"))
             work.settle_stamps()
             if not dry_run:
                 work.write()
@@ -243,10 +247,21 @@ class _Rebuilding:
                 continue
             versions = [each for each in found if each.gap == event.gap]
             expected = self._expected(path, events[position + 1 :], found, now)
+            if expected is None and not versions and self._may_go_later(events[position + 1 :]):
+                continue
             is_last = not any(later.gap is None for later in events[position + 1 :])
             live = self._live(path) if is_last and (expected or versions) else None
             self._fill(path, event.gap, listed, versions, expected, live)
             listed = expected
+
+    def _may_go_later(self, later: list[_Event]) -> bool:
+        """Whether an entry that went may have done so only after a gap, by what comes next."""
+        if not later:
+            return False
+        following = later[0]
+        # With what is moved, entries go; but not all of that may be readable.
+        lost = any(gap.within and gap.number == following.moment + 1 for gap in self._gaps)
+        return following.gap is not None or (following.rank == _MOVE and lost)
 
     def _expected(
         self, path: bytes, later: list[_Event], found: list[_Found], now: bytes | None
@@ -292,7 +307,9 @@ class _Rebuilding:
         facts = (live.st_size, int(live.st_mtime), stat.S_IMODE(live.st_mode)) if live else (None, None, None)
         since = _BEGIN
         for version, following in zip_longest(versions, versions[1:]):
-            if listed != version.md5:
+            # What the commit itself displaced, of which a part is lost, did not come with it.
+            with_it = self._gaps[gap].within and version.stamp == self._gaps[gap].after
+            if listed != version.md5 and not with_it:
                 since = max(since, self._last_move(gap, path, version.stamp))
                 self._make(gap, since, path, What.ADDED, None, *version[3:7])
             listed, since = None, version.stamp
@@ -345,7 +362,8 @@ class _Rebuilding:
             query = "SELECT min(stamp), max(stamp) FROM made WHERE gap = ? AND stamp NOT IN ('', '~')"
             first, last = self._table.execute(query, (number,)).fetchone()
             begin = self._beginning(gap, first)
-            for mark, stamp in ((_BEGIN, begin), (_END, last or begin)):
+            end = stamp_beside(gap.before, -1) if gap.before else stamp_beside(last or begin, 1)
+            for mark, stamp in ((_BEGIN, begin), (_END, max(end, last or begin))):
                 self._table.execute(
                     "UPDATE made SET stamp = ? WHERE gap = ? AND stamp = ?", (stamp, number, mark)
                 )
@@ -408,8 +426,11 @@ class _Rebuilding:
         write_records(path, changes, run_id=run_id, provider=provider, stamp=stamp, rebuilt=True, **header)
 
     def _digest_at_end(self) -> str:
+        # Whoever finds an index with this digest takes it for canonical without reading it.
         copies = (self._mirror.committed, self._mirror.index)
-        return next((digest(path) for path in copies if path.exists()), "")
+        with TemporaryDirectory(prefix="mdbackup-") as folder:
+            target = Path(folder) / "index.md5"
+            return next((digest(path) for path in copies if is_canonical(path, target)), "")
 
 
 def _readable(path: Path) -> Iterator[Change]:

@@ -136,6 +136,21 @@ def present_index(mirror: Mirror, target: Path) -> Path | None:
     return None
 
 
+def is_canonical(index: Path, target: Path) -> bool:
+    """Whether an index is there, whole and in canonical form.
+
+    :param target: where that form is written.
+    """
+    try:
+        return (
+            index.exists()
+            and canonicalise(index, target, name=str(index)).complete
+            and digest(index) == digest(target)
+        )
+    except MalformedIndex:
+        return False
+
+
 def hand_edits(mirror: Mirror, current: Path | None) -> Iterator[Change]:
     """Yield what somebody changed in the consumer index since the last commit.
 

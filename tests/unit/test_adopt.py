@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from functools import partial
 from itertools import count
@@ -27,6 +28,7 @@ from airflow_mdbackup.scheme import tree as tree_module
 from airflow_mdbackup.scheme.adopt import Left, Source, Survey, adopt
 from airflow_mdbackup.scheme.errors import DestinationRefused
 from airflow_mdbackup.scheme.history import What, commits, pending
+from airflow_mdbackup.scheme.import_versions import _Importing
 from airflow_mdbackup.scheme.index import read_entries
 from airflow_mdbackup.scheme.mirror import Mirror
 from airflow_mdbackup.scheme.moments import moment_of
@@ -412,6 +414,59 @@ def test_an_adoption_that_cannot_be_meant_is_refused(pair: Pair, terminal: Termi
     assert "belongs to the provider 'srv2'" in refused("--tree", copy, *at)
 
 
+def test_a_tree_that_is_part_of_another_one_is_refused_before_anything_moves(
+    pair: Pair, terminal: Terminal, tmp_path: Path
+) -> None:
+    pair.put("sub/a", b"1")
+    copy = rsynced(pair, tmp_path)
+    pair.build_index()
+    trees = ["--tree", str(copy), "--at", str(pair.a), "--tree", str(copy / "sub"), "--at", "/other"]
+    terminal.run("adopt", *trees, status=REFUSED)
+    assert "is part of" in terminal.told
+    assert (copy / "sub/a").exists() and not pair.mirror.files.exists()
+
+
+def test_a_second_adoption_at_the_same_time_waits_for_the_end_of_the_first(
+    pair: Pair, terminal: Terminal, tmp_path: Path
+) -> None:
+    """And does not take what that has hashed for spoilt."""
+    pair.put("a", b"1")
+    copy = rsynced(pair, tmp_path)
+    pair.build_index()
+    pair.mirror.make_directories()
+    trees = [Source(copy, os.fsencode(pair.a))]
+    with Survey(trees, pair.mirror.adopting) as first:
+        terminal.run("adopt", "--tree", copy, "--at", pair.a, status=REFUSED)
+        assert "another `mdbackup adopt` is at work" in terminal.told
+        first.walk()
+        first.hash(1)
+        adopt(pair.mirror, first, trees)
+    assert pair.index_b() == pair.index_a()
+
+
+def test_what_goes_while_a_tree_is_looked_at_is_told(
+    pair: Pair, terminal: Terminal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "b"):
+        pair.put(name, b"1")
+    copy = rsynced(pair, tmp_path)
+    pair.build_index()
+    scandir = os.scandir
+
+    def list_first(folder: bytes) -> Any:
+        with scandir(folder) as found:
+            entries = list(found)
+        if folder == os.fsencode(copy):
+            (copy / "b").unlink()
+        return nullcontext(entries)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", list_first)
+        terminal.run("adopt", "--tree", copy, "--at", pair.a, status=WRONG)
+    assert "1 not adopted, moving" in terminal.told
+    assert set(pair.index_b()) == {pair.path("a")}
+
+
 def test_a_backup_is_not_adopted_again(pair: Pair, terminal: Terminal, tmp_path: Path) -> None:
     """Its index would claim what no history tells of."""
     copy = differing(pair, tmp_path)
@@ -682,6 +737,50 @@ def test_files_with_a_suffix_become_versions_of_those_without(
     assert pair.backup().outcomes == {}
 
 
+def test_no_live_file_that_the_index_has_is_taken_for_a_version(
+    pair: Pair, terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though its history is lost, or a run has brought it only since it was looked at."""
+    pair.put("lost~", b"lost")
+    pair.backup()
+    commits(pair.mirror)[0].unlink()
+    pair.live("new~").write_bytes(b"new")
+    pair.live("old~").write_bytes(b"old")
+
+    def after_a_run(importing: _Importing) -> None:
+        pair.put("new~", b"new")
+        os.utime(pair.path("new~"), (1_600_000_000, 1_600_000_000))
+        assert pair.backup().outcomes == {"adopted": 1}
+        commit(importing)
+
+    commit = _Importing.commit
+    os.utime(pair.live("new~"), (1_600_000_000, 1_600_000_000))
+    words = ["import", "--suffix", "~", *DISPLACED]
+    terminal.run(*words, "--dry-run", index=False)
+    assert "2 versions" in terminal.told
+    monkeypatch.setattr(_Importing, "commit", after_a_run)
+    terminal.run(*words, index=False)
+    assert "1 versions" in terminal.told
+    assert pair.versions("old") == [b"old"]
+    assert {name: pair.live(name).read_bytes() for name in ("lost~", "new~")} == {
+        "lost~": b"lost",
+        "new~": b"new",
+    }
+    assert set(pair.index_b()) == {pair.path("lost~"), pair.path("new~")}
+
+
+def test_nothing_is_imported_into_the_place_of_versions(
+    pair: Pair, terminal: Terminal, tmp_path: Path
+) -> None:
+    kept = with_backup_dir(pair, tmp_path)
+    adopted(terminal, tmp_path)
+    before = on_disk(kept)
+    words = ["import", kept, "--at", f"{pair.a}/.old", *DISPLACED]
+    terminal.run(*words, index=False, status=WRONG)
+    assert "3 not imported, reserved" in terminal.told
+    assert on_disk(kept) == before
+
+
 def test_an_import_that_is_killed_at_any_step_loses_and_forgets_nothing(
     pair: Pair, terminal: Terminal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -797,6 +896,7 @@ def test_an_import_that_cannot_be_meant_is_refused(
         ("~", b"/a/x~", (b"/a/x", None)),
         (".%Y-%m-%d", b"/a/x.2026-13-20", None),
         (".%Y-%m-%d", b"/a/.2026-11-20", None),
+        (".%Y%m%d", b"/a/x.29990101", None),  # yet to come: a number of some other kind
         (".%Y-%m-%d", b"/a.2026-11-20/x", None),
     ],
 )

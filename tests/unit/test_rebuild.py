@@ -8,13 +8,21 @@ from pathlib import Path
 
 import pytest
 
+from airflow_mdbackup.scheme.adopt import Source
+from airflow_mdbackup.scheme.errors import ConsumerIndexDamaged
+from airflow_mdbackup.scheme.forget import forget
 from airflow_mdbackup.scheme.history import commits
+from airflow_mdbackup.scheme.import_versions import import_versions
 from airflow_mdbackup.scheme.past import Past
+from airflow_mdbackup.scheme.prune import Rules, pruning
 from airflow_mdbackup.scheme.rebuild import rebuild
+from airflow_mdbackup.scheme.restore import Selection, bytes_of
+from airflow_mdbackup.scheme.settle import consumer_index
 
 from ..kept import Kept, files_in
 from ..torture import LONG, Cases, scaled
 from .conftest import Pair
+from .soundness import check_sound
 from .test_crash import md5
 from .test_restore import Random, back, files_of_a, mdbackup
 
@@ -97,6 +105,84 @@ def test_rebuilt_history_is_gone_on_with(pair: Pair, tmp_path: Path) -> None:
         assert all(pair.mirror.tree().has_file(content.places[0]) for content in held)
     status, _, said = mdbackup("restore", "--dest", str(pair.mirror.dest), "--to", str(tmp_path / "back"))
     assert status == 0 and "4 restored" in said
+
+
+def states(pair: Pair, stamps: list[str]) -> dict[str, dict[bytes, bytes]]:
+    """Return what history says of some moments: the md5 of each path that comes back from somewhere."""
+    found: dict[str, dict[bytes, bytes]] = {}
+    with Past(pair.mirror) as past:
+        for stamp in stamps:
+            moment = past.moment_at(stamp)
+            contents = past.state(moment) if moment is not None else iter(())
+            there = [c for c in contents if bytes_of(pair.mirror, past, c) is not None]
+            found[stamp] = {content.path: content.md5 for content in there}
+    return found
+
+
+def imported(pair: Pair, tree: Path, stamp: str, choose: random.Random) -> None:
+    for _ in range(3):
+        file = tree.joinpath(*choose.choices(Random.NAMES, k=choose.randint(1, 2)))
+        if not file.exists() and not any(parent.is_file() for parent in file.parents):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(choose.randbytes(9))
+    import_versions(pair.mirror, Source(tree, os.fsencode(pair.a)), lambda path: (path, stamp))
+
+
+@pytest.mark.parametrize("seed", range(2 if not LONG else 100))
+def test_rebuilding_takes_no_state_away_whatever_else_people_did(
+    pair: Pair, tmp_path: Path, seed: int
+) -> None:
+    """Some forgot, imported, and pruned. Each moment is the index as of then; no file of it is lost again."""
+    somebody, choose = Random(pair, seed), random.Random(seed)
+    indexes: dict[str, dict[bytes, bytes]] = {}
+    for number in range(12):
+        somebody.work()
+        pair.backup(allow_empty=True)
+        indexes[pair.mirror.last_commit()] = pair.index_b()
+        match choose.randint(0, 9):
+            case 0 | 1 if pair.index_b():
+                gone = choose.choice(sorted(pair.index_b()))
+                forget(pair.mirror, lambda path, gone=gone: path == gone)  # type: ignore[misc]
+            case 2 | 3 | 4 | 5:
+                imported(pair, tmp_path / str(number), "20200101T000000.000000Z", choose)
+            case 6:
+                with pruning(pair.mirror, Selection(), Rules(last=1), carry_out=True) as (_, versions):
+                    assert all(version.content.until for version in versions)
+        indexes[pair.mirror.last_commit()] = pair.index_b()
+        check_sound(pair)
+    for stamp, state in states(pair, list(indexes)).items():
+        assert state.items() <= indexes[stamp].items()
+    lose(pair, choose)
+    before = states(pair, list(indexes))
+    rebuild(pair.mirror)
+    after = states(pair, list(indexes))
+    for stamp, index in indexes.items():
+        assert before[stamp].items() & index.items() <= after[stamp].items()
+    somebody.work()
+    pair.backup(allow_empty=True)
+    with Past(pair.mirror) as past:
+        assert not past.problems
+    assert states(pair, ["9"])["9"] == pair.index_b()
+
+
+def test_rebuilding_makes_nobody_trust_an_index_that_hands_have_written(pair: Pair) -> None:
+    """Where no copy of it is left: one out of order is sorted by the next run, a damaged one is refused."""
+    for name in ("a", "b", "c"):
+        pair.put(name, name.encode())
+    pair.backup()
+    commits(pair.mirror)[0].unlink()
+    pair.mirror.committed.unlink()
+    *lines, end = pair.mirror.index.read_bytes().splitlines(keepends=True)
+    pair.mirror.index.write_bytes(b"".join(lines))
+    with pytest.raises(ConsumerIndexDamaged):
+        rebuild(pair.mirror)
+    assert not commits(pair.mirror)
+    pair.mirror.index.write_bytes(b"".join([*reversed(lines), end]))
+    rebuild(pair.mirror)
+    assert states(pair, ["9"])["9"] == {pair.path(name): md5(name.encode()) for name in ("a", "b", "c")}
+    with pair.mirror.lock("test"):
+        assert consumer_index(pair.mirror, pair.mirror.forgetting) == pair.mirror.forgetting
+    assert pair.backup().outcomes == {}
 
 
 def test_rebuilding_that_is_cut_off_is_gone_on_with(pair: Pair) -> None:
