@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("--to is empty: name a directory")
     wanted = selection_of(words)
     counts: Counter[Came] = Counter()
-    size = 0
+    size = replaced = 0
     try:
         when = _when(args.as_of)
         with state_of(mirror, wanted, when, gone=args.include_gone) as state:
@@ -51,6 +51,7 @@ def run(args: argparse.Namespace) -> int:
                 ):
                     counts[restored.came] += 1
                     size += restored.size
+                    replaced += restored.replaced
                     advance(restored)
                     _tell(args, restored)
             not_found = state.not_found("--include-gone")
@@ -61,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
         return WRONG
     for why in not_found:
         print(printable(why), file=sys.stderr)
-    _sum_up(args, counts, size)
+    _sum_up(args, counts, size, replaced)
     if not state.needs_history:
         wrong = GOOD
     return wrong if all(came.good for came in counts) and not not_found else WRONG
@@ -110,17 +111,21 @@ def _tell(args: argparse.Namespace, restored: Restored) -> None:
     content = restored.content
     if args.format == "json":
         facts = {"path": to_text(content.path), "came": restored.came, "bytes": restored.size}
-        print(json.dumps({**facts, "md5": content.md5.decode(), "detail": restored.detail}))
+        facts |= {"md5": content.md5.decode(), "replaced": restored.replaced, "detail": restored.detail}
+        print(json.dumps(facts))
     elif args.dry_run and restored.came.good:
-        said = "would come" if restored.came == Came.RESTORED else restored.came
-        print(f"{said:<10}  {quoted(content.path)}")
+        would = "would replace what is there" if restored.replaced else "would come"
+        print(f"{would if restored.came == Came.RESTORED else restored.came:<10}  {quoted(content.path)}")
     elif not restored.came.good:
         print(f"{restored.came:<8}  {quoted(content.path)}: {restored.detail}")
 
 
-def _sum_up(args: argparse.Namespace, counts: Counter[Came], size: int) -> None:
+def _sum_up(args: argparse.Namespace, counts: Counter[Came], size: int, replaced: int) -> None:
     words = {Came.RESTORED: "would come"} if args.dry_run else {}
     told = ", ".join(f"{number:,} {words.get(came, came)}" for came, number in counts.items()) or "nothing"
     print(f"{told}; {amount(size)} into {printable(args.to)}", file=sys.stderr)
+    if replaced:
+        would = "would replace" if args.dry_run else "replaced"
+        print(f"{replaced:,} of them {would} a file with other bytes", file=sys.stderr)
     if counts[Came.KEPT] and not args.overwrite:
         print("--overwrite replaces what is there", file=sys.stderr)

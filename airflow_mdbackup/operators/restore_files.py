@@ -129,7 +129,8 @@ class RestoreFiles(BackupOperator):
                 logged += 1
                 tell = self.log.info if good else self.log.warning
                 if logged <= _MOST_LOGGED:
-                    tell("%s", f"would come: {path}" if restored.came == Came.RESTORED else said)
+                    would = "would replace what is there" if restored.replaced else "would come"
+                    tell("%s", f"{would}: {path}" if restored.came == Came.RESTORED else said)
             if pace.due():
                 self.log.info("%s files, %s so far", counts.total(), amount(size))
         if logged > _MOST_LOGGED:

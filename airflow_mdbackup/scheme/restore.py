@@ -21,7 +21,7 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
 from hashlib import md5
@@ -74,12 +74,14 @@ class Restored:
 
     :ivar size: bytes that were written, or would be.
     :ivar detail: for people, of what did not come back: why, and what to do.
+    :ivar replaced: whether a file with other bytes had its name in the target, or has.
     """
 
     content: Content
     came: Came
     size: int = 0
     detail: str = ""
+    replaced: bool = False
 
 
 class Selection:
@@ -349,9 +351,11 @@ class _Restorer:
             if not self._overwrite:
                 return Restored(content, Came.KEPT, detail="a file with other bytes has its name")
         if self._work is None:
-            return self._would_bring(source, content)
-        assert target is not None
-        return self._write(source, target, content)
+            restored = self._would_bring(source, content)
+        else:
+            assert target is not None
+            restored = self._write(source, target, content)
+        return replace(restored, replaced=True) if there is not None and restored.came.good else restored
 
     def _would_bring(self, source: Tree, content: Content) -> Restored:
         for place in _places(self._past, source, content):

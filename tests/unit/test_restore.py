@@ -253,6 +253,19 @@ def test_what_is_there_is_not_touched_unless_asked(pair: Pair, tmp_path: Path) -
         "kept": 1,
     }
     assert there.read_bytes() == b"somebody's work"
+    command = (
+        "restore",
+        "--dest",
+        str(pair.mirror.dest),
+        "--to",
+        str(target),
+        "--as-of",
+        stamp,
+        "--overwrite",
+    )
+    _, told, said = mdbackup(*command, "--dry-run")
+    assert f"would replace what is there  {os.fsdecode(pair.path('changed'))}\n" in told
+    assert "1 of them would replace a file with other bytes" in said
     assert outcomes(back(pair, target, stamp, overwrite=True)) == {"there": 4, "restored": 1, "kept": 1}
     assert there.read_bytes() == b"changed" and in_the_way.is_symlink()
     assert Path("/etc/passwd").read_bytes() != kept[pair.path("twin")].content
@@ -605,3 +618,29 @@ def test_the_distant_past_is_before_all_backups() -> None:
 def test_what_is_yet_to_come_is_no_moment_of_the_past(text: str) -> None:
     with pytest.raises(NoSuchMoment, match=r"yet to come|write 2026"):
         moment_of(text, NOW)
+
+
+def test_each_key_that_programs_get_is_explained(pair: Pair, tmp_path: Path) -> None:
+    """And each line is one object."""
+    two_runs(pair)
+    pair.live("same").write_bytes(b"other")
+    backup = ("--dest", str(pair.mirror.dest), "--format", "json")
+    page = (PROJECT / "docs" / "cli.md").read_text()
+    for command, *words in (
+        ("log",),
+        ("history",),
+        ("versions", "*"),
+        ("restore", "--to", str(tmp_path / "target")),
+        ("verify", "--repair"),
+        ("forget", os.fsdecode(pair.path("twin"))),
+        ("prune", "--keep-last", "1", "--yes"),
+        ("rebuild",),
+    ):
+        (row,) = re.findall(rf"^\| `{command}` \| (`.*) \|$", page, re.MULTILINE)
+        explained = set(re.findall(r"`(\w+)`", row))
+        if command == "rebuild":
+            commits(pair.mirror)[-1].unlink()
+        _, told, _ = mdbackup(command, *words, *backup)
+        objects = [json.loads(line) for line in told.splitlines()]
+        keys = {key for each in objects for key in each}
+        assert keys and keys <= explained, (command, keys - explained)
