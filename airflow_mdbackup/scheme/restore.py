@@ -267,7 +267,7 @@ def restore(
         sources = stack.enter_context(TreePerThread(mirror.tree))
         targets = stack.enter_context(TreePerThread(lambda: Tree(target))) if target.exists() else None
         restorer = _Restorer(past, sources, targets, work, overwrite)
-        yield from spread(contents, restorer.bring, threads)
+        yield from spread(contents, restorer.bring, threads, lambda content: content.size)
         if work is not None:
             syncfs(target)
 

@@ -98,7 +98,8 @@ def verify(
     """
     with TreePerThread(mirror.tree) as trees:
         reader = _Reader(mirror, past, trees, wait)
-        yield from spread((content for content in contents if content.places), reader.read, threads)
+        there = (content for content in contents if content.places)
+        yield from spread(there, reader.read, threads, lambda content: content.size)
 
 
 def unknown(mirror: Mirror, past: Past) -> Iterator[Verified]:
