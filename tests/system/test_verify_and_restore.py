@@ -125,7 +125,7 @@ def test_files_come_back_by_the_form_below_the_directory_that_the_worker_allows(
     restored = site.folder / "restored" / "here"
     assert Path(f"{restored}{site.server.prefix}/web/other").read_bytes() == b"another one"
     assert site.stack.xcom(RESTORE, run_id, "restore_files_on_default") == {
-        **{"restored": 1, "there": 0, "kept": 0, "lost": 0, "failed": 0},
+        **{"restored": 1, "there": 0, "kept": 0, "lost": 0, "pruned": 0, "failed": 0},
         **{"bytes": 11, "target": str(restored)},
     }
     state, run_id = run(site, RESTORE, provider="web", target=str(site.folder / "dags"))
