@@ -38,7 +38,7 @@ from airflow_mdbackup.scheme.errors import DestinationBusy, DestinationRefused
 from airflow_mdbackup.scheme.forget import forget
 from airflow_mdbackup.scheme.history import PENDING, Change, What, commits, pending
 from airflow_mdbackup.scheme.index import IndexWriter, check_path, count_entries, read_entries
-from airflow_mdbackup.scheme.mirror import OLD, Mirror, Run
+from airflow_mdbackup.scheme.mirror import OLD, PERSON_WAIT, Mirror, Run
 from airflow_mdbackup.scheme.names import to_text
 from airflow_mdbackup.scheme.ordered import Alongside
 from airflow_mdbackup.scheme.records import read_header, read_records, write_records, write_state
@@ -47,7 +47,6 @@ from airflow_mdbackup.scheme.threads import TreePerThread, spread
 from airflow_mdbackup.scheme.tree import Tree, concerns_one_file, md5_of, syncfs
 
 _RUN = "adopt__"  # what the run id of an adoption begins with
-_WAIT = 60.0  # seconds that a person may have to wait for a run
 _PAGE = 1000  # files that are taken from the table at a time
 _SHOWN = 5  # paths that are named of each kind that is left
 
@@ -483,7 +482,7 @@ def adopt(mirror: Mirror, survey: Survey, trees: Sequence[Source]) -> None:
     """
     with mirror.told_plainly():
         mirror.make_directories()
-        with mirror.lock("adopt", _WAIT):
+        with mirror.lock("adopt", PERSON_WAIT):
             if mirror.is_marked() and _has_backup(mirror):
                 raise DestinationRefused(f"{mirror.provider}: {mirror.dest} has just got a backup by a run")
             for cut_off in pending(mirror):
@@ -519,7 +518,7 @@ def go_on(mirror: Mirror) -> None:
 
     :raises DestinationBusy, DestinationFull, DestinationBroken, WorkerExhausted: see :func:`adopt`.
     """
-    with mirror.told_plainly(), mirror.lock("adopt", _WAIT):
+    with mirror.told_plainly(), mirror.lock("adopt", PERSON_WAIT):
         mirror.check()
         settle(mirror, mirror.forgetting)
         mirror.forgetting.unlink(missing_ok=True)

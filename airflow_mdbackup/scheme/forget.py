@@ -13,12 +13,9 @@ from itertools import chain
 
 from airflow_mdbackup.scheme.history import PENDING, Change, What, last
 from airflow_mdbackup.scheme.index import Entry, digest, read_entries
-from airflow_mdbackup.scheme.mirror import Mirror
+from airflow_mdbackup.scheme.mirror import PERSON_WAIT, Mirror
 from airflow_mdbackup.scheme.records import write_records, write_state
 from airflow_mdbackup.scheme.settle import consumer_index, finish, hand_edits, settle, status_or_lost
-
-WAIT = 60.0
-"""Seconds that a person may have to wait for a run."""
 
 
 def forget(mirror: Mirror, wanted: Callable[[bytes], bool]) -> list[bytes]:
@@ -30,7 +27,7 @@ def forget(mirror: Mirror, wanted: Callable[[bytes], bool]) -> list[bytes]:
     :raises DestinationFull, DestinationRefused, DestinationBroken, WorkerExhausted: see
         :meth:`.Mirror.told_plainly`.
     """
-    return take_out(mirror, lambda entry: wanted(entry.path), "forget", WAIT)
+    return take_out(mirror, lambda entry: wanted(entry.path), "forget", PERSON_WAIT)
 
 
 def take_out(mirror: Mirror, wanted: Callable[[Entry], bool], who: str, wait: float) -> list[bytes]:

@@ -30,7 +30,7 @@ from airflow_mdbackup.scheme.adopt import Left, Source, Survey, Surveyed, Told
 from airflow_mdbackup.scheme.errors import DestinationRefused
 from airflow_mdbackup.scheme.history import PENDING, Change, What, last, pending
 from airflow_mdbackup.scheme.index import check_path, digest, read_entries
-from airflow_mdbackup.scheme.mirror import OLD, Mirror, Run, version_path
+from airflow_mdbackup.scheme.mirror import OLD, PERSON_WAIT, Mirror, Run, version_path
 from airflow_mdbackup.scheme.names import to_text
 from airflow_mdbackup.scheme.ordered import Alongside
 from airflow_mdbackup.scheme.past import Past
@@ -45,8 +45,6 @@ from airflow_mdbackup.scheme.settle import (
     status_or_lost,
 )
 from airflow_mdbackup.scheme.tree import Tree, copy_of, fsync_directory, is_file, md5_of, syncfs
-
-_WAIT = 60.0  # seconds that a person may have to wait for a run
 
 Meaning = Callable[[bytes], "tuple[bytes, str] | None"]
 """Tells of a file's path of which it is a version, and the stamp of when it was displaced, if it is one."""
@@ -99,7 +97,7 @@ def import_versions(
 
 def _settle(mirror: Mirror) -> bool:
     """Finish commits that were cut off, and return whether there were any."""
-    with mirror.lock("import", _WAIT):
+    with mirror.lock("import", PERSON_WAIT):
         found = any(pending(mirror))
         settle(mirror, mirror.forgetting)
         mirror.forgetting.unlink(missing_ok=True)
@@ -173,7 +171,7 @@ class _Importing:
     def commit(self) -> None:
         """Write the history ahead, and finish."""
         mirror = self._mirror
-        with mirror.lock("import", _WAIT):
+        with mirror.lock("import", PERSON_WAIT):
             target = mirror.forgetting
             try:
                 settle(mirror, target)

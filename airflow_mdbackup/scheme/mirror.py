@@ -63,6 +63,7 @@ OLD = b".old"
 _REMOVED = ".removed-"  # no run's directory begins with a full stop
 _NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
 LOCK_WAIT = 3600.0  # seconds that a task waits for another run before it gives up
+PERSON_WAIT = 60.0  # seconds that a command of a person does
 
 
 class Mirror:
@@ -285,7 +286,9 @@ class Mirror:
     def last_commit(self) -> str:
         """Return the stamp of the last commit that changed anything, finished or not, or an empty text."""
         names = os.listdir(self.history) if self.history.exists() else []
-        return max((name[:23] for name in names if name.endswith((".jsonl", ".pending"))), default="")
+        return max(
+            (stamp_in_name(name) for name in names if name.endswith((".jsonl", ".pending"))), default=""
+        )
 
     # --- files --------------------------------------------------------------------------------------
 
@@ -782,6 +785,11 @@ def _format(moment: datetime) -> str:
 def is_stamp(text: str) -> bool:
     """Whether a text is a stamp as :meth:`Mirror.next_stamp` gives them."""
     return bool(text) and _stamp_in(text.encode(errors="replace")) == text
+
+
+def stamp_in_name(name: str) -> str:
+    """Return the stamp with which the name of a file of history begins."""
+    return name[: len("20261123T031500.123456Z")]
 
 
 def stamp_beside(stamp: str, microseconds: int) -> str:

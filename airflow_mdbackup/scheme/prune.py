@@ -30,7 +30,7 @@ from pathlib import Path
 
 from airflow_mdbackup.scheme.errors import DestinationFull
 from airflow_mdbackup.scheme.history import PENDING, PRUNE, Change, What, last
-from airflow_mdbackup.scheme.mirror import OLD, Mirror
+from airflow_mdbackup.scheme.mirror import OLD, PERSON_WAIT, Mirror
 from airflow_mdbackup.scheme.past import Content, Past
 from airflow_mdbackup.scheme.records import write_records, write_state
 from airflow_mdbackup.scheme.restore import Selection
@@ -38,7 +38,6 @@ from airflow_mdbackup.scheme.settle import finish_pruning, is_gone, settle, stat
 from airflow_mdbackup.scheme.totals import totals_state
 from airflow_mdbackup.scheme.tree import Tree, concerns_one_file, is_file, md5_of
 
-_WAIT = 60.0  # seconds that a person may have to wait for a run
 # Versions that go at a time: few at first, while there is no room for a long history.
 _FIRST, _MOST = 10, 10_000
 
@@ -131,7 +130,7 @@ def pruning(
     """
     with _full_told(mirror), mirror.told_plainly(), ExitStack() as stack:
         if carry_out:
-            stack.enter_context(mirror.lock("prune", _WAIT))
+            stack.enter_context(mirror.lock("prune", PERSON_WAIT))
             stack.callback(mirror.forgetting.unlink, missing_ok=True)
             settle(mirror, mirror.forgetting)
         past = stack.enter_context(Past(mirror, wanted))

@@ -32,7 +32,14 @@ from typing import Any, NamedTuple
 
 from airflow_mdbackup.scheme.history import Change, What
 from airflow_mdbackup.scheme.index import digest, read_entries
-from airflow_mdbackup.scheme.mirror import Displaced, Mirror, displaced, stamp_beside, stamp_of_file
+from airflow_mdbackup.scheme.mirror import (
+    PERSON_WAIT,
+    Displaced,
+    Mirror,
+    displaced,
+    stamp_beside,
+    stamp_of_file,
+)
 from airflow_mdbackup.scheme.names import to_text
 from airflow_mdbackup.scheme.past import Gap, Moment, Past
 from airflow_mdbackup.scheme.progress import Pace
@@ -46,7 +53,6 @@ log = logging.getLogger(__name__)
 _RUN_ID = "rebuilt"
 _MOVE = 2  # rank of a move within its moment
 _BEGIN, _END = "", "~"  # of a gap, in place of a stamp
-_WAIT = 60.0  # seconds that a person may have to wait for a run
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +78,11 @@ def rebuild(mirror: Mirror, *, dry_run: bool = False) -> Rebuilt:
     :raises DestinationFull, DestinationRefused, DestinationBroken, WorkerExhausted: see
         :meth:`.Mirror.told_plainly`.
     """
-    with mirror.told_plainly(), mirror.lock("rebuild", _WAIT), TemporaryDirectory(prefix="mdbackup-") as name:
+    with (
+        mirror.told_plainly(),
+        mirror.lock("rebuild", PERSON_WAIT),
+        TemporaryDirectory(prefix="mdbackup-") as name,
+    ):
         folder = Path(name)
         if not dry_run:
             settle(mirror, folder / "settled.md5")

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 from airflow_mdbackup.scheme.errors import BackupError
 from airflow_mdbackup.scheme.history import Change, What, commits
-from airflow_mdbackup.scheme.mirror import OLD, Mirror
+from airflow_mdbackup.scheme.mirror import OLD, Mirror, stamp_in_name
 from airflow_mdbackup.scheme.past import Content, Past
 from airflow_mdbackup.scheme.records import Damaged, read_header
 from airflow_mdbackup.scheme.tree import Tree, concerns_one_file, is_file
@@ -193,9 +193,9 @@ def totals_now(mirror: Mirror, status: dict[str, Any], entries: int = 0) -> Tota
         stored = Totals()
     totals = stored
     for path in commits(mirror):
-        if path.name[:23] > totals.stamp:
+        if stamp_in_name(path.name) > totals.stamp:
             try:
-                totals = totals.plus(path.name[:23], OnDisk(*map(int, read_header(path)["disk"])))
+                totals = totals.plus(stamp_in_name(path.name), OnDisk(*map(int, read_header(path)["disk"])))
             except (Damaged, KeyError, TypeError, ValueError):
                 return counted_anew(mirror)
     return counted_anew(mirror) if totals is not stored and totals.disk.live < entries else totals

@@ -31,10 +31,10 @@ from typing import Any
 
 from airflow_mdbackup.scheme.disk import amount
 from airflow_mdbackup.scheme.errors import DamageFound, DestinationRefused
-from airflow_mdbackup.scheme.forget import WAIT, take_out
+from airflow_mdbackup.scheme.forget import take_out
 from airflow_mdbackup.scheme.index import Entry
 from airflow_mdbackup.scheme.limit import Limiter
-from airflow_mdbackup.scheme.mirror import Mirror
+from airflow_mdbackup.scheme.mirror import PERSON_WAIT, Mirror
 from airflow_mdbackup.scheme.names import from_text, to_text, unfolded
 from airflow_mdbackup.scheme.past import Content, Past
 from airflow_mdbackup.scheme.progress import Pace
@@ -240,7 +240,7 @@ def _first_path(mirror: Mirror) -> bytes:
 
 
 def repair(
-    mirror: Mirror, damaged: Iterable[Verified], *, missing: bool = False, wait: float = WAIT
+    mirror: Mirror, damaged: Iterable[Verified], *, missing: bool = False, wait: float = PERSON_WAIT
 ) -> list[bytes]:
     """Take the entries of live files that are rotten out of the consumer index, and return their paths.
 
@@ -383,7 +383,7 @@ class Walk:
     def is_last(self) -> bool:
         return self._part is not None and self._part.is_last
 
-    def finish(self, wait: float = WAIT) -> list[bytes]:
+    def finish(self, wait: float = PERSON_WAIT) -> list[bytes]:
         """Repair, if that was asked for, and remember where the next part begins.
 
         A part that could not be repaired is walked again the next time.
@@ -400,7 +400,7 @@ class Walk:
             self._part.keep()
         return gone
 
-    def let_go(self, wait: float = WAIT) -> list[bytes]:
+    def let_go(self, wait: float = PERSON_WAIT) -> list[bytes]:
         """Note in history that what is missing, and no run brings again, is gone for good; if that was asked.
 
         :returns: the places of versions, and of files that have left the index; see :func:`.prune.let_go`.
