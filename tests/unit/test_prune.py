@@ -357,7 +357,7 @@ def test_a_run_that_holds_the_lock_is_waited_for_and_told(
     pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     many_versions(pair)
-    monkeypatch.setattr(prune_module, "_WAIT", 0.3)
+    monkeypatch.setattr(prune_module, "PERSON_WAIT", 0.3)
     with pair.mirror.lock("commit_backup"), pytest.raises(DestinationBusy, match="by commit_backup"):
         prune(pair, Rules(last=1))
 
