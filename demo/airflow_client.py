@@ -11,6 +11,11 @@ import httpx
 
 FINISHED = ("success", "failed")
 
+# Seconds. A server may wait for SQLite's lock as long as `AirflowStack` has it wait: longer than that for one
+# answer, and time for another try.
+ANSWER_TIMEOUT = 90
+PATIENCE = 240
+
 # The same in each line of a task's log, or of interest to Airflow's developers only.
 UNTOLD_LOG_FIELDS = {
     *("dag_id", "run_id", "task_id", "map_index", "try_number", "ti_id", "ti"),
@@ -33,7 +38,7 @@ class AirflowClient:
     def __init__(self, url: str, user: str, password: str) -> None:
         self.url = url
         self._credentials = {"username": user, "password": password}
-        self._client = httpx.Client(base_url=url, timeout=60, trust_env=False)
+        self._client = httpx.Client(base_url=url, timeout=ANSWER_TIMEOUT, trust_env=False)
         self._token = ""
 
     @property
@@ -59,7 +64,7 @@ class AirflowClient:
         """Return the JSON answer to PATCH `path` with the body `json`."""
         return self._request("PATCH", path, json=json)
 
-    def wait_for_dag(self, dag_id: str, timeout: float = 60) -> dict[str, Any]:
+    def wait_for_dag(self, dag_id: str, timeout: float = 180) -> dict[str, Any]:
         """Return the DAG's description as soon as the DAG processor has found it, `timeout` in seconds."""
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:
@@ -153,7 +158,7 @@ class AirflowClient:
     def _send(
         self, method: str, path: str, already_done: int | None = None, **arguments: Any
     ) -> httpx.Response:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + PATIENCE
         sent = 0
         while True:
             try:

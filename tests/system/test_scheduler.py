@@ -140,6 +140,7 @@ def test_first_run_second_run_and_a_run_with_nothing_to_do(site: Site) -> None:
 
 def test_person_can_look_at_the_plan_first_and_back_up_some_paths_only(site: Site) -> None:
     """Neither is taken for a good backup."""
+    assert site.run("good")[0] == "success"
     site.put("good", "wanted/file", b"wanted")
     site.put("good", "other", b"other")
     good = last_good(site, "good")
@@ -183,6 +184,7 @@ def test_only_what_may_heal_is_tried_again(site: Site, provider: str, tries: int
 
 def test_metrics_tell_of_each_run(site: Site, statsd: StatsdServer) -> None:
     """By the names that the documentation has."""
+    assert site.run("good")[0] == "success"
     site.put("good", "new", b"x" * 100)
     before = int(time.time())
     assert site.run("good")[0] == "success"
