@@ -1,7 +1,7 @@
 """Getting a backup back, and reading it again, against those who copy or read the same directory.
 
     restore    everything, as it is now, each file by its md5; rsync and rclone copy the live files
-    verify     everything; md5sum reads the live files, by a list that it gets
+    verify     everything; md5sum reads the live files, by a list that it gets, and so does a bare loop
 
 Counted is the whole program in each case, from its start to its end, with hot page cache. Ours syncs what it
 restored. rclone compares the md5 of each file that it copied, rsync verifies nothing.
@@ -26,6 +26,7 @@ from benchmarks.scene import REPOSITORY, Scene
 from benchmarks.work import Work
 
 MD5SUM = "md5sum -c"
+BARE = "bare Python, 2 processes"
 
 
 def restoring(scene: Scene, work: Work, rounds: int) -> Iterator[Measurement]:
@@ -64,6 +65,7 @@ def verifying(scene: Scene, work: Work, rounds: int) -> Iterator[Measurement]:
         commands: dict[str, Sequence[str | Path]] = {
             OURS: _ours("verify", dest),
             MD5SUM: ("md5sum", "--quiet", "-c", listed),
+            BARE: (sys.executable, "-m", "benchmarks.bare", listed),
         }
         for number in range(rounds):
             for who, command in commands.items():

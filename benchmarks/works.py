@@ -25,12 +25,18 @@ _INDEX = (
     "The whole program in each case, with hot page cache. md5sum: find, and xargs with as many processes as "
     "there are cores. Memory is that of all processes of a build, what they share counted once."
 )
-_GETTING = (
+_RESTORING = (
     "The whole program in each case. Ours compares each md5 with the one of the backup, and syncs what it "
     "restored; rclone compares that of each file that it copied; rsync verifies nothing."
 )
+_VERIFYING = (
+    "The whole program in each case. Ours reads all of history, and looks for files that it does not know; "
+    "the others read the live files by a list that they get. Bare Python opens, reads, hashes and compares, "
+    "with one process on each of two cores, and does nothing else."
+)
 _TENTH, _HUNDRED_FILES = "/part00000", "/part00000/dir00"
 _SMALL = Data(20_000, 512, 8192)
+_MEDIUM = Data(2_000, 100 << 10, 1 << 20)
 _LARGE = Data(4, 256 << 20, 256 << 20)
 _MANY = Data(1_000_000, 16, 64)
 
@@ -40,8 +46,8 @@ _index = partial(
     measure=indexing,
     wanted=((MD5SUM, "1.0 x"), (FIND, "0.25 x"), ("memory of ours", "256 MiB")),
 )
-_restore = partial(Work, note=_GETTING, measure=restoring)
-_verify = partial(Work, note=_GETTING, measure=verifying, wanted=((MD5SUM_CHECKS, "0.9 x"),))
+_restore = partial(Work, note=_RESTORING, measure=restoring)
+_verify = partial(Work, note=_VERIFYING, measure=verifying, wanted=((MD5SUM_CHECKS, "0.9 x"),))
 _copying = partial(Work, note=_COPYING, measure=copying, rtt=(0,))
 
 WORKS = {
@@ -125,6 +131,7 @@ WORKS = {
     "restore": _restore("20,000 files of 0.5 to 8 KB restored", data=_SMALL),
     "restore-large": _restore("4 files of 256 MiB restored", data=_LARGE),
     "verify": _verify("20,000 files of 0.5 to 8 KB read again", data=_SMALL),
+    "verify-medium": _verify("2,000 files of 0.1 to 1 MiB read again", data=_MEDIUM),
     "verify-large": _verify("4 files of 256 MiB read again", data=_LARGE),
     "growth": Work(
         "a first run with 1,000 to 1,000,000 tiny files",

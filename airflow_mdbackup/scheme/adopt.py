@@ -247,7 +247,7 @@ class Survey:
             roots = [partial(Tree, source.directory) for source in self._sources]
             trees = [stack.enter_context(TreePerThread(root)) for root in roots]
             hash_one = partial(_hash, trees, [len(source.at) for source in self._sources], advance)
-            for file, md5, why in spread(self._unhashed(), hash_one, threads):
+            for file, md5, why in spread(self._unhashed(), hash_one, threads, lambda file: file.size):
                 if md5 is None:
                     self._table.execute("DELETE FROM file WHERE path = ?", (file.path,))
                     self.told.leave(why, file.path)

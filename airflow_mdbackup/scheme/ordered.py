@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Generic, Protocol, TypeVar
 
 
@@ -16,13 +16,22 @@ class HasPath(Protocol):
 P = TypeVar("P", bound=HasPath)
 
 
-def batches(things: Iterable[P], most: int, size: int = 16 << 20) -> Iterator[list[P]]:
-    """Yield ``things`` in lists, each of at most ``most`` of them and about ``size`` bytes of paths."""
+def _length(thing: HasPath) -> int:
+    return len(thing.path)
+
+
+def batches(
+    things: Iterable[P], most: int, size: int = 16 << 20, weight: Callable[[P], int] = _length
+) -> Iterator[list[P]]:
+    """Yield ``things`` in lists, each of at most ``most`` of them, ended by the one that fills ``size``.
+
+    :param weight: how many bytes a thing counts; default: those of its path.
+    """
     batch: list[P] = []
     held = 0
     for thing in things:
         batch.append(thing)
-        held += len(thing.path)
+        held += weight(thing)
         if len(batch) >= most or held >= size:
             yield batch
             batch, held = [], 0

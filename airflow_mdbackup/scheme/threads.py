@@ -7,8 +7,8 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack, nullcontext
-from typing import TypeVar
+from contextlib import ExitStack
+from typing import Any, TypeVar
 
 from airflow_mdbackup.scheme.ordered import HasPath, batches
 from airflow_mdbackup.scheme.tree import Tree
@@ -16,35 +16,35 @@ from airflow_mdbackup.scheme.tree import Tree
 P = TypeVar("P", bound=HasPath)
 R = TypeVar("R")
 
-_BATCH = 16  # things that a thread takes at a time
-_WAITING = 3.0  # times as long as it was busy: who waits for the interpreter, waits less
+_BATCH = 16  # things that a thread takes at a time, if they are short
+_WAITING = 2.0  # times as long as it was busy
 _JUDGED = 0.2  # seconds of work after which that is judged
 _AHEAD = 4  # batches for each thread that are on their way
-
-
-_SHORT = 128 << 10  # bytes; below, the interpreter takes longer for a file than its bytes do
+_SHORT = 80 << 10  # bytes; below, the interpreter takes longer for a file than its bytes do
 
 
 def spread(
     things: Iterable[P],
     act: Callable[[P], R],
     threads: int,
-    size: Callable[[P], int | None] = lambda thing: None,
+    size: Callable[[P], int | None],
 ) -> Iterator[R]:
     """Yield what ``act`` makes of each thing, in their order; not far ahead of whoever takes it.
 
-    What it raises comes in its turn, and ends all.
+    Short work is done by the caller's own thread as long as that keeps it busy: others would only wait with
+    it for the interpreter. What ``act`` raises comes in its turn, and ends all.
 
     :param size: tells how many bytes are read of a thing, or None.
     """
     waiting: deque[Future[list[R]]] = deque()
-    turns = _Turns()
+    own = _OwnThread()
     with ThreadPoolExecutor(threads) as pool:
         try:
-            for batch in batches(things, _BATCH):
+            for batch in batches(things, _BATCH, _BATCH * _SHORT, lambda thing: size(thing) or 0):
                 is_short = sum(size(thing) or 0 for thing in batch) < _SHORT * len(batch)
-                waiting.append(pool.submit(_all, act, batch, turns if is_short else nullcontext()))
-                while len(waiting) >= threads * _AHEAD:
+                submit = own.submit if is_short and own.is_busy else pool.submit
+                waiting.append(submit(_all, act, batch))
+                while waiting and (waiting[0].done() or len(waiting) >= threads * _AHEAD):
                     yield from waiting.popleft().result()
             while waiting:
                 yield from waiting.popleft().result()
@@ -53,38 +53,34 @@ def spread(
                 future.cancel()
 
 
-def _all(act: Callable[[P], R], things: Iterable[P], turns: AbstractContextManager[object]) -> list[R]:
-    with turns:
-        return list(map(act, things))
+def _all(act: Callable[[P], R], things: Iterable[P]) -> list[R]:
+    return list(map(act, things))
 
 
-class _Turns(AbstractContextManager[None]):
-    """Lets threads take turns with short work, as long as it is the interpreter that it waits for.
+class _OwnThread:
+    """Does work at once, and judges whether it is the interpreter that takes the time, or the disk.
 
-    Together they would only hand its lock to each other, at every call of the system: two threads take half
-    as long again as one. Where the disk is what they wait for, they all go on.
+    :ivar is_busy: whether the processor was busy with the last work, and not waiting.
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._own = threading.local()
-        self._waits = False
+        self.is_busy = True
         self._took = self._busy = 0.0
 
-    def __enter__(self) -> None:
-        self._own.begun = None
-        if not self._waits:
-            self._lock.acquire()
-            self._own.begun = time.monotonic(), time.thread_time()
-
-    def __exit__(self, *error: object) -> None:
-        if self._own.begun is not None:
-            self._took += time.monotonic() - self._own.begun[0]
-            self._busy += time.thread_time() - self._own.begun[1]
-            if self._took > _JUDGED:
-                self._waits = self._took > _WAITING * self._busy
-                self._took = self._busy = 0.0
-            self._lock.release()
+    def submit(self, work: Callable[..., R], *arguments: Any) -> Future[R]:
+        """Return what has come of it, as a pool does."""
+        begun = time.monotonic(), time.thread_time()
+        future: Future[R] = Future()
+        try:
+            future.set_result(work(*arguments))
+        except Exception as error:
+            future.set_exception(error)
+        self._took += time.monotonic() - begun[0]
+        self._busy += time.thread_time() - begun[1]
+        if self._took > _JUDGED:
+            self.is_busy = self._took < _WAITING * self._busy
+            self._took = self._busy = 0.0
+        return future
 
 
 class TreePerThread:

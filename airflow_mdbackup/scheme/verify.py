@@ -165,9 +165,11 @@ def _look(tree: Tree, content: Content, place: bytes, progress: Callable[[int], 
     try:
         with tree.opened(place) as descriptor:
             sound = md5_of(descriptor, progress=progress) == content.md5
-            status = os.fstat(descriptor)
-            size = status.st_size
-            found = Found.SOUND if sound else _judge(content, status)
+            if sound and content.size is not None:
+                size, found = content.size, Found.SOUND
+            else:
+                status = os.fstat(descriptor)
+                size, found = status.st_size, Found.SOUND if sound else _judge(content, status)
     except FileNotFoundError:
         found = Found.PRUNED if content.pruned else Found.MISSING
     except OSError as error:
@@ -357,10 +359,12 @@ class Walk:
 
     def __iter__(self) -> Iterator[Verified]:
         contents: Iterable[Content] = self._past.contents() if self._part is None else self._part
-        if self._part is None and self._wanted.is_everything:
+        if not self._wanted.is_everything:
+            contents = (content for content in contents if self._wanted.take(content.path))
+        elif self._part is None:
             contents = self._past.noting(contents)
-        chosen = (content for content in contents if self._wanted.take(content.path))
-        for verified in verify(self._mirror, self._past, chosen, threads=self._threads, wait=self._have_read):
+        found = verify(self._mirror, self._past, contents, threads=self._threads, wait=self._have_read)
+        for verified in found:
             self.files += 1
             yield self._counted(verified)
         if self._part is None and self._wanted.is_everything:

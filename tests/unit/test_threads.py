@@ -40,6 +40,12 @@ def test_short_work_goes_on_when_some_of_it_fails() -> None:
 
     found = []
     with pytest.raises(OSError):
-        for thing in spread(THINGS, act, 4):
+        for thing in spread(THINGS, act, 4, lambda thing: None):
             found.append(thing)
     assert found == THINGS[:32]
+
+
+def test_few_large_files_are_shared_out() -> None:
+    """Each thread has one, though all would fit into what a thread takes of short ones."""
+    together = threading.Barrier(4, timeout=10)
+    assert len({*spread(THINGS[:4], lambda thing: together.wait(), 4, lambda thing: 1 << 28)}) == 4
