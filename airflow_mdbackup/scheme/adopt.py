@@ -44,6 +44,7 @@ from airflow_mdbackup.scheme.ordered import Alongside
 from airflow_mdbackup.scheme.records import read_header, read_records, write_records, write_state
 from airflow_mdbackup.scheme.settle import finish, settle
 from airflow_mdbackup.scheme.threads import TreePerThread, spread
+from airflow_mdbackup.scheme.totals import totals_state
 from airflow_mdbackup.scheme.tree import Tree, concerns_one_file, md5_of, syncfs
 
 _RUN = "adopt__"  # what the run id of an adoption begins with
@@ -555,7 +556,8 @@ def _move(mirror: Mirror, tree: Source) -> None:
 def _write_status(mirror: Mirror, files: int) -> None:
     """Write a status that knows of no good run, unless a run has written one."""
     if not mirror.status.exists():
-        write_state(mirror.status, {"provider": mirror.provider, "order": "", "files": files})
+        status = {"provider": mirror.provider, "order": "", "files": files}
+        write_state(mirror.status, {**status, **totals_state(mirror, status, files)})
 
 
 def is_in(index: Path) -> Callable[[bytes], bool]:

@@ -14,8 +14,15 @@ from itertools import chain
 from airflow_mdbackup.scheme.history import PENDING, Change, What, last
 from airflow_mdbackup.scheme.index import Entry, digest, read_entries
 from airflow_mdbackup.scheme.mirror import PERSON_WAIT, Mirror
-from airflow_mdbackup.scheme.records import write_records, write_state
-from airflow_mdbackup.scheme.settle import consumer_index, finish, hand_edits, settle, status_or_lost
+from airflow_mdbackup.scheme.records import write_records
+from airflow_mdbackup.scheme.settle import (
+    consumer_index,
+    finish,
+    hand_edits,
+    refresh_status,
+    settle,
+    status_or_lost,
+)
 
 
 def forget(mirror: Mirror, wanted: Callable[[bytes], bool]) -> list[bytes]:
@@ -65,8 +72,7 @@ def take_out(mirror: Mirror, wanted: Callable[[Entry], bool], who: str, wait: fl
                     before=digest(mirror.index),
                 )
                 files = finish(mirror, path, current, fresh=True)
-                if status := status_or_lost(mirror):
-                    write_state(mirror.status, {**status, "files": files})
+                refresh_status(mirror, files=files)
             return [entry.path for entry in gone]
         finally:
             target.unlink(missing_ok=True)

@@ -41,6 +41,7 @@ from airflow_mdbackup.scheme.settle import (
     hand_edits,
     permissions,
     present_index,
+    refresh_status,
     settle,
     status_or_lost,
 )
@@ -207,6 +208,7 @@ class _Importing:
         run.changes.replace(path)
         fsync_directory(mirror.history)
         finish(mirror, path, current, fresh=True, missed=self._missed)
+        refresh_status(mirror)
 
     def _missed(self, change: Change, why: str) -> None:
         self.outcome.versions -= 1

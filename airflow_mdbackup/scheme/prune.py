@@ -32,10 +32,9 @@ from airflow_mdbackup.scheme.errors import DestinationFull
 from airflow_mdbackup.scheme.history import PENDING, PRUNE, Change, What, last
 from airflow_mdbackup.scheme.mirror import OLD, PERSON_WAIT, Mirror
 from airflow_mdbackup.scheme.past import Content, Past
-from airflow_mdbackup.scheme.records import write_records, write_state
+from airflow_mdbackup.scheme.records import write_records
 from airflow_mdbackup.scheme.restore import Selection
-from airflow_mdbackup.scheme.settle import finish_pruning, is_gone, settle, status_or_lost
-from airflow_mdbackup.scheme.totals import totals_state
+from airflow_mdbackup.scheme.settle import finish_pruning, is_gone, refresh_status, settle, status_or_lost
 from airflow_mdbackup.scheme.tree import Tree, concerns_one_file, is_file, md5_of
 
 # Versions that go at a time: few at first, while there is no room for a long history.
@@ -141,8 +140,7 @@ def pruning(
             yield past, versions
             return
         yield past, _carried_out(mirror, tree, versions)
-        if status := status_or_lost(mirror):
-            write_state(mirror.status, {**status, **totals_state(mirror, status)})
+        refresh_status(mirror)
 
 
 @contextmanager
@@ -295,8 +293,7 @@ def let_go(mirror: Mirror, missing: Iterable[tuple[Content, bytes]], wait: float
         ]
         if gone:
             finish_pruning(mirror, _write_ahead(mirror, gone))
-            if status := status_or_lost(mirror):
-                write_state(mirror.status, {**status, **totals_state(mirror, status)})
+            refresh_status(mirror)
     return [place for _, place, _ in gone]
 
 

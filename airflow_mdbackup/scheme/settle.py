@@ -48,8 +48,9 @@ from airflow_mdbackup.scheme.records import (
     read_header,
     read_records,
     write_records,
+    write_state,
 )
-from airflow_mdbackup.scheme.totals import OnDisk, Tally
+from airflow_mdbackup.scheme.totals import OnDisk, Tally, totals_state
 from airflow_mdbackup.scheme.tree import (
     Blocked,
     Folder,
@@ -117,6 +118,15 @@ def status_or_lost(mirror: Mirror) -> dict[str, Any]:
     except Damaged as error:
         log.warning("%s. When the last good run was is not known until the next one", error)
         return {}
+
+
+def refresh_status(mirror: Mirror, **new: Any) -> None:
+    """Have the status tell what the disk holds now; if there is one. Needs the lock.
+
+    :param new: what else it is to tell.
+    """
+    if status := status_or_lost(mirror):
+        write_state(mirror.status, {**status, **new, **totals_state(mirror, status)})
 
 
 def present_index(mirror: Mirror, target: Path) -> Path | None:

@@ -33,6 +33,7 @@ from airflow_mdbackup.scheme.index import read_entries
 from airflow_mdbackup.scheme.mirror import Mirror
 from airflow_mdbackup.scheme.moments import moment_of
 from airflow_mdbackup.scheme.past import Past
+from airflow_mdbackup.scheme.status import look
 from airflow_mdbackup.scheme.verify import Found, unknown, verify
 
 from ..torture import LONG
@@ -292,8 +293,10 @@ def test_equal_trees_make_the_first_run_a_no_op(pair: Pair, terminal: Terminal, 
     pair.build_index()
     terminal.run("adopt", "--tree", terminal_tree, "--at", pair.a)
     before = on_disk(pair.mirror.files)
+    assert disk_of(pair) == (50, 90, 0, 0)
     assert pair.backup().outcomes == {}
     assert (pair.transferred, on_disk(pair.mirror.files)) == (0, before)
+    assert disk_of(pair) == (50, 90, 0, 0)
 
 
 def test_a_dry_run_of_an_adoption_tells_all_and_changes_nothing(
@@ -642,6 +645,13 @@ def adopted(terminal: Terminal, folder: Path, *words: str) -> None:
     terminal.run("adopt", "--tree", folder / "rsynced", "--at", terminal.pair.a, *words)
 
 
+def disk_of(pair: Pair) -> tuple[int, ...]:
+    """Return what the status tells: live files and their bytes, versions and theirs."""
+    disk = look(pair.mirror, None, datetime.now(UTC)).disk
+    assert disk is not None
+    return disk[:4]
+
+
 @pytest.mark.parametrize("copy", [False, True])
 def test_what_rsync_kept_becomes_versions(pair: Pair, terminal: Terminal, tmp_path: Path, copy: bool) -> None:
     """Moved, or copied; also of a path that is there no more. All that reads history knows them."""
@@ -661,6 +671,7 @@ def test_what_rsync_kept_becomes_versions(pair: Pair, terminal: Terminal, tmp_pa
         assert version.stat().st_mtime_ns == before[str(kept / name)][1]
     assert pair.index_b() == index
     check_sound(pair)
+    assert disk_of(pair)[2:] == (3, 37)
     with Past(pair.mirror) as past:
         assert not past.problems
         assert {found.found for found in verify(pair.mirror, past, past.contents())} == {Found.SOUND}
