@@ -21,6 +21,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import chain, count
 from pathlib import Path
@@ -115,6 +116,7 @@ def _import_versions(
     progress: Callable[[Survey], Callable[[int], None]],
     finished: bool,
 ) -> Imported:
+    known = mirror.last_commit()
     with Past(mirror) as past:
         if not copy and os.stat(source.directory).st_dev != os.stat(mirror.files).st_dev:
             raise DestinationRefused(
@@ -132,7 +134,7 @@ def _import_versions(
             for why in (Left.PASSED_OVER, Left.EMPTY, *([Left.RESERVED] if is_mirror else ())):
                 survey.told.left.pop(why, None)
             survey.hash(threads, progress(survey))
-            importing = _Importing(mirror, past, tree, source, meaning, survey, copy, is_mirror)
+            importing = _Importing(mirror, past, known, tree, source, meaning, survey, copy, is_mirror)
             importing.outcome.finished = finished
             if dry_run:
                 with TemporaryDirectory(prefix="mdbackup-") as folder:
@@ -145,12 +147,16 @@ def _import_versions(
 
 
 class _Importing:
-    """Brings what a survey found."""
+    """Brings what a survey found.
+
+    :param past: all of it, with its places noted, when ``known`` was the last commit.
+    """
 
     def __init__(
         self,
         mirror: Mirror,
         past: Past,
+        known: str,
         tree: Tree,
         source: Source,
         meaning: Meaning,
@@ -161,6 +167,7 @@ class _Importing:
         self.outcome = Imported(survey.told)
         self._mirror = mirror
         self._past = past
+        self._known = known
         self._tree = tree
         self._source = source
         self._meaning = meaning
@@ -172,10 +179,13 @@ class _Importing:
     def commit(self) -> None:
         """Write the history ahead, and finish."""
         mirror = self._mirror
-        with mirror.lock("import", PERSON_WAIT):
+        with mirror.lock("import", PERSON_WAIT), ExitStack() as stack:
             target = mirror.forgetting
             try:
                 settle(mirror, target)
+                if mirror.last_commit() != self._known:  # which may have been another import
+                    self._past = stack.enter_context(Past(mirror))
+                    self._past.note_places()
                 current = consumer_index(mirror, target)
                 if current is None:
                     raise DestinationRefused(

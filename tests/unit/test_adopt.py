@@ -723,6 +723,27 @@ def test_an_import_overwrites_no_version(pair: Pair, terminal: Terminal, tmp_pat
     check_sound(pair)
 
 
+def test_two_equal_imports_at_once_tell_each_version_once(
+    pair: Pair, terminal: Terminal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second one begins and ends while the first hashes."""
+    kept = with_backup_dir(pair, tmp_path)
+    adopted(terminal, tmp_path)
+    words = ["import", kept, "--at", pair.a, *DISPLACED, "--copy"]
+    hashing = Survey.hash
+
+    def hash_late(survey: Survey, *arguments: Any) -> None:
+        monkeypatch.setattr(Survey, "hash", hashing)
+        terminal.run(*words, index=False)
+        hashing(survey, *arguments)
+
+    monkeypatch.setattr(Survey, "hash", hash_late)
+    terminal.run(*words, index=False)
+    assert "0 versions, 0.0 B, imported, 3 were there already" in terminal.told
+    assert len(commits(pair.mirror)) == 2 and disk_of(pair)[2:] == (3, 37)
+    check_sound(pair)
+
+
 def test_files_with_a_suffix_become_versions_of_those_without(
     pair: Pair, terminal: Terminal, tmp_path: Path
 ) -> None:
