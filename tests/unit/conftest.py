@@ -24,6 +24,8 @@ from airflow_mdbackup.scheme.pull import PullSummary, pull
 from airflow_mdbackup.scheme.records import read_records
 from airflow_mdbackup.scheme.sftp import Reader
 
+from .terminal import Terminal
+
 SFTP_SERVER = "/usr/lib/openssh/sftp-server"
 
 
@@ -208,3 +210,8 @@ def limited_pair() -> Iterator[Pair]:
     with tempfile.TemporaryDirectory(prefix="pair-") as folder:
         os.chmod(folder, 0o755)
         yield from _stopped_after(Pair(Path(folder), user=65534 if os.geteuid() == 0 else None))
+
+
+@pytest.fixture
+def terminal(pair: Pair, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Terminal:
+    return Terminal(pair, tmp_path, capsys)
