@@ -35,7 +35,7 @@ from typing import NamedTuple
 
 from airflow_mdbackup.scheme.diff import Forget
 from airflow_mdbackup.scheme.errors import DestinationBusy, DestinationRefused
-from airflow_mdbackup.scheme.forget import forget
+from airflow_mdbackup.scheme.forget import take_out
 from airflow_mdbackup.scheme.history import PENDING, Change, What, commits, pending
 from airflow_mdbackup.scheme.index import IndexWriter, check_path, count_entries, read_entries
 from airflow_mdbackup.scheme.mirror import OLD, PERSON_WAIT, Mirror, Run
@@ -535,7 +535,7 @@ def conclude(mirror: Mirror, run: Run | None) -> Adopted:
     gone: list[bytes] = []
     if run is not None:
         leaving = Alongside(read_records(run.forget, Forget))
-        gone = forget(mirror, lambda path: leaving.find(path) is not None)
+        gone = take_out(mirror, lambda entry: leaving.find(entry.path) is not None, "adopt", PERSON_WAIT)
     mirror.adopting.unlink(missing_ok=True)
     return Adopted(count_entries(mirror.index), len(gone))
 

@@ -24,6 +24,14 @@ from airflow_mdbackup.scheme.settle import (
     status_or_lost,
 )
 
+FORGET, REPAIR = "forget", "repair"
+"""Who takes out entries of files that the provider may still have."""
+
+
+def is_by_hand(run_id: str) -> bool:
+    """Whether a commit took entries out because a person wants their files to be copied again."""
+    return run_id.partition("__")[0] in (FORGET, REPAIR)
+
 
 def forget(mirror: Mirror, wanted: Callable[[bytes], bool]) -> list[bytes]:
     """Take entries out of the consumer index, and return their paths.
@@ -34,7 +42,7 @@ def forget(mirror: Mirror, wanted: Callable[[bytes], bool]) -> list[bytes]:
     :raises DestinationFull, DestinationRefused, DestinationBroken, WorkerExhausted: see
         :meth:`.Mirror.told_plainly`.
     """
-    return take_out(mirror, lambda entry: wanted(entry.path), "forget", PERSON_WAIT)
+    return take_out(mirror, lambda entry: wanted(entry.path), FORGET, PERSON_WAIT)
 
 
 def take_out(mirror: Mirror, wanted: Callable[[Entry], bool], who: str, wait: float) -> list[bytes]:

@@ -31,6 +31,7 @@ from tempfile import TemporaryDirectory
 from pathspec import GitIgnoreSpec
 
 from airflow_mdbackup.scheme.errors import DestinationBusy, DestinationRefused
+from airflow_mdbackup.scheme.forget import is_by_hand
 from airflow_mdbackup.scheme.index import has_path
 from airflow_mdbackup.scheme.mirror import Mirror, versions_on_disk
 from airflow_mdbackup.scheme.moments import NoSuchMoment, in_words, stamp_of
@@ -155,16 +156,23 @@ class State:
     :ivar past: where it is from.
     :ivar said: as of when, and by what that is known; for people.
     :ivar needs_history: whether it may lack what is wrong with the history.
+    :param moment: as of which it is by the history; None if it is all that ever was.
     """
 
     def __init__(
-        self, past: Past, wanted: Selection, read: Callable[[], Iterator[Content]], said: str
+        self,
+        past: Past,
+        wanted: Selection,
+        read: Callable[[], Iterator[Content]],
+        said: str,
+        moment: Moment | None,
     ) -> None:
         self.past = past
         self.said = said
         self.needs_history = True
         self._wanted = wanted
         self._read = read
+        self._moment = moment
 
     def contents(self) -> Iterator[Content]:
         """Yield what was asked for. May be called again."""
@@ -182,6 +190,27 @@ class State:
             else f"Nothing was ever backed up under {word!r}: write paths as backupop sees them, from / on"
             for word in self._wanted.not_found
         ]
+
+    def taken_out(self, option: str) -> str:
+        """Return, for people, how much of it a person had just taken out of the index; empty if nothing.
+
+        :param option: by which they ask for what had gone.
+        """
+        number = sum(1 for content in self._taken_out() if self._wanted(content.path))
+        if not number:
+            return ""
+        files = f"{number:,} files are" if number > 1 else "1 file is"
+        return (
+            f"{files} left out: `forget` or `verify --repair` had taken the entry out of the index, and no "
+            f"run had pulled the file since; {option} takes what is left of it"
+        )
+
+    def _taken_out(self) -> Iterator[Content]:
+        by_hand = {moment.stamp for moment in self.past.moments if is_by_hand(moment.run_id)}
+        if self._moment is not None and by_hand:
+            for content in self.past.state(self._moment, gone=True):
+                if content.left in by_hand and content.left <= self._moment.stamp:
+                    yield content
 
 
 @contextmanager
@@ -203,13 +232,15 @@ def state_of(
         if as_of is None and index is not None and not gone:
             last = f"; the last commit was at {in_words(past.moments[-1].stamp)}" if past.moments else ""
             present = index
-            state = State(past, wanted, lambda: past.present(present), f"As of now, by the index{last}")
+            moment = max((moment for moment in past.moments if moment.finished), default=None)
+            said = f"As of now, by the index{last}"
+            state = State(past, wanted, lambda: past.present(present), said, moment)
         else:
-            moment = _moment(past, as_of)
-            said = f"As of {in_words(moment.stamp)}, by {to_text(os.fsencode(moment.run_id))}"
-            if moment.rebuilt:
+            then = _moment(past, as_of)
+            said = f"As of {in_words(then.stamp)}, by {to_text(os.fsencode(then.run_id))}"
+            if then.rebuilt:
                 said += "; its history was lost, and told anew: there may be too much"
-            state = State(past, wanted, lambda: past.state(moment, gone=gone), said)
+            state = State(past, wanted, lambda: past.state(then, gone=gone), said, None if gone else then)
         # The index tells what is there now, and no history is needed for that.
         state.needs_history = as_of is not None
         yield state

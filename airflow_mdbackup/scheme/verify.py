@@ -31,7 +31,7 @@ from typing import Any
 
 from airflow_mdbackup.scheme.disk import amount
 from airflow_mdbackup.scheme.errors import DamageFound, DestinationRefused
-from airflow_mdbackup.scheme.forget import take_out
+from airflow_mdbackup.scheme.forget import REPAIR, take_out
 from airflow_mdbackup.scheme.index import Entry
 from airflow_mdbackup.scheme.limit import Limiter
 from airflow_mdbackup.scheme.mirror import PERSON_WAIT, Mirror
@@ -271,7 +271,7 @@ def repair(
                 return False
             return _look(tree, content, content.path, lambda size: None).found in wanted
 
-        return take_out(mirror, is_still_damaged, "repair", wait)
+        return take_out(mirror, is_still_damaged, REPAIR, wait)
 
 
 def what_follows(provider: str, gone: Sequence[bytes]) -> str:

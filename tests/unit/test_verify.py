@@ -7,6 +7,7 @@ import os
 import shlex
 import shutil
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from fractions import Fraction
 from functools import partial
 from itertools import count
@@ -162,9 +163,19 @@ def test_command_fails_for_damage_and_names_the_files(pair: Pair) -> None:
 # --- repair -----------------------------------------------------------------------------------------
 
 
-def test_repair_has_rotten_live_files_pulled_again_and_leaves_all_else_alone(pair: Pair) -> None:
+def left_out(pair: Pair, folder: Path, *words: str) -> str:
+    """Return what a restore says of entries that a person has taken out."""
+    to = ("--to", str(folder / "restored"), "--dry-run")
+    told = mdbackup("restore", "--dest", str(pair.mirror.dest), *to, *words)[2]
+    return "".join(line.partition(":")[0] for line in told.splitlines() if "left out" in line)
+
+
+def test_repair_has_rotten_live_files_pulled_again_and_leaves_all_else_alone(
+    pair: Pair, tmp_path: Path
+) -> None:
     """Not versions, not what hands changed, and what is missing only if asked; the rotten bytes are kept."""
     two_runs(pair)
+    as_of = datetime.now(UTC).isoformat()
     (old,) = (pair.live("changed").parent / ".old").glob("changed.*")
     rot(pair.live("same"))
     rot(old)
@@ -180,11 +191,18 @@ def test_repair_has_rotten_live_files_pulled_again_and_leaves_all_else_alone(pai
     last = mdbackup("log", "--dest", str(pair.mirror.dest))[1].splitlines()[-1]
     assert "repair__" in last and "1 forgotten" in last
     assert mdbackup(*command, "same")[1].count("forgotten") == 0  # it has no entry any more
+    assert left_out(pair, tmp_path) == "1 file is left out"
     status, out, _ = mdbackup(*command, "--missing", "--format", "json")
     assert [json.loads(line)["path"] for line in out.splitlines() if '"repair"' in line] == [
         os.fsdecode(pair.path("twin"))
     ]
+    assert left_out(pair, tmp_path) == "2 files are left out"
+    assert left_out(pair, tmp_path, "sam*") == "1 file is left out"
+    assert left_out(pair, tmp_path, "new", "--as-of", "now") == ""
+    assert left_out(pair, tmp_path, "--include-gone") == ""
+    assert left_out(pair, tmp_path, "--as-of", as_of) == ""
     pair.backup()
+    assert left_out(pair, tmp_path) == ""
     assert pair.live("same").read_bytes() == b"same" and pair.live("twin").exists()
     assert pair.versions("same") == [rotten]
     assert set(found_in(pair).values()) == {"changed", "rotten"}  # by hand, and the version
