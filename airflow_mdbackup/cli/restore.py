@@ -54,8 +54,7 @@ def run(args: argparse.Namespace) -> int:
                     replaced += restored.replaced
                     advance(restored)
                     _tell(args, restored)
-            not_found = state.not_found("--include-gone")
-            taken_out = state.taken_out("--include-gone")
+            not_found, taken_out = state.not_found("--include-gone"), state.taken_out("--include-gone")
     except NoSuchMoment as error:
         raise UsageError(str(error)) from error
     except OSError as error:
@@ -64,8 +63,8 @@ def run(args: argparse.Namespace) -> int:
     for why in not_found:
         print(printable(why), file=sys.stderr)
     _sum_up(args, counts, size, replaced)
-    if taken_out:
-        print(taken_out, file=sys.stderr)
+    for why in taken_out:
+        print(why, file=sys.stderr)
     if not state.needs_history:
         wrong = GOOD
     return wrong if all(came.good for came in counts) and not not_found else WRONG

@@ -74,8 +74,7 @@ class RestoreFiles(BackupOperator):
                     *state.not_found(INCLUDE_GONE),
                     *(state.past.problems if state.needs_history else ()),
                 ]
-                taken_out = state.taken_out(INCLUDE_GONE)
-                for problem in [*state.past.problems, *([taken_out] if taken_out else ())]:
+                for problem in [*state.past.problems, *state.taken_out(INCLUDE_GONE)]:
                     self.log.warning("%s", unfolded(problem))
         except ValueError as error:
             raise AirflowFailException(f"{self.provider}: {error}") from error

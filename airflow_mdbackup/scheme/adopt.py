@@ -42,7 +42,7 @@ from airflow_mdbackup.scheme.mirror import OLD, PERSON_WAIT, Mirror, Run
 from airflow_mdbackup.scheme.names import to_text
 from airflow_mdbackup.scheme.ordered import Alongside
 from airflow_mdbackup.scheme.records import read_header, read_records, write_records, write_state
-from airflow_mdbackup.scheme.settle import finish, settle
+from airflow_mdbackup.scheme.settle import finish, refresh_status, settle
 from airflow_mdbackup.scheme.threads import TreePerThread, spread
 from airflow_mdbackup.scheme.totals import totals_state
 from airflow_mdbackup.scheme.tree import Tree, concerns_one_file, md5_of, syncfs
@@ -554,8 +554,10 @@ def _move(mirror: Mirror, tree: Source) -> None:
 
 
 def _write_status(mirror: Mirror, files: int) -> None:
-    """Write a status that knows of no good run, unless a run has written one."""
-    if not mirror.status.exists():
+    """Write a status that knows of no good run, unless there is one."""
+    if mirror.status.exists():
+        refresh_status(mirror)
+    else:
         status = {"provider": mirror.provider, "order": "", "files": files}
         write_state(mirror.status, {**status, **totals_state(mirror, status, files)})
 

@@ -28,9 +28,13 @@ FORGET, REPAIR = "forget", "repair"
 """Who takes out entries of files that the provider may still have."""
 
 
-def is_by_hand(run_id: str) -> bool:
+def is_by_hand(run_id: str, stamp: str) -> bool:
     """Whether a commit took entries out because a person wants their files to be copied again."""
-    return run_id.partition("__")[0] in (FORGET, REPAIR)
+    return run_id in (_run_id(FORGET, stamp), _run_id(REPAIR, stamp))
+
+
+def _run_id(who: str, stamp: str) -> str:
+    return f"{who}__{stamp}"
 
 
 def forget(mirror: Mirror, wanted: Callable[[bytes], bool]) -> list[bytes]:
@@ -62,7 +66,7 @@ def take_out(mirror: Mirror, wanted: Callable[[Entry], bool], who: str, wait: fl
             gone = [entry for entry in read_entries(current) if wanted(entry)]
             if gone:
                 stamp = mirror.next_stamp()
-                run_id = f"{who}__{stamp}"
+                run_id = _run_id(who, stamp)
                 path = mirror.history_path(stamp, run_id)
                 path = path.with_name(path.name + PENDING)
                 # It is newer than no run's index: each entry is judged by itself.
@@ -79,8 +83,8 @@ def take_out(mirror: Mirror, wanted: Callable[[Entry], bool], who: str, wait: fl
                     order=order,
                     before=digest(mirror.index),
                 )
-                files = finish(mirror, path, current, fresh=True)
-                refresh_status(mirror, files=files)
+                finish(mirror, path, current, fresh=True)
+            refresh_status(mirror)
             return [entry.path for entry in gone]
         finally:
             target.unlink(missing_ok=True)

@@ -103,6 +103,8 @@ def _settle(mirror: Mirror) -> bool:
         found = any(pending(mirror))
         settle(mirror, mirror.forgetting)
         mirror.forgetting.unlink(missing_ok=True)
+        if found:
+            refresh_status(mirror)
         return found
 
 
@@ -183,7 +185,8 @@ class _Importing:
             target = mirror.forgetting
             try:
                 settle(mirror, target)
-                if mirror.last_commit() != self._known:  # which may have been another import
+                was_whole = all(moment.finished for moment in self._past.moments)
+                if mirror.last_commit() != self._known or not was_whole:  # by another import, perhaps
                     self._past = stack.enter_context(Past(mirror))
                     self._past.note_places()
                 current = consumer_index(mirror, target)
@@ -196,6 +199,7 @@ class _Importing:
                 run.folder.mkdir(mode=0o700)
                 try:
                     self._commit(run, stamp, current)
+                    refresh_status(mirror)
                 finally:
                     # Of a commit that could not be finished, the copies are still needed.
                     if not any(pending(mirror)):
@@ -218,7 +222,6 @@ class _Importing:
         run.changes.replace(path)
         fsync_directory(mirror.history)
         finish(mirror, path, current, fresh=True, missed=self._missed)
-        refresh_status(mirror)
 
     def _missed(self, change: Change, why: str) -> None:
         self.outcome.versions -= 1

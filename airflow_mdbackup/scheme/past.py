@@ -242,12 +242,15 @@ class Past:
         """Return the last commit that was not after ``stamp`` and came to its end; None if there was none."""
         return max((m for m in self.moments if m.finished and m.stamp <= stamp), default=None)
 
-    def state(self, moment: Moment, *, gone: bool = False) -> Iterator[Content]:
+    def state(
+        self, moment: Moment, *, gone: bool = False, first: bytes = b"", last: bytes | None = None
+    ) -> Iterator[Content]:
         """Yield what the consumer index had as of ``moment``, in path order.
 
         :param gone: and what had left it by then, whose files stay.
+        :param first: the path to begin with; ``last`` the one to end with, or None.
         """
-        for path, changes in self._by_path():
+        for path, changes in self._by_path(first, last):
             replay = _Replay(self, path, changes)
             replay.go_on_to(moment.number)
             content = replay.live
@@ -365,6 +368,15 @@ class Past:
         found = self._table.execute("SELECT 1 FROM place WHERE path = ?", (path,))
         return found.fetchone() is not None
 
+    def forgotten(self, moments: Iterable[Moment]) -> Iterator[bytes]:
+        """Yield the paths that left the index with one of these commits, in path order."""
+        numbers = {moment.number for moment in moments}
+        rows = self._table.execute(
+            "SELECT path, moment FROM change WHERE what = ? ORDER BY path", (What.FORGOTTEN,)
+        )
+        paths = (path for path, number in rows if number in numbers)
+        return (path for path, _ in groupby(paths))
+
     def changes(self) -> Iterator[tuple[bytes, list[tuple[int, str, bytes | None, bytes | None]]]]:
         """Yield what happened to each path: the number of the moment, what, old and new md5."""
         for path, rows in self._by_path():
@@ -453,16 +465,13 @@ class _Replay:
             live.places[:] = [version]
             live.until = moment.stamp
         elif live is not None and live.md5 == md5:
-            if what == What.EDITED:
-                live.left = ""
-            else:
-                # The bytes stay, or came again, and so do their places, which both share from now on.
-                self.live = self.contents[-1] = replace(
-                    live,
-                    left="",
-                    mtime=live.mtime if mtime is None else mtime,
-                    mode=live.mode if mode is None else mode,
-                )
+            # The bytes stay, or came again, and so do their places, which both share from now on.
+            self.live = self.contents[-1] = replace(
+                live,
+                left="",
+                mtime=live.mtime if mtime is None else mtime,
+                mode=live.mode if mode is None else mode,
+            )
             return
         else:
             self._displaced(moment)

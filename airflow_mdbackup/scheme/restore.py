@@ -32,10 +32,11 @@ from pathspec import GitIgnoreSpec
 
 from airflow_mdbackup.scheme.errors import DestinationBusy, DestinationRefused
 from airflow_mdbackup.scheme.forget import is_by_hand
-from airflow_mdbackup.scheme.index import has_path
+from airflow_mdbackup.scheme.index import has_path, read_entries
 from airflow_mdbackup.scheme.mirror import Mirror, versions_on_disk
 from airflow_mdbackup.scheme.moments import NoSuchMoment, in_words, stamp_of
 from airflow_mdbackup.scheme.names import from_text, to_text
+from airflow_mdbackup.scheme.ordered import Alongside
 from airflow_mdbackup.scheme.past import Content, Moment, Past
 from airflow_mdbackup.scheme.settle import permissions, present_index
 from airflow_mdbackup.scheme.threads import TreePerThread, spread
@@ -156,7 +157,7 @@ class State:
     :ivar past: where it is from.
     :ivar said: as of when, and by what that is known; for people.
     :ivar needs_history: whether it may lack what is wrong with the history.
-    :param moment: as of which it is by the history; None if it is all that ever was.
+    :param taken_out: yields paths that it lacks because a person took them out of the index.
     """
 
     def __init__(
@@ -165,14 +166,14 @@ class State:
         wanted: Selection,
         read: Callable[[], Iterator[Content]],
         said: str,
-        moment: Moment | None,
+        taken_out: Callable[[], Iterator[bytes]],
     ) -> None:
         self.past = past
         self.said = said
         self.needs_history = True
         self._wanted = wanted
         self._read = read
-        self._moment = moment
+        self._taken_out = taken_out
 
     def contents(self) -> Iterator[Content]:
         """Yield what was asked for. May be called again."""
@@ -191,26 +192,17 @@ class State:
             for word in self._wanted.not_found
         ]
 
-    def taken_out(self, option: str) -> str:
-        """Return, for people, how much of it a person had just taken out of the index; empty if nothing.
+    def taken_out(self, option: str) -> list[str]:
+        """Return, for people, how many files it lacks since a person took them out of the index; or nothing.
 
         :param option: by which they ask for what had gone.
         """
-        number = sum(1 for content in self._taken_out() if self._wanted(content.path))
-        if not number:
-            return ""
+        number = sum(1 for path in self._taken_out() if self._wanted(path))
         files = f"{number:,} files are" if number > 1 else "1 file is"
-        return (
+        return [
             f"{files} left out: `forget` or `verify --repair` had taken the entry out of the index, and no "
             f"run had pulled the file since; {option} takes what is left of it"
-        )
-
-    def _taken_out(self) -> Iterator[Content]:
-        by_hand = {moment.stamp for moment in self.past.moments if is_by_hand(moment.run_id)}
-        if self._moment is not None and by_hand:
-            for content in self.past.state(self._moment, gone=True):
-                if content.left in by_hand and content.left <= self._moment.stamp:
-                    yield content
+        ] * bool(number)
 
 
 @contextmanager
@@ -230,20 +222,45 @@ def state_of(
         index = present_index(mirror, Path(folder) / "index.md5")
         wanted.settle(lambda path: past.knows(path) or (index is not None and has_path(index, path)))
         if as_of is None and index is not None and not gone:
-            last = f"; the last commit was at {in_words(past.moments[-1].stamp)}" if past.moments else ""
+            last = max((moment for moment in past.moments if moment.finished), default=None)
+            said = "As of now, by the index"
+            if last is not None:
+                said += f"; the last commit was at {in_words(last.stamp)}"
             present = index
-            moment = max((moment for moment in past.moments if moment.finished), default=None)
-            said = f"As of now, by the index{last}"
-            state = State(past, wanted, lambda: past.present(present), said, moment)
+            state = State(
+                *(past, wanted, lambda: past.present(present), said),
+                taken_out=lambda: _not_in(present, _taken_out(past, last)),
+            )
         else:
-            then = _moment(past, as_of)
-            said = f"As of {in_words(then.stamp)}, by {to_text(os.fsencode(then.run_id))}"
-            if then.rebuilt:
+            moment = _moment(past, as_of)
+            said = f"As of {in_words(moment.stamp)}, by {to_text(os.fsencode(moment.run_id))}"
+            if moment.rebuilt:
                 said += "; its history was lost, and told anew: there may be too much"
-            state = State(past, wanted, lambda: past.state(then, gone=gone), said, None if gone else then)
+            state = State(
+                *(past, wanted, lambda: past.state(moment, gone=gone), said),
+                taken_out=lambda: _taken_out(past, None if gone else moment),
+            )
         # The index tells what is there now, and no history is needed for that.
         state.needs_history = as_of is not None
         yield state
+
+
+def _taken_out(past: Past, moment: Moment | None) -> Iterator[bytes]:
+    """Yield the paths that a person took out of the index by a moment, if none had come back by then."""
+    if moment is None:
+        return
+    by_hand = [m for m in past.moments if m.number <= moment.number and is_by_hand(m.run_id, m.stamp)]
+    stamps = {m.stamp for m in by_hand}
+    for path in past.forgotten(by_hand):
+        for content in past.state(moment, gone=True, first=path, last=path):
+            if content.left in stamps:
+                yield path
+
+
+def _not_in(index: Path, paths: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield those of some paths, in path order, that an index does not have."""
+    entries = Alongside(read_entries(index))
+    return (path for path in paths if entries.find(path) is None)
 
 
 def _moment(past: Past, as_of: datetime | None) -> Moment:

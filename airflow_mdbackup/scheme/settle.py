@@ -32,6 +32,7 @@ from airflow_mdbackup.scheme.index import (
     IndexWriter,
     MalformedIndex,
     canonicalise,
+    count_entries,
     digest,
     merge,
     read_entries,
@@ -120,13 +121,20 @@ def status_or_lost(mirror: Mirror) -> dict[str, Any]:
         return {}
 
 
-def refresh_status(mirror: Mirror, **new: Any) -> None:
-    """Have the status tell what the disk holds now; if there is one. Needs the lock.
+def refresh_status(mirror: Mirror) -> None:
+    """Have the status tell what index and disk hold since the last commit; if there is one. Needs the lock.
 
-    :param new: what else it is to tell.
+    That is no reason for anything to fail which is committed by then.
     """
-    if status := status_or_lost(mirror):
-        write_state(mirror.status, {**status, **new, **totals_state(mirror, status)})
+    status = status_or_lost(mirror)
+    if not status:
+        return
+    try:
+        if mirror.committed.exists():
+            status["files"] = count_entries(mirror.committed)
+        write_state(mirror.status, {**status, **totals_state(mirror, status)})
+    except OSError as error:
+        log.warning("%s is as it was before this commit: %s", mirror.status, error)
 
 
 def present_index(mirror: Mirror, target: Path) -> Path | None:

@@ -208,7 +208,7 @@ def totals_state(mirror: Mirror, status: dict[str, Any], entries: int = 0) -> di
     """
     try:
         return {"totals": totals_now(mirror, status, entries).state(datetime.now(UTC))}
-    except (BackupError, sqlite3.Error) as error:
+    except (BackupError, sqlite3.Error, OSError) as error:
         log.warning("What %s takes on the disk is not known: %s", mirror.dest, error)
         return {}
 

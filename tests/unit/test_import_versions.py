@@ -18,6 +18,7 @@ import pytest
 from airflow_mdbackup.cli import UsageError
 from airflow_mdbackup.cli.commands import main
 from airflow_mdbackup.cli.suffix import Suffix
+from airflow_mdbackup.scheme import import_versions
 from airflow_mdbackup.scheme import tree as tree_module
 from airflow_mdbackup.scheme.adopt import Survey
 from airflow_mdbackup.scheme.history import commits, pending
@@ -128,10 +129,11 @@ def test_an_import_overwrites_no_version(pair: Pair, terminal: Terminal, tmp_pat
     check_sound(pair)
 
 
+@pytest.mark.parametrize("cut_off", [False, True])
 def test_two_equal_imports_at_once_tell_each_version_once(
-    pair: Pair, terminal: Terminal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pair: Pair, terminal: Terminal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cut_off: bool
 ) -> None:
-    """The second one begins and ends while the first hashes."""
+    """The second one begins and ends while the first hashes; or is cut off as the first reads history."""
     kept = with_backup_dir(pair, tmp_path)
     adopted(terminal, tmp_path)
     words = ["import", kept, "--at", pair.a, *DISPLACED, "--copy"]
@@ -142,7 +144,18 @@ def test_two_equal_imports_at_once_tell_each_version_once(
         terminal.run(*words, index=False)
         hashing(survey, *arguments)
 
-    monkeypatch.setattr(Survey, "hash", hash_late)
+    settling = import_versions._settle
+
+    def settle_early(mirror: Mirror) -> bool:
+        monkeypatch.setattr(import_versions, "_settle", settling)
+        finished = settling(mirror)
+        terminal.cut_off(lambda: any(pending(mirror)), *words, index=False)
+        return finished
+
+    if cut_off:
+        monkeypatch.setattr(import_versions, "_settle", settle_early)
+    else:
+        monkeypatch.setattr(Survey, "hash", hash_late)
     terminal.run(*words, index=False)
     assert "0 versions, 0.0 B, imported, 3 were there already" in terminal.told
     assert len(commits(pair.mirror)) == 2 and disk_of(pair)[2:] == (3, 37)
@@ -274,6 +287,7 @@ def test_an_import_that_was_cut_off_in_its_commit_is_finished_by_the_next(
         version.touch()
     terminal.run(*words, index=False)
     assert "A commit that was cut off has been finished first" in terminal.told
+    assert disk_of(pair)[2:] == (3, 37)
     assert pair.versions("changed") == [b"old changed"]
     check_sound(pair)
 

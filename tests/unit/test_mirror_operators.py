@@ -17,6 +17,7 @@ from airflow_mdbackup.alerts.message import kind_of
 from airflow_mdbackup.assets import LAST_GOOD, provider_asset
 from airflow_mdbackup.operators import RestoreFiles, VerifyMirror
 from airflow_mdbackup.scheme.errors import DestinationRefused
+from airflow_mdbackup.scheme.forget import forget
 from airflow_mdbackup.scheme.history import commits
 from airflow_mdbackup.scheme.rebuild import rebuild
 from airflow_mdbackup.scheme.target import target_below
@@ -240,6 +241,13 @@ def test_restore_writes_below_the_base_what_the_form_asks_for(pair: Pair, base: 
     assert gone["restored"] == 2
     again = execute(restorer(pair), target=f"{base}/gone", paths=["same"], as_of="", dry_run=True)
     assert again["there"] == 1
+
+
+def test_restore_says_what_a_person_has_taken_out_of_the_index(pair: Pair, base: Path, log: Log) -> None:
+    two_runs(pair)
+    forget(pair.mirror, lambda path: path in (pair.path("same"), pair.path("new")))
+    assert execute(restorer(pair), target="t")["restored"] == 4
+    assert "2 files are left out" in log.text and "include_gone takes" in log.text
 
 
 def test_dry_run_makes_nothing_and_tells_what_would_come(pair: Pair, base: Path, log: Log) -> None:

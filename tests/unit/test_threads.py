@@ -11,9 +11,10 @@ from airflow_mdbackup.scheme.index import Entry
 from airflow_mdbackup.scheme.threads import spread
 
 THINGS = [Entry(b"/%d" % number, b"") for number in range(160)]
+SIZES = [0, 1 << 20, 1 << 28, None]
 
 
-@pytest.mark.parametrize(("size", "seconds"), [(None, 0.02), (1 << 20, 0.0)])
+@pytest.mark.parametrize(("size", "seconds"), [(0, 0.02), (None, 0.0), (1 << 20, 0.0)])
 def test_work_that_waits_for_the_disk_is_done_side_by_side(size: int | None, seconds: float) -> None:
     """Short work too, once it is seen to wait; and all of it comes in its order."""
     at_work, most = set[int](), 0
@@ -30,7 +31,23 @@ def test_work_that_waits_for_the_disk_is_done_side_by_side(size: int | None, sec
     assert found == [thing.path for thing in THINGS] and most > 1
 
 
-def test_short_work_goes_on_when_some_of_it_fails() -> None:
+def test_short_work_that_keeps_the_processor_busy_is_done_by_one_thread() -> None:
+    """Also after the disk had been slow for a while."""
+    threads: list[int] = []
+    things = [Entry(b"/%d" % number, b"") for number in range(16 * 100)]
+
+    def act(thing: Entry) -> None:
+        threads.append(threading.get_ident())
+        if 16 <= len(threads) < 64:
+            time.sleep(0.02)
+
+    assert len(list(spread(things, act, 4, lambda thing: 0))) == len(things)
+    own = threading.get_ident()
+    assert {*threads[:16]} == {*threads[-16:]} == {own} and {*threads} > {own}
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_short_work_goes_on_when_some_of_it_fails(size: int | None) -> None:
     """The error comes in its turn, and nobody waits for ever."""
 
     def act(thing: Entry) -> Entry:
@@ -40,12 +57,32 @@ def test_short_work_goes_on_when_some_of_it_fails() -> None:
 
     found = []
     with pytest.raises(OSError):
-        for thing in spread(THINGS, act, 4, lambda thing: None):
+        for thing in spread(THINGS, act, 4, lambda thing: size):
             found.append(thing)
-    assert found == THINGS[:32]
+    assert found == THINGS[: 40 if size else 32]
 
 
 def test_few_large_files_are_shared_out() -> None:
     """Each thread has one, though all would fit into what a thread takes of short ones."""
     together = threading.Barrier(4, timeout=10)
     assert len({*spread(THINGS[:4], lambda thing: together.wait(), 4, lambda thing: 1 << 28)}) == 4
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_no_more_things_than_wanted_are_worked_on_at_a_time(threads: int) -> None:
+    """Whatever sizes they have, and whichever thread has them; all come in their order."""
+    at_work, most, lock = 0, 0, threading.Lock()
+
+    def act(thing: Entry) -> Entry:
+        nonlocal at_work, most
+        with lock:
+            at_work += 1
+            most = max(most, at_work)
+        time.sleep(0.002)
+        with lock:
+            at_work -= 1
+        return thing
+
+    sizes = {thing: SIZES[number // 20 % 4] for number, thing in enumerate(THINGS)}
+    assert list(spread(THINGS, act, threads, sizes.__getitem__)) == THINGS
+    assert most == threads

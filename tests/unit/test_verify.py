@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shlex
@@ -17,10 +18,14 @@ import pytest
 
 from airflow_mdbackup.scheme import commit as commit_module
 from airflow_mdbackup.scheme import past as past_module
+from airflow_mdbackup.scheme import settle as settle_module
+from airflow_mdbackup.scheme import totals
 from airflow_mdbackup.scheme.errors import DestinationBusy
 from airflow_mdbackup.scheme.forget import forget
+from airflow_mdbackup.scheme.history import commits
 from airflow_mdbackup.scheme.mirror import Mirror, Run
 from airflow_mdbackup.scheme.past import Past
+from airflow_mdbackup.scheme.records import write_state
 from airflow_mdbackup.scheme.verify import (
     Found,
     Part,
@@ -288,8 +293,48 @@ def test_what_is_forgotten_is_copied_again_where_it_is_rotten(pair: Pair) -> Non
     assert mdbackup("forget", "--dest", str(pair.mirror.dest))[0] == 2
 
 
+def test_what_is_in_the_index_again_is_not_told_to_be_left_out(pair: Pair, tmp_path: Path) -> None:
+    """Whoever brought it, and whether history tells; but then it was."""
+    two_runs(pair)
+    index = pair.mirror.index.read_bytes()
+    forget(pair.mirror, lambda path: path in (pair.path("same"), pair.path("new")))
+    as_of = datetime.now(UTC).isoformat()
+    assert left_out(pair, tmp_path) == left_out(pair, tmp_path, "--as-of", as_of) == "2 files are left out"
+    pair.mirror.index.write_bytes(index)
+    assert left_out(pair, tmp_path) == ""
+    pair.put("changed", b"once more")
+    pair.backup()
+    assert left_out(pair, tmp_path) == ""
+    assert left_out(pair, tmp_path, "--as-of", as_of) == "2 files are left out"
+    forget(pair.mirror, lambda path: path == pair.path("same"))
+    pair.backup()
+    commits(pair.mirror)[-1].unlink()
+    assert left_out(pair, tmp_path) == ""
+
+
+def test_a_forgetting_that_is_committed_does_not_fail_by_what_it_tells(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk cannot be read where old history lies, or takes no status any more."""
+    two_runs(pair)
+    status = pair.mirror.read_status()
+    del status["totals"]
+    write_state(pair.mirror.status, status)
+
+    def fail(*arguments: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(totals, "read_header", fail)
+    files = len(pair.index_b())
+    assert forget(pair.mirror, lambda path: path == pair.path("same")) == [pair.path("same")]
+    assert pair.mirror.read_status()["files"] == files - 1
+    monkeypatch.setattr(settle_module, "write_state", fail)
+    assert forget(pair.mirror, lambda path: path == pair.path("new")) == [pair.path("new")]
+    assert len(pair.index_b()) == files - 2
+
+
 @pytest.mark.guarantee("1. Crash at every step")
-def test_forgetting_may_be_killed_at_any_step(pair: Pair, cases: Cases) -> None:
+def test_forgetting_may_be_killed_at_any_step(pair: Pair, cases: Cases, tmp_path: Path) -> None:
     two_runs(pair)
     template = pair.mirror.dest
     for number in count(1):
@@ -298,6 +343,12 @@ def test_forgetting_may_be_killed_at_any_step(pair: Pair, cases: Cases) -> None:
         with cases.one():
             killed = crash_at(number, lambda: forget(pair.mirror, lambda path: path == pair.path("same")))
             check_sound(pair)
+            restore = ("restore", "--dest", str(pair.mirror.dest), "--to", str(tmp_path / "back"))
+            _, out, told = mdbackup(*restore, "--dry-run")
+            assert (os.fsdecode(pair.path("same")) in out) != ("left out" in told)
+            if killed:
+                forget(pair.mirror, lambda path: path == pair.path("same"))
+                assert pair.mirror.read_status()["files"] == len(pair.index_b())
             pair.backup()
             check_sound(pair)
             assert pair.index_b() == pair.index_a()
