@@ -103,8 +103,6 @@ def _settle(mirror: Mirror) -> bool:
         found = any(pending(mirror))
         settle(mirror, mirror.forgetting)
         mirror.forgetting.unlink(missing_ok=True)
-        if found:
-            refresh_status(mirror)
         return found
 
 
