@@ -18,7 +18,7 @@ R = TypeVar("R")
 A = TypeVar("A")
 
 _BATCH = 16  # things that a thread takes at a time, if they are short
-_WAITING = 2.0  # times as long as it was busy
+_WAITING = 3.0  # times as long as it was busy
 _JUDGED = 0.2  # seconds of work after which that is judged
 _AGAIN = 32  # short batches, one of which tells whether the disk has become fast
 _AHEAD = 4  # batches for each thread that are on their way
@@ -58,6 +58,8 @@ def spread(
             for batch in batches(things, _BATCH, _BATCH * _SHORT, weight):
                 is_short = sum(map(weight, batch)) < _SHORT * len(batch)
                 if is_short and own.is_next():
+                    while waiting and not own.is_busy:  # others would make it wait for the interpreter
+                        yield from waiting.popleft().result()
                     with at_work:
                         waiting.append(own.submit(act_on, batch))
                 else:
@@ -72,17 +74,20 @@ def spread(
 
 
 class _OwnThread:
-    """Does work at once, and judges whether it is the interpreter that takes the time, or the disk."""
+    """Does work at once, and judges whether it is the interpreter that takes the time, or the disk.
+
+    :ivar is_busy: whether it was the interpreter when last seen.
+    """
 
     def __init__(self) -> None:
-        self._is_busy = True
+        self.is_busy = True
         self._left_out = 0
         self._took = self._busy = 0.0
 
     def is_next(self) -> bool:
         """Whether the next short work is for this thread: while it is busy, and else now and then, to see."""
         self._left_out += 1
-        if self._is_busy or self._left_out >= _AGAIN:
+        if self.is_busy or self._left_out >= _AGAIN:
             self._left_out = 0
             return True
         return False
@@ -97,8 +102,8 @@ class _OwnThread:
             future.set_exception(error)
         self._took += time.monotonic() - begun[0]
         self._busy += time.thread_time() - begun[1]
-        if self._took > _JUDGED or not self._is_busy:
-            self._is_busy = self._took < _WAITING * self._busy
+        if self._took > _JUDGED or not self.is_busy:
+            self.is_busy = self._took < _WAITING * self._busy
             self._took = self._busy = 0.0
         return future
 
