@@ -157,7 +157,7 @@ class State:
     :ivar past: where it is from.
     :ivar said: as of when, and by what that is known; for people.
     :ivar needs_history: whether it may lack what is wrong with the history.
-    :param taken_out: yields paths that it lacks because a person took them out of the index.
+    :param taken_out: paths that it lacks because a person took them out of the index; asked for once.
     """
 
     def __init__(
@@ -166,7 +166,7 @@ class State:
         wanted: Selection,
         read: Callable[[], Iterator[Content]],
         said: str,
-        taken_out: Callable[[], Iterator[bytes]],
+        taken_out: Iterable[bytes],
     ) -> None:
         self.past = past
         self.said = said
@@ -197,7 +197,7 @@ class State:
 
         :param option: by which they ask for what had gone.
         """
-        number = sum(1 for path in self._taken_out() if self._wanted(path))
+        number = sum(1 for path in self._taken_out if self._wanted(path))
         files = f"{number:,} files are" if number > 1 else "1 file is"
         return [
             f"{files} left out: `forget` or `verify --repair` had taken the entry out of the index, and no "
@@ -227,19 +227,15 @@ def state_of(
             if last is not None:
                 said += f"; the last commit was at {in_words(last.stamp)}"
             present = index
-            state = State(
-                *(past, wanted, lambda: past.present(present), said),
-                taken_out=lambda: _not_in(present, _taken_out(past, last)),
-            )
+            taken_out = _not_in(present, _taken_out(past, last))
+            state = State(past, wanted, lambda: past.present(present), said, taken_out)
         else:
             moment = _moment(past, as_of)
             said = f"As of {in_words(moment.stamp)}, by {to_text(os.fsencode(moment.run_id))}"
             if moment.rebuilt:
                 said += "; its history was lost, and told anew: there may be too much"
-            state = State(
-                *(past, wanted, lambda: past.state(moment, gone=gone), said),
-                taken_out=lambda: _taken_out(past, None if gone else moment),
-            )
+            taken_out = _taken_out(past, None if gone else moment)
+            state = State(past, wanted, lambda: past.state(moment, gone=gone), said, taken_out)
         # The index tells what is there now, and no history is needed for that.
         state.needs_history = as_of is not None
         yield state
@@ -260,7 +256,7 @@ def _taken_out(past: Past, moment: Moment | None) -> Iterator[bytes]:
 def _not_in(index: Path, paths: Iterable[bytes]) -> Iterator[bytes]:
     """Yield those of some paths, in path order, that an index does not have."""
     entries = Alongside(read_entries(index))
-    return (path for path in paths if entries.find(path) is None)
+    yield from (path for path in paths if entries.find(path) is None)
 
 
 def _moment(past: Past, as_of: datetime | None) -> Moment:
