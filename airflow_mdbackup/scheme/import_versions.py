@@ -116,7 +116,6 @@ def _import_versions(
     progress: Callable[[Survey], Callable[[int], None]],
     finished: bool,
 ) -> Imported:
-    known = mirror.last_commit()
     with Past(mirror) as past:
         if not copy and os.stat(source.directory).st_dev != os.stat(mirror.files).st_dev:
             raise DestinationRefused(
@@ -134,7 +133,7 @@ def _import_versions(
             for why in (Left.PASSED_OVER, Left.EMPTY, *([Left.RESERVED] if is_mirror else ())):
                 survey.told.left.pop(why, None)
             survey.hash(threads, progress(survey))
-            importing = _Importing(mirror, past, known, tree, source, meaning, survey, copy, is_mirror)
+            importing = _Importing(mirror, past, tree, source, meaning, survey, copy, is_mirror)
             importing.outcome.finished = finished
             if dry_run:
                 with TemporaryDirectory(prefix="mdbackup-") as folder:
@@ -149,14 +148,13 @@ def _import_versions(
 class _Importing:
     """Brings what a survey found.
 
-    :param past: all of it, with its places noted, when ``known`` was the last commit.
+    :param past: all of it, with its places noted.
     """
 
     def __init__(
         self,
         mirror: Mirror,
         past: Past,
-        known: str,
         tree: Tree,
         source: Source,
         meaning: Meaning,
@@ -167,7 +165,6 @@ class _Importing:
         self.outcome = Imported(survey.told)
         self._mirror = mirror
         self._past = past
-        self._known = known
         self._tree = tree
         self._source = source
         self._meaning = meaning
@@ -184,7 +181,7 @@ class _Importing:
             try:
                 settle(mirror, target)
                 was_whole = all(moment.finished for moment in self._past.moments)
-                if mirror.last_commit() != self._known or not was_whole:  # by another import, perhaps
+                if mirror.last_commit() != self._past.newest or not was_whole:  # by another import, perhaps
                     self._past = stack.enter_context(Past(mirror))
                     self._past.note_places()
                 current = consumer_index(mirror, target)

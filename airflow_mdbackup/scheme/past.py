@@ -238,6 +238,11 @@ class Past:
         stamps = ["", *(moment.stamp for moment in self.moments), ""]
         return [Gap(n, stamps[n], stamps[n + 1], within) for n, within in sorted(self._gaps.items())]
 
+    @property
+    def newest(self) -> str:
+        """The stamp of the last commit that it knows of, finished or not; empty if there is none."""
+        return self.moments[-1].stamp if self.moments else ""
+
     def moment_at(self, stamp: str) -> Moment | None:
         """Return the last commit that was not after ``stamp`` and came to its end; None if there was none."""
         return max((m for m in self.moments if m.finished and m.stamp <= stamp), default=None)

@@ -222,7 +222,7 @@ def state_of(
         index = present_index(mirror, Path(folder) / "index.md5")
         wanted.settle(lambda path: past.knows(path) or (index is not None and has_path(index, path)))
         if as_of is None and index is not None and not gone:
-            last = max((moment for moment in past.moments if moment.finished), default=None)
+            last = past.moment_at(past.newest)
             said = "As of now, by the index"
             if last is not None:
                 said += f"; the last commit was at {in_words(last.stamp)}"

@@ -121,7 +121,7 @@ class _Reader:
 
     def __init__(self, mirror: Mirror, past: Past, trees: TreePerThread, wait: Callable[[int], Any]) -> None:
         self._mirror = mirror
-        self._newest = past.moments[-1].stamp if past.moments else ""
+        self._newest = past.newest
         self._trees = trees
         self._wait = wait
 
