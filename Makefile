@@ -12,6 +12,8 @@ IS_NEW_ENOUGH := 'import sys; sys.exit(sys.version_info < (3, 11))'
 PYTHON = $(shell for python in python3.11 python3.12 python3.13 python3; do \
     $$python -c $(IS_NEW_ENOUGH) 2>/dev/null && echo $$python && break; done)
 
+PYTEST := $(BIN)/python -m pytest --numprocesses auto
+
 SSH_PROGRAMS := sshd:openssh-server ssh:openssh-client sftp:openssh-client
 PEERS := rsync:rsync rclone:rclone lftp:lftp
 FILE_SYSTEMS := mkfs.ext4:e2fsprogs mkfs.btrfs:btrfs-progs mkfs.exfat:exfatprogs mount.exfat-fuse:exfat-fuse \
@@ -29,28 +31,35 @@ demo: venv ## See the main job: a real SSH server, a real Airflow, three runs; K
 	@KEEP=$(KEEP) $(BIN)/python -m demo.run
 
 .PHONY: test
-test: venv system-packages ## Run all tests
-	$(BIN)/python -m pytest tests/unit tests/integration tests/system tests/distributed
+test: venv system-packages ## Run all tests, or a part: ARGS="tests/unit/test_diff.py -k name"
+	$(PYTEST) $(ARGS)
 
 .PHONY: test-unit
 test-unit: venv system-packages ## Run the tests that need no server
-	$(BIN)/python -m pytest tests/unit
+	$(PYTEST) tests/unit $(ARGS)
 
 .PHONY: test-integration
 test-integration: venv system-packages ## Run the tests against a real SSH server
-	$(BIN)/python -m pytest tests/integration
+	$(PYTEST) tests/integration $(ARGS)
 
 .PHONY: test-system
 test-system: venv system-packages ## Run the tests with a real Airflow scheduler
-	$(BIN)/python -m pytest tests/system
+	$(PYTEST) tests/system $(ARGS)
 
 .PHONY: test-distributed
 test-distributed: venv system-packages ## Run the tests with Celery workers, Redis and PostgreSQL (root)
-	$(BIN)/python -m pytest tests/distributed
+	$(PYTEST) tests/distributed $(ARGS)
 
 .PHONY: torture
 torture: venv system-packages ## Run the long forms of the tests of docs/guarantees.md, and count what they tried
-	MDBACKUP_TORTURE=long $(BIN)/python -m pytest -m guarantee -p no:cacheprovider tests
+	MDBACKUP_TORTURE=long $(PYTEST) -m guarantee $(ARGS)
+
+.PHONY: coverage
+coverage: venv system-packages ## Run all tests, or ARGS, and report which lines and branches they reach
+	rm -rf build/coverage
+	$(BIN)/coverage run -m pytest --numprocesses auto $(ARGS)
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
 
 .PHONY: fuzz
 fuzz: build/fuzz/.installed ## Fuzz the index reader and the SFTP parser with atheris, each for SECONDS=60

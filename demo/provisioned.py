@@ -9,9 +9,12 @@ systemd in there. Only root can have one, where namespaces are allowed.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import re
 import shlex
+import signal
 import socket
 import subprocess
 import time
@@ -182,6 +185,13 @@ class ProvisionedServer:
 
     def stop_sshd(self) -> None:
         if self._sshd:
+            # sshd alone first: its parent, nsenter, ends with it and reaps it. Else the machine's init has to
+            # reap it, which may take seconds, and the end of the namespace waits for that.
+            for pid in processes.descendants(self._sshd.pid)[:1]:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._sshd.wait(5)
             processes.stop([self._sshd])
             self._sshd = None
 

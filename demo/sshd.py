@@ -13,6 +13,8 @@ Three ways, the first one possible is taken:
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import pwd
 import secrets
@@ -21,7 +23,7 @@ import socket
 import subprocess
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from demo import processes
 from demo.sshd_files import (
@@ -38,6 +40,8 @@ from demo.sshd_files import (
 STRICT_SFTP_OPTIONS = "-R -p open,close,read,fstat,stat,lstat,realpath,limits"
 """Options of internal-sftp that leave just what reading named files takes: no writing, no listing."""
 
+_USERS_FOLDER = "/srv/mdbackup-demo-"
+
 NAMESPACE = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--propagation", "private", "--"]
 
 # $1: folder of the server, $2: directory to mount the tree on, $3: sshd. sshd becomes the first process of
@@ -51,6 +55,7 @@ cp -a /etc/. "$1/etc/." "$1/memory/"
 mount --bind "$1/memory" /etc
 mount --bind "$1/ssh" /etc/ssh
 mount --bind "$1/chroot" "$2"
+mount --bind "$1/tmp" /tmp
 test -d /run/sshd || { mount -t tmpfs -o mode=0755 tmpfs /run; mkdir -m 0755 /run/sshd; }
 exec "$3" -D -e -f /etc/ssh/sshd_config
 """
@@ -66,6 +71,7 @@ class ProviderServer:
     - tree: the provider's files as the calling process sees them. Put there what is to be backed up. It holds
       /.mdbackup, which belongs to the index account and is all that this account may write.
     - chroot: where the index account sees what `backupop` sees as `/`.
+    - tmp: the server's /tmp as the calling process sees it; its own where there is a namespace.
     - prefix: what comes before the path of a file of the tree in the eyes of `backupop`. Empty when chrooted.
       Without a chroot `backupop` sees the whole machine, and a file tree/backups/x is not `/backups/x` but
       `<prefix>/backups/x`: configure `source` and `index` with it.
@@ -92,6 +98,7 @@ class ProviderServer:
         self.backupop, self.index_user = "backupop", "mdbackup-index"
         self.tree = self.folder / "chroot"
         self.chroot, self.prefix = "/", ""
+        self.tmp = Path("/tmp")
         self.port = 0
         self.host_key = ""
         self.backupop_key = self.folder / "keys" / "backupop"
@@ -101,6 +108,7 @@ class ProviderServer:
         self._made_directories: list[Path] = []
         self._made_users: list[str] = []
         self._index_ids = (-1, -1)
+        self._lock: TextIO | None = None
 
     def __enter__(self) -> ProviderServer:
         self.start()
@@ -130,9 +138,11 @@ class ProviderServer:
             processes.stop([self._server])
             self._server = None
         while self._made_users:
-            run(["userdel", self._made_users.pop()])
+            _remove_user(self._made_users.pop())
         while self._made_directories:
             shutil.rmtree(self._made_directories.pop())
+        if self._lock:
+            self._lock.close()
 
     def empty_tree(self) -> None:
         """Remove everything from the tree, and make an empty /.mdbackup for the index account."""
@@ -168,6 +178,10 @@ class ProviderServer:
         others = [line for line in file.read_text().splitlines() if not line.endswith(key)]
         file.write_text("\n".join([*others, f"restrict{forced} {key}"]) + "\n")
 
+    def processes(self) -> list[int]:
+        """Return the ids of the processes that run on the server: sshd's own, and those of its logins."""
+        return processes.descendants(self._server.pid) if self._server else []
+
     def log_text(self) -> str:
         """Return what sshd has logged so far."""
         log = self.folder / "sshd.log"
@@ -185,12 +199,19 @@ class ProviderServer:
     def _namespace(self) -> list[str | Path]:
         self._index_ids = write_private_accounts(self.folder / "etc", self.backupop, self.index_user)
         self.chroot = _mount_point(self.folder)
+        self.tmp = self.folder / "tmp"
+        self.tmp.mkdir(exist_ok=True)
+        self.tmp.chmod(0o1777)
         self._write_server_files(seen_as=Path("/etc/ssh"))
         shell = ["/bin/sh", "-c", ENTER_NAMESPACE, "enter-namespace"]
         return [*NAMESPACE, *shell, self.folder, self.chroot, program("sshd")]
 
     def _users(self) -> list[str | Path]:
+        remove_abandoned_users()
         suffix = secrets.token_hex(3)
+        folder = self._make_directory(Path(f"{_USERS_FOLDER}{suffix}"))
+        self._lock = (folder / "lock").open("w")
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
         self.backupop, self.index_user = f"backupop-{suffix}", f"mdbackup-index-{suffix}"
         for name, shell in ((self.backupop, "/bin/false"), (self.index_user, "/bin/sh")):
             options = ["--system", "--user-group", "--no-create-home", "--home-dir", "/", "--shell", shell]
@@ -199,8 +220,8 @@ class ProviderServer:
             self._made_users.append(name)
         index_account = pwd.getpwnam(self.index_user)
         self._index_ids = (index_account.pw_uid, index_account.pw_gid)
-        self._ssh = self._make_directory(Path(f"/srv/mdbackup-demo-{suffix}")) / "ssh"
-        self.tree = self._ssh.with_name("chroot")
+        self._ssh = folder / "ssh"
+        self.tree = folder / "chroot"
         self.chroot = str(self.tree)
         if not Path("/run/sshd").exists():
             self._make_directory(Path("/run/sshd"))
@@ -263,6 +284,31 @@ class ProviderServer:
             f"The throw-away sshd ({self.way}) does not answer on port {self.port}. Its log, "
             f"{self.folder / 'sshd.log'}:\n{self.log_text()}"
         )
+
+
+def remove_abandoned_users() -> None:
+    """Remove the users and directories of servers whose process was killed before it could."""
+    for folder in Path("/").glob(f"{_USERS_FOLDER.lstrip('/')}*"):
+        with contextlib.suppress(OSError), (folder / "lock").open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # else it is in use
+            for name in ("backupop", "mdbackup-index"):
+                user = f"{name}-{folder.name.rpartition('-')[2]}"
+                if user in {account.pw_name for account in pwd.getpwall()}:
+                    _remove_user(user)
+            shutil.rmtree(folder)
+
+
+def _remove_user(name: str) -> None:
+    """Remove a user, who may not be logged in any more; what was killed may take a moment to be gone."""
+    deadline = time.monotonic() + 10
+    while True:
+        try:
+            run(["userdel", name])
+            return
+        except ProviderServerError:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(0.2)
 
 
 def _namespaces_allowed() -> bool:

@@ -1,35 +1,55 @@
-"""What all tests share: an Airflow home of their own, hypothesis within bounds, and one real SSH server.
+"""What all tests share: where they write, an Airflow home, one real SSH server, and hypothesis within bounds.
 
-Also the count of what the tests of the guarantees have tried (see `tests/torture.py`).
+Also how a run is shared out among worker processes (see `scheduling`), what it says at its end, and the count
+of what the tests of the guarantees have tried (see `torture`).
 """
 
 from __future__ import annotations
 
-import atexit
+import gc
 import os
 import re
+import shlex
+import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
 
-from demo.sshd import ProviderServer
+from .isolation import Scratch, isolate_process, remove
 
-from .torture import Cases, Report
-
+scratch = Scratch()
+_exit_status: int = pytest.ExitCode.OK
 # Airflow makes its home when it is first imported: not in the home of whoever runs the tests.
-_airflow_home = tempfile.TemporaryDirectory(prefix="airflow-home-")
-atexit.register(_airflow_home.cleanup)
 for _name in [name for name in os.environ if name.startswith("AIRFLOW")]:
     del os.environ[_name]
-os.environ["AIRFLOW_HOME"] = _airflow_home.name
+os.environ["AIRFLOW_HOME"] = tempfile.mkdtemp(prefix="airflow-home-")
 os.environ["AIRFLOW__CORE__LOAD_EXAMPLES"] = "False"
+
+from demo.sshd import ProviderServer  # noqa: E402
+
+from . import scheduling  # noqa: E402
+from .torture import LONG, Cases, Report  # noqa: E402
 
 # The time of an example depends on what else the machine does; their number bounds the whole.
 hypothesis.settings.register_profile("bounded", deadline=None, max_examples=150)
 hypothesis.settings.load_profile("bounded")
+
+
+@pytest.fixture
+def tmp_path(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
+    """The test's own directory: in memory where there is room, on the disk if it is marked `real_disk`."""
+    if request.node.get_closest_marker("real_disk") is None:
+        yield tmp_path
+        return
+    failed_before = request.session.testsfailed
+    on_disk = Path(tempfile.mkdtemp(prefix=f"{tmp_path.name}-", dir=scratch.disk))
+    yield on_disk
+    if request.session.testsfailed == failed_before:
+        remove(on_disk)
 
 
 @pytest.fixture(scope="session")
@@ -50,13 +70,58 @@ def provider(provider_server: ProviderServer) -> ProviderServer:
     return provider_server
 
 
+# --- worker processes -------------------------------------------------------------------------------
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Return how many processes `-n auto` means: two for each core, because most tests wait for something.
+
+    Not more than eight: each takes a quarter of a gigabyte, and the Airflows are not faster with more.
+    """
+    return min(8, 2 * len(os.sched_getaffinity(0)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> scheduling.InGroups:
+    return scheduling.InGroups(config, log)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    if scratch.is_ours and not config.option.basetemp:
+        config.option.basetemp = str(scratch.quick / "tests")
+    if config.getoption("dist", "no") == "no" or hasattr(config, "workerinput"):
+        isolate_process()
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> Generator[None]:
+    """Mark before others select by marks; sort after others have shuffled."""
+    _mark_guarantees(items)
+    yield
+    scheduling.sort(items, shuffled=config.pluginmanager.has_plugin("randomly"))
+
+
+def pytest_collection_finish() -> None:
+    """Leave what was imported to itself: else each child process copies it, by looking for garbage in it."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Keep what failed tests have written for somebody to look at; the next run removes it."""
+    if _exit_status == pytest.ExitCode.OK:
+        scratch.remove()
+
+
 # --- the guarantees ---------------------------------------------------------------------------------
 
 _report = Report()
 _PAGE = Path(__file__).parents[1] / "docs" / "guarantees.md"
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def _mark_guarantees(items: list[pytest.Item]) -> None:
     """Mark each test that the page of guarantees names with the section that names it first."""
     sections: dict[str, str] = {}
     for title, text in re.findall(r"^## (\d+\. .+)\n((?:(?!## ).*\n)*)", _PAGE.read_text(), re.MULTILINE):
@@ -91,9 +156,34 @@ def cases(request: pytest.FixtureRequest) -> Iterator[Cases]:
     _report.add(marker.args[0], counted, passed=request.session.testsfailed == failed_before)
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print what was tried, and what was lost."""
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Send what this worker process has tried to the process that prints it."""
+    global _exit_status
+    _exit_status = exitstatus
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["guarantees"] = _report.as_json()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any, error: object) -> None:
+    """Take what a worker process has tried; of one that crashed there is nothing."""
+    _report.add_json(getattr(node, "workeroutput", {}).get("guarantees", {}))
+
+
+# --- the end of a run -------------------------------------------------------------------------------
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """Print what was tried, what was lost, and how to run each test again that failed."""
     if _report.tried:
         terminalreporter.section("guarantees")
         for line in _report.lines():
             terminalreporter.write_line(line)
+    failed = [*terminalreporter.getreports("failed"), *terminalreporter.getreports("error")]
+    if failed:
+        terminalreporter.section("run these again")
+        python = ("MDBACKUP_TORTURE=long " if LONG else "") + os.path.relpath(sys.executable)
+        for nodeid in dict.fromkeys(report.nodeid for report in failed):
+            terminalreporter.write_line(f"{python} -m pytest {shlex.quote(nodeid)}")
+        where = " and ".join(map(str, dict.fromkeys((scratch.quick, scratch.disk))))
+        terminalreporter.write_line(f"What they wrote is in {where} until the next run of the tests.")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -56,6 +56,18 @@ class Report:
         self.tried[section] += cases.tried
         self.survived[section] += cases.survived
         self.failed[section] += not passed
+
+    def as_json(self) -> dict[str, list[int]]:
+        """Return the numbers of each section, for another process to add to its own."""
+        sections = self.tried.keys() | self.failed.keys()
+        return {name: [self.tried[name], self.survived[name], self.failed[name]] for name in sections}
+
+    def add_json(self, sections: Mapping[str, Sequence[int]]) -> None:
+        """Count in what :meth:`as_json` of another process returned."""
+        for name, (tried, survived, failed) in sections.items():
+            self.tried[name] += tried
+            self.survived[name] += survived
+            self.failed[name] += failed
 
     def lines(self) -> list[str]:
         """Return the table, one line per section."""

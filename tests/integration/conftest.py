@@ -8,6 +8,16 @@ from typing import Any
 
 import pytest
 
+from airflow_mdbackup.hooks import provider as provider_module
+
+LONG_LINE = provider_module._LONG
+
+
+@pytest.fixture(autouse=True)
+def short_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take no line for a long one because the machine is busy: `ssh` is not used over those."""
+    monkeypatch.setattr(provider_module, "_LONG", 2.0)
+
 
 @pytest.fixture
 def set_connection(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, dict[str, Any]], None]:

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -141,7 +141,7 @@ class Audited:
     document: dict[str, Any]
     connections: int
     seconds: float
-    left: list[str]
+    left: list[str]  # in the tree, and in the server's /tmp
 
     def of(self, verdict: str) -> set[str]:
         short = {"backup account": "backupop", "index account": "index"}
@@ -194,6 +194,7 @@ def audited(
             seconds = time.monotonic() - began
             document = json.loads(capsys.readouterr().out)
             left = [path for path, _ in set(server.state()) - set(before)]
+            left += map(str, server.tmp.glob(".mdbackup-audit-*"))
             assert not set(before) - set(server.state())
             return Audited(status, document, server.connections() - connections, seconds, left)
 
@@ -397,12 +398,9 @@ def test_nothing_is_left_of_sockets_that_an_account_could_make(
     audited: Callable[[SetUp], Audited], set_up: SetUp, account: str
 ) -> None:
     """sshd leaves what it makes, so that it is not made to."""
-    before = set(Path("/tmp").iterdir())
     audit = audited(set_up)
     assert "tried to make a socket" in audit.seen(account, "no socket forwarding")
     assert audit.left == []
-    new = {path.name for path in set(Path("/tmp").iterdir()) - before}
-    assert not any(name.startswith(".mdbackup-audit-") for name in new)
 
 
 def test_socket_of_the_machine_that_can_be_reached_is_caught(
@@ -419,7 +417,8 @@ def test_socket_of_the_machine_that_can_be_reached_is_caught(
     ):
         path = server.tree / "run" / "dbus" / "system_bus_socket"
         path.parent.mkdir(parents=True)
-        bus.bind(str(path))
+        with chdir(path.parent):  # the whole path may be too long for a socket
+            bus.bind(path.name)
         path.chmod(0o666)
         bus.listen()
         assert run(argparse.Namespace(provider="web", format="json")) == 1

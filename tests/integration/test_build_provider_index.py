@@ -91,11 +91,12 @@ def building(server: ProviderServer, request: IndexRequest) -> Iterator[tuple[Pr
 def running(server: ProviderServer) -> list[int]:
     """Return the processes of the index account that are indexers."""
     found = []
-    for process in Path("/proc").glob("[0-9]*"):
+    for pid in server.processes():
+        process = Path(f"/proc/{pid}")
         try:
             command = (process / "cmdline").read_bytes()
             if process.stat().st_uid == index(server).parent.stat().st_uid and b"python3" in command:
-                found.append(int(process.name))
+                found.append(pid)
         except OSError:
             pass
     return found

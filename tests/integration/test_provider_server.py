@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import os
 import pwd
+import signal
 import subprocess
 import time
 import traceback
@@ -234,6 +235,25 @@ def test_stop_leaves_nothing_behind(tmp_path: Path, way: str) -> None:
         session.wait()
     assert processes_with(marker) == []
     assert processes_with(str(server.folder)) == []
+    assert machine_state() == before
+
+
+@pytest.mark.skipif(WAYS == ["own"], reason="only root has accounts to make")
+def test_users_of_a_server_that_was_killed_go_when_the_next_one_starts(tmp_path: Path) -> None:
+    """Also the directory that it had outside of its folder; not those of a server that is running."""
+    before = machine_state()
+    child = os.fork()
+    if child == 0:
+        ProviderServer(tmp_path / "killed", way="users").start()
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert machine_state() != before
+    with ProviderServer(tmp_path / "first", way="users") as first:
+        running = machine_state()
+        assert pwd.getpwnam(first.backupop)
+        with ProviderServer(tmp_path / "second", way="users"):
+            pass
+        assert machine_state() == running
     assert machine_state() == before
 
 

@@ -31,6 +31,8 @@ from airflow_mdbackup.scheme.sftp import Attributes, Fetched, Reader, Stream, Wa
 from demo.processes import descendants, free_port
 from demo.sshd import ProviderServer
 from demo.sshd_files import new_key
+from tests.integration.conftest import LONG_LINE
+from tests.isolation import PREFIX
 
 SetConnection = Callable[[str, dict[str, Any]], None]
 FakeSsh = Callable[[str], None]
@@ -295,9 +297,15 @@ def test_machine_without_a_fit_ssh_goes_over_paramiko(
 
 @pytest.mark.parametrize(("round_trip", "expected"), [(None, "ssh"), (0.001, "ssh"), (0.1, "paramiko")])
 def test_line_that_is_known_to_be_long_is_left_to_paramiko(
-    provider: ProviderServer, set_connection: SetConnection, round_trip: float | None, expected: str
+    provider: ProviderServer,
+    set_connection: SetConnection,
+    monkeypatch: pytest.MonkeyPatch,
+    round_trip: float | None,
+    expected: str,
 ) -> None:
     """At once: with one login, not two."""
+    if expected == "paramiko":
+        monkeypatch.setattr(provider_module, "_LONG", LONG_LINE)
     set_connection("backupop", provider.sftp_connection())
     before = provider.log_text().count("Accepted publickey")
     with ProviderHook("backupop") as hook:
@@ -496,8 +504,12 @@ def test_secret_is_on_no_command_line_in_no_environment_and_not_on_the_disk(
     fake_ssh: FakeSsh,
     tmp_path: Path,
     home: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Neither before ssh has logged in nor later."""
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    monkeypatch.setattr(tempfile, "tempdir", None)
     key = provider.backupop_key.read_text()
     secret = key.splitlines()[3].encode()
     connection = provider.sftp_connection(private_key=key)
@@ -507,7 +519,11 @@ def test_secret_is_on_no_command_line_in_no_environment_and_not_on_the_disk(
         f"#!/bin/sh\ntouch {tmp_path}/started\n"
         f'while ! test -e {tmp_path}/go; do sleep 0.05; done\nexec {SSH} "$@"\n'
     )
-    began = time.time() - 1
+    there = {
+        Path(name): set(Path(name).iterdir())
+        for name in ("/tmp", "/var/tmp", "/dev/shm")
+        if os.path.isdir(name)
+    }
 
     def seen() -> list[str]:
         found = []
@@ -517,16 +533,14 @@ def test_secret_is_on_no_command_line_in_no_environment_and_not_on_the_disk(
                     found.append(f"command line of {_program(pid)}")
                 if secret in Path(f"/proc/{pid}/environ").read_bytes():
                     found.append(f"environment of {_program(pid)}")
-        for top in {tempfile.gettempdir(), "/var/tmp", "/dev/shm", str(home), str(tmp_path)}:
-            for folder, folders, names in os.walk(top):
-                folders[:] = [name for name in folders if os.path.join(folder, name) != str(provider.folder)]
-                for name in names:
-                    with suppress(OSError):
-                        file = Path(folder, name)
-                        if file.is_file() and file.stat().st_mtime > began:
-                            with file.open("rb") as opened:
-                                if secret in opened.read(MEGABYTE):
-                                    found.append(str(file))
+        places = [tmp_path, home]
+        for folder, before in there.items():
+            new = [path for path in folder.iterdir() if path not in before]
+            places += [path for path in new if not path.name.startswith(PREFIX)]
+        for file in (file for place in places for file in (place, *place.rglob("*")) if file.is_file()):
+            with suppress(OSError), file.open("rb") as opened:
+                if secret in opened.read(MEGABYTE):
+                    found.append(str(file))
         return found
 
     with ProviderHook("backupop") as hook:

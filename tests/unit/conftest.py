@@ -24,6 +24,7 @@ from airflow_mdbackup.scheme.pull import PullSummary, pull
 from airflow_mdbackup.scheme.records import read_records
 from airflow_mdbackup.scheme.sftp import Reader
 
+from ..conftest import scratch
 from .terminal import Terminal
 
 SFTP_SERVER = "/usr/lib/openssh/sftp-server"
@@ -36,10 +37,11 @@ class ServerProcess:
         self.channel, theirs = socket.socketpair()
         self.channel.settimeout(20)
         command = [SFTP_SERVER, "-R", "-p", "open,close,read,fstat,stat,lstat,realpath,limits"]
+        if user is not None:
+            # Ten times as fast as Popen's own `user`, which copies all pages of this process.
+            command = ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups", *command]
         with theirs:
-            self.process = subprocess.Popen(
-                command, stdin=theirs.fileno(), stdout=theirs.fileno(), user=user, group=user
-            )
+            self.process = subprocess.Popen(command, stdin=theirs.fileno(), stdout=theirs.fileno())
 
     def stop(self) -> None:
         self.channel.close()
@@ -205,9 +207,10 @@ def pair(tmp_path: Path) -> Iterator[Pair]:
 
 
 @pytest.fixture
-def limited_pair() -> Iterator[Pair]:
+def limited_pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
     """A pair whose SFTP server has no more rights than an ordinary account, so that files can be denied."""
-    with tempfile.TemporaryDirectory(prefix="pair-") as folder:
+    where = scratch.disk if request.node.get_closest_marker("real_disk") else scratch.quick
+    with tempfile.TemporaryDirectory(prefix="pair-", dir=where) as folder:
         os.chmod(folder, 0o755)
         yield from _stopped_after(Pair(Path(folder), user=65534 if os.geteuid() == 0 else None))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 
 from airflow_mdbackup.scheme import tree as tree_module
+from demo import processes
 
 MB = 1 << 20
 
@@ -27,26 +29,44 @@ def mounted(kind: str, at: Path, size: int) -> Iterator[Path]:
         modes, no renaming without replacing) or `ntfs` (folds case, and shows names in lower case).
     """
     at.mkdir(exist_ok=True)
-    device = ""
+    server = None
     if kind == "tmpfs":
-        mount = ["mount", "-t", "tmpfs", "-o", f"size={size},mode=700", "tmpfs"]
+        run("mount", "-t", "tmpfs", "-o", f"size={size},mode=700", "tmpfs", str(at))
     else:
-        image = image_of(at)
-        with image.open("wb") as file:
+        with image_of(at).open("wb") as file:
             file.truncate(size)
-        make, mount = _KINDS[kind]
-        run(*make, str(image))
-        device = run("losetup", "--find", "--show", str(image))
-        mount = [*mount, device]
+        run(*_MAKE[kind], str(image_of(at)))
+        if kind in _SERVE:
+            server = _serve(kind, at)
+        else:
+            _mount_image(at)
     try:
-        run(*mount, str(at))
-        try:
-            yield at
-        finally:
-            unmount(at)
+        yield at
     finally:
-        if device:
-            run("losetup", "--detach", device)
+        unmount(at)
+        if server is not None:
+            processes.stop([server])
+
+
+def _mount_image(at: Path) -> None:
+    """Mount the file system in an image, whose loop device the kernel frees with its last use."""
+    run("mount", "-o", "loop", str(image_of(at)), str(at))
+
+
+def _serve(kind: str, at: Path) -> subprocess.Popen[bytes]:
+    """Mount a file system by a program (FUSE), which ends with this process at the latest."""
+    program, *options = _SERVE[kind]
+    device = run("losetup", "--find", "--show", str(image_of(at)))
+    command = [shutil.which(program, path=_PATH) or program, device, str(at), *options]
+    keeper = ["/bin/sh", "-c", _KEEP, "keep", str(at)]
+    try:
+        server = processes.start([*keeper, *command], log=Path(os.devnull))
+        while not os.path.ismount(at):
+            assert server.poll() is None, f"{command} ended with {server.returncode}"
+            time.sleep(0.02)
+    finally:
+        run("losetup", "--detach", device)  # with its last use
+    return server
 
 
 def unmount(at: Path) -> None:
@@ -58,11 +78,20 @@ def unmount(at: Path) -> None:
         raise
 
 
-_KINDS = {
-    "ext4": (["mkfs.ext4", "-q", "-m", "0"], ["mount"]),
-    "btrfs": (["mkfs.btrfs", "-q"], ["mount"]),
-    "exfat": (["mkfs.exfat"], ["mount.exfat-fuse"]),
-    "ntfs": (["mkntfs", "-q", "-F", "-Q"], ["lowntfs-3g", "-o", "ignore_case,permissions"]),
+_PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
+
+_MAKE = {
+    "ext4": ["mkfs.ext4", "-q", "-m", "0"],
+    "btrfs": ["mkfs.btrfs", "-q"],
+    "exfat": ["mkfs.exfat"],
+    "ntfs": ["mkntfs", "-q", "-F", "-Q"],
+}
+# A program must not outlive all others that see its mount: the kernel then waits for ever for its own answer.
+_KEEP = """at=$1; shift; trap 'umount "$at"' TERM; "$@" & wait; wait"""
+# In the foreground.
+_SERVE = {
+    "exfat": ["mount.exfat-fuse", "-d"],
+    "ntfs": ["lowntfs-3g", "-o", "ignore_case,permissions,no_detach"],
 }
 
 
@@ -73,16 +102,12 @@ def image_of(at: Path) -> Path:
 
 def mount_again(at: Path) -> None:
     """Unmount a file system, forgetting all that the kernel knows of it, and mount it again."""
-    device = run("findmnt", "--noheadings", "--output", "SOURCE", str(at))
     run("umount", str(at))
-    while True:
-        try:  # other namespaces may keep it mounted for a moment
-            os.close(os.open(device, os.O_RDONLY | os.O_EXCL))
-            break
-        except OSError as error:
-            assert error.errno == errno.EBUSY
-            time.sleep(0.05)
-    run("mount", device, str(at))
+    deadline = time.monotonic() + 20
+    while run("losetup", "--associated", str(image_of(at))):
+        assert time.monotonic() < deadline, "it is still in use"
+        time.sleep(0.05)  # other namespaces may keep it mounted for a moment
+    _mount_image(at)
 
 
 def remount(at: Path, options: str) -> None:
@@ -144,6 +169,5 @@ def _refuse(*names: object) -> int:
 
 def run(*command: str) -> str:
     """Run a program of the system, which must succeed, and return what it says."""
-    path = f"{os.environ['PATH']}:/usr/sbin:/sbin"
-    environment = {**os.environ, "PATH": path}
+    environment = {**os.environ, "PATH": _PATH}
     return subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout.strip()

@@ -36,6 +36,7 @@ from .conftest import Pair
 from .filesystems import MB, image_of, mount_again, mounted, remount, run
 from .soundness import check_sound, contents_of, in_a_child
 
+pytestmark = pytest.mark.real_disk
 guarantee = pytest.mark.guarantee("4. Disks that fail")
 only_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
 

@@ -263,6 +263,7 @@ def test_a_name_is_taken_as_long_as_the_index_has_it_though_its_file_was_deleted
         assert contents_of(folding) == set()
 
 
+@pytest.mark.real_disk
 @guarantee
 @only_root
 def test_where_there_are_neither_hard_links_nor_modes_versions_are_whole_all_the_same(
@@ -601,6 +602,7 @@ LONG_NAMES = (
 )
 
 
+@pytest.mark.real_disk
 @guarantee
 @pytest.mark.parametrize("kind", ["usual", pytest.param("exfat", marks=only_root)])
 def test_versions_of_long_names_are_told_apart_and_history_knows_whose_they_are(
@@ -778,6 +780,7 @@ def test_files_of_another_owner_get_versions_though_the_kernel_forbids_to_link_t
             server.stop()
 
 
+@pytest.mark.real_disk
 @only_root
 @pytest.mark.parametrize("kind", ["tmpfs", "ext4", "btrfs", "exfat", "ntfs"])
 def test_results_vouch_for_what_they_brought_on_every_filesystem(

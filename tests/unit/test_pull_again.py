@@ -246,6 +246,7 @@ def test_rate_and_time_left_are_of_what_this_try_brings(
 # --- what makes it durable --------------------------------------------------------------------------
 
 
+@pytest.mark.real_disk
 def test_everything_is_on_the_disk_before_it_is_told(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     """Staged before the results, written ahead before files are replaced, in place before the index."""
     steps: list[str] = []
