@@ -76,6 +76,11 @@ class AirflowClient:
         told = "".join(f"\n{error['filename']}: {error['stack_trace']}" for error in errors)
         raise AirflowClientError(f"No DAG {dag_id} within {timeout:.0f} s. Import errors: {told or 'none'}")
 
+    def read_again(self, dag_id: str) -> None:
+        """Have the DAG processor read the file of the DAG again, soon, although it has not changed."""
+        token = self.get(f"/dags/{dag_id}")["file_token"]
+        self._send("PUT", f"/api/v2/parseDagFile/{token}", headers=self._headers(), already_done=409)
+
     def unpause(self, dag_id: str) -> None:
         """Let the scheduler run the DAG."""
         self.patch(f"/dags/{dag_id}", {"is_paused": False})

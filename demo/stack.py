@@ -14,8 +14,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import httpx
@@ -108,30 +107,17 @@ class AirflowStack(AirflowClient):
         self.close()
 
     def restart(self, name: str) -> None:
-        """End a component, with all that it was doing, and start it anew.
+        """End a component, with all that it was doing, and start it again.
 
         :raises AirflowStackError: it ended, or is not healthy within three minutes.
         """
-        with self.without(name):
-            pass
+        processes.stop([self._running.pop(name)], patience=15)
+        self._start(name)
+        self._wait_until_healthy()
 
     def kill(self, name: str) -> None:
         """End a component, and all that it was doing, as a power cut would; it stays ended."""
         processes.kill(self._running.pop(name))
-
-    @contextmanager
-    def without(self, *names: str) -> Iterator[None]:
-        """Have some components ended meanwhile, so that they do not write to the database either.
-
-        SQLite refuses at once, whatever its patience, a transaction that read before another one wrote.
-
-        :raises AirflowStackError: afterwards one of them ended, or is not healthy within three minutes.
-        """
-        processes.stop([self._running.pop(name) for name in names], patience=15)
-        yield
-        for name in names:
-            self._start(name)
-        self._wait_until_healthy()
 
     def _start(self, name: str) -> None:
         self._running[name] = processes.start(
@@ -140,11 +126,16 @@ class AirflowStack(AirflowClient):
             environment=self.environment,
         )
 
-    def airflow(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Run an `airflow` command in this Airflow; stdout of the result has its stderr too."""
+    def airflow(
+        self, *arguments: str, env: Mapping[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Run an `airflow` command in this Airflow; stdout of the result has its stderr too.
+
+        :param env: environment variables for this command alone.
+        """
         return subprocess.run(
             [_airflow_program(), *arguments],
-            env=self.environment,
+            env={**self.environment, **(env or {})},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

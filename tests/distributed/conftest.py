@@ -16,8 +16,8 @@ import pytest
 
 from demo.sshd import ProviderServer
 from demo.stack import AirflowStack
-from tests.distributed.servers import postgresql, redis_server
-from tests.system.conftest import PROJECT, Site, provider_yaml
+from tests.servers import postgresql, redis_server
+from tests.system.conftest import PROJECT, READ_WHEN_CHANGED, Site, provider_yaml
 
 WORKERS = {"east-1": "east", "east-2": "east", "west-1": "west"}
 """The queue of each worker. Those of one queue share a disk."""
@@ -55,6 +55,7 @@ class Machines:
             "AIRFLOW__CORE__PARALLELISM": "16",
             "AIRFLOW__CELERY__BROKER_URL": broker,
             "AIRFLOW__CELERY__RESULT_BACKEND": f"db+{database}",
+            **READ_WHEN_CHANGED,
             **LOST_WORKER,
         }
         home = folder / "airflow"
@@ -98,7 +99,7 @@ class Machines:
         return [*NAMESPACE, "/bin/sh", "-c", ENTER_MACHINE, "enter-machine", *machine, *worker]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
     """A running Airflow with all the workers of `WORKERS`."""
     folder = tmp_path_factory.mktemp("machines")
@@ -106,7 +107,7 @@ def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
         server = running.enter_context(ProviderServer(folder / "server"))
         database = running.enter_context(postgresql())
         broker = running.enter_context(redis_server(folder / "redis"))
-        machines = Machines(folder, server, database, broker)
+        machines = Machines(folder, server, database.url, broker)
         # Of no effect here: only the KubernetesExecutor looks at it.
         machines.configure("far", "west", pod_template_file="/opt/airflow/pod_templates/backup.yaml")
         machines.configure("shared", "east", shards=4, bandwidth_limit="1MB")

@@ -9,7 +9,8 @@ import pytest
 
 from demo.sshd import _namespaces_allowed
 from tests.distributed.conftest import Machines
-from tests.system.test_scheduler import pulling, until
+from tests.locks import pulling
+from tests.system.test_scheduler import until
 
 pytestmark = pytest.mark.skipif(
     os.geteuid() != 0 or not _namespaces_allowed(), reason="only root can play several machines"
@@ -67,22 +68,23 @@ def overlap(one: dict[str, Any], other: dict[str, Any]) -> bool:
 def test_task_on_the_wrong_worker_fails_and_names_host_and_queue(machines: Machines) -> None:
     """A mistaken queue: no new backup is begun there, because Airflow knows of the one elsewhere."""
     site = machines.site("east")
-    machines.configure("misled", "east", queue="west")
-    until(lambda: queue_of(machines, "fetch_index") == "west")
+    move(machines, "west")
     run_id = site.start("misled")
     assert site.finish("misled", run_id) == "failed"
     log = site.stack.task_log("mdbackup_misled", run_id, "fetch_index")
     assert f"misled: {machines.mount('east')}/misled on west-1 (queue 'west') has no backup" in log, log
     assert list(machines.mount("east").iterdir()) == []
-    machines.configure("misled", "east")
-    until(lambda: queue_of(machines, "fetch_index") == "east")
+    move(machines, "east")
     site.put("misled", "file", b"3")
     assert site.run("misled")[0] == "success"
     assert site.live("misled", "file").read_bytes() == b"3"
 
 
-def queue_of(machines: Machines, task: str) -> Any:
-    return machines.stack.get(f"/dags/mdbackup_misled/tasks/{task}")["queue"]
+def move(machines: Machines, queue: str) -> None:
+    """Configure another queue for the tasks of `misled`, and wait until Airflow knows of it."""
+    machines.configure("misled", "east", queue=queue)
+    machines.stack.read_again("mdbackup_misled")
+    until(lambda: machines.stack.get("/dags/mdbackup_misled/tasks/fetch_index")["queue"] == queue)
 
 
 def test_worker_that_is_lost_in_mid_pull_is_replaced_by_another(machines: Machines) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import json
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -11,36 +12,58 @@ import pytest
 
 from demo.sshd import ProviderServer
 from demo.stack import AirflowStack
+from tests.servers import Database, postgresql
+
+from . import connections, lineage
+from .listeners import Mailbox, StatsdServer
 
 PROJECT = Path(__file__).parents[2]
 
+READ_WHEN_CHANGED = {
+    "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "3600",
+    "AIRFLOW__CORE__MIN_SERIALIZED_DAG_UPDATE_INTERVAL": "0",
+}
+"""DAG files are read when they change, or when that is asked for, and then count at once. To read them again
+and again, as Airflow does by default, takes most of a core."""
 
-@pytest.fixture(scope="module")
-def airflow_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., AirflowStack]]:
-    """A function that starts a real Airflow, which runs until the tests of the module are over.
+PREAMBLE = """\
+import os
+os.environ |= {environment!r}
 
-    Starting one takes about 15 seconds: call it from a fixture of module scope. Also an idle one takes a
-    seventh of a core.
-    """
-    with ExitStack() as running:
+"""
+"""What stands before each DAG file: each of them is read, and each task is run, in a process of its own."""
 
-        def start(
-            dags_folder: Path, env: Mapping[str, str] | None = None, *, triggerer: bool = False
-        ) -> AirflowStack:
-            home = tmp_path_factory.mktemp("airflow")
-            stack = AirflowStack(home, dags_folder=dags_folder, env=env, triggerer=triggerer)
-            return running.enter_context(stack)
-
-        yield start
+NOTIFIER = """\
+from airflow.sdk import BaseNotifier
+class ToFile(BaseNotifier):
+    template_fields = ("text",)
+    def __init__(self, *, path, text, **kwargs):
+        super().__init__(**kwargs)
+        self.path, self.text = path, text
+    def notify(self, context):
+        with open(self.path, "a") as file:
+            file.write(self.text)
+"""
+"""Somebody's own notifier: the module `own_notifier`, which lies beside the DAG files."""
 
 
 class Site:
-    """An Airflow with some providers, all of them on one SSH server, each with a source of its own."""
+    """An Airflow with some providers, all of them on one SSH server, each with a source of its own.
 
-    def __init__(self, stack: AirflowStack, server: ProviderServer, folder: Path) -> None:
+    :ivar env: environment variables of these providers' DAGs, beside those of the Airflow.
+    """
+
+    def __init__(
+        self,
+        stack: AirflowStack,
+        server: ProviderServer,
+        folder: Path,
+        env: Mapping[str, str] | None = None,
+    ) -> None:
         self.stack = stack
         self.server = server
         self.folder = folder
+        self.env = dict(env or {})
 
     def source(self, provider: str) -> Path:
         return self.server.tree / provider
@@ -68,6 +91,90 @@ class Site:
         run_id = self.start(provider)
         return self.finish(provider, run_id), self.stack.task_states(f"mdbackup_{provider}", run_id)
 
+    def command(self, *words: str) -> tuple[int, str]:
+        """Run `airflow mdbackup` with the configuration of these providers; return status and output."""
+        done = self.stack.airflow("mdbackup", *words, env=self.env)
+        return done.returncode, done.stdout
+
+    def import_errors(self) -> list[dict[str, Any]]:
+        """Return the import errors of the DAG files of these providers."""
+        errors = self.stack.get("/importErrors")["import_errors"]
+        return [error for error in errors if f"{self.folder.name}/" in error["filename"]]
+
+
+class SharedAirflow:
+    """One Airflow for the tests of several modules, each with DAG files and providers of its own.
+
+    With LocalExecutor and PostgreSQL. Names of providers, and so DAG ids, must differ between modules.
+
+    :ivar folder: has a directory for each module, with its configuration and its backups.
+    :ivar dags: the DAG files, in a directory for each module.
+    :ivar keys: directory with the keys that connections have in themselves.
+    """
+
+    def __init__(
+        self, folder: Path, server: ProviderServer, database: Database, mailbox: Mailbox, statsd: StatsdServer
+    ) -> None:
+        self.folder = folder
+        self.server = server
+        self.database = database
+        self.mailbox = mailbox
+        self.statsd = statsd
+        self.keys = folder / "keys"
+        self._sites: dict[str, Site] = {}
+        self.dags = folder / "dags"
+        self.dags.mkdir(parents=True)
+        (self.dags / "own_notifier.py").write_text(NOTIFIER)
+        plugins = folder / "plugins"
+        plugins.mkdir()
+        (plugins / "lineage.py").write_text(lineage.PLUGIN)
+        env = connections.environment(server, self.keys, mailbox.port) | {
+            "AIRFLOW__CORE__PLUGINS_FOLDER": str(plugins),
+            lineage.VARIABLE: str(folder / "lineage"),
+            "AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL": "2",
+            **READ_WHEN_CHANGED,
+            "AIRFLOW__METRICS__STATSD_ON": "True",
+            "AIRFLOW__METRICS__STATSD_HOST": "127.0.0.1",
+            "AIRFLOW__METRICS__STATSD_PORT": str(statsd.port),
+            "NO_PROXY": "127.0.0.1",
+        }
+        self.stack = AirflowStack(
+            folder / "airflow", dags_folder=self.dags, env=env, triggerer=True, database=database.url
+        )
+
+    def site(
+        self,
+        name: str,
+        *,
+        providers: Mapping[str, Any],
+        dags: Mapping[str, str],
+        env: Mapping[str, str] | None = None,
+    ) -> Site:
+        """Add the providers and DAG files of a module, which the DAG processor finds soon.
+
+        :param name: of a directory below `folder`, which may be there.
+        :param providers: configuration of each provider, by name.
+        :param dags: DAG files' texts by name.
+        :param env: what else the DAGs are to have in their environment.
+        """
+        if name in self._sites:  # the tests of its module are not all beside each other
+            return self._sites[name]
+        folder = self.folder / name
+        folder.mkdir(exist_ok=True)
+        configuration = folder / "providers.yaml"
+        configuration.write_text(json.dumps({"providers": providers}))
+        env = {"AIRFLOW__MDBACKUP__PROVIDERS_FILE": str(configuration), **(env or {})}
+        (self.dags / name).mkdir()
+        for file, text in dags.items():
+            (self.dags / name / file).write_text(PREAMBLE.format(environment=env) + text)
+        self._sites[name] = Site(self.stack, self.server, folder, env)
+        return self._sites[name]
+
+
+def dag_files(*names: str) -> dict[str, str]:
+    """Return the texts of DAG files of the project, by their names."""
+    return {name: (PROJECT / "dags" / name).read_text() for name in names}
+
 
 def provider_yaml(server: ProviderServer, folder: Path, name: str, **keys: Any) -> dict[str, Any]:
     return {
@@ -81,3 +188,17 @@ def provider_yaml(server: ProviderServer, folder: Path, name: str, **keys: Any) 
         "retries": 0,
         **keys,
     }
+
+
+@pytest.fixture(scope="package")
+def shared_airflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SharedAirflow]:
+    """A running Airflow to which modules add what they need."""
+    folder = tmp_path_factory.mktemp("shared-airflow")
+    with ExitStack() as running:
+        server = running.enter_context(ProviderServer(folder / "server"))
+        mailbox = running.enter_context(Mailbox())
+        statsd = running.enter_context(StatsdServer())
+        database = running.enter_context(postgresql())
+        shared = SharedAirflow(folder / "site", server, database, mailbox, statsd)
+        running.enter_context(shared.stack)
+        yield shared

@@ -2,33 +2,25 @@
 
 from __future__ import annotations
 
-import email
-import email.policy
 import hashlib
 import html
-import json
 import os
-import shutil
-import threading
 import time
 from collections.abc import Callable, Iterator
 from email.message import EmailMessage
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from typing import Any
 
 import pytest
-from aiosmtpd.controller import Controller
 
 from demo.processes import free_port
-from demo.sshd import ProviderServer
-from demo.stack import AirflowStack
 
-from .conftest import PROJECT, Site, provider_yaml
+from ..locks import pulling
+from .conftest import SharedAirflow, Site, dag_files, provider_yaml
+from .listeners import Checks, Mailbox
 
 HOSTILE = "<b>bold<b> {{ 7 * 7 }}"
 
-# Two providers whose runs take too long, one whose question nobody answers, and somebody else's notifier.
+# Two providers whose runs take too long, and one whose question nobody answers.
 DAGS = """
 from datetime import timedelta
 from airflow_mdbackup.dag import provider_dags
@@ -41,78 +33,11 @@ if "mdbackup_ignored" in dags:
     dags["mdbackup_ignored"].get_task("approve").response_timeout = timedelta(seconds=5)
 globals().update(dags)
 """
-NOTIFIER = """
-from airflow.sdk import BaseNotifier
-class ToFile(BaseNotifier):
-    template_fields = ("text",)
-    def __init__(self, *, path, text, **kwargs):
-        super().__init__(**kwargs)
-        self.path, self.text = path, text
-    def notify(self, context):
-        with open(self.path, "a") as file:
-            file.write(self.text)
-"""
-
-
-class Mailbox:
-    """A mail server, and what it has received."""
-
-    def __init__(self) -> None:
-        self.mails: list[EmailMessage] = []
-        self.port = free_port()
-        self._controller = Controller(self, hostname="127.0.0.1", port=self.port)
-
-    async def handle_DATA(self, server: Any, session: Any, envelope: Any) -> str:
-        self.mails.append(email.message_from_bytes(envelope.content, policy=email.policy.default))  # type: ignore[arg-type]
-        return "250 OK"
-
-    def __enter__(self) -> Mailbox:
-        self._controller.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._controller.stop()
-
-    def of(self, provider: str) -> list[EmailMessage]:
-        return [mail for mail in self.mails if f" {provider}: " in mail["subject"]]
-
-
-class Checks:
-    """A web server that takes pings, and the path and body of each."""
-
-    def __init__(self) -> None:
-        self.pings: list[tuple[str, str]] = []
-        pings = self.pings
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                length = int(self.headers.get("Content-Length") or 0)
-                pings.append((self.path, self.rfile.read(length).decode()))
-                self.send_response(200)
-                self.end_headers()
-
-            def log_message(self, *arguments: Any) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
-
-    def __enter__(self) -> Checks:
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-
-    def of(self, check: str) -> list[str]:
-        return [path for path, _ in self.pings if path.startswith(f"/{check}")]
 
 
 @pytest.fixture(scope="module")
-def mailbox() -> Iterator[Mailbox]:
-    with Mailbox() as running:
-        yield running
+def mailbox(shared_airflow: SharedAirflow) -> Mailbox:
+    return shared_airflow.mailbox
 
 
 @pytest.fixture(scope="module")
@@ -122,58 +47,32 @@ def checks() -> Iterator[Checks]:
 
 
 @pytest.fixture(scope="module")
-def site(
-    airflow_stack: Callable[..., AirflowStack],
-    tmp_path_factory: pytest.TempPathFactory,
-    mailbox: Mailbox,
-    checks: Checks,
-) -> Iterator[Site]:
-    folder = tmp_path_factory.mktemp("site")
-    dags = folder / "dags"
-    dags.mkdir()
-    (dags / "backups.py").write_text(DAGS)
-    (dags / "own_notifier.py").write_text(NOTIFIER)
-    shutil.copy(PROJECT / "dags" / "mdbackup_config.py", dags)
+def site(shared_airflow: SharedAirflow, checks: Checks) -> Site:
+    server, folder = shared_airflow.server, shared_airflow.folder / "alerting"
     mail = {"email": "ops@example.org", "sender": "backup@example.org", "smtp_conn_id": "mail"}
     to_file = {
         "notifier": "own_notifier.ToFile",
         "arguments": {"path": str(folder / "told.txt"), "text": "{{ alert.text }}"},
     }
-    with ProviderServer(folder / "server") as server:
 
-        def provider(name: str, *alerts: Any, **keys: Any) -> dict[str, Any]:
-            return provider_yaml(server, folder, name, alerts=[*alerts, mail], **keys)
+    def provider(name: str, *alerts: Any, **keys: Any) -> dict[str, Any]:
+        return provider_yaml(server, folder, name, alerts=[*alerts, mail], **keys)
 
-        dead = {"ping_url": f"http://127.0.0.1:{free_port()}/dead-secret"}
-        missing = {"notifier": "nowhere.to.be.Found"}
-        slow = {"indexer": {"limit": "500KB"}}
-        providers = {
-            "told": provider("told", {"ping_url": f"{checks.url}/told-secret"}, to_file, shards=2),
-            "warned": provider(
-                *("warned", missing, dead), **{"ssh_conn_id": None, "max_index_age": None}, shards=1
-            ),
-            "killed": provider("killed", bandwidth_limit="500KB"),
-            "slow": provider("slow", **slow),
-            "late": provider("late", **slow),
-            "asking": provider("asking", on_guard="approve"),
-            "ignored": provider("ignored", on_guard="approve"),
-        }
-        providers["warned"]["alerts"][-1] = mail | {"also": ["warning"]}
-        (folder / "providers.yaml").write_text(json.dumps({"providers": providers}))
-        smtp = {
-            "conn_type": "smtp",
-            "host": "127.0.0.1",
-            "port": mailbox.port,
-            "extra": {"disable_ssl": True, "disable_tls": True, "timeout": 10, "retry_limit": 1},
-        }
-        env = {
-            "AIRFLOW_CONN_BACKUPOP": json.dumps(server.sftp_connection()),
-            "AIRFLOW_CONN_INDEX": json.dumps(server.ssh_connection()),
-            "AIRFLOW_CONN_MAIL": json.dumps(smtp),
-            "AIRFLOW__MDBACKUP__PROVIDERS_FILE": str(folder / "providers.yaml"),
-            "NO_PROXY": "127.0.0.1",
-        }
-        yield Site(airflow_stack(dags, env), server, folder)
+    dead = {"ping_url": f"http://127.0.0.1:{free_port()}/dead-secret"}
+    missing = {"notifier": "nowhere.to.be.Found"}
+    slow = {"indexer": {"limit": "500KB"}}
+    providers = {
+        "told": provider("told", {"ping_url": f"{checks.url}/told-secret"}, to_file, shards=2),
+        "warned": provider("warned", missing, dead, ssh_conn_id=None, max_index_age=None, shards=1),
+        "shot": provider("shot", bandwidth_limit="500KB"),
+        "slow": provider("slow", **slow),
+        "late": provider("late", **slow),
+        "waiting": provider("waiting", on_guard="approve"),
+        "ignored": provider("ignored", on_guard="approve"),
+    }
+    providers["warned"]["alerts"][-1] = mail | {"also": ["warning"]}
+    dags = {"backups.py": DAGS, **dag_files("mdbackup_config.py")}
+    return shared_airflow.site("alerting", providers=providers, dags=dags)
 
 
 def only(mails: Callable[[], list[EmailMessage]]) -> tuple[str, str]:
@@ -195,7 +94,7 @@ def until(condition: Callable[[], object], seconds: float = 60) -> None:
 
 
 def test_failed_run_is_told_once_in_each_way_and_a_good_one_only_pinged(
-    site: Site, mailbox: Mailbox, checks: Checks
+    site: Site, shared_airflow: SharedAirflow, mailbox: Mailbox, checks: Checks
 ) -> None:
     """The message has step, kind, path with outcome, the last good backup and links; HTML and templates in
     names stay text; and nobody finds the URL of the ping in a log or in the database.
@@ -227,27 +126,21 @@ def test_failed_run_is_told_once_in_each_way_and_a_good_one_only_pinged(
     kept = [file for file in site.stack.home.rglob("*") if file.is_file() and file.suffix != ".pyc"]
     assert any(b"Told of the failure by ping_url" in file.read_bytes() for file in kept)
     assert not [file for file in kept if b"told-secret" in file.read_bytes()]
+    assert b"told-secret" not in shared_airflow.database.dump()
 
 
 def test_killed_task_is_told_though_it_left_no_word(site: Site, mailbox: Mailbox) -> None:
     """SIGKILL on the process that pulls."""
-    site.put("killed", "big", os.urandom(20_000_000))
-    run_id = site.start("killed")
-    staging = site.folder / "killed" / ".mdbackup" / "staging"
+    site.put("shot", "big", os.urandom(20_000_000))
+    run_id = site.start("shot")
+    staging = site.folder / "shot" / ".mdbackup" / "staging"
     until(lambda: pulling(staging))
     for pid in pulling(staging):
         os.kill(pid, 9)
-    assert site.finish("killed", run_id) == "failed"
-    subject, body = only(lambda: mailbox.of("killed"))
+    assert site.finish("shot", run_id) == "failed"
+    subject, body = only(lambda: mailbox.of("shot"))
     assert "FAILED in pull_changed, shard 0: it was killed, or its worker was lost" in subject
     assert "Last good backup</td><td>never" in body and "commit_backup" in body
-
-
-def pulling(staging: Path) -> set[int]:
-    """Return the processes that hold the lock on an incomplete file."""
-    parts = {path.stat().st_ino for path in staging.glob("*.part")}
-    locks = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
-    return {int(lock[4]) for lock in locks if lock[1] == "FLOCK" and int(lock[5].rpartition(":")[2]) in parts}
 
 
 @pytest.mark.parametrize(
@@ -286,42 +179,42 @@ def test_warnings_of_a_good_run_are_told_if_asked_whatever_other_ways_do(
     assert subject == "[mdbackup] warned: backup is good, with WARNINGS: 1 vanished meanwhile"
     log = site.stack.task_log("mdbackup_warned", run_id, "commit_backup")
     assert "NOT sent by ping_url at 127.0.0.1" in log and "dead-secret" not in log
-    (error,) = site.stack.get("/importErrors")["import_errors"]
+    (error,) = site.import_errors()
     assert "`nowhere.to.be.Found` cannot be imported" in error["stack_trace"]
 
 
 def test_alerts_can_be_tried_before_they_are_needed(site: Site, mailbox: Mailbox, checks: Checks) -> None:
     """By Airflow's own command line, with the connections that it has, and a notifier beside the DAGs."""
     pings = len(checks.of("told-secret"))
-    told = site.stack.airflow("mdbackup", "test-alert", "told")
-    assert told.returncode == 0, told.stdout
+    status, told = site.command("test-alert", "told")
+    assert status == 0, told
     for way in ("ping_url at 127.0.0.1", "own_notifier.ToFile", "e-mail to ops@example.org"):
-        assert f"{way}: taken" in told.stdout.splitlines()
-    assert "told-secret" not in told.stdout
+        assert f"{way}: taken" in told.splitlines()
+    assert "told-secret" not in told
     assert checks.of("told-secret")[pings:] == ["/told-secret/log"]
     assert (site.folder / "told.txt").read_text().count("told: TEST of the alerts") == 1
     assert [mail["subject"] for mail in mailbox.of("told")][-1].startswith("[mdbackup] told: TEST")
 
-    failed = site.stack.airflow("mdbackup", "test-alert", "warned")
-    assert failed.returncode == 1, failed.stdout
-    assert "nowhere.to.be.Found: NOT taken: ModuleNotFoundError" in failed.stdout
-    assert "ping_url at 127.0.0.1: NOT taken: ConnectError" in failed.stdout
-    assert "e-mail to ops@example.org: taken" in failed.stdout
-    assert "dead-secret" not in failed.stdout
+    status, failed = site.command("test-alert", "warned")
+    assert status == 1, failed
+    assert "nowhere.to.be.Found: NOT taken: ModuleNotFoundError" in failed
+    assert "ping_url at 127.0.0.1: NOT taken: ConnectError" in failed
+    assert "e-mail to ops@example.org: taken" in failed
+    assert "dead-secret" not in failed
 
 
 def test_approval_that_is_waited_for_is_told_at_once(site: Site, mailbox: Mailbox) -> None:
     """With the guard's reasons and where to answer; nobody is told while the guard is quiet."""
-    site.put("asking", "only", b"1")
-    assert site.run("asking")[0] == "success"
-    assert not mailbox.of("asking")
-    (site.source("asking") / "only").unlink()
-    run_id = site.start("asking")
-    subject, body = only(lambda: mailbox.of("asking"))
-    assert subject.endswith("asking: backup WAITS for a person's approval: much is gone or changed")
+    site.put("waiting", "only", b"1")
+    assert site.run("waiting")[0] == "success"
+    assert not mailbox.of("waiting")
+    (site.source("waiting") / "only").unlink()
+    run_id = site.start("waiting")
+    subject, body = only(lambda: mailbox.of("waiting"))
+    assert subject.endswith("waiting: backup WAITS for a person's approval: much is gone or changed")
     assert "Guard</td>" in body
-    assert f"{site.stack.url}/dags/mdbackup_asking/runs/{run_id}/tasks/approve/required_actions" in body
-    assert site.stack.task_states("mdbackup_asking", run_id)["approve"] == "awaiting_input"
+    assert f"{site.stack.url}/dags/mdbackup_waiting/runs/{run_id}/tasks/approve/required_actions" in body
+    assert site.stack.task_states("mdbackup_waiting", run_id)["approve"] == "awaiting_input"
 
 
 def test_question_that_nobody_answers_fails_the_run_and_changes_nothing(site: Site, mailbox: Mailbox) -> None:

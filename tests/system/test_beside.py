@@ -5,74 +5,34 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from airflow_mdbackup.scheme.index import read_entries
-from demo.sshd import ProviderServer
-from demo.stack import AirflowStack
 
-from .conftest import PROJECT, Site, provider_yaml
+from .conftest import PROJECT, SharedAirflow, Site, dag_files, provider_yaml
 
 OFFSITE = "offsite_copied"
 RUDE = "rude\x1b[31m::endgroup::"
 
-# A plugin as OpenLineage's: a reader, and a listener that has it read after each task.
-READER = """
-import json, os
-from airflow.plugins_manager import AirflowPlugin
-from airflow.providers.common.compat.sdk import hookimpl
-from airflow.sdk.lineage import HookLineageReader
-
-class Reader(HookLineageReader):
-    pass
-
-class Listener:
-    @hookimpl
-    def on_task_instance_success(self, previous_state, task_instance):
-        found = Reader().retrieve_hook_lineage()
-        uris = [[each.asset.uri for each in some] for some in (found.inputs, found.outputs)]
-        if any(uris):
-            with open(os.environ["LINEAGE"], "a") as file:
-                file.write(json.dumps([task_instance.dag_id, task_instance.task_id, *uris]) + "\\n")
-
-class Lineage(AirflowPlugin):
-    name = "lineage_of_the_test"
-    hook_lineage_readers = [Reader]
-    listeners = [Listener()]
-"""
-
 
 @pytest.fixture(scope="module")
-def site(
-    airflow_stack: Callable[..., AirflowStack], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Site]:
-    folder = tmp_path_factory.mktemp("site")
-    for name in ("dags", "plugins", "vault"):
-        (folder / name).mkdir()
-    shutil.copy(PROJECT / "dags" / "mdbackup.py", folder / "dags")
+def site(shared_airflow: SharedAirflow) -> Site:
+    server, folder = shared_airflow.server, shared_airflow.folder / "beside"
+    (folder / "vault").mkdir(parents=True, exist_ok=True)
     example = (PROJECT / "docs" / "example_offsite.py").read_text()
     edits = {"/srv/backups/srv1": str(folder / "copied"), "srv1": "copied", '"retries": 2': '"retries": 0'}
     for old, new in edits.items():
         assert old in example
         example = example.replace(old, new)
-    (folder / "dags" / "example_offsite.py").write_text(example)
-    (folder / "plugins" / "lineage.py").write_text(READER)
-    with ProviderServer(folder / "server") as server:
-        providers = {name: provider_yaml(server, folder, name) for name in ("copied", "failing")}
-        (folder / "providers.yaml").write_text(json.dumps({"providers": providers}))
-        env = {
-            "AIRFLOW_CONN_BACKUPOP": json.dumps(server.sftp_connection()),
-            "AIRFLOW_CONN_INDEX": json.dumps(server.ssh_connection()),
-            "AIRFLOW__MDBACKUP__PROVIDERS_FILE": str(folder / "providers.yaml"),
-            "AIRFLOW__CORE__PLUGINS_FOLDER": str(folder / "plugins"),
-            "AIRFLOW_VAR_OFFSITE_COPIED": str(folder / "vault"),
-            "LINEAGE": str(folder / "lineage"),
-        }
-        yield Site(airflow_stack(folder / "dags", env), server, folder)
+    return shared_airflow.site(
+        "beside",
+        providers={name: provider_yaml(server, folder, name) for name in ("copied", "failing")},
+        dags={**dag_files("mdbackup.py"), "example_offsite.py": example},
+        env={"AIRFLOW_VAR_OFFSITE_COPIED": str(folder / "vault")},
+    )
 
 
 def follower(site: Site, known: set[str]) -> tuple[str, str]:
@@ -171,13 +131,15 @@ def test_tasks_link_to_what_the_run_did_also_when_it_failed(site: Site) -> None:
     assert did["failed"] == 1 and "/failing/secret" in failure
 
 
-def test_who_reads_lineage_learns_from_where_the_files_of_a_backup_come(site: Site) -> None:
+def test_who_reads_lineage_learns_from_where_the_files_of_a_backup_come(
+    site: Site, shared_airflow: SharedAirflow
+) -> None:
     """With a reader that a plugin registers. A run that pulls nothing tells nothing."""
     site.put("failing", "new", b"3")
     (site.source("failing") / "secret").unlink(missing_ok=True)  # another test leaves it
     for _ in range(2):
         assert site.run("failing")[0] == "success"
-    lines = (site.folder / "lineage").read_text().splitlines()
+    lines = (shared_airflow.folder / "lineage").read_text().splitlines()
     found = [each for each in map(json.loads, lines) if each[0] == "mdbackup_failing"]
     source = f"sftp://127.0.0.1:{site.server.port}{site.server.prefix}/failing"
     assert found[-1] == ["mdbackup_failing", "pull_changed", [source], ["mdbackup://failing/"]]

@@ -8,17 +8,15 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
 import pytest
 
 from demo.sshd import ProviderServer
-from demo.stack import AirflowStack
 
 from ..kept import Kept, files_in
-from .conftest import PROJECT, Site, provider_yaml
+from .conftest import PROJECT, SharedAirflow, Site, dag_files, provider_yaml
 
 ODD = "odd\udcff\n'name'\t\x1b[31m"
 # What a machine has on which Airflow never was.
@@ -30,39 +28,36 @@ from airflow_mdbackup.cli.commands import main; sys.exit(main())' "$@"
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("drill")
+def folder(shared_airflow: SharedAirflow) -> Path:
+    return shared_airflow.folder / "drill"
 
 
 @pytest.fixture(scope="module")
-def kept(folder: Path) -> Iterator[list[tuple[datetime, dict[bytes, Kept]]]]:
-    """Two runs in a real Airflow, after which nothing is left but `dest`: A as it was at each, and when."""
+def kept(shared_airflow: SharedAirflow, folder: Path) -> list[tuple[datetime, dict[bytes, Kept]]]:
+    """Two runs in a real Airflow. Of A, the DAG and its configuration nothing is left then, only `dest`.
+
+    :return: A as it was at each, and when.
+    """
     copies: list[tuple[datetime, dict[bytes, Kept]]] = []
     with ProviderServer(folder / "server") as server:
-        (folder / "dags").mkdir()
-        shutil.copy(PROJECT / "dags" / "mdbackup.py", folder / "dags")
-        providers = {"web": provider_yaml(server, folder, "web", source=[f"{server.prefix}/backups"])}
-        (folder / "providers.yaml").write_text(json.dumps({"providers": providers}))
-        env = {
-            "AIRFLOW_CONN_BACKUPOP": json.dumps(server.sftp_connection()),
-            "AIRFLOW_CONN_INDEX": json.dumps(server.ssh_connection()),
-            "AIRFLOW__MDBACKUP__PROVIDERS_FILE": str(folder / "providers.yaml"),
-        }
-        with AirflowStack(folder / "airflow", dags_folder=folder / "dags", env=env) as stack:
-            site = Site(stack, server, folder)
-            for work in (first_day, second_day):
-                work(site)
-                state, tasks = site.run("web")
-                assert state == "success", tasks
-                here = files_in(server.tree / "backups")
-                prefix = os.fsencode(f"{server.prefix}/backups")
-                copies.append(
-                    (datetime.now().astimezone(), {prefix + path: was for path, was in here.items()})
-                )
-    for burnt in ("server", "airflow", "dags", "providers.yaml"):
-        path = folder / burnt
-        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-    yield copies
+        for name, connection in {"a": server.sftp_connection(), "a_index": server.ssh_connection()}.items():
+            extra = json.dumps(connection["extra"])
+            shared_airflow.stack.post("/connections", {**connection, "connection_id": name, "extra": extra})
+        keys = {"source": [f"{server.prefix}/backups"], "sftp_conn_id": "a", "ssh_conn_id": "a_index"}
+        providers = {"burnt": provider_yaml(server, folder, "burnt", **keys)}
+        added = shared_airflow.site("drill", providers=providers, dags=dag_files("mdbackup.py"))
+        site = Site(added.stack, server, folder)
+        for work in (first_day, second_day):
+            work(site)
+            state, tasks = site.run("burnt")
+            assert state == "success", tasks
+            here = files_in(server.tree / "backups")
+            prefix = os.fsencode(f"{server.prefix}/backups")
+            copies.append((datetime.now().astimezone(), {prefix + path: was for path, was in here.items()}))
+    shutil.rmtree(folder / "server")
+    shutil.rmtree(shared_airflow.dags / "drill")
+    (folder / "providers.yaml").unlink()
+    return copies
 
 
 def first_day(site: Site) -> None:
@@ -116,7 +111,7 @@ def test_everything_comes_back_as_of_two_moments_when_both_servers_are_gone(
     )
     for written, here in {
         "rescue/bin/mdbackup": f"{folder}/rescue",
-        "/srv/backups/web": f"{folder}/web",
+        "/srv/backups/web": f"{folder}/burnt",
         "/mnt/": f"{folder}/mnt/",
         "2026-11-26 12:00": before.isoformat(),
     }.items():
@@ -125,10 +120,10 @@ def test_everything_comes_back_as_of_two_moments_when_both_servers_are_gone(
     rescue = folder / "rescue"
     rescue.write_text(RESCUE.format(python=sys.executable, project=PROJECT))
     rescue.chmod(0o755)
-    disk = files_in(folder / "web")
+    disk = files_in(folder / "burnt")
     done = subprocess.run(["/bin/sh", "-c", script], capture_output=True, text=True, timeout=120, cwd=folder)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("manual_") == 2
     assert files_in(folder / "mnt" / "web-before") == first
     assert files_in(folder / "mnt" / "web") == second
-    assert files_in(folder / "web") == disk
+    assert files_in(folder / "burnt") == disk

@@ -2,101 +2,52 @@
 
 from __future__ import annotations
 
-import json
-import shutil
-import subprocess
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from airflow_mdbackup.scheme.index import read_entries
-from demo.sshd import ProviderServer
 
-from ..torture import Cases
-from .conftest import PROJECT, AirflowStack, Site, provider_yaml
-
-PASSPHRASE = "correct-horse-battery-staple"
-PASSWORD = "tr0ub4dor-and-3"
-GARBAGE = "c2VjcmV0LWtleS10aGF0LWlzLXNwb2lsdA"
+from ..torture import Cases, scaled
+from .conftest import SharedAirflow, Site, dag_files, provider_yaml
+from .connections import GARBAGE, PASSPHRASE, PASSWORD
 
 
 @pytest.fixture(scope="module")
-def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("keys")
-
-
-@pytest.fixture(scope="module")
-def site(
-    airflow_stack: Callable[..., AirflowStack], tmp_path_factory: pytest.TempPathFactory, keys: Path
-) -> Iterator[Site]:
-    folder = tmp_path_factory.mktemp("site")
-    with ProviderServer(folder / "server") as server:
-        shutil.copy(server.backupop_key, keys / "plain")
-        shutil.copy(server.index_key, keys / "index")
-        shutil.copy(server.backupop_key, keys / "locked")
-        for name in ("locked", "index"):
-            subprocess.run(["ssh-keygen", "-q", "-p", "-N", PASSPHRASE, "-f", keys / name], check=True)
-        backupop, index = server.sftp_connection(), server.ssh_connection()
-        spoilt = f"-----BEGIN OPENSSH PRIVATE KEY-----\n{GARBAGE}\n-----END OPENSSH PRIVATE KEY-----\n"
-        connections = {
-            "backupop": backupop,
-            "index": index,
-            "plain": with_key(backupop, (keys / "plain").read_text()),
-            "locked": with_key(backupop, (keys / "locked").read_text(), PASSPHRASE) | {"password": PASSWORD},
-            "index_locked": with_key(index, (keys / "index").read_text(), PASSPHRASE),
-            "spoilt": with_key(backupop, spoilt),
-            "password": {**with_key(backupop, None), "password": PASSWORD},
-        }
-        providers = {
-            "raced": provider_yaml(server, folder, "raced", schedule="@daily", shards=2, retries=1),
-            "plain": provider_yaml(server, folder, "plain", sftp_conn_id="plain"),
-            "locked": provider_yaml(
-                server, folder, "locked", sftp_conn_id="locked", ssh_conn_id="index_locked"
-            ),
-            "deferred": provider_yaml(
-                server, folder, "deferred", ssh_conn_id="index_locked", deferrable=True
-            ),
-            "spoilt": provider_yaml(server, folder, "spoilt", sftp_conn_id="spoilt"),
-            "password": provider_yaml(server, folder, "password", sftp_conn_id="password"),
-        }
-        (folder / "providers.yaml").write_text(json.dumps({"providers": providers}))
-        env = {f"AIRFLOW_CONN_{name.upper()}": json.dumps(value) for name, value in connections.items()}
-        env["AIRFLOW__MDBACKUP__PROVIDERS_FILE"] = str(folder / "providers.yaml")
-        yield Site(airflow_stack(PROJECT / "dags", env, triggerer=True), server, folder)
-
-
-def with_key(
-    connection: dict[str, object], key: str | None, passphrase: str | None = None
-) -> dict[str, object]:
-    """Return a connection that has its key within, instead of a file's name."""
-    extra = {name: value for name, value in dict(connection["extra"]).items() if name != "key_file"}  # type: ignore[call-overload]
-    if key is not None:
-        extra["private_key"] = key
-    if passphrase is not None:
-        extra["private_key_passphrase"] = passphrase
-    return {**connection, "extra": extra}
+def site(shared_airflow: SharedAirflow) -> Site:
+    server, folder = shared_airflow.server, shared_airflow.folder / "guaranteed"
+    providers = {
+        name: provider_yaml(server, folder, name, **keys)
+        for name, keys in {
+            "raced": {"schedule": "@daily", "shards": 2, "retries": 1},
+            "plain": {"sftp_conn_id": "plain"},
+            "locked": {"sftp_conn_id": "locked", "ssh_conn_id": "index_locked"},
+            "triggered": {"ssh_conn_id": "index_locked", "deferrable": True},
+            "spoilt": {"sftp_conn_id": "spoilt"},
+            "password": {"sftp_conn_id": "password"},
+        }.items()
+    }
+    return shared_airflow.site("guaranteed", providers=providers, dags=dag_files("mdbackup.py"))
 
 
 @pytest.mark.guarantee("5. Races")
 def test_backfill_beside_other_runs_brings_everything_once(site: Site, cases: Cases) -> None:
-    """A real backfill of thirty days, ten runs at a time, a run by the schedule, and one by hand.
+    """A real backfill, a run by the schedule, and one by hand. Long form: thirty days, ten runs at a time.
 
     All end well, and one has work to do.
     """
     for number in range(200):
         site.put("raced", f"dir{number % 7}/file{number}", b"%d" % number * number)
     site.put("raced", "big", b"big" * 1_000_000)
-    days = 30
+    days, at_once = scaled((6, 6), (30, 10))
     site.stack.wait_for_dag("mdbackup_raced")
-    with site.stack.without("scheduler", "dag-processor", "triggerer"):
-        created = site.stack.airflow(
-            *("backfill", "create", "--dag-id", "mdbackup_raced", "--max-active-runs", "10"),
-            *("--from-date", "2026-01-01", "--to-date", f"2026-01-{days}"),
-        )
+    created = site.stack.airflow(
+        *("backfill", "create", "--dag-id", "mdbackup_raced", "--max-active-runs", str(at_once)),
+        *("--from-date", "2026-01-01", "--to-date", f"2026-01-{days:02}"),
+    )
     assert created.returncode == 0, created.stdout
     manual = site.start("raced")
     deadline = time.monotonic() + 90
@@ -139,13 +90,13 @@ def runs_of(site: Site, provider: str) -> dict[str, str]:
     [
         ("plain", "success"),
         ("locked", "success"),
-        ("deferred", "success"),
+        ("triggered", "success"),
         ("spoilt", "failed"),
         ("password", "failed"),
     ],
 )
 def test_no_secret_is_written_or_shown_anywhere(
-    site: Site, keys: Path, cases: Cases, provider: str, state: str
+    site: Site, shared_airflow: SharedAirflow, cases: Cases, provider: str, state: str
 ) -> None:
     """Not in a log, in Airflow's database, below dest, or on a command line; nor when the key is refused."""
     site.put(provider, "file", b"content" * 100_000)
@@ -153,12 +104,13 @@ def test_no_secret_is_written_or_shown_anywhere(
     with seen:
         run_id = site.start(provider)
         assert site.finish(provider, run_id) == state
-    secrets = [PASSPHRASE, PASSWORD, GARBAGE, *key_lines(keys)]
+    secrets = [PASSPHRASE, PASSWORD, GARBAGE, *key_lines(shared_airflow.keys)]
     assert len(secrets) > 10
     places = [site.stack.home, site.folder / provider, site.server.folder / "sshd.log"]
     files = [file for place in places for file in (place, *place.rglob("*")) if file.is_file()]
-    assert len(files) > 30 and any(file.name == "airflow.db" for file in files)
+    assert len(files) > 30
     contents = {file: file.read_bytes() for file in files}
+    contents[Path("the database")] = shared_airflow.database.dump()
     for text in (b"backupop", b"mdbackup_" + provider.encode()):
         assert any(text in content for content in contents.values()), "nothing would be found this way"
     for file, content in contents.items():

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
-import socket
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -17,97 +14,35 @@ from typing import Any
 import pytest
 
 from airflow_mdbackup.scheme.index import read_entries
-from demo.processes import free_port
-from demo.sshd import ProviderServer
-from demo.stack import AirflowStack
 
-from .conftest import PROJECT, Site, provider_yaml
-
-OTHER_HOST_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJHv6ZrIrX0XxfVb0tD7bIsVWmI8o4yvfVZqfT4mFtKk"
-
-
-class StatsdServer:
-    """Keeps what Airflow sends to it."""
-
-    def __init__(self) -> None:
-        self._socket = socket.socket(type=socket.SOCK_DGRAM)
-        self._socket.bind(("127.0.0.1", 0))
-        self.port: int = self._socket.getsockname()[1]
-        self._lines: list[str] = []
-        self._thread = threading.Thread(target=self._listen)
-        self._thread.start()
-
-    def _listen(self) -> None:
-        while data := self._socket.recv(65536):
-            self._lines += data.decode().splitlines()
-
-    def stop(self) -> None:
-        self._socket.sendto(b"", ("127.0.0.1", self.port))
-        self._thread.join(10)
-        self._socket.close()
-
-    def told(self, prefix: str) -> dict[str, str]:
-        """Return the last value of each metric whose name, below Airflow's own prefix, begins so."""
-        lines = [line.removeprefix("airflow.").partition(":") for line in self._lines]
-        return {name.removeprefix(prefix): value for name, _, value in lines if name.startswith(prefix)}
+from ..locks import holders, pulling
+from .conftest import SharedAirflow, Site, dag_files, provider_yaml
 
 
 @pytest.fixture(scope="module")
-def statsd() -> Iterator[StatsdServer]:
-    server = StatsdServer()
-    yield server
-    server.stop()
-
-
-@pytest.fixture(scope="module")
-def site(
-    airflow_stack: Callable[..., AirflowStack],
-    tmp_path_factory: pytest.TempPathFactory,
-    statsd: StatsdServer,
-) -> Iterator[Site]:
-    folder = tmp_path_factory.mktemp("site")
-    with ProviderServer(folder / "server") as server:
-        providers = {
-            "good": provider_yaml(server, folder, "good", shards=2),
-            "broken": provider_yaml(server, folder, "broken", shards=2),
-            "noindex": provider_yaml(server, folder, "noindex", ssh_conn_id=None, max_index_age=None),
-            "killed": provider_yaml(server, folder, "killed"),
-            "asking": provider_yaml(server, folder, "asking", on_guard="approve", retries=1),
-            "guarded": provider_yaml(server, folder, "guarded"),
-            "deferred": provider_yaml(
-                server, folder, "deferred", deferrable=True, indexer={"limit": "500KB"}, retries=1
-            ),
-            "building": provider_yaml(server, folder, "building", indexer={"limit": "500KB"}, retries=1),
-            "pulling": provider_yaml(
-                server, folder, "pulling", sftp_conn_id="paramiko", bandwidth_limit="500KB", retries=1
-            ),
-            "refused": provider_yaml(
-                server, folder, "refused", ssh_conn_id="imposter", retries=2, retry_delay="1s"
-            ),
-            "unreached": provider_yaml(
-                server, folder, "unreached", ssh_conn_id="nowhere", retries=2, retry_delay="1s"
-            ),
-            "pooled": provider_yaml(server, folder, "pooled", pool="disks"),
-            "follower": provider_yaml(server, folder, "follower", schedule={"assets": ["mdbackup://pooled"]}),
-            "invalid": {"nonsense": 1},
-        }
-        (folder / "providers.yaml").write_text(json.dumps({"providers": providers}))
-        env = {
-            "AIRFLOW_CONN_BACKUPOP": json.dumps(server.sftp_connection()),
-            "AIRFLOW_CONN_INDEX": json.dumps(server.ssh_connection()),
-            "AIRFLOW_CONN_IMPOSTER": json.dumps(server.ssh_connection(host_key=OTHER_HOST_KEY)),
-            "AIRFLOW_CONN_NOWHERE": json.dumps(server.ssh_connection() | {"port": free_port()}),
-            # Airflow itself ends a task's programs; without `ssh`, only the task does.
-            "AIRFLOW_CONN_PARAMIKO": json.dumps(
-                server.sftp_connection(disabled_algorithms={"macs": ["hmac-md5"]})
-            ),
-            "AIRFLOW__MDBACKUP__PROVIDERS_FILE": str(folder / "providers.yaml"),
-            "AIRFLOW__METRICS__STATSD_ON": "True",
-            "AIRFLOW__METRICS__STATSD_HOST": "127.0.0.1",
-            "AIRFLOW__METRICS__STATSD_PORT": str(statsd.port),
-        }
-        stack = airflow_stack(PROJECT / "dags", env, triggerer=True)
-        yield Site(stack, server, folder)
+def site(shared_airflow: SharedAirflow) -> Site:
+    server, folder = shared_airflow.server, shared_airflow.folder / "scheduled"
+    slow = {"indexer": {"limit": "500KB"}}
+    providers = {
+        name: provider_yaml(server, folder, name, **keys)
+        for name, keys in {
+            "good": {"shards": 2},
+            "broken": {"shards": 2},
+            "noindex": {"ssh_conn_id": None, "max_index_age": None},
+            "killed": {"bandwidth_limit": "2MB"},
+            "asking": {"on_guard": "approve", "retries": 1},
+            "guarded": {},
+            "deferred": {"deferrable": True, "retries": 1, **slow},
+            "building": {"retries": 1, **slow},
+            "pulling": {"sftp_conn_id": "paramiko", "bandwidth_limit": "500KB", "retries": 1},
+            "refused": {"ssh_conn_id": "imposter", "retries": 2, "retry_delay": "1s"},
+            "unreached": {"ssh_conn_id": "nowhere", "retries": 2, "retry_delay": "1s"},
+            "pooled": {"pool": "disks"},
+            "follower": {"schedule": {"assets": ["mdbackup://pooled"]}},
+        }.items()
+    }
+    dags = dag_files("mdbackup.py", "mdbackup_config.py", "mdbackup_verify.py")
+    return shared_airflow.site("scheduled", providers={**providers, "invalid": {"nonsense": 1}}, dags=dags)
 
 
 def test_first_run_second_run_and_a_run_with_nothing_to_do(site: Site) -> None:
@@ -182,13 +117,13 @@ def test_only_what_may_heal_is_tried_again(site: Site, provider: str, tries: int
     assert (task["state"], task["try_number"]) == ("failed", tries)
 
 
-def test_metrics_tell_of_each_run(site: Site, statsd: StatsdServer) -> None:
+def test_metrics_tell_of_each_run(site: Site, shared_airflow: SharedAirflow) -> None:
     """By the names that the documentation has."""
     assert site.run("good")[0] == "success"
     site.put("good", "new", b"x" * 100)
     before = int(time.time())
     assert site.run("good")[0] == "success"
-    told = statsd.told("mdbackup.good.")
+    told = shared_airflow.statsd.told("mdbackup.good.")
     files = sum(path.is_file() for path in site.source("good").rglob("*"))
     assert told["entries.pulled"] == "1|c" and told["placed"] == "100|c"
     assert told["files"] == f"{files}|g" and told["failed"] == "0|g"
@@ -228,10 +163,10 @@ def test_init_makes_the_pool_without_which_no_task_runs_and_one_backup_follows_a
     site.stack.wait_for_dag("mdbackup_follower")
     site.stack.unpause("mdbackup_follower")
     for line in ("pool disks: made, with 3 slots", "pool disks: there, with 3 slots"):
-        made = site.stack.airflow("mdbackup", "init", "--slots", "3")
-        assert made.returncode == 1, made.stdout
-        assert line in made.stdout and "NOT configured validly" in made.stdout
-        assert "provider `invalid`: `nonsense`" in made.stdout
+        status, made = site.command("init", "--slots", "3")
+        assert status == 1, made
+        assert line in made and "NOT configured validly" in made
+        assert "provider `invalid`: `nonsense`" in made
     state, tasks = site.run("pooled")
     assert state == "success", tasks
     deadline = time.monotonic() + 60
@@ -266,13 +201,8 @@ def test_failed_entry_fails_the_run_after_the_others_are_committed(site: Site) -
 
 def test_killed_pull_goes_on_after_it_is_cleared(site: Site) -> None:
     """SIGKILL in the middle of a transfer, then `Clear` in the UI: the run ends well, nothing is lost."""
-    chunk = os.urandom(1 << 20)
     for number in range(4):
-        with (site.source("killed").parent / "big").open("wb") as file:
-            for part in range(400):
-                file.write(b"%d-%d" % (number, part) + chunk)
-        site.put("killed", f"big{number}", b"")
-        (site.source("killed").parent / "big").rename(site.source("killed") / f"big{number}")
+        site.put("killed", f"big{number}", os.urandom(3_000_000))
     run_id = site.start("killed")
     staging = site.folder / "killed" / ".mdbackup" / "staging"
     deadline = time.monotonic() + 120
@@ -285,14 +215,8 @@ def test_killed_pull_goes_on_after_it_is_cleared(site: Site) -> None:
     site.stack.clear("mdbackup_killed", run_id, ["pull_changed"], include_downstream=True)
     assert site.finish("killed", run_id, timeout=240) == "success"
     for number in range(4):
-        assert site.live("killed", f"big{number}").stat().st_size == (
-            (site.source("killed") / f"big{number}").stat().st_size
-        )
-
-
-def pulling(staging: Path) -> set[int]:
-    """Return the processes that hold the lock on an incomplete file."""
-    return holders(staging.glob("*.part"))
+        big = f"big{number}"
+        assert site.live("killed", big).read_bytes() == (site.source("killed") / big).read_bytes()
 
 
 def building(site: Site, provider: str) -> set[int]:
@@ -300,18 +224,9 @@ def building(site: Site, provider: str) -> set[int]:
     return holders((site.server.tree / ".mdbackup").glob(f".{provider}.md5.lock"))
 
 
-def holders(files: Iterable[Path]) -> set[int]:
-    """Return the processes that hold the lock on any of some files."""
-    inodes = {path.stat().st_ino for path in files}
-    locks = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
-    return {
-        int(lock[4]) for lock in locks if lock[1] == "FLOCK" and int(lock[5].rpartition(":")[2]) in inodes
-    }
-
-
 def test_deferred_build_outlives_its_triggerer_and_ends_with_its_task(site: Site) -> None:
     """No worker waits for it; a new triggerer joins the build on A; a person who fails the task stops it."""
-    site.put("deferred", "big", os.urandom(25_000_000))
+    site.put("deferred", "big", os.urandom(13_000_000))
     run_id = site.start("deferred")
     report = site.server.tree / ".mdbackup" / ".deferred.md5.report"
     until(lambda: report.exists() and state_of(site, "deferred", run_id) == "deferred")
@@ -344,7 +259,7 @@ def test_run_or_task_that_a_person_ends_stops_within_five_seconds_on_the_provide
     site: Site, provider: str, task_id: str, ended: dict[str, str]
 ) -> None:
     """Five from when its worker hears of it, at the next heartbeat. Cleared, the run ends well."""
-    site.put(provider, "big", os.urandom(10_000_000))
+    site.put(provider, "big", os.urandom(7_000_000))
     run_id = site.start(provider)
     staging = site.folder / provider / ".mdbackup" / "staging"
     until(lambda: building(site, provider) if provider == "building" else pulling(staging))
@@ -424,6 +339,6 @@ def test_invalid_provider_fails_and_is_an_import_error_and_stops_nobody(site: Si
     run_id = site.start("invalid")
     assert site.finish("invalid", run_id) == "failed"
     assert "nonsense" in site.stack.task_log("mdbackup_invalid", run_id, "invalid_configuration")
-    (error,) = site.stack.get("/importErrors")["import_errors"]
+    (error,) = site.import_errors()
     assert error["filename"].endswith("mdbackup_config.py") and "nonsense" in error["stack_trace"]
     assert site.stack.get("/dags/mdbackup_good")["is_stale"] is False

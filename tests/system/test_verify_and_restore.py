@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from demo.airflow_client import AirflowClientError
-from demo.sshd import ProviderServer
-from demo.stack import AirflowStack
 
-from .conftest import PROJECT, Site, provider_yaml
-from .test_alerts import NOTIFIER, Checks, until
+from .conftest import SharedAirflow, Site, dag_files, provider_yaml
+from .listeners import Checks
+from .test_alerts import until
 
 VERIFY, RESTORE = "mdbackup_verify_web", "mdbackup_restore"
 
@@ -28,40 +25,29 @@ def checks() -> Iterator[Checks]:
 
 
 @pytest.fixture(scope="module")
-def site(
-    airflow_stack: Callable[..., AirflowStack], tmp_path_factory: pytest.TempPathFactory, checks: Checks
-) -> Iterator[Site]:
+def site(shared_airflow: SharedAirflow, checks: Checks) -> Site:
     """Two providers with workers of their own; people of the first one are told in a file, and by pings."""
-    folder = tmp_path_factory.mktemp("site")
-    for name in ("dags", "restored"):
-        (folder / name).mkdir()
-    for name in ("mdbackup", "mdbackup_verify", "mdbackup_restore"):
-        shutil.copy(PROJECT / "dags" / f"{name}.py", folder / "dags")
-    (folder / "dags" / "own_notifier.py").write_text(NOTIFIER)
+    server, folder = shared_airflow.server, shared_airflow.folder / "verified"
+    (folder / "restored").mkdir(parents=True, exist_ok=True)
     to_file = {
         "notifier": "own_notifier.ToFile",
         "arguments": {"path": str(folder / "told"), "text": "{{ alert.event }}: {{ alert.text }}"},
     }
-    with ProviderServer(folder / "server") as server:
-        verify = {"schedule": None, "part": "1/1", "repair": True}
-        alerts = [{"ping_url": f"{checks.url}/check"}, to_file]
-        providers = {
+    verify = {"schedule": None, "part": "1/1", "repair": True}
+    alerts = [{"ping_url": f"{checks.url}/check"}, to_file]
+    site = shared_airflow.site(
+        "verified",
+        providers={
             "web": provider_yaml(server, folder, "web", verify=verify, alerts=alerts),
             "new": provider_yaml(server, folder, "new", verify=verify, queue="elsewhere"),
-        }
-        (folder / "providers.yaml").write_text(json.dumps({"providers": providers}))
-        env = {
-            "AIRFLOW_CONN_BACKUPOP": json.dumps(server.sftp_connection()),
-            "AIRFLOW_CONN_INDEX": json.dumps(server.ssh_connection()),
-            "AIRFLOW__MDBACKUP__PROVIDERS_FILE": str(folder / "providers.yaml"),
-            "AIRFLOW__MDBACKUP__RESTORE_BELOW": str(folder / "restored"),
-            "NO_PROXY": "127.0.0.1",
-        }
-        site = Site(airflow_stack(folder / "dags", env), server, folder)
-        site.put("web", "kept", b"as it was")
-        site.put("web", "other", b"another one")
-        assert site.run("web")[0] == "success"
-        yield site
+        },
+        dags=dag_files("mdbackup.py", "mdbackup_verify.py", "mdbackup_restore.py"),
+        env={"AIRFLOW__MDBACKUP__RESTORE_BELOW": str(folder / "restored")},
+    )
+    site.put("web", "kept", b"as it was")
+    site.put("web", "other", b"another one")
+    assert site.run("web")[0] == "success"
+    return site
 
 
 def run(site: Site, dag_id: str, **conf: Any) -> tuple[str, str]:
@@ -104,6 +90,10 @@ def test_damage_is_found_told_and_mended_by_the_next_backup(site: Site, checks: 
     assert checks.of("check") == ["/check/start", "/check"] * 2  # of the two backups
 
 
+def files_in(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix != ".pyc")
+
+
 def test_backup_that_is_not_there_yet_is_skipped_and_told_nobody(site: Site) -> None:
     state, run_id = run(site, "mdbackup_verify_new")
     assert (state, site.stack.task_states("mdbackup_verify_new", run_id)) == (
@@ -112,7 +102,9 @@ def test_backup_that_is_not_there_yet_is_skipped_and_told_nobody(site: Site) -> 
     )
 
 
-def test_files_come_back_by_the_form_below_the_directory_that_the_worker_allows(site: Site) -> None:
+def test_files_come_back_by_the_form_below_the_directory_that_the_worker_allows(
+    site: Site, shared_airflow: SharedAirflow
+) -> None:
     """The task for the chosen provider's workers does it; a name that is none is refused at once."""
     conf = {"provider": "web", "paths": ["other"], "target": "here", "as_of": "now"}
     state, run_id = run(site, RESTORE, **conf)
@@ -128,9 +120,10 @@ def test_files_come_back_by_the_form_below_the_directory_that_the_worker_allows(
         **{"restored": 1, "there": 0, "kept": 0, "lost": 0, "pruned": 0, "failed": 0},
         **{"bytes": 11, "target": str(restored)},
     }
-    state, run_id = run(site, RESTORE, provider="web", target=str(site.folder / "dags"))
+    before = files_in(shared_airflow.dags)
+    state, run_id = run(site, RESTORE, provider="web", target=str(shared_airflow.dags))
     assert state == "failed"
     assert "is not below" in site.stack.task_log(RESTORE, run_id, "restore_files_on_default")
-    assert {path.suffix for path in (site.folder / "dags").iterdir() if path.is_file()} == {".py"}
+    assert files_in(shared_airflow.dags) == before
     with pytest.raises(AirflowClientError, match="400"):
         site.stack.trigger(RESTORE, {"provider": "nobody"})

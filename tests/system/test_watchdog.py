@@ -6,14 +6,14 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
 from demo.sshd import ProviderServer
 from demo.stack import AirflowStack
 
-from .conftest import PROJECT, Site, provider_yaml
+from .conftest import PROJECT, READ_WHEN_CHANGED, Site, provider_yaml
 
 DAG_ID = "mdbackup_watchdog"
 TOLD = """
@@ -44,10 +44,11 @@ dag.load = _load_all_but_one
 
 
 @pytest.fixture(scope="module")
-def site(
-    airflow_stack: Callable[..., AirflowStack], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Site]:
-    """The DAG files of the project: that of the watchdog tells people in a file, one provider has no DAG."""
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """An Airflow of its own, with SQLite, for a watchdog watches all that is configured there.
+
+    It has the DAG files of the project: that of the watchdog tells people in a file, one provider has no DAG.
+    """
     folder = tmp_path_factory.mktemp("watched")
     dags = folder / "dags"
     dags.mkdir()
@@ -63,9 +64,11 @@ def site(
             "AIRFLOW_CONN_BACKUPOP": json.dumps(server.sftp_connection()),
             "AIRFLOW_CONN_INDEX": json.dumps(server.ssh_connection()),
             "AIRFLOW__MDBACKUP__PROVIDERS_FILE": str(folder / "providers.yaml"),
+            **READ_WHEN_CHANGED,
         }
         configure(server, folder, impatient="1h")
-        yield Site(airflow_stack(dags, env), server, folder)
+        with AirflowStack(folder / "airflow", dags_folder=dags, env=env) as stack:
+            yield Site(stack, server, folder)
 
 
 def configure(server: ProviderServer, folder: Path, impatient: str) -> None:
@@ -83,15 +86,22 @@ def configure(server: ProviderServer, folder: Path, impatient: str) -> None:
     (folder / "providers.yaml").write_text(json.dumps({"providers": providers}))
 
 
+class Look(NamedTuple):
+    """A run of the watchdog, and who has been told of what by then that was not before."""
+
+    run_id: str
+    told: list[str]
+
+
 @pytest.fixture(scope="module")
-def first(site: Site) -> str:
-    """The first look, with which the watch begins; its run's id."""
+def first(site: Site) -> Look:
+    """The first look, with which the watch begins."""
     site.stack.wait_for_dag(DAG_ID)
     return look(site)
 
 
 @pytest.fixture(scope="module")
-def second(site: Site, first: str) -> str:
+def troubled(site: Site, first: Look) -> Look:
     """A look after two good runs, one that waits for approval, and a DAG that was then paused."""
     for provider in ("fresh", "old"):
         site.put(provider, "file", b"content")
@@ -103,15 +113,59 @@ def second(site: Site, first: str) -> str:
     return look(site, impatient="1s")
 
 
+@pytest.fixture(scope="module")
+def still_troubled(site: Site, troubled: Look) -> Look:
+    """The next look, at the same."""
+    return look(site, impatient="1s")
+
+
+@pytest.fixture(scope="module")
+def since(site: Site, still_troubled: Look) -> float:
+    """Since when one provider is watched, as Airflow keeps it while there is trouble."""
+    return state_of_watch(site, "never")["since"]
+
+
+@pytest.fixture(scope="module")
+def good(site: Site, since: float) -> Look:
+    """A look at which nobody is late."""
+    return look(site)
+
+
+@pytest.fixture(scope="module")
+def state_when_good(site: Site, good: Look) -> dict[str, Any]:
+    """What Airflow keeps of the watch over a provider that is well again."""
+    return state_of_watch(site, "never")
+
+
+@pytest.fixture(scope="module")
+def troubled_again(site: Site, state_when_good: dict[str, Any]) -> list[Look]:
+    """Three looks at the same trouble: at the first one nobody can be told."""
+    down = site.folder / "told-by-nobody"
+    down.touch()
+    unheard = look(site, impatient="1s")
+    down.unlink()
+    return [unheard, look(site, impatient="1s"), look(site, impatient="1s")]
+
+
 def asks(site: Site, run_id: str) -> bool:
     return site.stack.task_states("mdbackup_asking", run_id)["approve"] == "awaiting_input"
 
 
-def look(site: Site, impatient: str = "1h") -> str:
+def look(site: Site, impatient: str = "1h") -> Look:
     configure(site.server, site.folder, impatient)
+    before = len(told(site))
     run_id = site.stack.trigger(DAG_ID)
     site.stack.wait_for_run(DAG_ID, run_id, timeout=120)
-    return run_id
+    return Look(run_id, told(site)[before:])
+
+
+def state_of_watch(site: Site, provider: str) -> dict[str, Any]:
+    (asset,) = site.stack.get("/assets", uri_pattern=f"mdbackup://{provider}")["assets"]
+    return dict(site.stack.get(f"/assets/{asset['id']}/state-store/watch")["value"])
+
+
+def names(told: list[str]) -> list[str]:
+    return sorted(line.split()[0] for line in told)
 
 
 def wait_until(condition: Callable[[], Any]) -> None:
@@ -130,86 +184,80 @@ def said(site: Site, run_id: str, task: str) -> str:
     return site.stack.task_log(DAG_ID, run_id, task)
 
 
-def test_watch_begins_by_itself_and_gives_each_provider_its_time(site: Site, first: str) -> None:
+def test_watch_begins_by_itself_and_gives_each_provider_its_time(site: Site, first: Look) -> None:
     """The DAG is not paused when it is new. At the first look only what is invalid is wrong."""
     assert site.stack.get(f"/dags/{DAG_ID}")["is_paused"] is False
-    states = site.stack.task_states(DAG_ID, first)
+    states = site.stack.task_states(DAG_ID, first.run_id)
     assert states["fresh"] == states["new"] == "success"
     assert states["invalid"] == states["Configuration"] == "failed"
 
 
-def test_fresh_and_new_backups_are_good(site: Site, second: str) -> None:
+def test_fresh_and_new_backups_are_good(site: Site, troubled: Look) -> None:
     """One with a good run, and one that still has time for its first one."""
-    states = site.stack.task_states(DAG_ID, second)
+    states = site.stack.task_states(DAG_ID, troubled.run_id)
     assert states["fresh"] == states["new"] == "success"
-    assert site.stack.xcom(DAG_ID, second, "fresh").startswith("the last good run was")
+    assert site.stack.xcom(DAG_ID, troubled.run_id, "fresh").startswith("the last good run was")
 
 
-def test_stale_backup_fails_and_says_that_its_dag_is_paused(site: Site, second: str) -> None:
+def test_stale_backup_fails_and_says_that_its_dag_is_paused(site: Site, troubled: Look) -> None:
     """It says how old the backup is, and why nothing comes."""
-    assert site.stack.task_states(DAG_ID, second)["old"] == "failed"
-    log = said(site, second, "old")
+    assert site.stack.task_states(DAG_ID, troubled.run_id)["old"] == "failed"
+    log = said(site, troubled.run_id, "old")
     assert "old: the last good run was" in log and "ago, more than 1 s" in log
     assert "the DAG mdbackup_old is paused" in log
 
 
-def test_provider_without_a_good_run_fails_after_its_time(site: Site, second: str) -> None:
+def test_provider_without_a_good_run_fails_after_its_time(site: Site, troubled: Look) -> None:
     """Also when nobody ever unpaused its DAG, or there is none."""
-    assert site.stack.task_states(DAG_ID, second)["never"] == "failed"
-    assert "never: there was no good run yet, in the" in said(site, second, "never")
-    assert "the DAG mdbackup_never is paused" in said(site, second, "never")
-    assert "Airflow knows no DAG mdbackup_unknown" in said(site, second, "unknown")
+    assert site.stack.task_states(DAG_ID, troubled.run_id)["never"] == "failed"
+    assert "never: there was no good run yet, in the" in said(site, troubled.run_id, "never")
+    assert "the DAG mdbackup_never is paused" in said(site, troubled.run_id, "never")
+    assert "Airflow knows no DAG mdbackup_unknown" in said(site, troubled.run_id, "unknown")
 
 
-def test_run_that_waits_for_a_person_or_for_a_slot_is_told(site: Site, second: str) -> None:
+def test_run_that_waits_for_a_person_or_for_a_slot_is_told(site: Site, troubled: Look) -> None:
     """A question that nobody answers, or a pool that does not exist, is why there is no backup."""
-    assert site.stack.task_states(DAG_ID, second)["asking"] == "failed"
-    assert "a run waits for a person's approval" in said(site, second, "asking")
-    assert "1 of its tasks wait: for a worker of their queue, or a slot of" in said(site, second, "pooled")
+    assert site.stack.task_states(DAG_ID, troubled.run_id)["asking"] == "failed"
+    assert "a run waits for a person's approval" in said(site, troubled.run_id, "asking")
+    assert "1 of its tasks wait: for a worker of their queue, or a slot of" in said(
+        site, troubled.run_id, "pooled"
+    )
 
 
-def test_invalid_provider_fails_with_what_is_wrong(site: Site, second: str) -> None:
+def test_invalid_provider_fails_with_what_is_wrong(site: Site, troubled: Look) -> None:
     """Under its own name, and with all other problems of the configuration."""
     for task in ("invalid", "Configuration"):
-        assert site.stack.task_states(DAG_ID, second)[task] == "failed"
-        assert "`nonsense`: is not a key" in said(site, second, task)
+        assert site.stack.task_states(DAG_ID, troubled.run_id)[task] == "failed"
+        assert "`nonsense`: is not a key" in said(site, troubled.run_id, task)
 
 
-def test_people_are_told_once_while_the_task_keeps_failing(site: Site, second: str) -> None:
+def test_people_are_told_once_while_the_task_keeps_failing(
+    site: Site, first: Look, troubled: Look, still_troubled: Look
+) -> None:
     """24 mails a day are read by nobody; a red task in each run is still to be seen."""
-    before = told(site)
-    assert {line.split()[0] for line in before} == {"old", "never", "asking", "unknown", "pooled"}
-    third = look(site, impatient="1s")
-    states = site.stack.task_states(DAG_ID, third)
+    assert first.told == []
+    assert names(troubled.told) == ["asking", "never", "old", "pooled", "unknown"]
+    states = site.stack.task_states(DAG_ID, still_troubled.run_id)
     assert states["old"] == states["never"] == states["asking"] == "failed"
-    assert sorted(told(site)) == sorted(before)
-    assert len(before) == len({line.split()[0] for line in before})
+    assert still_troubled.told == []
 
 
-def test_trouble_that_comes_back_is_told_again(site: Site, second: str) -> None:
+def test_trouble_that_comes_back_is_told_again(
+    site: Site,
+    troubled: Look,
+    since: float,
+    good: Look,
+    state_when_good: dict[str, Any],
+    troubled_again: list[Look],
+) -> None:
     """A good look in between forgets that people were told, but not since when this is watched."""
-    (asset,) = site.stack.get("/assets", uri_pattern="mdbackup://never")["assets"]
-    where = f"/assets/{asset['id']}/state-store/watch"
-    since = site.stack.get(where)["value"]["since"]
-    before = len(told(site))
-    good = look(site)
-    assert site.stack.task_states(DAG_ID, good)["never"] == "success"
-    assert site.stack.get(where)["value"] == {"since": since}
-    look(site, impatient="1s")
-    names = sorted(line.split()[0] for line in told(site)[before:])
-    assert names == ["asking", "never", "old", "pooled", "unknown"]
+    assert site.stack.task_states(DAG_ID, good.run_id)["never"] == "success"
+    assert state_when_good == {"since": since}
+    assert names(troubled_again[0].told) == names(troubled.told)
 
 
-def test_what_nobody_was_told_is_told_the_next_time(site: Site, second: str) -> None:
+def test_what_nobody_was_told_is_told_the_next_time(troubled: Look, troubled_again: list[Look]) -> None:
     """A mail server that is down for an hour does not make a day of it."""
-    look(site)
-    down = site.folder / "told-by-nobody"
-    down.touch()
-    before = len(told(site))
-    look(site, impatient="1s")
-    down.unlink()
-    assert len(told(site)) == before + 5
-    look(site, impatient="1s")
-    assert len(told(site)) == before + 10
-    look(site, impatient="1s")
-    assert len(told(site)) == before + 10
+    unheard, heard, after = troubled_again
+    assert names(unheard.told) == names(heard.told) == names(troubled.told)
+    assert after.told == []

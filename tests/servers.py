@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import os
 import pwd
+import re
 import secrets
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import psycopg2
 import redis
@@ -22,9 +24,27 @@ from demo import processes
 START_TIMEOUT = 60.0
 
 
+class Database(NamedTuple):
+    """An empty database of a running PostgreSQL.
+
+    :ivar url: for SQLAlchemy, with `psycopg2`.
+    :ivar programs: the directory of PostgreSQL's programs.
+    """
+
+    url: str
+    programs: Path
+
+    def dump(self) -> bytes:
+        """Return everything in it, as SQL, and again with what stands there in hexadecimal digits decoded."""
+        address = self.url.replace("+psycopg2", "")
+        sql = subprocess.check_output([self.programs / "pg_dump", "--inserts", f"--dbname={address}"])
+        binary = re.findall(rb"'\\\\x((?:[0-9a-f]{2})+)'", sql)
+        return b"\n".join([sql, *(bytes.fromhex(digits.decode()) for digits in binary)])
+
+
 @contextmanager
-def postgresql() -> Iterator[str]:
-    """Run PostgreSQL, and give the URL of an empty database of it (with `psycopg2`).
+def postgresql() -> Iterator[Database]:
+    """Run PostgreSQL, and give an empty database of it.
 
     As root it runs as the user `postgres`, whom Debian's package makes: it refuses root.
     """
@@ -59,7 +79,7 @@ def postgresql() -> Iterator[str]:
         try:
             address = f"airflow:{password}@127.0.0.1:{port}/postgres"
             _wait(server, log, lambda: psycopg2.connect(f"postgresql://{address}").close())
-            yield f"postgresql+psycopg2://{address}"
+            yield Database(f"postgresql+psycopg2://{address}", programs)
         finally:
             processes.stop([server])
 
@@ -83,7 +103,7 @@ def redis_server(folder: Path) -> Iterator[str]:
 
 def _postgresql_programs() -> Path:
     """Return the directory of `initdb` and `postgres`, which Debian does not put into PATH."""
-    places = [os.path.dirname(found)] if (found := shutil.which("initdb")) else []
+    places = [os.path.dirname(os.path.realpath(found))] if (found := shutil.which("initdb")) else []
     places += sorted(glob.glob("/usr/lib/postgresql/*/bin"), reverse=True)
     if not places:
         raise RuntimeError("PostgreSQL is missing: run `make system-packages` (Debian: postgresql).")
