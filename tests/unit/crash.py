@@ -18,15 +18,26 @@ import builtins
 import io
 import os
 import random
+import shutil
 import signal
 import stat
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable, Iterator
+from itertools import chain, count, islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import airflow_mdbackup
 from airflow_mdbackup.scheme import tree
+from airflow_mdbackup.scheme.mirror import Mirror
+
+from ..isolation import end_with_parent
+from ..torture import LONG
+
+if TYPE_CHECKING:
+    from .conftest import Pair
 
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 # What Python tells of before it is done (PEP 578). os.replace tells of os.rename.
@@ -34,6 +45,9 @@ _EVENTS = {
     **{"os.rename": "rename", "os.link": "link", "os.remove": "unlink", "os.mkdir": "mkdir"},
     **{"os.rmdir": "rmdir", "os.truncate": "truncate", "os.chmod": "chmod", "os.utime": "utime"},
 }
+_AMID = "amid a write"
+_OURS = os.path.dirname(airflow_mdbackup.__file__) + os.sep
+_PLACES = 2  # in the code, from the system call outwards, by which steps are of one kind
 
 
 class PowerCut:
@@ -181,6 +195,7 @@ def crash_at(number: int, act: Callable[[], object], cut: PowerCut | None = None
     if child == 0:
         status = 1
         try:
+            end_with_parent()
             stop = _count_down(number, end, cut)
             act()
             status = 0
@@ -193,6 +208,97 @@ def crash_at(number: int, act: Callable[[], object], cut: PowerCut | None = None
     return status != 0
 
 
+def numbers_to_try(act: Callable[[], object], sample: random.Random | None = None) -> Iterator[int]:
+    """Give the numbers of the steps of ``act`` at which to crash it, then further ones without end.
+
+    In the long form each step, in the short form one of each kind: the same system call, made at the same
+    place in the code and called from the same place. Of several it is the middle one, amid what is half done.
+    Call it where ``act`` can begin; it does it in a child process, so that what is on the disk must be
+    brought back to what it was.
+
+    :param sample: takes four of the kinds in the short form, where there are too many cases for all.
+    """
+    if LONG:
+        return _at_most(count(1))
+    kinds: dict[str, list[int]] = {}
+    kinds_of_all = _in_child(act)
+    for number, kind in enumerate(kinds_of_all, 1):
+        kinds.setdefault(kind, []).append(number)
+    chosen = [numbers[len(numbers) // 2] for numbers in kinds.values()]
+    if sample is not None:
+        chosen = sample.sample(chosen, min(4, len(chosen)))
+    return _at_most(chain(sorted(chosen), count(len(kinds_of_all) + 1)))
+
+
+def _at_most(numbers: Iterator[int], most: int = 5000) -> Iterator[int]:
+    yield from islice(numbers, most)
+    raise AssertionError("it never came to its end")
+
+
+def crashes(
+    pair: Pair,
+    act: Callable[[], object],
+    cutter: Callable[[Path, int], PowerCut | None] = lambda dest, number: None,
+    sample: random.Random | None = None,
+) -> Iterator[bool]:
+    """Let ``act`` crash at one step after the other (see :func:`numbers_to_try`), at last come to its end.
+
+    Each time on a fresh copy of the pair's ``dest``, which is the pair's own again afterwards.
+
+    :param cutter: makes the cut of the power, if there is to be one, given ``dest`` and the step.
+    :return: whether it crashed.
+    """
+    template = pair.mirror
+
+    def renew() -> None:
+        pair.mirror = Mirror(template.dest.with_name(f"{template.dest.name}-crashed"), template.provider)
+        shutil.rmtree(pair.mirror.dest, ignore_errors=True)
+        shutil.copytree(template.dest, pair.mirror.dest, symlinks=True)
+
+    renew()
+    for number in numbers_to_try(act, sample):
+        renew()
+        crashed = crash_at(number, act, cutter(pair.mirror.dest, number))
+        yield crashed
+        if not crashed:
+            break
+    shutil.rmtree(pair.mirror.dest)
+    pair.mirror = template
+
+
+def _kind(step: str) -> str:
+    """Return what the step that is being made has in common with others: what is done, where in our code."""
+    frame, places = sys._getframe(), []
+    while frame is not None and len(places) < _PLACES:
+        if frame.f_code.co_filename.startswith(_OURS):
+            places.append(f"{frame.f_code.co_filename}:{frame.f_lineno}")
+        frame = frame.f_back
+    return " ".join([step, *places])
+
+
+def _in_child(act: Callable[[], object]) -> list[str]:
+    """Do ``act`` in a child process, and return the kinds of all its steps."""
+    with tempfile.TemporaryFile("w+") as told:
+        child = os.fork()
+        if child == 0:
+            status = 1
+            try:
+                kinds: list[str] = []
+                stop = _count_down(sys.maxsize, lambda: None, note=lambda step: kinds.append(_kind(step)))
+                act()
+                stop()
+                told.write("\n".join(kinds))
+                told.flush()
+                status = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(status)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        told.seek(0)
+        return told.read().splitlines()
+
+
 def stop_at(number: int, act: Callable[[], object]) -> None:
     """Do ``act``, and have this process stopped just before its step ``number``."""
     _count_down(number, lambda: os.kill(os.getpid(), signal.SIGSTOP))
@@ -202,9 +308,9 @@ def stop_at(number: int, act: Callable[[], object]) -> None:
 def steps_of(act: Callable[[], object]) -> list[str]:
     """Do ``act`` and return its steps, without those amid a write. Only for a process that ends soon."""
     steps: list[str] = []
-    _count_down(sys.maxsize, lambda: None, steps=steps)
+    _count_down(sys.maxsize, lambda: None, note=steps.append)
     act()
-    return steps
+    return [step for step in steps if step != _AMID]
 
 
 def _count_down(
@@ -212,16 +318,19 @@ def _count_down(
     end: Callable[[], None],
     cut: PowerCut | None = None,
     *,
-    steps: list[str] | None = None,
+    note: Callable[[str], None] | None = None,
 ) -> Callable[[], None]:
-    """Have this process do ``end`` at its step ``number``, and return what stops the counting."""
+    """Have this process do ``end`` at its step ``number``, and return what stops the counting.
+
+    :param note: is told what each step is, as it is made.
+    """
     left: float = number
 
     def step(kind: str) -> None:
         nonlocal left
         left -= 1
-        if steps is not None:
-            steps.append(kind)
+        if note is not None:
+            note(kind)
         if left == 0:
             end()
 
@@ -244,6 +353,8 @@ def _count_down(
         if len(view) > 1:
             nonlocal left
             left -= 1
+            if note is not None:
+                note(_AMID)
             if left == 0:
                 done = really_write(descriptor, view[: len(view) // 2])
                 end()

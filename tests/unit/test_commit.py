@@ -7,7 +7,8 @@ import hashlib
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from airflow_mdbackup.scheme.settle import settle
 from airflow_mdbackup.scheme.tree import Folder, Tree
 
 from .conftest import Pair
-from .crash import crash_at
+from .crash import crash_at, numbers_to_try
 from .soundness import check_sound
 
 
@@ -530,13 +531,21 @@ def scene(pair: Pair, tmp_path: Path) -> Scene:
 
 
 def each_crash(
-    scene: Scene, act: Callable[[], object], ready: Callable[[], object] = lambda: None, limit: int = 2000
+    scene: Scene,
+    act: Callable[[], object],
+    ready: Callable[[], object] = lambda: None,
+    numbers: Iterable[int] | None = None,
 ) -> Iterator[int]:
     """Crash ``act`` at one step after the other, each time on a fresh copy; the last time it ends well.
 
     :param ready: makes the copy ready.
+    :param numbers: the steps; default: those of `numbers_to_try`.
     """
-    for number in range(1, limit):
+    if numbers is None:
+        scene.renew(0)
+        ready()
+        numbers = numbers_to_try(act)
+    for number in numbers:
         scene.renew(number)
         ready()
         crashed = crash_at(number, act)
@@ -546,7 +555,6 @@ def each_crash(
             print(f"{number} steps")
             assert number > 20
             return
-    raise AssertionError("it never ended")
 
 
 def run_of(pair: Pair) -> Run:
@@ -558,10 +566,11 @@ def pull_again(pair: Pair) -> None:
     pair.pull(run_of(pair), pair.plan)
 
 
+@pytest.mark.guarantee("1. Crash at every step")
 def test_a_crash_while_settling_a_crash_is_settled_too(pair: Pair, scene: Scene, tmp_path: Path) -> None:
     """At every step, after a first crash in the middle of putting files in place."""
     appearing = [path for path in scene.new if path not in scene.old]
-    for _ in each_crash(scene, lambda: pair.finish(run_of(pair)), lambda: pull_again(pair)):
+    for _ in each_crash(scene, lambda: pair.finish(run_of(pair)), lambda: pull_again(pair), count(1)):
         if sum((pair.mirror.files / path).is_file() for path in appearing) == 2:
             break
     (tmp_path / "again").mkdir()

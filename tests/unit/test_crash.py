@@ -14,11 +14,11 @@ import fcntl
 import hashlib
 import mmap
 import os
+import random
 import re
 import shutil
 import signal
 import subprocess
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -37,7 +37,7 @@ from airflow_mdbackup.scheme.settle import settle
 
 from ..torture import LONG, Cases, scaled
 from .conftest import STEPS, Pair
-from .crash import TEARS, HarshPowerCut, PowerCut, crash_at, mixed, steps_of
+from .crash import TEARS, HarshPowerCut, PowerCut, crash_at, crashes, mixed, numbers_to_try, steps_of
 from .soundness import check_sound
 
 # The stamp of the last run before the crash is in the future, so that those that follow are known.
@@ -264,7 +264,8 @@ class Scene:
 
         :param cutter: makes the cut of the power, given ``dest`` and the step; None if there is only a kill.
         """
-        for number in count(1):
+        self.renew()
+        for number in numbers_to_try(self.run_all):
             self.renew()
             try:
                 with cases.one():
@@ -362,19 +363,6 @@ class Scene:
 
 
 @pytest.fixture
-def quick_pair() -> Iterator[Pair]:
-    """A pair as `limited_pair`, in memory where there is room for it and time is short."""
-    shared = "/dev/shm"  # see shm_overview(7)
-    quick = not LONG and os.path.isdir(shared) and shutil.disk_usage(shared).free > 200 << 20
-    with tempfile.TemporaryDirectory(prefix="pair-", dir=shared if quick else None) as folder:
-        os.chmod(folder, 0o755)
-        pair = Pair(Path(folder), user=65534 if os.geteuid() == 0 else None)
-        yield pair
-        for server in pair.servers:
-            server.stop()
-
-
-@pytest.fixture
 def disk_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """Do not wait for the real disk, which a killed process or a :class:`PowerCut` has nothing to do with."""
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
@@ -421,39 +409,39 @@ def name_of(value: object) -> str:
     ids=name_of,
 )
 def test_a_run_killed_at_any_step_loses_nothing_and_is_mended(
-    quick_pair: Pair, cases: Cases, make: Make, heal: Heal
+    limited_pair: Pair, cases: Cases, make: Make, heal: Heal
 ) -> None:
     """The promises hold at the kill; the next run, or a retry, ends as if there had been none."""
-    Scene(quick_pair, make).each(cases, heal)
+    Scene(limited_pair, make).each(cases, heal)
 
 
 @pytest.mark.guarantee("1. Crash at every step")
 @pytest.mark.usefixtures("disk_in_memory", "no_links")
 @pytest.mark.parametrize("heal", scaled([RETRY], [NEXT_RUN, RETRY]), ids=name_of)
 def test_a_run_killed_at_any_step_loses_nothing_where_there_are_no_hard_links(
-    quick_pair: Pair, cases: Cases, heal: Heal
+    limited_pair: Pair, cases: Cases, heal: Heal
 ) -> None:
     """Versions are copies then, which a kill may leave incomplete, but never under a version's name."""
-    Scene(quick_pair, scaled(changes_only, every_kind)).each(cases, heal)
+    Scene(limited_pair, scaled(changes_only, every_kind)).each(cases, heal)
 
 
 @pytest.mark.guarantee("1. Crash at every step")
 @pytest.mark.usefixtures("disk_in_memory", "no_noreplace")
 @pytest.mark.parametrize("heal", [NEXT_RUN, RETRY], ids=name_of)
 def test_a_run_killed_at_any_step_loses_nothing_where_renaming_always_overwrites(
-    quick_pair: Pair, cases: Cases, heal: Heal
+    limited_pair: Pair, cases: Cases, heal: Heal
 ) -> None:
     """An empty placeholder takes the name first, as on NFS."""
-    Scene(quick_pair, scaled(changes_only, every_kind)).each(cases, heal)
+    Scene(limited_pair, scaled(changes_only, every_kind)).each(cases, heal)
 
 
 @pytest.mark.guarantee("1. Power cut at every step")
 @pytest.mark.usefixtures("disk_in_memory", "no_links")
 def test_a_power_cut_at_any_step_loses_nothing_where_there_are_no_hard_links(
-    quick_pair: Pair, cases: Cases
+    limited_pair: Pair, cases: Cases
 ) -> None:
     """No version is there by name before its bytes are."""
-    Scene(quick_pair, scaled(changes_only, every_kind)).each(cases, IN_TURN, mixed_cut)
+    Scene(limited_pair, scaled(changes_only, every_kind)).each(cases, IN_TURN, mixed_cut)
 
 
 @pytest.mark.guarantee("1. Power cut at every step")
@@ -467,10 +455,10 @@ def test_a_power_cut_at_any_step_loses_nothing_where_there_are_no_hard_links(
     ids=name_of,
 )
 def test_a_power_cut_at_any_step_loses_nothing_and_is_mended(
-    quick_pair: Pair, cases: Cases, make: Make, cutter: Callable[[Path, int], PowerCut]
+    limited_pair: Pair, cases: Cases, make: Make, cutter: Callable[[Path, int], PowerCut]
 ) -> None:
     """What was not synced by then is empty, cut short, zeros, a mixed lot, or gone with its name."""
-    Scene(quick_pair, make).each(cases, IN_TURN, cutter)
+    Scene(limited_pair, make).each(cases, IN_TURN, cutter)
 
 
 @pytest.mark.guarantee("1. Power cut at every step")
@@ -525,6 +513,7 @@ _OTHER_CALLS = (
 )
 
 
+@pytest.mark.real_disk
 @pytest.mark.guarantee("1. Crash at every step")
 @pytest.mark.parametrize("make", [every_kind, first_run])
 def test_a_crash_is_tried_at_every_system_call_that_changes_the_disk(
@@ -584,28 +573,11 @@ def test_index_claims_nothing_that_settling_moves_out_of_the_way(
     pair.build_index()
     run = pair.prepare()
     pair.archive(run)
-    template = pair.mirror.dest
-    first = 0
-    while True:
-        first += 1
-        pair.mirror = Mirror(template.with_name(f"killed-{first}"), "srv1")
-        shutil.copytree(template, pair.mirror.dest)
-        run = pair.mirror.run(run.run_id)
-        if not crash_at(first, partial(pair.commit, run)):
-            break
-        if not any(pending(pair.mirror)):
-            continue
-        half = pair.mirror.dest
-        for second in count(1):
-            pair.mirror = Mirror(template.with_name(f"killed-{first}-{second}"), "srv1")
-            shutil.copytree(half, pair.mirror.dest)
-            run = pair.mirror.run(run.run_id)
+    sample = random.Random(1)
+    for _ in cut_off_commits(pair, run):
+        for _ in crashes(pair, lambda: pair.commit(pair.mirror.run(run.run_id)), sample=sample):
             with cases.one():
-                again = crash_at(second, partial(pair.commit, run))
                 check_sound(pair)
-            shutil.rmtree(pair.mirror.dest)
-            if not again or second >= scaled(20, 1000):
-                break
 
 
 @pytest.mark.guarantee("1. Crash at every step")
@@ -654,17 +626,12 @@ def _settle(mirror: Mirror) -> None:
 
 def cut_off_commits(pair: Pair, run: Run) -> Iterator[None]:
     """Let the commit of ``run`` be cut off at each step that leaves its history written ahead."""
-    template = pair.mirror.dest
-    for number in count(1):
-        pair.mirror = Mirror(template.with_name(f"killed-{number}"), "srv1")
-        shutil.copytree(template, pair.mirror.dest)
-        if not crash_at(number, partial(pair.commit, pair.mirror.run(run.run_id))):
-            return
-        if any(pending(pair.mirror)):
+    for crashed in crashes(pair, lambda: pair.commit(pair.mirror.run(run.run_id))):
+        if crashed and any(pending(pair.mirror)):
             yield
-        shutil.rmtree(pair.mirror.dest)
 
 
+@pytest.mark.guarantee("1. Crash at every step")
 def test_an_index_that_is_restored_claims_nothing_that_the_cut_off_commit_moves(pair: Pair) -> None:
     """Its entry had been dropped before, so that the commit knows nothing of it."""
     for name in ("d/a", "b", "c"):
@@ -686,6 +653,7 @@ def test_an_index_that_is_restored_claims_nothing_that_the_cut_off_commit_moves(
             check_sound(pair)
 
 
+@pytest.mark.guarantee("1. Crash at every step")
 def test_an_index_that_is_restored_while_a_full_copy_is_cut_off_is_told_of(pair: Pair) -> None:
     for name in ("a", "b", "gone", "excluded"):
         pair.put(name, name.encode())
@@ -705,6 +673,7 @@ def test_an_index_that_is_restored_while_a_full_copy_is_cut_off_is_told_of(pair:
             check_sound(pair)
 
 
+@pytest.mark.guarantee("1. Crash at every step")
 def test_a_spoilt_index_is_restored_from_the_last_commit_that_came_to_its_end(pair: Pair) -> None:
     """Though that was cut off before the copy of its index had its name."""
     pair.put("a", b"1")
@@ -723,6 +692,7 @@ def test_a_spoilt_index_is_restored_from_the_last_commit_that_came_to_its_end(pa
             check_sound(pair)
 
 
+@pytest.mark.guarantee("1. Crash at every step")
 def test_a_spoilt_history_says_what_to_move_away_and_backups_go_on(pair: Pair) -> None:
     """Of the last commit, or of one that was cut off."""
     pair.put("alpha", b"1")

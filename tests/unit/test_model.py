@@ -32,7 +32,7 @@ from .conftest import Pair
 from .crash import crash_at
 from .soundness import check_sound, contents_of, digest, files_of
 
-SEEDS = scaled(120, 2000)
+SEEDS = scaled(60, 2000)
 # So that files and directories take each other's place, and sort around one another.
 NAMES = ("a", "b", "d", "d-", "d/a", "d/a/x", "d/b", "e/a")
 CONTENTS = (b"", b"one", b"two", b"six")

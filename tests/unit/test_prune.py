@@ -29,7 +29,7 @@ from airflow_mdbackup.scheme.verify import Found, Walk, verify
 
 from ..torture import Cases, scaled
 from .conftest import Pair
-from .crash import HarshPowerCut, PowerCut, crash_at, mixed
+from .crash import HarshPowerCut, PowerCut, crash_at, crashes, mixed
 from .filesystems import MB, mounted
 from .soundness import check_sound, contents_of, digest, files_of
 from .test_crash import _settle as settle_now
@@ -274,15 +274,14 @@ def test_pruning_may_be_killed_at_any_step_and_goes_no_further_by_itself(
     rules = Rules(since="9")
     goes = {v.place for v in prune(pair, rules, carry_out=False) if v.fate == Fate.GOES}
     assert len(goes) == 5
-    template = pair.mirror.dest
     interrupted = 0
-    for number in count(1):
-        pair.mirror = Mirror(template.with_name("killed"), "srv1")
-        shutil.copytree(template, pair.mirror.dest, symlinks=True)
+
+    def cutter(dest: Path, number: int) -> PowerCut | None:
+        kind = kinds[number % len(kinds)]
+        return kind(dest, mixed(number)) if kind else None
+
+    for _ in crashes(pair, lambda: prune(pair, rules), cutter):
         with cases.one():
-            cutter = kinds[number % len(kinds)]
-            cut = cutter(pair.mirror.dest, mixed(number)) if cutter else None
-            killed = crash_at(number, lambda: prune(pair, rules), cut)
             there = {path: file.content for path, file in files_of(pair).items()}
             assert there.items() <= {path: file.content for path, file in kept.items()}.items()
             assert kept.keys() - there.keys() <= goes
@@ -298,9 +297,6 @@ def test_pruning_may_be_killed_at_any_step_and_goes_no_further_by_itself(
             assert kept.keys() - files_of(pair).keys() == goes
             check_sound(pair)
             assert told(pair) == walked(pair)
-        shutil.rmtree(pair.mirror.dest)
-        if not killed:
-            break
     assert interrupted > 10
 
 

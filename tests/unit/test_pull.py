@@ -33,7 +33,7 @@ from airflow_mdbackup.scheme.since import Committed
 
 from .channels import FAILURE, READ, CutChannel, ScriptedServer, status
 from .conftest import Pair, ServerProcess
-from .crash import crash_at
+from .crash import crash_at, numbers_to_try
 
 SIZE = 300_000  # as large as files are that can be taken up in the middle
 
@@ -231,6 +231,7 @@ def test_a_full_disk_is_raised_and_a_retry_takes_up_the_rest(
 # --- kills ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.guarantee("1. Crash at every step")
 def test_a_kill_at_any_step_of_a_first_run_is_mended_by_the_next(pair: Pair, tmp_path: Path) -> None:
     """From the making of dest to the last word, each time on a new dest; what is here is not pulled again."""
     for number in range(6):
@@ -240,7 +241,7 @@ def test_a_kill_at_any_step_of_a_first_run_is_mended_by_the_next(pair: Pair, tmp
     def whole_run() -> None:
         pair.finish(pair.prepare())
 
-    for number in range(1, 1000):
+    for number in numbers_to_try(whole_run):
         pair.mirror = Mirror(tmp_path / f"b{number}", "srv1")
         crashed = crash_at(number, whole_run)
         content = [

@@ -21,6 +21,7 @@ from airflow_mdbackup.scheme.mirror import Run
 from airflow_mdbackup.scheme.pull import Outcome, pull
 from airflow_mdbackup.scheme.sftp import Reader
 
+from ..isolation import end_with_parent
 from ..torture import Cases, scaled
 from .conftest import STEPS, Pair
 from .crash import stop_at
@@ -40,6 +41,7 @@ class Task:
         if self.pid == 0:
             status = BAD
             try:
+                end_with_parent()
                 if log is not None:
                     logging.basicConfig(filename=log, level=logging.INFO, force=True)
                 act()
@@ -305,8 +307,11 @@ def test_waiting_task_says_for_whom_it_waits(pair: Pair, tmp_path: Path, cases: 
 
 
 def test_a_thousand_changes_are_a_thousand_versions(pair: Pair, cases: Cases) -> None:
-    """In quick succession, with the clock standing still every now and then: each with its right bytes."""
-    number = scaled(1000, 3000)
+    """In quick succession, with the clock standing still every now and then: each with its right bytes.
+
+    Short form: two hundred.
+    """
+    number = scaled(200, 3000)
     for change in range(number + 1):
         pair.put("a", b"content %d" % change)
         pair.backup()

@@ -22,7 +22,6 @@ import pytest
 
 from airflow_mdbackup.scheme.errors import DestinationBusy, DestinationRefused
 from airflow_mdbackup.scheme.history import commits
-from airflow_mdbackup.scheme.mirror import Mirror
 from airflow_mdbackup.scheme.moments import NoSuchMoment, moment_of, stamp_of
 from airflow_mdbackup.scheme.past import Content, Past
 from airflow_mdbackup.scheme.restore import Came, Restored, Selection, restore
@@ -30,7 +29,7 @@ from airflow_mdbackup.scheme.restore import Came, Restored, Selection, restore
 from ..kept import Kept, files_in
 from ..torture import LONG, Cases, scaled
 from .conftest import Pair
-from .crash import crash_at
+from .crash import crash_at, crashes
 from .test_crash import md5
 
 PROJECT = Path(__file__).parents[2]
@@ -157,13 +156,8 @@ def test_it_comes_back_while_a_commit_is_cut_off_at_any_step(
     pair.put("new/is a directory", b"now")
     pair.build_index()
     run = pair.prepare()
-    template = pair.mirror.dest
-    for number in count(1):
-        pair.mirror = Mirror(template.with_name(f"killed-{number}"), "srv1")
-        shutil.copytree(template, pair.mirror.dest)
-        run = pair.mirror.run(run.run_id)
-        killed = crash_at(number, partial(pair.finish, run))
-        target = tmp_path / "target"
+    target = tmp_path / "target"
+    for _ in crashes(pair, lambda: pair.finish(pair.mirror.run(run.run_id))):
         if len(commits(pair.mirror)) == 2:
             with cases.one():
                 back(pair, target)
@@ -173,9 +167,6 @@ def test_it_comes_back_while_a_commit_is_cut_off_at_any_step(
             back(pair, target, stamp)
             assert files_in(target) == kept
         shutil.rmtree(target)
-        shutil.rmtree(pair.mirror.dest)
-        if not killed:
-            break
 
 
 @pytest.mark.guarantee("11. Getting it back")

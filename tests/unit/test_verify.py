@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from fractions import Fraction
 from functools import partial
-from itertools import count
 from pathlib import Path
 
 import pytest
@@ -39,7 +38,7 @@ from airflow_mdbackup.scheme.verify import (
 
 from ..torture import Cases
 from .conftest import Pair
-from .crash import crash_at
+from .crash import crashes
 from .soundness import check_sound
 from .test_crash import drop_entries
 from .test_restore import mdbackup, two_runs
@@ -336,25 +335,22 @@ def test_a_forgetting_that_is_committed_does_not_fail_by_what_it_tells(
 @pytest.mark.guarantee("1. Crash at every step")
 def test_forgetting_may_be_killed_at_any_step(pair: Pair, cases: Cases, tmp_path: Path) -> None:
     two_runs(pair)
-    template = pair.mirror.dest
-    for number in count(1):
-        pair.mirror = Mirror(template.with_name(f"killed-{number}"), "srv1")
-        shutil.copytree(template, pair.mirror.dest)
+
+    def forget_same() -> None:
+        forget(pair.mirror, lambda path: path == pair.path("same"))
+
+    for killed in crashes(pair, forget_same):
         with cases.one():
-            killed = crash_at(number, lambda: forget(pair.mirror, lambda path: path == pair.path("same")))
             check_sound(pair)
             restore = ("restore", "--dest", str(pair.mirror.dest), "--to", str(tmp_path / "back"))
             _, out, told = mdbackup(*restore, "--dry-run")
             assert (os.fsdecode(pair.path("same")) in out) != ("left out" in told)
             if killed:
-                forget(pair.mirror, lambda path: path == pair.path("same"))
+                forget_same()
                 assert pair.mirror.read_status()["files"] == len(pair.index_b())
             pair.backup()
             check_sound(pair)
             assert pair.index_b() == pair.index_a()
-        shutil.rmtree(pair.mirror.dest)
-        if not killed:
-            break
 
 
 @pytest.mark.guarantee("11. Getting it back")

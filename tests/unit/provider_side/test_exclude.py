@@ -10,6 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from airflow_mdbackup.provider_side import Done, IndexRequest, indexer
+from tests.torture import scaled
 from tests.unit.provider_side.indexing import INDEX, read_index, wanted, without_root_power, write
 
 WORDS = "a b ab . * ** ? / ! # \\ \\* [ab] [!a] [^b] [.-0] [a-c] [!.-0] [ ] []a] [b-a] [!] - ä \udcff $ ( + {"
@@ -37,8 +38,9 @@ def consumer(lines: list[str]) -> pathspec.GitIgnoreSpec | None:
         return None
 
 
+@pytest.mark.guarantee("7. Hostile provider")
 @pytest.mark.filterwarnings("ignore:Possible nested set:FutureWarning")
-@settings(max_examples=4000, deadline=None)
+@settings(max_examples=scaled(1000, 20_000), deadline=None)
 @given(lines=st.lists(patterns, min_size=1, max_size=4), names=paths)
 @example(lines=["*.log", "!x[^a]y.log"], names=["x", "y.log"])
 @example(lines=["a[.-0]"], names=["a", "b"])
