@@ -412,8 +412,9 @@ main() {
     [ ! -d ".$index" ] || fail "$index" "is a directory, and must be a file or missing"
     mkdir -p "$directory" || fail "$index" "its directory cannot be written (the index account must be able to)"
 
-    trap 'fail "$index" "stopped by a signal"' INT TERM
-    trap 'say "mdbackup error stopped on request"; exit 1' USR1
+    # First its children, so that no progress is reported behind the end.
+    trap 'trap "" INT TERM USR1; end_descendants; fail "$index" "stopped by a signal"' INT TERM
+    trap 'trap "" INT TERM USR1; end_descendants; say "mdbackup error stopped on request"; exit 1' USR1
     # Holding none of our output, since without ps what it waits for outlives this shell. By exec, because the
     # shell keeps what a function's redirections replace.
     {

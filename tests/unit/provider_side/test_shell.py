@@ -109,18 +109,32 @@ def test_shell_indexer_does_with_the_tools_of_bsd_and_macos(chroot, tmp_path, mo
     assert b"\n# mdbackup unreadable /backups/closed\n" in Path(os.fsdecode(chroot + INDEX)).read_bytes()
 
 
+def held_up(shell: Indexer, tmp_path: Path) -> tuple[Indexer, Path]:
+    """Return an indexer whose md5sum waits as long as a file is there, and that file."""
+    hold, folder = tmp_path / "hold", tmp_path / "slow"
+    hold.touch()
+    folder.mkdir()
+    sh, md5sum = (shutil.which(name, path=shell.path) for name in ("sh", "md5sum"))
+    waiting = f"while [ -e {hold} ]; do sleep 0.1; done"
+    (folder / "md5sum").write_text(f'#!{sh}\n{waiting}\nexec {md5sum} "$@"\n')
+    (folder / "md5sum").chmod(0o755)
+    return Indexer(shell.name, f"{folder}:{shell.path}"), hold
+
+
 @pytest.mark.parametrize("second", ["run 1", "run 2"])
-def test_second_build_waits_and_then_builds_anew(chroot, shell, second):
+def test_second_build_waits_and_then_builds_anew(chroot, shell, tmp_path, second):
     """Also the same request again: it does not join, which costs time and nothing else."""
-    make_large(chroot + b"/backups/large", 3 << 30)
+    shell, hold = held_up(shell, tmp_path)
+    write(chroot + b"/backups/old")
     first = shell.start(wanted(chroot, id="run 1"))
     wait_for_temporary(chroot)
     process = shell.start(wanted(chroot, id=second))
     read_until(process, Waiting)
     write(chroot + b"/backups/new")
+    hold.unlink()
     assert finish(first).status == 0
-    assert list(read_index(chroot)[0]) == [b"/backups/large"]
-    os.unlink(chroot + b"/backups/large")
+    assert list(read_index(chroot)[0]) == [b"/backups/old"]
+    os.unlink(chroot + b"/backups/old")
     assert finish(process).status == 0
     assert list(read_index(chroot)[0]) == [b"/backups/new"]
     assert beside_index(chroot) == [b"index.md5"]
