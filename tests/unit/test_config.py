@@ -22,6 +22,7 @@ from airflow_mdbackup.config import (
     ConfigurationError,
     Provider,
     load,
+    providers_file,
     raise_for_problems,
 )
 from airflow_mdbackup.config.bandwidth import BandwidthLimit, parse_bandwidth_limit, parse_rate, write_rate
@@ -1092,15 +1093,13 @@ def test_importing_the_configuration_imports_no_airflow():
         ("backups/providers.yaml", "{home}/backups/providers.yaml"),
     ],
 )
-def test_the_providers_file_is_named_by_an_airflow_option(tmp_path, option, expected):
+def test_the_providers_file_is_named_by_an_airflow_option(tmp_path, monkeypatch, option, expected):
     """Without it, and relative to it, by AIRFLOW_HOME."""
-    environment = {**os.environ, "AIRFLOW_HOME": str(tmp_path)}
-    environment.pop("AIRFLOW__MDBACKUP__PROVIDERS_FILE", None)
+    monkeypatch.setattr("airflow.configuration.AIRFLOW_HOME", str(tmp_path))
+    monkeypatch.delenv("AIRFLOW__MDBACKUP__PROVIDERS_FILE", raising=False)
     if option is not None:
-        environment["AIRFLOW__MDBACKUP__PROVIDERS_FILE"] = option
-    program = "from airflow_mdbackup.config import providers_file; print(providers_file())"
-    printed = subprocess.check_output([sys.executable, "-c", program], text=True, env=environment)
-    assert printed.splitlines()[-1] == expected.format(home=tmp_path)
+        monkeypatch.setenv("AIRFLOW__MDBACKUP__PROVIDERS_FILE", option)
+    assert str(providers_file()) == expected.format(home=tmp_path)
 
 
 @pytest.mark.parametrize(("zone", "hours"), [("Asia/Tokyo", 9), ("utc", 0), ("system", -7)])
