@@ -8,7 +8,7 @@ import os
 import sys
 import threading
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from itertools import count
 from typing import NamedTuple
 
@@ -40,7 +40,8 @@ class Held(NamedTuple):
     lines: dict[str, int]
 
     @classmethod
-    def now(cls) -> Held:
+    def now(cls, others: Set[threading.Thread]) -> Held:
+        """Look; threads that other tests have left are not counted, for they may end meanwhile."""
         gc.collect()
         # There Python keeps some thousand names of attributes that were looked up, ours among them.
         sys._clear_type_cache()
@@ -48,7 +49,7 @@ class Held(NamedTuple):
         sizes = {str(line.traceback[0]): line.size for line in lines}
         files = len(os.listdir("/proc/self/fd"))
         objects = sum(str(type(thing).__module__).startswith(_KINDS) for thing in gc.get_objects())
-        return cls(files, threading.active_count(), objects, sum(sizes.values()), sizes)
+        return cls(files, len(set(threading.enumerate()) - others), objects, sum(sizes.values()), sizes)
 
 
 @pytest.fixture
@@ -63,6 +64,7 @@ def traced(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
 def test_hundreds_of_runs_leave_nothing_behind(pair: Pair, cases: Cases, traced: None) -> None:
     """Most of them good; some with a cut connection, a refused index, or a file that changes meanwhile."""
     held: list[Held] = []
+    others = set(threading.enumerate())
     for number in range(scaled(120, 1000)):
         pair.put("changes", b"%d" % number)
         pair.put(f"some/{number % 7}", b"x" * number)
@@ -72,7 +74,7 @@ def test_hundreds_of_runs_leave_nothing_behind(pair: Pair, cases: Cases, traced:
         while pair.servers:
             pair.servers.pop().stop()
         if number >= _SETTLED and number % 10 == 0:
-            held.append(Held.now())
+            held.append(Held.now(others))
     check_sound(pair)
     check_disk(pair)
     assert len({(h.files, h.threads) for h in held}) == 1, held
