@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import pwd
 import signal
@@ -18,6 +17,7 @@ import pytest
 from demo import sshd_files
 from demo.sshd import ProviderServer, _namespaces_allowed
 from demo.sshd_files import ProviderServerError
+from tests.isolation import enter_private_mounts
 
 AM_ROOT = os.geteuid() == 0
 CHROOTED_WAYS = [*(["namespace"] if _namespaces_allowed() else []), "users"] if AM_ROOT else []
@@ -309,7 +309,7 @@ def as_ordinary_user(check: Callable[[Path], None], folder: Path) -> None:
     if child == 0:
         status = 1
         try:
-            enter_private_mount_namespace()
+            assert enter_private_mounts()
             subprocess.run(["mount", "--bind", folder / "passwd", "/etc/passwd"], check=True)
             # The parents of pytest's folders are closed to others.
             subprocess.run(["mount", "--bind", folder, "/mnt"], check=True)
@@ -323,13 +323,6 @@ def as_ordinary_user(check: Callable[[Path], None], folder: Path) -> None:
         finally:
             os._exit(status)
     assert os.waitpid(child, 0)[1] == 0, "see the traceback of the child"
-
-
-def enter_private_mount_namespace() -> None:
-    new_mounts = 0x00020000
-    if ctypes.CDLL(None, use_errno=True).unshare(new_mounts):
-        raise OSError(ctypes.get_errno(), "unshare")
-    subprocess.run(["mount", "--make-rprivate", "/"], check=True)
 
 
 def machine_state() -> tuple[object, ...]:

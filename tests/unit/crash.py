@@ -209,19 +209,20 @@ def crash_at(number: int, act: Callable[[], object], cut: PowerCut | None = None
 
 
 def numbers_to_try(act: Callable[[], object], sample: random.Random | None = None) -> Iterator[int]:
-    """Give the numbers of the steps of ``act`` at which to crash it, then further ones without end.
+    """Give the numbers of the steps of ``act`` at which to crash it, then further ones.
 
     In the long form each step, in the short form one of each kind: the same system call, made at the same
     place in the code and called from the same place. Of several it is the middle one, amid what is half done.
     Call it where ``act`` can begin; it does it in a child process, so that what is on the disk must be
     brought back to what it was.
 
+    :raises AssertionError: ``act`` does not come to its end for thousands of steps.
     :param sample: takes four of the kinds in the short form, where there are too many cases for all.
     """
     if LONG:
         return _at_most(count(1))
     kinds: dict[str, list[int]] = {}
-    kinds_of_all = _in_child(act)
+    kinds_of_all = _kinds_of_steps(act)
     for number, kind in enumerate(kinds_of_all, 1):
         kinds.setdefault(kind, []).append(number)
     chosen = [numbers[len(numbers) // 2] for numbers in kinds.values()]
@@ -276,27 +277,36 @@ def _kind(step: str) -> str:
     return " ".join([step, *places])
 
 
-def _in_child(act: Callable[[], object]) -> list[str]:
+def _kinds_of_steps(act: Callable[[], object]) -> list[str]:
     """Do ``act`` in a child process, and return the kinds of all its steps."""
     with tempfile.TemporaryFile("w+") as told:
-        child = os.fork()
-        if child == 0:
-            status = 1
-            try:
-                kinds: list[str] = []
-                stop = _count_down(sys.maxsize, lambda: None, note=lambda step: kinds.append(_kind(step)))
-                act()
-                stop()
-                told.write("\n".join(kinds))
-                told.flush()
-                status = 0
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                os._exit(status)
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+        def record() -> None:
+            kinds: list[str] = []
+            stop = _count_down(sys.maxsize, lambda: None, note=lambda step: kinds.append(_kind(step)))
+            act()
+            stop()
+            told.write("\n".join(kinds))
+            told.flush()
+
+        in_a_child(record)
         told.seek(0)
         return told.read().splitlines()
+
+
+def in_a_child(act: Callable[[], None]) -> None:
+    """Do something in a process of its own, which must come through it."""
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            act()
+            status = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def stop_at(number: int, act: Callable[[], object]) -> None:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-import traceback
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from typing import NamedTuple
 
 from airflow_mdbackup.scheme.history import What, pending
@@ -91,18 +90,3 @@ def replayed(pair: Pair) -> tuple[dict[bytes, bytes], dict[bytes, bytes]]:
                 if change.what == What.REPLACED:
                     versions[change.version or b""] = change.old_md5 or b""
     return state, versions
-
-
-def in_a_child(act: Callable[[], None]) -> None:
-    """Do something in a process of its own, which must come through it."""
-    child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            act()
-            status = 0
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(status)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

@@ -33,8 +33,9 @@ from airflow_mdbackup.scheme.pull import pull
 
 from ..torture import Cases, scaled
 from .conftest import Pair
+from .crash import in_a_child
 from .filesystems import MB, image_of, mount_again, mounted, remount, run
-from .soundness import check_sound, contents_of, in_a_child
+from .soundness import check_sound, contents_of
 
 pytestmark = pytest.mark.real_disk
 guarantee = pytest.mark.guarantee("4. Disks that fail")

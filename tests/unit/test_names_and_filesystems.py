@@ -26,9 +26,9 @@ from airflow_mdbackup.scheme.tree import Folder, Tree, md5_of
 
 from ..torture import Cases, scaled
 from .conftest import Pair
-from .crash import crash_at
+from .crash import crash_at, in_a_child
 from .filesystems import MB, Folding, mounted
-from .soundness import below, check_sound, contents_of, digest, files_of, in_a_child
+from .soundness import below, check_sound, contents_of, digest, files_of
 
 only_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
 guarantee = pytest.mark.guarantee("9. Awkward names and file systems")
