@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import encodings.idna  # noqa: F401  looked up by sockets, when an ordinary user may not read it any more
 import os
 import pwd
 import signal
