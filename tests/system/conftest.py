@@ -33,6 +33,9 @@ os.environ |= {environment!r}
 """
 """What stands before each DAG file: each of them is read, and each task is run, in a process of its own."""
 
+PRELOAD = "import airflow_mdbackup.dag, airflow_mdbackup.hooks.provider\n"
+"""Airflow's local settings: the scheduler imports once what each of its tasks, which are forks of it, needs."""
+
 NOTIFIER = """\
 from airflow.sdk import BaseNotifier
 class ToFile(BaseNotifier):
@@ -128,10 +131,14 @@ class SharedAirflow:
         plugins = folder / "plugins"
         plugins.mkdir()
         (plugins / "lineage.py").write_text(lineage.PLUGIN)
+        settings = folder / "airflow" / "config" / "airflow_local_settings.py"
+        settings.parent.mkdir(parents=True)
+        settings.write_text(PRELOAD)
         env = connections.environment(server, self.keys, mailbox.port) | {
             "AIRFLOW__CORE__PLUGINS_FOLDER": str(plugins),
             lineage.VARIABLE: str(folder / "lineage"),
             "AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL": "2",
+            "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.5",
             **READ_WHEN_CHANGED,
             "AIRFLOW__METRICS__STATSD_ON": "True",
             "AIRFLOW__METRICS__STATSD_HOST": "127.0.0.1",
