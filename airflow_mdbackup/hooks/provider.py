@@ -37,6 +37,7 @@ class Printable(logging.Filter):
 logging.getLogger("paramiko.transport").addFilter(Printable())
 
 _FAST = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com")
+_BROKEN = (paramiko.SSHException, OSError, EOFError)  # what paramiko raises when a connection ends
 _CONNECT = 30  # seconds for each of: TCP connection, banner, authentication
 # Seconds of a round trip from which on paramiko, whose window we choose, outruns ssh, whose window is 2 MiB.
 _LONG = 0.03
@@ -188,7 +189,7 @@ class ProviderHook(SSHHook):
             raise ConnectionLost(f"the connection {self.ssh_conn_id} broke while it was made")
         try:
             return transport.open_session(window_size=window, timeout=_CONNECT)
-        except (paramiko.SSHException, OSError, EOFError) as error:
+        except _BROKEN as error:
             raise ConnectionLost(f"the server opens no session: {_said(error)}") from error
 
     # --- the backup account -------------------------------------------------------------------------
@@ -244,7 +245,7 @@ class ProviderHook(SSHHook):
         try:
             with _at_most(_CONNECT, channel):
                 channel.invoke_subsystem(self.subsystem)
-        except (paramiko.SSHException, OSError, EOFError) as error:
+        except _BROKEN as error:
             if not self._alive(channel) or time.monotonic() - asked >= _CONNECT:
                 raise ConnectionLost(f"no SFTP server answered: {_said(error)}") from error
             raise NotOnProvider(
@@ -284,11 +285,11 @@ class ProviderHook(SSHHook):
                         channel.sendall(answer)
             # Its output has ended; a server that then tells no status has none to tell.
             return channel.recv_exit_status() if channel.status_event.wait(_CONNECT) else None
-        except (paramiko.SSHException, OSError, EOFError) as error:
+        except _BROKEN as error:
             raise ConnectionLost(f"the connection broke: {_said(error)}") from error
         finally:
             self._building = None
-            channel.close()
+            _close(channel)
 
     def _output(self, channel: paramiko.Channel, conversation: Conversation) -> Iterator[bytes]:
         """Yield what the other side writes, to its end."""
@@ -313,7 +314,7 @@ class ProviderHook(SSHHook):
         """Have a running build stop, and end the connection. May be called from a signal's handler."""
 
         def stop() -> None:
-            with suppress(paramiko.SSHException, OSError, EOFError):
+            with suppress(*_BROKEN):
                 # What has not been given its request yet ends with the connection.
                 if building is not None and building[1].begun:
                     building[0].sendall(STOP)
@@ -339,13 +340,19 @@ def _known_ciphers() -> tuple[str, ...]:
 @contextmanager
 def _at_most(seconds: float, channel: paramiko.Channel) -> Iterator[None]:
     """Close the channel if what is asked of the server takes longer; paramiko itself would wait for ever."""
-    timer = threading.Timer(seconds, channel.close)
+    timer = threading.Timer(seconds, _close, [channel])
     timer.daemon = True
     timer.start()
     try:
         yield
     finally:
         timer.cancel()
+
+
+def _close(channel: paramiko.Channel) -> None:
+    """Close a channel, of whose end the server need not hear any more."""
+    with suppress(*_BROKEN):
+        channel.close()
 
 
 def _classified(where: str, error: paramiko.SSHException) -> AccessRefused | ConnectionLost:

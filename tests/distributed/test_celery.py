@@ -10,7 +10,7 @@ import pytest
 from demo.sshd import _namespaces_allowed
 from tests.distributed.conftest import Machines
 from tests.locks import pulling
-from tests.system.test_scheduler import until
+from tests.waiting import until
 
 pytestmark = pytest.mark.skipif(
     os.geteuid() != 0 or not _namespaces_allowed(), reason="only root can play several machines"

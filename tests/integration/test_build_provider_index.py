@@ -34,6 +34,7 @@ from airflow_mdbackup.provider_side import Done, IndexRequest, conversation, ind
 from airflow_mdbackup.scheme.errors import AccessRefused, ConnectionLost, NotOnProvider
 from airflow_mdbackup.triggers.build_provider_index import BuildProviderIndexTrigger
 from demo.sshd import ProviderServer
+from tests.waiting import until
 
 SetConnection = Callable[[str, dict[str, Any]], None]
 SLOW = 1 << 20  # bytes per second
@@ -70,13 +71,6 @@ def make_slow(server: ProviderServer) -> None:
 def build(request: IndexRequest) -> Done:
     with ProviderHook("index") as hook:
         return hook.build_index(request)
-
-
-def until(condition: Callable[[], object], seconds: float = 20) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 @contextmanager
@@ -219,6 +213,25 @@ def test_killed_task_stops_its_build_by_a_forced_command_too(server: ProviderSer
             future.result(10)
     until(lambda: not running(server), 5)
     assert not index(server).exists()
+
+
+def test_connection_that_ends_while_it_is_closed_is_told_as_one_that_broke(
+    server: ProviderServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when a task is killed just as its build stops: the other side's end comes in between."""
+
+    def close(channel: paramiko.Channel) -> None:
+        really_close(channel)
+        raise EOFError  # as paramiko's own does where it can no longer send
+
+    really_close = paramiko.Channel.close
+    monkeypatch.setattr(paramiko.Channel, "close", close)
+    make_slow(server)
+    with building(server, request(server, id="run 1", limit=SLOW)) as (hook, future):
+        hook.stop_build()
+        with pytest.raises((NotOnProvider, ConnectionLost), match=r"stopped on request|broke"):
+            future.result(10)
+    until(lambda: not running(server), 5)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,6 @@ import os
 import pwd
 import signal
 import subprocess
-import time
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +18,7 @@ from demo import sshd_files
 from demo.sshd import ProviderServer, _namespaces_allowed
 from demo.sshd_files import ProviderServerError
 from tests.isolation import enter_private_mounts
+from tests.waiting import until
 
 AM_ROOT = os.geteuid() == 0
 CHROOTED_WAYS = [*(["namespace"] if _namespaces_allowed() else []), "users"] if AM_ROOT else []
@@ -228,7 +228,7 @@ def test_stop_leaves_nothing_behind(tmp_path: Path, way: str) -> None:
     command = [*login, f"sleep {marker} & sleep {marker}"]
     session = subprocess.Popen(command, stdin=subprocess.DEVNULL)
     try:
-        wait_until(lambda: len(processes_with(f"sleep\0{marker}")) == 2)
+        until(lambda: len(processes_with(f"sleep\0{marker}")) == 2)
         server.stop()
         assert session.wait(10) != 0
     finally:
@@ -340,10 +340,3 @@ def processes_with(text: str) -> list[int]:
             if text.encode() in command_line.read_bytes():
                 found.append(int(command_line.parent.name))
     return found
-
-
-def wait_until(condition: Callable[[], bool], timeout: float = 10) -> None:
-    deadline = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < deadline, "did not happen in time"
-        time.sleep(0.05)

@@ -15,6 +15,7 @@ import pytest
 from demo.processes import free_port
 
 from ..locks import pulling
+from ..waiting import until
 from .conftest import SharedAirflow, Site, dag_files, provider_yaml
 from .listeners import Checks, Mailbox
 
@@ -84,13 +85,6 @@ def only(mails: Callable[[], list[EmailMessage]]) -> tuple[str, str]:
     body = mail.get_body(("html",))
     assert body is not None
     return mail["subject"], body.get_content()
-
-
-def until(condition: Callable[[], object], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
 
 
 def test_failed_run_is_told_once_in_each_way_and_a_good_one_only_pinged(

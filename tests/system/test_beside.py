@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import pytest
 
 from airflow_mdbackup.scheme.index import read_entries
 
+from ..waiting import until
 from .conftest import PROJECT, SharedAirflow, Site, dag_files, provider_yaml
 
 OFFSITE = "offsite_copied"
@@ -37,11 +37,7 @@ def site(shared_airflow: SharedAirflow) -> Site:
 
 def follower(site: Site, known: set[str]) -> tuple[str, str]:
     """Wait for the run of the off-site DAG that is not known yet, and return its id and state."""
-    deadline = time.monotonic() + 60
-    while not (new := {run["dag_run_id"] for run in runs(site)} - known):
-        assert time.monotonic() < deadline
-        time.sleep(0.5)
-    (run_id,) = new
+    (run_id,) = until(lambda: {run["dag_run_id"] for run in runs(site)} - known, every=0.5)
     known.add(run_id)
     return run_id, site.stack.wait_for_run(OFFSITE, run_id)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import pytest
 from airflow_mdbackup.scheme.index import read_entries
 
 from ..torture import Cases, scaled
+from ..waiting import until
 from .conftest import SharedAirflow, Site, dag_files, provider_yaml
 from .connections import GARBAGE, PASSPHRASE, PASSWORD
 
@@ -50,10 +50,8 @@ def test_backfill_beside_other_runs_brings_everything_once(site: Site, cases: Ca
     )
     assert created.returncode == 0, created.stdout
     manual = site.start("raced")
-    deadline = time.monotonic() + 90
-    while len(runs := runs_of(site, "raced")) < days + 2:
-        assert time.monotonic() < deadline, runs
-        time.sleep(1)
+    until(lambda: len(runs_of(site, "raced")) >= days + 2, 90, every=0.5)
+    runs = runs_of(site, "raced")
     assert Counter(runs.values()) == {"backfill": days, "scheduled": 1, "manual": 1}
     ids = list(runs)
     assert manual in ids

@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import pytest
 from airflow_mdbackup.scheme.index import read_entries
 
 from ..locks import holders, pulling
+from ..waiting import until
 from .conftest import SharedAirflow, Site, dag_files, provider_yaml
 
 
@@ -169,10 +169,7 @@ def test_init_makes_the_pool_without_which_no_task_runs_and_one_backup_follows_a
         assert "provider `invalid`: `nonsense`" in made
     state, tasks = site.run("pooled")
     assert state == "success", tasks
-    deadline = time.monotonic() + 60
-    while not (runs := site.stack.get("/dags/mdbackup_follower/dagRuns")["dag_runs"]):
-        assert time.monotonic() < deadline
-        time.sleep(1)
+    runs = until(lambda: site.stack.get("/dags/mdbackup_follower/dagRuns")["dag_runs"], every=0.5)
     assert runs[0]["run_type"] == "asset_triggered" and runs[0]["logical_date"] is None
     assert site.finish("follower", runs[0]["dag_run_id"]) == "success"
     assert site.live("follower", "file").read_bytes() == b"two"
@@ -205,11 +202,7 @@ def test_killed_pull_goes_on_after_it_is_cleared(site: Site) -> None:
         site.put("killed", f"big{number}", os.urandom(3_000_000))
     run_id = site.start("killed")
     staging = site.folder / "killed" / ".mdbackup" / "staging"
-    deadline = time.monotonic() + 120
-    while not (found := pulling(staging)) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert found, "no task was seen pulling"
-    for pid in found:
+    for pid in until(lambda: pulling(staging), every=0.02):
         os.kill(pid, 9)
     assert site.finish("killed", run_id, timeout=240) == "failed"
     site.stack.clear("mdbackup_killed", run_id, ["pull_changed"], include_downstream=True)
@@ -285,13 +278,6 @@ def connections(site: Site) -> list[str]:
     return [line[1] for line in lines if line[2].endswith(remote) and line[3] == "01"]
 
 
-def until(condition: Callable[[], object], seconds: float = 90) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
-
-
 def state_of(site: Site, provider: str, run_id: str) -> str | None:
     return site.stack.task_states(f"mdbackup_{provider}", run_id).get("build_provider_index")
 
@@ -320,16 +306,11 @@ def test_person_decides_when_the_guard_asks(site: Site, answer: str, state: str,
     assert site.run("asking")[0] == "success"
     (site.source("asking") / "only").unlink()
     run_id = site.start("asking")
-    deadline = time.monotonic() + 90
-    while site.stack.task_states("mdbackup_asking", run_id).get("approve") != "awaiting_input":
-        assert time.monotonic() < deadline
-        time.sleep(1)
+    where = f"/dags/mdbackup_asking/dagRuns/{run_id}/taskInstances/approve/-1"
+    until(lambda: site.stack.task_states("mdbackup_asking", run_id).get("approve") == "awaiting_input", 90)
     # An answer that comes before the scheduler has seen the task park fails it.
     time.sleep(10)
-    site.stack.patch(
-        f"/dags/mdbackup_asking/dagRuns/{run_id}/taskInstances/approve/-1/hitlDetails",
-        {"chosen_options": [answer], "params_input": {}},
-    )
+    site.stack.patch(f"{where}/hitlDetails", {"chosen_options": [answer], "params_input": {}})
     assert site.finish("asking", run_id) == state
     assert len(index_of(site, "asking")) == left
 

@@ -11,9 +11,9 @@ import pytest
 
 from demo.airflow_client import AirflowClientError
 
+from ..waiting import until
 from .conftest import SharedAirflow, Site, dag_files, provider_yaml
 from .listeners import Checks
-from .test_alerts import until
 
 VERIFY, RESTORE = "mdbackup_verify_web", "mdbackup_restore"
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +12,7 @@ import pytest
 from demo.sshd import ProviderServer
 from demo.stack import AirflowStack
 
+from ..waiting import until
 from .conftest import PROJECT, READ_WHEN_CHANGED, Site, provider_yaml
 
 DAG_ID = "mdbackup_watchdog"
@@ -108,7 +108,7 @@ def troubled(site: Site, first: Look) -> Look:
     site.source("asking").mkdir(parents=True)
     runs = {provider: site.start(provider) for provider in ("fresh", "old", "asking", "pooled")}
     assert site.finish("fresh", runs["fresh"]) == site.finish("old", runs["old"]) == "success"
-    wait_until(lambda: asks(site, runs["asking"]))
+    until(lambda: asks(site, runs["asking"]))
     site.stack.patch("/dags/mdbackup_old", {"is_paused": True})
     return look(site, impatient="1s")
 
@@ -166,13 +166,6 @@ def state_of_watch(site: Site, provider: str) -> dict[str, Any]:
 
 def names(told: list[str]) -> list[str]:
     return sorted(line.split()[0] for line in told)
-
-
-def wait_until(condition: Callable[[], Any]) -> None:
-    deadline = time.monotonic() + 120
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.5)
-    assert condition()
 
 
 def told(site: Site) -> list[str]:
