@@ -80,9 +80,10 @@ def provider(provider_server: ProviderServer) -> ProviderServer:
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """Return how many processes `-n auto` means: two for each core, because most tests wait for something.
 
-    Not more than eight: each takes a quarter of a gigabyte, and the Airflows are not faster with more.
+    And one more, because two wait for their Airflows most of the time. Not more than eight: each takes a
+    quarter of a gigabyte, and the Airflows are not faster with more.
     """
-    return min(8, 2 * len(os.sched_getaffinity(0)))
+    return min(8, 2 * len(os.sched_getaffinity(0)) + 1)
 
 
 @pytest.hookimpl(optionalhook=True)
