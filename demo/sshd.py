@@ -210,8 +210,9 @@ class ProviderServer:
         remove_abandoned_users()
         suffix = secrets.token_hex(3)
         folder = self._make_directory(Path(f"{_USERS_FOLDER}{suffix}"))
-        self._lock = (folder / "lock").open("w")
+        self._lock = (folder / "new-lock").open("w")
         fcntl.flock(self._lock, fcntl.LOCK_EX)
+        (folder / "new-lock").rename(folder / "lock")  # whoever finds it, finds it held
         self.backupop, self.index_user = f"backupop-{suffix}", f"mdbackup-index-{suffix}"
         for name, shell in ((self.backupop, "/bin/false"), (self.index_user, "/bin/sh")):
             options = ["--system", "--user-group", "--no-create-home", "--home-dir", "/", "--shell", shell]

@@ -21,7 +21,7 @@ import pytest
 
 from .isolation import Scratch, isolate_process, remove
 
-scratch = Scratch()
+_scratch = Scratch()
 _exit_status: int = pytest.ExitCode.OK
 # Airflow makes its home when it is first imported: not in the home of whoever runs the tests.
 for _name in [name for name in os.environ if name.startswith("AIRFLOW")]:
@@ -42,6 +42,12 @@ hypothesis.settings.register_profile("bounded", deadline=None, max_examples=150)
 hypothesis.settings.load_profile("bounded")
 
 
+@pytest.fixture(scope="session")
+def scratch() -> Scratch:
+    """Where this run of the tests writes."""
+    return _scratch
+
+
 @pytest.fixture
 def tmp_path(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
     """The test's own directory: in memory where there is room, on the disk if it is marked `real_disk`."""
@@ -49,7 +55,7 @@ def tmp_path(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
         yield tmp_path
         return
     failed_before = request.session.testsfailed
-    on_disk = Path(tempfile.mkdtemp(prefix=f"{tmp_path.name}-", dir=scratch.disk))
+    on_disk = Path(tempfile.mkdtemp(prefix=f"{tmp_path.name}-", dir=_scratch.disk))
     yield on_disk
     if request.session.testsfailed == failed_before:
         remove(on_disk)
@@ -93,8 +99,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> scheduling.I
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
-    if scratch.is_ours and not config.option.basetemp:
-        config.option.basetemp = str(scratch.quick / "tests")
+    if _scratch.is_ours and not config.option.basetemp:
+        config.option.basetemp = str(_scratch.quick / "tests")
     if config.getoption("dist", "no") == "no" or hasattr(config, "workerinput"):
         isolate_process()
 
@@ -116,7 +122,7 @@ def pytest_collection_finish() -> None:
 def pytest_unconfigure(config: pytest.Config) -> None:
     """Keep what failed tests have written for somebody to look at; the next run removes it."""
     if _exit_status == pytest.ExitCode.OK:
-        scratch.remove()
+        _scratch.remove()
 
 
 # --- the guarantees ---------------------------------------------------------------------------------
@@ -189,5 +195,5 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         python = ("MDBACKUP_TORTURE=long " if LONG else "") + os.path.relpath(sys.executable)
         for nodeid in dict.fromkeys(report.nodeid for report in failed):
             terminalreporter.write_line(f"{python} -m pytest {shlex.quote(nodeid)}")
-        where = " and ".join(map(str, dict.fromkeys((scratch.quick, scratch.disk))))
+        where = " and ".join(map(str, dict.fromkeys((_scratch.quick, _scratch.disk))))
         terminalreporter.write_line(f"What they wrote is in {where} until the next run of the tests.")

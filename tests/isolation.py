@@ -72,8 +72,9 @@ class Scratch:
         """Make a directory that others may enter, as the SSH servers' accounts must, and hold its lock."""
         folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
         folder.chmod(0o755)
-        lock = os.open(folder / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC)
+        lock = os.open(folder / "new-lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC)
         fcntl.flock(lock, fcntl.LOCK_EX)
+        os.rename(folder / "new-lock", folder / "lock")  # whoever finds it, finds it held
         self._locks.append(lock)
         return folder
 

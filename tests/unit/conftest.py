@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -24,8 +25,10 @@ from airflow_mdbackup.scheme.pull import PullSummary, pull
 from airflow_mdbackup.scheme.records import read_records
 from airflow_mdbackup.scheme.sftp import Reader
 
-from ..conftest import scratch
 from .terminal import Terminal
+
+if TYPE_CHECKING:
+    from ..isolation import Scratch
 
 SFTP_SERVER = "/usr/lib/openssh/sftp-server"
 
@@ -207,7 +210,7 @@ def pair(tmp_path: Path) -> Iterator[Pair]:
 
 
 @pytest.fixture
-def limited_pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
+def limited_pair(request: pytest.FixtureRequest, scratch: Scratch) -> Iterator[Pair]:
     """A pair whose SFTP server has no more rights than an ordinary account, so that files can be denied."""
     where = scratch.disk if request.node.get_closest_marker("real_disk") else scratch.quick
     with tempfile.TemporaryDirectory(prefix="pair-", dir=where) as folder:
