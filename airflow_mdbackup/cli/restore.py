@@ -19,6 +19,7 @@ from airflow_mdbackup.scheme.moments import NoSuchMoment, moment_of
 from airflow_mdbackup.scheme.names import to_text
 from airflow_mdbackup.scheme.progress import Pace
 from airflow_mdbackup.scheme.restore import Came, Restored, State, restore, state_of
+from airflow_mdbackup.scheme.target import whose
 
 GOOD, WRONG = 0, 1
 
@@ -42,6 +43,8 @@ def run(args: argparse.Namespace) -> int:
         with state_of(mirror, wanted, when, gone=args.include_gone) as state:
             wrong = tell_problems(state.past)
             print(printable(state.said), file=sys.stderr)
+            if owner := whose(Path(args.to)):
+                print(printable(f"WARNING: {owner}"), file=sys.stderr)
             with _progress(state) as advance:
                 for restored in restore(
                     *(mirror, state.past, state.contents(), Path(args.to)),

@@ -17,7 +17,7 @@ from airflow_mdbackup.scheme.moments import moment_of
 from airflow_mdbackup.scheme.names import to_text, unfolded
 from airflow_mdbackup.scheme.progress import Pace
 from airflow_mdbackup.scheme.restore import Came, Restored, Selection, restore, state_of
-from airflow_mdbackup.scheme.target import target_below
+from airflow_mdbackup.scheme.target import target_below, whose
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -64,6 +64,8 @@ class RestoreFiles(BackupOperator):
             when = self._when(params.get(AS_OF))
             with state_of(mirror, wanted, when, gone=bool(params.get(INCLUDE_GONE))) as state:
                 self.log.info("%s; into %s", state.said, unfolded(str(target)))
+                if owner := whose(target):
+                    self.log.warning("%s", unfolded(owner))
                 came = restore(
                     *(mirror, state.past, state.contents(), target),
                     overwrite=bool(params.get(OVERWRITE)),

@@ -45,7 +45,7 @@ from airflow_mdbackup.scheme.records import read_header, read_records, write_rec
 from airflow_mdbackup.scheme.settle import finish, refresh_status, settle
 from airflow_mdbackup.scheme.threads import TreePerThread, spread
 from airflow_mdbackup.scheme.totals import totals_state
-from airflow_mdbackup.scheme.tree import Tree, concerns_one_file, md5_of, syncfs
+from airflow_mdbackup.scheme.tree import Tree, concerns_one_file, md5_of
 
 _RUN = "adopt__"  # what the run id of an adoption begins with
 _PAGE = 1000  # files that are taken from the table at a time
@@ -244,6 +244,11 @@ class Survey:
         :raises OSError: the disk fails as a whole.
         """
         done = 0
+        for source in self._sources:
+            # Who has just copied it here may not know of a disk that refused some of it. From now on what is
+            # hashed is what the disk has.
+            with Tree(source.directory) as tree:
+                tree.sync()
         with ExitStack() as stack:
             roots = [partial(Tree, source.directory) for source in self._sources]
             trees = [stack.enter_context(TreePerThread(root)) for root in roots]
@@ -491,7 +496,6 @@ def adopt(mirror: Mirror, survey: Survey, trees: Sequence[Source]) -> None:
             for tree in trees:
                 if not _is_moved(mirror, tree):
                     _move(mirror, tree)
-            syncfs(mirror.files)
             stamp = mirror.next_stamp()
             run_id = f"{_RUN}{stamp}"
             path = mirror.history_path(stamp, run_id)
@@ -503,8 +507,9 @@ def adopt(mirror: Mirror, survey: Survey, trees: Sequence[Source]) -> None:
                 "order": "",
                 "before": "",
             }
-            with mirror.tree() as tree_of_files:
-                write_records(path, survey.changes(tree_of_files), **header)
+            with mirror.tree() as files:
+                files.sync()
+                write_records(path, survey.changes(files), **header)
             mirror.mark()
             missed = partial(_missed, survey.told)
             _write_status(mirror, finish(mirror, path, None, fresh=True, missed=missed))

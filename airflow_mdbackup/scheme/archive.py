@@ -41,10 +41,11 @@ from airflow_mdbackup.scheme.progress import Pace
 from airflow_mdbackup.scheme.pull import Outcome, Result
 from airflow_mdbackup.scheme.records import Record, read_header, read_records, write_records, write_state
 from airflow_mdbackup.scheme.settle import consumer_index, settle
-from airflow_mdbackup.scheme.tree import Tree, concerns_one_file, copy_of, is_file, md5_of
+from airflow_mdbackup.scheme.tree import Folder, Tree, concerns_one_file, copy_of, is_file, md5_of
 
 log = logging.getLogger(__name__)
 
+_COPY = b"version"  # a copy of a live file, until it has its name
 _NO_LINKS = (errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
@@ -227,17 +228,18 @@ class Archiver:
             if is_file(taken) and taken.st_size == status.st_size and self._md5(version) == md5:
                 return version  # an earlier try's copy
         self._run.copies.mkdir(exist_ok=True)
-        temporary = self._run.copies / "version"
-        target = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        try:
-            os.lseek(live, 0, os.SEEK_SET)
-            copy_of(live, target)
-            os.fchmod(target, status.st_mode & 0o777)
-            os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))
-            os.fsync(target)
-        finally:
-            os.close(target)
-        self._tree.put_new(temporary, version)
+        with Folder(self._run.copies) as folder:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+            target = os.open(_COPY, flags, 0o600, dir_fd=folder.descriptor)
+            try:
+                os.lseek(live, 0, os.SEEK_SET)
+                copy_of(live, target)
+                os.fchmod(target, status.st_mode & 0o777)
+                os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))
+                os.fsync(target)
+            finally:
+                os.close(target)
+            self._tree.put_new(folder, _COPY, version)
         return version
 
     def _md5(self, path: bytes) -> bytes:

@@ -78,7 +78,6 @@ from airflow_mdbackup.scheme.tree import (
     copy_of,
     fsync_directory,
     is_file,
-    syncfs,
 )
 
 log = logging.getLogger(__name__)
@@ -240,7 +239,7 @@ class _Commit:
         self._count_missing()
         if changes or self._current is None:
             # Whoever settles a history that has its name relies on the versions and content it tells of.
-            syncfs(mirror.staging)
+            self._staging.sync()
             run.changes.replace(path)
             fsync_directory(mirror.history)
             takes = self._takes or bool(self._moved)

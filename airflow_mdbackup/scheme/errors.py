@@ -40,7 +40,7 @@ class DestinationRefused(BackupError):
 
 
 class DestinationFull(BackupError):
-    """The disk of ``dest`` has too little room. Free some or enlarge it; what is here is kept."""
+    """The disk of ``dest``, or of a restore's target, has too little room. What is there is kept."""
 
 
 class DestinationBroken(BackupError):

@@ -31,7 +31,7 @@ from airflow_mdbackup.scheme.adopt import Left, Source, Survey, Surveyed, Told
 from airflow_mdbackup.scheme.errors import DestinationRefused
 from airflow_mdbackup.scheme.history import PENDING, Change, What, last, pending
 from airflow_mdbackup.scheme.index import check_path, digest, read_entries
-from airflow_mdbackup.scheme.mirror import OLD, PERSON_WAIT, Mirror, Run, version_path
+from airflow_mdbackup.scheme.mirror import OLD, PERSON_WAIT, Mirror, Run, Staging, version_path
 from airflow_mdbackup.scheme.names import to_text
 from airflow_mdbackup.scheme.ordered import Alongside
 from airflow_mdbackup.scheme.past import Past
@@ -46,7 +46,7 @@ from airflow_mdbackup.scheme.settle import (
     settle,
     status_or_lost,
 )
-from airflow_mdbackup.scheme.tree import Tree, copy_of, fsync_directory, is_file, md5_of, syncfs
+from airflow_mdbackup.scheme.tree import Tree, copy_of, fsync_directory, is_file, md5_of
 
 Meaning = Callable[[bytes], "tuple[bytes, str] | None"]
 """Tells of a file's path of which it is a version, and the stamp of when it was displaced, if it is one."""
@@ -177,6 +177,7 @@ class _Importing:
         """Write the history ahead, and finish."""
         mirror = self._mirror
         with mirror.lock("import", PERSON_WAIT), ExitStack() as stack:
+            staging = stack.enter_context(mirror.open_staging())
             target = mirror.forgetting
             try:
                 settle(mirror, target)
@@ -193,7 +194,7 @@ class _Importing:
                 run = mirror.run(f"import__{stamp}")
                 run.folder.mkdir(mode=0o700)
                 try:
-                    self._commit(run, stamp, current)
+                    self._commit(run, stamp, current, staging)
                     refresh_status(mirror)
                 finally:
                     # Of a commit that could not be finished, the copies are still needed.
@@ -202,7 +203,7 @@ class _Importing:
             finally:
                 target.unlink(missing_ok=True)
 
-    def _commit(self, run: Run, stamp: str, current: Path) -> None:
+    def _commit(self, run: Run, stamp: str, current: Path, staging: Staging) -> None:
         mirror = self._mirror
         # It is newer than no run's index.
         order = max(str(where.get("order", "")) for where in (status_or_lost(mirror), last(mirror)))
@@ -211,7 +212,7 @@ class _Importing:
         write_records(run.changes, chain(hand_edits(mirror, current), self.changes(run, current)), **header)
         if not self.outcome.versions:
             return
-        syncfs(mirror.staging)
+        staging.sync()
         path = mirror.history_path(stamp, run.run_id)
         path = path.with_name(path.name + PENDING)
         run.changes.replace(path)

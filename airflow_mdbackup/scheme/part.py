@@ -17,7 +17,7 @@ import logging
 import os
 
 from airflow_mdbackup.scheme.progress import Pace
-from airflow_mdbackup.scheme.tree import write_all
+from airflow_mdbackup.scheme.tree import end_sparse, forget_cached, write_sparse
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +51,7 @@ class Part:
 
     def _hash_what_is_there(self) -> None:
         pace = Pace()
+        forget_cached(self._descriptor)
         while block := os.read(self._descriptor, _BLOCK):
             self._md5.update(block)
             self.position += len(block)
@@ -63,11 +64,12 @@ class Part:
         :raises OSError: the disk is full or broken.
         """
         self._md5.update(data)
-        write_all(self._descriptor, data)
+        write_sparse(self._descriptor, data)
         self.position += len(data)
 
     def digest(self) -> bytes:
         """Return the md5 of all bytes, in hexadecimal digits."""
+        end_sparse(self._descriptor)
         return self._md5.hexdigest().encode()
 
     def head(self, size: int) -> bytes:

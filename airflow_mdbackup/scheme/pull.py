@@ -46,7 +46,7 @@ from airflow_mdbackup.scheme.sftp import Attributes, Code, Fetched, Reader, Refu
 from airflow_mdbackup.scheme.since import Brought, Committed, committed_since
 from airflow_mdbackup.scheme.space import make_sure_of_room
 from airflow_mdbackup.scheme.telltale import HEAD, Contents
-from airflow_mdbackup.scheme.tree import Folder, concerns_one_file, copy_of, md5_of, syncfs
+from airflow_mdbackup.scheme.tree import Folder, concerns_one_file, copy_of, md5_of
 
 log = logging.getLogger(__name__)
 
@@ -260,7 +260,7 @@ class _Puller:
                 yield self._counted(slot.result or self._unreached(slot.item, slot.earlier, error))
             for item, result in pairs:
                 yield self._counted(self._unreached(item, result, error))
-        syncfs(self._mirror.staging)
+        self._staging.sync()
 
     def _run(self, pairs: Iterator[tuple[Item, Result | None]]) -> Iterator[Result]:
         more = True

@@ -4,8 +4,9 @@
 
     chosen   what the consumer index had then, as far as it is wanted (see past)
     looked   at the target: a file that is there with these bytes is left; another one is not touched
-    copied   beside its name, hashing on the way; from its place, or wherever else in the mirror its bytes are
-    put      under its name, with the provider's time and mode, once the md5 is the one that the index had
+    copied   hashing on the way; from its place, or wherever else in the mirror its bytes are
+    put      under its name, with the provider's time and mode, once the md5 is the one that the index had,
+             and all of it is on the disk (syncfs), many at a time
 
 What was cut off is done again by the same command: what has its name is whole. Nothing in the mirror is
 changed, and no lock is taken, so that backups go on meanwhile; a file that they displace is found where it
@@ -16,29 +17,33 @@ What this does not give: owners, extended attributes and empty directories, whic
 
 from __future__ import annotations
 
-import fcntl
+import errno
 import os
-import threading
+import stat
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
 from hashlib import md5
+from itertools import count
+from operator import attrgetter
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from pathspec import GitIgnoreSpec
 
-from airflow_mdbackup.scheme.errors import DestinationBusy, DestinationRefused
+from airflow_mdbackup.scheme.disk import free
+from airflow_mdbackup.scheme.errors import DestinationFull, DestinationRefused
 from airflow_mdbackup.scheme.forget import is_by_hand
 from airflow_mdbackup.scheme.index import has_path, read_entries
 from airflow_mdbackup.scheme.mirror import Mirror, versions_on_disk
 from airflow_mdbackup.scheme.moments import NoSuchMoment, in_words, stamp_of
 from airflow_mdbackup.scheme.names import from_text, to_text
-from airflow_mdbackup.scheme.ordered import Alongside
+from airflow_mdbackup.scheme.ordered import Alongside, batches
 from airflow_mdbackup.scheme.past import Content, Moment, Past
 from airflow_mdbackup.scheme.settle import permissions, present_index
+from airflow_mdbackup.scheme.target import OpenTarget
 from airflow_mdbackup.scheme.threads import TreePerThread, spread
 from airflow_mdbackup.scheme.tree import (
     Blocked,
@@ -48,10 +53,9 @@ from airflow_mdbackup.scheme.tree import (
     copy_of,
     is_file,
     md5_of,
-    syncfs,
 )
 
-_WORK = ".mdbackup-restoring"  # in the target, while it is written
+_BATCH, _BATCH_SIZE = 2000, 1 << 30  # files, or bytes, that get their names together
 
 
 class Came(StrEnum):
@@ -76,7 +80,8 @@ class Restored:
 
     :ivar size: bytes that were written, or would be.
     :ivar detail: for people, of what did not come back: why, and what to do.
-    :ivar replaced: whether a file with other bytes had its name in the target, or has.
+    :ivar replaced: whether another file had its name in the target, or has.
+    :ivar waits: the name under which it waits for its own, while that is so.
     """
 
     content: Content
@@ -84,6 +89,7 @@ class Restored:
     size: int = 0
     detail: str = ""
     replaced: bool = False
+    waits: bytes = b""
 
 
 class Selection:
@@ -289,16 +295,17 @@ def restore(
 ) -> Iterator[Restored]:
     """Write contents into a directory, each under its path, and yield what became of them, in their order.
 
-    At the end all are on the target's disk.
+    All that has been yielded is on the target's disk.
 
     :param past: where contents are looked for that are not where they should be.
     :param target: made if it is not there. Symlinks in it are not followed.
-    :param overwrite: replace files that are there and have other bytes.
+    :param overwrite: replace files that are there and have other bytes, or another time or mode.
     :param dry_run: change nothing; what would be written has the outcome ``restored``.
     :param threads: how many files are hashed and written at a time.
-    :raises DestinationRefused: the target is no directory, or within the backup.
+    :raises DestinationRefused: the target is no directory, or within the backup; or see :class:`.OpenTarget`.
     :raises DestinationBusy: another restore writes to it.
-    :raises OSError: the disk of the target, or of the mirror, is full or broken.
+    :raises DestinationFull: the disk of the target is full; what is there by then stays.
+    :raises OSError: that disk, or the mirror's, is broken.
     """
     if target.exists() and not target.is_dir():
         raise DestinationRefused(f"{target} is a file: name a directory")
@@ -307,39 +314,32 @@ def restore(
         where = "within the backup" if there.is_relative_to(dest) else "above the backup"
         raise DestinationRefused(f"{target} is {where} {mirror.dest}: name a directory elsewhere")
     with ExitStack() as stack:
-        work = None if dry_run else stack.enter_context(_work_in(target))
+        opened = None if dry_run else stack.enter_context(OpenTarget(target))
         sources = stack.enter_context(TreePerThread(mirror.tree))
-        targets = stack.enter_context(TreePerThread(lambda: Tree(target))) if target.exists() else None
-        restorer = _Restorer(past, sources, targets, work, overwrite)
-        yield from spread(contents, restorer.bring, threads, lambda content: content.size)
-        if work is not None:
-            syncfs(target)
+        targets = None
+        if opened is not None or target.exists():
+            targets = stack.enter_context(TreePerThread(opened.tree if opened else lambda: Tree(target)))
+        restorer = _Restorer(past, sources, targets, opened.work if opened else None, overwrite)
+        for batch in batches(contents, _BATCH, _BATCH_SIZE, lambda content: content.size or 0):
+            with _full_told(target):
+                came = list(spread(batch, restorer.bring, threads, attrgetter("size")))
+                if opened is not None:
+                    came = restorer.named(came)
+            yield from came
 
 
 @contextmanager
-def _work_in(target: Path) -> Iterator[Path]:
-    """Hold a directory in the target in which files are written before they have their names."""
-    work = target / _WORK
+def _full_told(target: Path) -> Iterator[None]:
+    """Say what to do if the disk of the target is full."""
     try:
-        work.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError) as error:
-        raise DestinationRefused(f"{error.filename} is no directory: name another one") from None
-    with Folder(work) as folder:
-        if work.is_symlink() or not all(map(str.isdigit, os.listdir(work))):
-            raise DestinationRefused(f"{work} is where restoring works, and is not ours: move it away")
-        try:
-            fcntl.flock(folder.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if not work.exists() or not os.path.samestat(os.fstat(folder.descriptor), work.stat()):
-                raise BlockingIOError  # another one that has just come to its end has taken it away
-        except BlockingIOError:
-            raise DestinationBusy(f"another restore writes to {target}: wait for its end") from None
-        try:
-            yield work
-        finally:
-            for left in os.listdir(work):
-                folder.remove(os.fsencode(left))
-            with suppress(OSError):
-                work.rmdir()
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise DestinationFull(
+            f"the disk of {target} is full: {error} ({free(target)} are free). What has come back stays: "
+            "make room, and give the same command again"
+        ) from error
 
 
 class _Restorer:
@@ -354,7 +354,7 @@ class _Restorer:
         past: Past,
         sources: TreePerThread,
         targets: TreePerThread | None,
-        work: Path | None,
+        work: Folder | None,
         overwrite: bool,
     ) -> None:
         self._past = past
@@ -362,44 +362,75 @@ class _Restorer:
         self._targets = targets
         self._work = work
         self._overwrite = overwrite
+        self._numbers = count()
 
     def bring(self, content: Content) -> Restored:
-        """Write one file, unless it is there.
+        """Write one file, unless it is there. It gets its name by :meth:`named`.
 
         :raises OSError: no other one can be written either.
         """
         try:
             return self._bring(content)
-        except Blocked as blocked:
-            what = "a symlink" if blocked.is_symlink else "no directory"
-            return Restored(content, Came.KEPT, detail=f"{to_text(blocked.at)} is {what} in the target")
         except OSError as error:
-            if not concerns_one_file(error):
-                raise
-            return Restored(content, Came.FAILED, detail=f"{error.strerror}")
+            return self._failed(content, error)
+
+    def _failed(self, content: Content, error: OSError) -> Restored:
+        if isinstance(error, Blocked):
+            what = "a symlink" if error.is_symlink else "no directory"
+            return Restored(content, Came.KEPT, detail=f"{to_text(error.at)} is {what} in the target")
+        if not concerns_one_file(error):
+            raise OSError(error.errno, error.strerror, to_text(content.path)) from error
+        return Restored(content, Came.FAILED, detail=f"{error.strerror}")
 
     def _bring(self, content: Content) -> Restored:
-        if content.path.split(b"/")[1] == _WORK.encode():
-            return Restored(content, Came.FAILED, detail=f"restoring needs the name {_WORK} for itself")
+        if content.path.split(b"/")[1] == OpenTarget.WORK.encode():
+            why = f"restoring needs the name {OpenTarget.WORK} for itself"
+            return Restored(content, Came.FAILED, detail=why)
         source, target = self._sources(), self._targets() if self._targets else None
         there = target.lstat(content.path) if target is not None else None
         if target is not None and there is not None:
-            if is_file(there) and content.size in (None, there.st_size):
-                with target.opened(content.path) as descriptor:
-                    if md5_of(descriptor) == content.md5:
-                        if self._work is not None:
-                            _give_attributes(descriptor, content, there)
-                        return Restored(content, Came.THERE)
             if not is_file(there):
                 return Restored(content, Came.KEPT, detail="something that is no file has its name")
+            if self._is_there(target, content, there):
+                return Restored(content, Came.THERE)
             if not self._overwrite:
                 return Restored(content, Came.KEPT, detail="a file with other bytes has its name")
-        if self._work is None:
-            restored = self._would_bring(source, content)
-        else:
-            assert target is not None
-            restored = self._write(source, target, content)
+        restored = self._write(source, content) if self._work else self._would_bring(source, content)
         return replace(restored, replaced=True) if there is not None and restored.came.good else restored
+
+    def _is_there(self, target: Tree, content: Content, there: os.stat_result) -> bool:
+        """Whether a file is what is to come back. Its time and mode count if it may be overwritten."""
+        if content.size not in (None, there.st_size):
+            return False
+        if self._overwrite and not _has_attributes(content, there):
+            return False
+        return _has(target, content.path, content.md5)
+
+    def named(self, came: list[Restored]) -> list[Restored]:
+        """Give files their names, once all of them are on the disk, and return what became of each.
+
+        So what has its name is whole, also if the disk has refused some of what was written.
+
+        :raises OSError: no other one can be named either.
+        """
+        assert self._work is not None and self._targets is not None
+        if any(restored.waits for restored in came):
+            self._work.sync()
+        target, work = self._targets(), self._work
+        return [self._named(target, work, restored) if restored.waits else restored for restored in came]
+
+    def _named(self, target: Tree, work: Folder, restored: Restored) -> Restored:
+        content, name = restored.content, restored.waits
+        try:
+            if self._overwrite:
+                target.put(work, name, content.path)
+            else:
+                target.put_new(work, name, content.path)
+        except FileExistsError:
+            return Restored(content, Came.KEPT, detail="something has its name since a moment ago")
+        except OSError as error:
+            return self._failed(content, error)
+        return replace(restored, waits=b"")
 
     def _would_bring(self, source: Tree, content: Content) -> Restored:
         for place in _places(self._past, source, content):
@@ -411,36 +442,31 @@ class _Restorer:
                 return Restored(content, Came.RESTORED, found.st_size)
         return _lost(content)
 
-    def _write(self, source: Tree, target: Tree, content: Content) -> Restored:
+    def _write(self, source: Tree, content: Content) -> Restored:
         assert self._work is not None
-        work = f"{self._work}/{threading.get_ident()}"
+        name = b"%d" % next(self._numbers)
         flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-        descriptor = os.open(work, flags, 0o600)
+        descriptor = os.open(name, flags, 0o600, dir_fd=self._work.descriptor)
         try:
             found = self._copy(source, descriptor, content)
-            if found is None:
-                return _lost(content)
-            size = os.fstat(descriptor).st_size
-            _give_attributes(descriptor, content, found)
+            if found is not None:
+                _give_attributes(descriptor, content, found)
+                size = os.fstat(descriptor).st_size
         finally:
             os.close(descriptor)
-        if self._overwrite:
-            with Folder(self._work) as folder:
-                target.put(folder, os.fsencode(os.path.basename(work)), content.path)
-        else:
-            try:
-                target.put_new(work, content.path)
-            except FileExistsError:
-                return Restored(content, Came.KEPT, detail="something has its name since a moment ago")
-        return Restored(content, Came.RESTORED, size)
+        if found is None:
+            self._work.remove(name)
+            return _lost(content)
+        return Restored(content, Came.RESTORED, size, waits=name)
 
     def _copy(self, source: Tree, target: int, content: Content) -> os.stat_result | None:
         """Copy the bytes from wherever they are, and return what is known of the file that has them."""
         for place in _places(self._past, source, content):
             try:
                 with source.opened(place) as descriptor:
-                    os.ftruncate(target, 0)
-                    os.lseek(target, 0, os.SEEK_SET)
+                    if os.lseek(target, 0, os.SEEK_CUR):
+                        os.ftruncate(target, 0)
+                        os.lseek(target, 0, os.SEEK_SET)
                     if copy_of(descriptor, target) == content.md5:
                         return os.fstat(descriptor)
             except OSError as error:
@@ -490,6 +516,13 @@ def _give_attributes(descriptor: int, content: Content, found: os.stat_result) -
     mtime = found.st_mtime_ns if content.mtime is None else content.mtime * 10**9
     os.fchmod(descriptor, permissions(mode))
     os.utime(descriptor, ns=(mtime, mtime))
+
+
+def _has_attributes(content: Content, there: os.stat_result) -> bool:
+    """Whether a file has the provider's mode and time, as far as they are known."""
+    return (content.mode is None or stat.S_IMODE(there.st_mode) == permissions(content.mode)) and (
+        content.mtime is None or there.st_mtime_ns == content.mtime * 10**9
+    )
 
 
 def _has(source: Tree, place: bytes, md5: bytes) -> bool:

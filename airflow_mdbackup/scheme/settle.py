@@ -62,7 +62,6 @@ from airflow_mdbackup.scheme.tree import (
     is_file,
     md5_of,
     not_followed,
-    syncfs,
 )
 
 log = logging.getLogger(__name__)
@@ -311,7 +310,7 @@ def finish(
             for change in _placed(mirror, tree, path, fresh, iter(edited), missed or _warn, tally):
                 writer.add(change)
                 changed += 1
-        syncfs(mirror.files)
+            tree.sync()
         files = _write_index(index or mirror.index, current, confirmed, keep_replaced=True)
         if changed:
             if index is None:
@@ -334,10 +333,10 @@ def finish_pruning(mirror: Mirror, path: Path) -> None:
     :raises OSError: the disk is full or broken; the next run takes it up again.
     """
     confirmed = path.with_suffix(".confirmed")
-    # What is told to be gone must not come back with a cut of the power.
-    syncfs(mirror.files)
     tally, changed = Tally(), 0
     with mirror.tree() as tree, RecordWriter[Change](confirmed) as writer:
+        # What is told to be gone must not come back with a cut of the power.
+        tree.sync()
         for change in read_records(path, Change):
             if is_gone(tree, change.version or b""):
                 writer.add(change)
@@ -511,14 +510,15 @@ def _import(tree: Tree, change: Change, waiting: _Waiting, fresh: bool) -> bool:
     assert change.version is not None and change.old_md5 is not None
     source = waiting.source(change)
     if source is not None:
-        if is_file(tree.lstat(change.version)):
-            tree.drop_rest(source, change.version)
-        if tree.lstat(change.version) is None:
-            with Folder(source.parent) as folder:
-                if not (fresh or folder.is_whole(os.fsencode(source.name), change.old_md5)):
+        name = os.fsencode(source.name)
+        with Folder(source.parent) as folder:
+            if is_file(tree.lstat(change.version)):
+                tree.drop_rest(folder, name, change.version)
+            if tree.lstat(change.version) is None:
+                if not (fresh or folder.is_whole(name, change.old_md5)):
                     return False  # it has changed since
-            tree.put_new(source, change.version)
-            return True
+                tree.put_new(folder, name, change.version)
+                return True
     try:
         with tree.opened(change.version) as version:
             return (fresh and source is None) or md5_of(version) == change.old_md5

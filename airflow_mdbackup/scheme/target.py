@@ -1,25 +1,29 @@
-"""Where a restore may write, when the one who asks for it must not write elsewhere.
+"""Where a restore may write, and how it is kept from writing anywhere else.
 
 ::
 
     named   a directory below a base, by its whole path, by one from there, or not at all
     walked  from the base on, one directory after the other, following no symlink; what is missing is made
     looked  at what it must not touch: backups, and whatever else it is told of
+    held    open until all is restored, with a directory in it that is ours alone
 
 What this does not give: safety from somebody who can write below the base himself, and puts a symlink there
-once it was walked.
+between the walk and the opening.
 """
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
+import pwd
 from collections.abc import Iterable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
-from airflow_mdbackup.scheme.errors import DestinationRefused
+from airflow_mdbackup.scheme.errors import DestinationBusy, DestinationRefused
 from airflow_mdbackup.scheme.mirror import Mirror
+from airflow_mdbackup.scheme.tree import Folder, Tree
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -71,19 +75,135 @@ def _walk(real: Path, parts: tuple[str, ...], target: str, *, make: bool = False
     at = os.open(real, _DIRECTORY)
     try:
         for part in parts:
-            if make:
-                with suppress(FileExistsError):
-                    os.mkdir(part, 0o700, dir_fd=at)
-            below = os.open(part, _DIRECTORY, dir_fd=at)
-            os.close(at)
-            at = below
+            at = _enter(at, part, 0o700 if make else None)
     except FileNotFoundError:
         pass  # and so is what would be below it
     except OSError as error:
         if error.errno not in (errno.ENOTDIR, errno.ELOOP):
             raise
         raise DestinationRefused(
-            f"{part!r} in {target!r} is no directory, or a symlink: name another one"
+            f"{error.filename!r} in {target!r} is no directory, or a symlink: name another one"
         ) from None
     finally:
         os.close(at)
+
+
+def _enter(at: int, name: str, mode: int | None) -> int:
+    """Return a descriptor of a directory in the one that is open as ``at``, which is closed then.
+
+    :param mode: with which it is made if it is missing; None: it is not made.
+    """
+    try:
+        below = os.open(name, _DIRECTORY, dir_fd=at)
+    except FileNotFoundError:
+        if mode is None:
+            raise
+        with suppress(FileExistsError):
+            os.mkdir(name, mode, dir_fd=at)
+        below = os.open(name, _DIRECTORY, dir_fd=at)
+    os.close(at)
+    return below
+
+
+class OpenTarget:
+    """A directory into which files are restored, and one in it in which they are written. A context manager.
+
+    Both are held open, and reached by their descriptors alone, so that nobody who may rename what lies on the
+    way, or in it, has us write elsewhere. What is missing is made: the directory itself for us alone, since
+    files come with the modes that they had, but without the directories that protected them.
+
+    :param path: of the directory. Symlinks on the way are followed, but none that comes meanwhile.
+    :raises DestinationRefused: it is no directory, or what it has for us to write in is not ours.
+    :raises DestinationBusy: another restore writes to it.
+    :raises OSError: it cannot be made, or used.
+    """
+
+    WORK = ".mdbackup-restoring"
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with ExitStack() as opened:
+            self._root = opened.enter_context(Folder(_opened(path)))
+            self.work = opened.enter_context(Folder(self._opened_work()))
+            self._lock()
+            self._close = opened.pop_all()
+
+    def __enter__(self) -> OpenTarget:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for left in os.listdir(self.work.descriptor):
+            self.work.remove(os.fsencode(left))
+        with suppress(OSError):
+            os.rmdir(self.WORK, dir_fd=self._root.descriptor)
+        self._close.close()
+
+    def tree(self) -> Tree:
+        """Return the files in it, for one thread."""
+        return Tree(self._root.descriptor)
+
+    def _opened_work(self) -> int:
+        with suppress(FileExistsError):
+            os.mkdir(self.WORK, 0o700, dir_fd=self._root.descriptor)
+        try:
+            work = os.open(self.WORK, _DIRECTORY, dir_fd=self._root.descriptor)
+        except NotADirectoryError:
+            raise self._not_ours() from None
+        except OSError as error:
+            if error.errno != errno.ELOOP:
+                raise
+            raise self._not_ours() from None
+        status = os.fstat(work)
+        names = os.listdir(work)
+        if status.st_uid != os.geteuid() or status.st_mode & 0o077 or not all(map(str.isdigit, names)):
+            os.close(work)
+            raise self._not_ours()
+        return work
+
+    def _not_ours(self) -> DestinationRefused:
+        return DestinationRefused(
+            f"{self.path / self.WORK} is where restoring works, and is not ours alone: move it away"
+        )
+
+    def _lock(self) -> None:
+        try:
+            fcntl.flock(self.work.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            there = os.lstat(self.WORK, dir_fd=self._root.descriptor)
+            if os.path.samestat(os.fstat(self.work.descriptor), there):
+                return
+        except (BlockingIOError, FileNotFoundError):
+            pass
+        # If it is gone, another one that has just come to its end has taken it away.
+        raise DestinationBusy(f"another restore writes to {self.path}: wait for its end")
+
+
+def _opened(path: Path) -> int:
+    """Return a descriptor of a directory, making it, and those above it, if need be."""
+    there = path.resolve()
+    at = os.open("/", _DIRECTORY)
+    try:
+        for above in [*reversed(there.parents), there][1:]:
+            at = _enter(at, above.name, 0o700 if above == there else 0o755)
+    except OSError as error:
+        os.close(at)
+        if error.errno not in (errno.ENOTDIR, errno.ELOOP):
+            raise OSError(error.errno, error.strerror, os.fspath(path)) from None
+        raise DestinationRefused(f"{path}: {error.filename!r} is no directory: name another one") from None
+    return at
+
+
+def whose(path: Path) -> str | None:
+    """Return, for people, that a directory, or where it will be made, is somebody else's; None if it is not.
+
+    Who owns it can take away, read and replace what is restored there, whoever owns that.
+    """
+    there = path.resolve()
+    above = next(place for place in (there, *there.parents) if place.exists())
+    owner = above.stat().st_uid
+    if owner in (0, os.geteuid()):
+        return None
+    try:
+        name = pwd.getpwuid(owner).pw_name
+    except KeyError:
+        name = f"the user {owner}"
+    return f"{above} belongs to {name}, who can read and replace all that is restored there"

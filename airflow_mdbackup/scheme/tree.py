@@ -24,6 +24,8 @@ from typing import Self
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _BLOCK = 1 << 20
+_HOLE = 1 << 16  # bytes; of zeros, a hole in what is written
+_ZEROS = bytes(_HOLE)
 
 
 def not_followed(path: str, flags: int) -> int:
@@ -48,12 +50,16 @@ class Blocked(OSError):
 
 
 class Tree:
-    """The files below ``root``, a directory that exists. Use as a context manager, or :meth:`close` it."""
+    """The files below a directory that exists. Use as a context manager, or :meth:`close` it.
+
+    :param root: the directory: its path, or a descriptor of it, which stays the caller's.
+    """
 
     KEPT = 64  # directory descriptors kept open
 
-    def __init__(self, root: os.PathLike[str]) -> None:
-        self._root = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    def __init__(self, root: os.PathLike[str] | int) -> None:
+        directory, at = (".", root) if isinstance(root, int) else (root, None)
+        self._root = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=at)
         self._kept: OrderedDict[bytes, int] = OrderedDict()
         self._last = b"", self._root  # the directory of the last path, and its descriptor
         self._missing = b"//"  # a directory that was not there when last looked for
@@ -74,6 +80,10 @@ class Tree:
         self._missing = b"//"
         while self._kept:
             os.close(self._kept.popitem()[1])
+
+    def sync(self) -> None:
+        """Bring all that was written to this filesystem onto its disk; see :func:`syncfs`."""
+        syncfs(self._root)
 
     def _parent(self, path: bytes, *, create: bool = False) -> tuple[int, bytes]:
         """Return the descriptor of the directory of ``path``, and the name in it.
@@ -246,19 +256,19 @@ class Tree:
         parent, name = self._parent(path, create=True)
         os.rename(file, name, src_dir_fd=source.descriptor, dst_dir_fd=parent)
 
-    def put_new(self, source: str | os.PathLike[str], path: bytes) -> None:
-        """Move the file ``source`` to ``path`` in one step; never overwrites.
+    def put_new(self, source: Folder, file: bytes, path: bytes) -> None:
+        """Move a file of ``source`` to ``path`` in one step; never overwrites.
 
         :raises FileExistsError: something has that name.
         """
         parent, name = self._parent(path, create=True)
-        rename_noreplace(_CURRENT, os.fsencode(source), parent, name)
+        rename_noreplace(source.descriptor, file, parent, name)
 
-    def drop_rest(self, source: os.PathLike[str], path: bytes) -> None:
+    def drop_rest(self, source: Folder, file: bytes, path: bytes) -> None:
         """Take away what stands at ``path``, if it can only be what a cut-off :meth:`put_new` left there."""
         parent, name = self._parent(path, create=True)
-        if os.lstat(source).st_size:
-            drop_placeholder(_CURRENT, os.fsencode(source), parent, name)
+        if os.lstat(file, dir_fd=source.descriptor).st_size:
+            drop_placeholder(source.descriptor, file, parent, name)
 
     def move(self, source: bytes, target: bytes) -> None:
         """Move whatever stands at ``source`` as a whole to ``target``; never overwrites.
@@ -310,10 +320,16 @@ class Tree:
 
 
 class Folder:
-    """The files of one directory, by name. A context manager."""
+    """The files of one directory, by name. A context manager.
 
-    def __init__(self, path: os.PathLike[str]) -> None:
-        self.descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    :param directory: its path, or a descriptor of it, which is the folder's from now on.
+    """
+
+    def __init__(self, directory: os.PathLike[str] | int) -> None:
+        if isinstance(directory, int):
+            self.descriptor = directory
+        else:
+            self.descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
     def __enter__(self) -> Self:
         return self
@@ -323,6 +339,10 @@ class Folder:
 
     def close(self) -> None:
         os.close(self.descriptor)
+
+    def sync(self) -> None:
+        """Bring all that was written to this filesystem onto its disk; see :func:`syncfs`."""
+        syncfs(self.descriptor)
 
     def has(self, name: bytes) -> bool:
         """Whether there is a regular file of that name."""
@@ -376,19 +396,34 @@ _OF_ALL = (
 
 
 def md5_of(descriptor: int, into: int | None = None, progress: Callable[[int], None] | None = None) -> bytes:
-    """Return the md5 of what can be read from ``descriptor``, from where it stands to its end.
+    """Return the md5 of what a file has on its disk, from where ``descriptor`` stands to its end.
+
+    What was written a moment ago is not there yet; see :func:`forget_cached`.
 
     :param into: a descriptor that gets a copy of the bytes.
     :param progress: called with the number of bytes of each block.
     """
     md5 = hashlib.md5(usedforsecurity=False)
+    forget_cached(descriptor)
     while block := os.read(descriptor, _BLOCK):
         md5.update(block)
         if into is not None:
-            write_all(into, block)
+            write_sparse(into, block)
         if progress is not None:
             progress(len(block))
+    if into is not None:
+        end_sparse(into)
     return md5.hexdigest().encode()
+
+
+def forget_cached(descriptor: int) -> None:
+    """Have an open file read from its disk, and not from memory.
+
+    If a disk refuses to take what was written, the kernel says so once, to those who are there to hear it.
+    From then on memory has bytes that pass for the disk's. Bytes that are still to be written stay in memory,
+    and an error in doing so is told to the next ``sync``. posix_fadvise(2).
+    """
+    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def copy_of(source: int, target: int) -> bytes:
@@ -418,25 +453,45 @@ def write_all(descriptor: int, data: bytes | memoryview) -> None:
         view = view[os.write(descriptor, view) :]
 
 
+def write_sparse(descriptor: int, data: bytes | memoryview) -> None:
+    """Write all of ``data`` where the file stands, leaving a hole where it is nothing but zeros.
+
+    At the end of the file holes are made by :func:`end_sparse`.
+    """
+    view = memoryview(data)
+    done = 0
+    for start in range(0, len(view), _HOLE):
+        block = view[start : start + _HOLE]
+        if block == _ZEROS[: len(block)]:
+            write_all(descriptor, view[done:start])
+            os.lseek(descriptor, len(block), os.SEEK_CUR)
+            done = start + len(block)
+    write_all(descriptor, view[done:])
+
+
+def end_sparse(descriptor: int) -> None:
+    """Have a file end where it stands, if it ends in a hole."""
+    position = os.lseek(descriptor, 0, os.SEEK_CUR)
+    if os.fstat(descriptor).st_size < position:
+        os.ftruncate(descriptor, position)
+
+
 # --- what os lacks ----------------------------------------------------------------------------------
 
 _FICLONE = 0x40049409
 _RENAME_NOREPLACE = 1
-_CURRENT = -100  # AT_FDCWD
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def syncfs(directory: os.PathLike[str]) -> None:
-    """Bring everything written to the filesystem of ``directory`` onto its disk.
+def syncfs(descriptor: int) -> None:
+    """Bring everything written to the filesystem of an open directory onto its disk.
 
-    One call instead of an fsync for each of many files. Errors of writing back are reported since Linux 5.8.
+    One call instead of an fsync for each of many files. Whatever the disk has refused since the directory was
+    opened is an error here (since Linux 5.8), whoever else was told of it; what it refused before is not. So
+    it must be open before the first byte is written that this call is to vouch for.
     """
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        if _libc.syncfs(descriptor) != 0:
-            raise _os_error(os.fsencode(directory))
-    finally:
-        os.close(descriptor)
+    if _libc.syncfs(descriptor) != 0:
+        raise _os_error(os.readlink(b"/proc/self/fd/%d" % descriptor))
 
 
 def fsync_directory(directory: os.PathLike[str]) -> None:

@@ -9,12 +9,15 @@ A cut of the power, as on a journalling filesystem: names and attributes reach t
 that it has them as of some step. Content reaches it when it is synced, and at any time besides. So whatever
 differs from what it was when last synced may be torn: empty, cut short, zeros, or whole. Some filesystems
 (btrfs) do not keep that order where single files are synced; see :class:`HarshPowerCut`.
+
+And a disk that once refuses what is written to it, as a thin device does that is full: see :class:`Refusal`.
 """
 
 from __future__ import annotations
 
 import _pyio  # type: ignore[import-not-found]
 import builtins
+import errno
 import io
 import os
 import random
@@ -31,6 +34,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import airflow_mdbackup
 from airflow_mdbackup.scheme import tree
+from airflow_mdbackup.scheme.errors import DestinationFull
 from airflow_mdbackup.scheme.mirror import Mirror
 
 from ..isolation import end_with_parent
@@ -62,8 +66,11 @@ class PowerCut:
         self._synced: dict[int, bytes] = {}  # content, by inode
         self.sync_all()
 
-    def sync_all(self) -> None:
-        """Note that all content is on the disk."""
+    def sync_all(self, descriptor: int | None = None) -> None:
+        """Note that all content is on the disk.
+
+        :param descriptor: of a directory, by which that was asked for.
+        """
         self._synced = dict(map(_content, self._files()))
 
     def sync(self, descriptor: int) -> None:
@@ -76,14 +83,16 @@ class PowerCut:
         """Tear what was not synced. Times stay, for they are no content."""
         for path in self._files():
             inode, content = _content(path)
-            if self._synced.get(inode) == content:
-                continue
-            times = os.stat(path)
-            self._synced[inode] = torn = self._tear(content)
-            with open(path, "r+b", buffering=0) as file:
-                file.truncate(0)
-                file.write(torn)
-            os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+            if self._synced.get(inode) != content:
+                self._tear_up(path, inode, content)
+
+    def _tear_up(self, path: str, inode: int, content: bytes) -> None:
+        times = os.stat(path)
+        self._synced[inode] = torn = self._tear(content)
+        with io.FileIO(path, "r+") as file:
+            file.truncate(0)
+            file.write(torn)
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
 
     def _files(self) -> Iterator[str]:
         for folder, _, names in os.walk(self._root):
@@ -113,7 +122,7 @@ class HarshPowerCut(PowerCut):
     was when everything was synced last.
     """
 
-    def sync_all(self) -> None:
+    def sync_all(self, descriptor: int | None = None) -> None:
         super().sync_all()
         self._names = {folder: self._names_in(folder) for folder, _, _ in os.walk(self._root)}
 
@@ -161,6 +170,59 @@ class HarshPowerCut(PowerCut):
         return _File(inode, self._synced.setdefault(inode, self._tear(content)), os.stat(path))
 
 
+class Refusal(PowerCut):
+    """A disk that refuses, once, all that was written and is not on it yet.
+
+    That is told to each descriptor that is open then, once, when it is synced; to those that are opened later
+    it is not. Memory still has what was written, and gives it to whoever reads it, until it is told to forget
+    the file. Then, or when all is over (:meth:`happen`), what the disk has comes to light.
+
+    Source: the Linux kernel's errseq_t, and what PostgreSQL found out about fsync(2) in 2018.
+    """
+
+    def __init__(self, root: Path, tear: Callable[[bytes], bytes]) -> None:
+        self.has_refused = False
+        self._lost: dict[int, bytes] = {}  # content that only memory has, by inode
+        self._untold: set[int] = set()  # descriptors
+        super().__init__(root, tear)
+
+    def refuse(self) -> None:
+        """Refuse what is not on the disk at this moment."""
+        self.has_refused = True
+        found = map(_content, self._files())
+        self._lost = {inode: content for inode, content in found if self._synced.get(inode) != content}
+        self._untold = set(map(int, os.listdir("/proc/self/fd")))
+
+    def sync_all(self, descriptor: int | None = None) -> None:
+        found = map(_content, self._files())
+        self._synced = {inode: content for inode, content in found if self._lost.get(inode) != content}
+        self._tell(descriptor)
+
+    def sync(self, descriptor: int) -> None:
+        status = os.fstat(descriptor)
+        if stat.S_ISREG(status.st_mode):
+            inode, content = _content(f"/proc/self/fd/{descriptor}")
+            if self._lost.get(inode) != content:
+                self._synced[inode] = content
+        self._tell(descriptor)
+
+    def _tell(self, descriptor: int | None) -> None:
+        if descriptor in self._untold:
+            self._untold.remove(descriptor)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), os.readlink(f"/proc/self/fd/{descriptor}"))
+
+    def close(self, descriptor: int) -> None:
+        """Note that a descriptor is closed: its number may be that of another one from now on."""
+        self._untold.discard(descriptor)
+
+    def forget_cached(self, descriptor: int) -> None:
+        """Have an open file be what the disk has."""
+        path = f"/proc/self/fd/{descriptor}"
+        inode, content = _content(path)
+        if self._lost.pop(inode, None) == content:
+            self._tear_up(path, inode, content)
+
+
 # What may be left of content that was not synced.
 TEARS: dict[str, Callable[[bytes], bytes]] = {
     "empty": lambda content: b"",
@@ -206,6 +268,42 @@ def crash_at(number: int, act: Callable[[], object], cut: PowerCut | None = None
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     assert status in (0, -signal.SIGKILL), f"the step failed with status {status}"
     return status != 0
+
+
+def refuse_at(number: int, act: Callable[[], object], again: Callable[[], object], disk: Refusal) -> bool:
+    """Do ``act`` in a child process, and have the disk refuse what was written before its step ``number``.
+
+    If ``act`` fails for that, ``again`` is done, at most twice. In the end memory forgets everything.
+
+    :return: whether it came to the refusal.
+    """
+
+    def scene() -> None:
+        stop = _count_down(number, disk.refuse, disk)
+        really_close = os.close
+
+        def close(descriptor: int) -> None:
+            disk.close(descriptor)
+            really_close(descriptor)
+
+        os.close = close
+        os.posix_fadvise = lambda descriptor, *_: disk.forget_cached(descriptor)  # type: ignore[assignment]
+        for attempt in (act, again, again):
+            try:
+                attempt()
+                break
+            except DestinationFull:
+                assert disk.has_refused
+        else:
+            raise AssertionError("it does not heal")
+        stop()
+        disk.happen()
+        told.write(b"1" if disk.has_refused else b"0")
+
+    with tempfile.TemporaryFile(buffering=0) as told:
+        in_a_child(scene)
+        told.seek(0)
+        return told.read() == b"1"
 
 
 def numbers_to_try(act: Callable[[], object], sample: random.Random | None = None) -> Iterator[int]:
@@ -382,7 +480,7 @@ def _count_down(
             step("syncfs")
             result = library.syncfs(*arguments)
             if cut is not None:
-                cut.sync_all()
+                cut.sync_all(arguments[0])
             return result
 
         @staticmethod

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -48,6 +49,49 @@ def mounted(kind: str, at: Path, size: int) -> Iterator[Path]:
             processes.stop([server])
 
 
+class ThinDisk:
+    """An ext4 on a device that gets blocks as they are written to; while it is :meth:`full`, none.
+
+    Then writing to it goes well, and what was written is lost when the kernel brings it to the device.
+    """
+
+    def __init__(self, at: Path, host: Path, size: int) -> None:
+        self.at = at
+        self._host = host
+        self._size = size
+        image = str(image_of(at))
+        run("fallocate", "--length", str(size), image)  # what the file system needs for itself
+        for first, last in re.findall(r"(\d+)-(\d+)", _of_free_blocks(image)):
+            begin, end = max(int(first) * 4096, size // 8), (int(last) + 1) * 4096
+            if end > begin + MB:
+                run("fallocate", "--punch-hole", "--offset", str(begin), "--length", str(end - begin), image)
+
+    @contextmanager
+    def full(self) -> Iterator[None]:
+        """Hold the device in want of blocks, but for a few."""
+        host = os.statvfs(self._host)
+        # It may be written to meanwhile.
+        remount(self._host, f"size={(host.f_blocks - host.f_bfree) * host.f_frsize + 8 * MB}")
+        try:
+            yield
+        finally:
+            remount(self._host, f"size={self._size}")
+
+
+def _of_free_blocks(image: str) -> str:
+    """Return the ranges of free blocks of an ext4, as dumpe2fs(8) writes them."""
+    lines = run("dumpe2fs", image).splitlines()
+    return " ".join(line for line in lines if line.startswith("  Free blocks:"))
+
+
+@contextmanager
+def thin_disk(at: Path, size: int) -> Iterator[ThinDisk]:
+    """Hold such a disk, mounted at a directory of the name ``at`` in a directory that is made for it."""
+    host = at.with_name(f"{at.name}.host")
+    with mounted("tmpfs", host, size + 4 * MB), mounted("ext4", host / at.name, size) as disk:
+        yield ThinDisk(disk, host, size + 4 * MB)
+
+
 def _mount_image(at: Path) -> None:
     """Mount the file system in an image, whose loop device the kernel frees with its last use."""
     run("mount", "-o", "loop", str(image_of(at)), str(at))
@@ -81,7 +125,7 @@ def unmount(at: Path) -> None:
 _PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
 
 _MAKE = {
-    "ext4": ["mkfs.ext4", "-q", "-m", "0"],
+    "ext4": ["mkfs.ext4", "-q", "-m", "0", "-b", "4096"],
     "btrfs": ["mkfs.btrfs", "-q"],
     "exfat": ["mkfs.exfat"],
     "ntfs": ["mkntfs", "-q", "-F", "-Q"],

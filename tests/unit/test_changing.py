@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from airflow_mdbackup.scheme import pull as pull_module
+from airflow_mdbackup.scheme import tree as tree_module
 from airflow_mdbackup.scheme.diff import Limits
 from airflow_mdbackup.scheme.mirror import Run
 from airflow_mdbackup.scheme.pull import PullSummary, Result, pull
@@ -36,7 +36,7 @@ Change = Callable[[Pair, bytes], None]
 @pytest.fixture(autouse=True)
 def no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     """No power fails here."""
-    monkeypatch.setattr(pull_module, "syncfs", lambda folder: None)
+    monkeypatch.setattr(tree_module, "syncfs", lambda descriptor: None)
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 

@@ -37,7 +37,18 @@ from airflow_mdbackup.scheme.settle import settle
 
 from ..torture import LONG, Cases, scaled
 from .conftest import STEPS, Pair
-from .crash import TEARS, HarshPowerCut, PowerCut, crash_at, crashes, mixed, numbers_to_try, steps_of
+from .crash import (
+    TEARS,
+    HarshPowerCut,
+    PowerCut,
+    Refusal,
+    crash_at,
+    crashes,
+    mixed,
+    numbers_to_try,
+    refuse_at,
+    steps_of,
+)
 from .soundness import check_sound
 
 # The stamp of the last run before the crash is in the future, so that those that follow are known.
@@ -281,6 +292,23 @@ class Scene:
                 print(f"{number - 1} steps")
                 return
 
+    def each_refusal(self, cases: Cases) -> None:
+        """Have the disk refuse what was written, at each step; check that a retry ends as if it had not."""
+        self.renew()
+        for number in numbers_to_try(self.run_all):
+            self.renew()
+            try:
+                with cases.one():
+                    disk = Refusal(self.pair.mirror.dest, mixed(number))
+                    refused = refuse_at(number, self.run_all, self.retry, disk)
+                    self.check_end()
+            except Exception as error:
+                error.add_note(f"refused at step {number}, in {list(STEPS)[self._at[0]]}")
+                raise
+            if not refused:
+                print(f"{number - 1} steps")
+                return
+
     # --- what must be seen --------------------------------------------------------------------------
 
     def _look(self) -> Seen:
@@ -459,6 +487,16 @@ def test_a_power_cut_at_any_step_loses_nothing_and_is_mended(
 ) -> None:
     """What was not synced by then is empty, cut short, zeros, a mixed lot, or gone with its name."""
     Scene(limited_pair, make).each(cases, IN_TURN, cutter)
+
+
+@pytest.mark.guarantee("4. Disks that fail")
+@pytest.mark.usefixtures("disk_in_memory")
+@pytest.mark.parametrize("make", scaled([every_kind], ALL), ids=name_of)
+def test_a_disk_that_refuses_at_any_step_what_was_written_is_believed_nothing(
+    limited_pair: Pair, cases: Cases, make: Make
+) -> None:
+    """It says so once, to whoever is there to hear it; memory still has what the disk has not."""
+    Scene(limited_pair, make).each_refusal(cases)
 
 
 @pytest.mark.guarantee("1. Power cut at every step")

@@ -30,11 +30,12 @@ from airflow_mdbackup.scheme.errors import (
 )
 from airflow_mdbackup.scheme.mirror import Mirror, Run
 from airflow_mdbackup.scheme.pull import pull
+from airflow_mdbackup.scheme.restore import Came, Selection, restore, state_of
 
 from ..torture import Cases, scaled
 from .conftest import Pair
 from .crash import in_a_child
-from .filesystems import MB, image_of, mount_again, mounted, remount, run
+from .filesystems import MB, ThinDisk, image_of, mount_again, mounted, remount, run, thin_disk
 from .soundness import check_sound, contents_of
 
 pytestmark = pytest.mark.real_disk
@@ -118,6 +119,87 @@ def check_words(told: BaseException, pair: Pair, *words: str) -> None:
     assert isinstance(told.__cause__, OSError)
     for word in ("srv1", socket.gethostname(), str(pair.mirror.dest), *words):
         assert word in str(told), f"{word!r} is not in {told}"
+
+
+# --- what it has not, though it took it --------------------------------------------------------------
+
+
+@contextmanager
+def refusing(disk: ThinDisk, monkeypatch: pytest.MonkeyPatch, others: bool) -> Iterator[None]:
+    """Have the disk lose the first time what was written, when that is to be brought onto it.
+
+    :param others: somebody else, who uses the same disk, hears of it first.
+    """
+
+    def sync(descriptor: int) -> None:
+        monkeypatch.setattr(tree_module, "syncfs", really_sync)
+        with disk.full():
+            if others:
+                with tree_module.Folder(disk.at) as folder, pytest.raises(OSError, match="No space"):
+                    really_sync(folder.descriptor)
+            really_sync(descriptor)
+
+    really_sync = tree_module.syncfs
+    monkeypatch.setattr(tree_module, "syncfs", sync)
+    yield
+    assert tree_module.syncfs is really_sync, "nothing was refused"
+
+
+@only_root
+@guarantee
+@pytest.mark.parametrize("others", [False, True], ids=["told to us", "told to others first"])
+def test_a_run_does_not_take_memory_for_a_disk_that_refused_what_was_written(
+    tmp_path: Path, cases: Cases, monkeypatch: pytest.MonkeyPatch, others: bool
+) -> None:
+    with thin_disk(tmp_path / "disk", 320 * MB) as disk, pair_at(tmp_path / "pair") as pair:
+        pair.mirror = Mirror(disk.at / "dest", "srv1")
+        pair.put("first", b"first")
+        pair.backup()
+        for number in range(16):
+            pair.put(f"large {number}", os.urandom(4 * MB))
+        pair.build_index()
+        run = pair.new_run()
+        pair.fetch(run)
+        plan = pair.diff(run)
+        with cases.one(), refusing(disk, monkeypatch, others), pytest.raises(DestinationFull):
+            pair.pull(run, plan)
+        with cases.one():
+            before = pair.transferred
+            pair.pull(run, plan)
+            assert pair.transferred > before, "nothing came again"
+            print("AGAIN", (pair.transferred - before) // MB)
+            assert not pair.finish(run).failed
+            mount_again(disk.at)
+            assert pair.index_b() == pair.index_a()
+            check_sound(pair)
+
+
+@only_root
+@guarantee
+@pytest.mark.parametrize("others", [False, True], ids=["told to us", "told to others first"])
+def test_a_restore_does_not_take_memory_for_a_disk_that_refused_what_was_written(
+    tmp_path: Path, cases: Cases, monkeypatch: pytest.MonkeyPatch, others: bool
+) -> None:
+    with thin_disk(tmp_path / "disk", 320 * MB) as disk, pair_at(tmp_path / "pair") as pair:
+        for number in range(16):
+            pair.put(f"large {number}", os.urandom(4 * MB))
+        pair.backup()
+        target = disk.at / "restored"
+
+        def restored() -> list[Came]:
+            with state_of(pair.mirror, Selection()) as state:
+                return [each.came for each in restore(pair.mirror, state.past, state.contents(), target)]
+
+        with (
+            cases.one(),
+            refusing(disk, monkeypatch, others),
+            pytest.raises(DestinationFull, match="make room"),
+        ):
+            restored()
+        with cases.one():
+            assert set(restored()) == {Came.RESTORED}
+            mount_again(disk.at)
+            assert set(restored()) == {Came.THERE}
 
 
 # --- full -------------------------------------------------------------------------------------------

@@ -217,7 +217,7 @@ def test_a_full_disk_is_raised_and_a_retry_takes_up_the_rest(
             raise OSError(errno.ENOSPC, "No space left on device")
         os.write(descriptor, data)
 
-    monkeypatch.setattr(part_module, "write_all", write)
+    monkeypatch.setattr(part_module, "write_sparse", write)
     with pytest.raises(DestinationFull, match="No space left"):
         pair.pull(run, pair.plan)
     here = len(staged(pair))
@@ -621,15 +621,15 @@ def test_results_vouch_for_nothing_that_was_staged_while_all_was_synced(
     pair.fetch(run)
     plan = pair.diff(run)
     staged = pair.staged(hashlib.md5(b"the new content").hexdigest().encode())
-    really = pull_module.syncfs
+    really = tree_module.syncfs
 
-    def slow(directory: Path) -> None:
-        really(directory)
+    def slow(descriptor: int) -> None:
+        really(descriptor)
         time.sleep(0.05)
         staged.unlink()
         staged.write_bytes(b"the new")
 
-    monkeypatch.setattr(pull_module, "syncfs", slow)
+    monkeypatch.setattr(tree_module, "syncfs", slow)
     pair.pull(run, plan)
     monkeypatch.undo()
     assert pair.finish(run).outcomes == {"failed": 1} and not pair.live("alpha").exists()

@@ -16,10 +16,10 @@ from typing import Any
 
 import pytest
 
-from airflow_mdbackup.scheme import commit as commit_module
 from airflow_mdbackup.scheme import pull as pull_module
 from airflow_mdbackup.scheme import settle as settle_module
 from airflow_mdbackup.scheme import sftp as sftp_module
+from airflow_mdbackup.scheme import tree as tree_module
 from airflow_mdbackup.scheme.errors import ConnectionLost, DestinationBusy
 from airflow_mdbackup.scheme.index import read_entries
 from airflow_mdbackup.scheme.mirror import Run, Staging
@@ -98,7 +98,7 @@ def test_content_whose_try_was_killed_is_moved_into_place_and_not_copied(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(pull_module, "syncfs", killed)
+        patched.setattr(tree_module, "syncfs", killed)
         pair.pull(run, pair.plan)
     assert len(left_in_staging(pair)) == 3
     pair.pull(run, pair.plan)
@@ -263,9 +263,7 @@ def test_everything_is_on_the_disk_before_it_is_told(pair: Pair, monkeypatch: py
     pair.put("one", b"2")
     pair.put("two", b"2")
     run = planned(pair)
-    monkeypatch.setattr(pull_module, "syncfs", noting("sync", pull_module.syncfs))
-    monkeypatch.setattr(settle_module, "syncfs", noting("sync", settle_module.syncfs))
-    monkeypatch.setattr(commit_module, "syncfs", noting("sync", commit_module.syncfs))
+    monkeypatch.setattr(tree_module, "syncfs", noting("sync", tree_module.syncfs))
     monkeypatch.setattr(settle_module, "_write_index", noting("index", settle_module._write_index))
     monkeypatch.setattr(Path, "replace", noting("named", Path.replace))
     monkeypatch.setattr(Tree, "put", noting("put", Tree.put))
@@ -275,7 +273,7 @@ def test_everything_is_on_the_disk_before_it_is_told(pair: Pair, monkeypatch: py
     pair.finish(run)
     ahead, *after = " ".join(steps).split(" put put ")
     assert ahead.endswith("sync named index named")  # synced, history, index without what is replaced
-    assert after == ["named sync index named named named named named"]  # synced, index, history, status
+    assert after == ["sync named index named named named named named"]  # synced, index, history, status
 
 
 def test_index_claims_nothing_that_is_about_to_be_replaced(

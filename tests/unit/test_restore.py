@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
 import re
 import shlex
 import shutil
+import stat
 import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from itertools import count
@@ -20,11 +23,13 @@ from typing import Any
 
 import pytest
 
-from airflow_mdbackup.scheme.errors import DestinationBusy, DestinationRefused
+from airflow_mdbackup.scheme import restore as restore_module
+from airflow_mdbackup.scheme.errors import DestinationBusy, DestinationFull, DestinationRefused
 from airflow_mdbackup.scheme.history import commits
 from airflow_mdbackup.scheme.moments import NoSuchMoment, moment_of, stamp_of
 from airflow_mdbackup.scheme.past import Content, Past
 from airflow_mdbackup.scheme.restore import Came, Restored, Selection, restore
+from airflow_mdbackup.scheme.tree import copy_of
 
 from ..kept import Kept, files_in
 from ..torture import LONG, Cases, scaled
@@ -502,10 +507,11 @@ def test_the_name_that_restoring_needs_is_nobody_elses(pair: Pair, tmp_path: Pat
     mine = target / ".mdbackup-restoring" / "mine"
     mine.parent.mkdir(parents=True)
     mine.write_bytes(b"somebody's")
-    with pytest.raises(DestinationRefused, match="is not ours: move it away"):
+    with pytest.raises(DestinationRefused, match="is not ours alone: move it away"):
         back(pair, target)
     assert mine.read_bytes() == b"somebody's"
     mine.unlink()
+    mine.parent.rmdir()
     reserved = Content(b"/.mdbackup-restoring/x", md5(b"same"), places=[pair.path("same")])
     many = [Content(b"/%d" % number, md5(b"same"), places=[pair.path("same")]) for number in range(100)]
     with Past(pair.mirror) as past:
@@ -517,16 +523,137 @@ def test_the_name_that_restoring_needs_is_nobody_elses(pair: Pair, tmp_path: Pat
     assert len(list(target.iterdir())) == 100
 
 
-def test_what_is_there_gets_the_time_and_mode_that_it_had(pair: Pair, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["symlink", "file", "open to others", "of somebody else"])
+def test_a_place_to_work_in_that_is_not_ours_alone_is_refused(pair: Pair, tmp_path: Path, kind: str) -> None:
+    """As if whoever owns the target had put it there, and waited for root to write to it."""
+    two_runs(pair)
+    elsewhere, work = tmp_path / "elsewhere", tmp_path / "target" / ".mdbackup-restoring"
+    elsewhere.mkdir(mode=0o700)
+    work.parent.mkdir()
+    if kind == "symlink":
+        work.symlink_to(elsewhere)
+    elif kind == "file":
+        work.touch()
+    else:
+        work.mkdir(mode=0o700)
+        work.chmod(0o755 if kind == "open to others" else 0o700)
+    if kind == "of somebody else":
+        if os.geteuid() != 0:
+            pytest.skip("only root can give a directory away")
+        os.chown(work, 54321, 54321)
+    with pytest.raises(DestinationRefused, match="is not ours alone: move it away"):
+        back(pair, work.parent)
+    assert os.listdir(work.parent) == [work.name] and not os.listdir(elsewhere)
+
+
+@pytest.mark.parametrize("swapped", ["", ".mdbackup-restoring"], ids=["the target", "where restoring works"])
+def test_what_is_put_in_the_place_of_a_directory_meanwhile_gets_nothing(
+    pair: Pair, tmp_path: Path, swapped: str
+) -> None:
+    """Whoever owns the target, or what lies above it, may rename it; root must not follow."""
+    two_runs(pair)
+    elsewhere, target = tmp_path / "elsewhere", tmp_path / "home" / "target"
+    elsewhere.mkdir()
+    with Past(pair.mirror) as past:
+        moment = past.moment_at("9")
+        assert moment is not None
+
+        def contents() -> Iterator[Content]:
+            os.rename(target / swapped, tmp_path / "aside")
+            (target / swapped).symlink_to(elsewhere)
+            yield from past.state(moment)
+
+        came = Counter(each.came for each in restore(pair.mirror, past, contents(), target, overwrite=True))
+    assert set(came) == {Came.RESTORED} and not os.listdir(elsewhere)
+    real = (target if swapped else tmp_path / "aside") / os.fsdecode(pair.path("same"))[1:]
+    assert real.read_bytes() == Path(os.fsdecode(pair.path("same"))).read_bytes()
+
+
+def test_a_new_target_is_closed_to_others(pair: Pair, tmp_path: Path) -> None:
+    """A file that all may read can have lain in a directory that only its owner could enter."""
+    two_runs(pair)
+    back(pair, tmp_path / "new" / "target")
+    assert stat.S_IMODE((tmp_path / "new" / "target").stat().st_mode) == 0o700
+    (tmp_path / "there").mkdir(mode=0o755)
+    back(pair, tmp_path / "there")
+    assert stat.S_IMODE((tmp_path / "there").stat().st_mode) == 0o755
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory away")
+def test_a_target_of_somebody_else_is_told(pair: Pair, tmp_path: Path) -> None:
+    two_runs(pair)
+    home = tmp_path / "home"
+    home.mkdir()
+    os.chown(home, 54321, 54321)
+    command = ("restore", "--dest", str(pair.mirror.dest), "--to")
+    status, _, told = mdbackup(*command, str(home / "target"))
+    assert status == 0 and f"{home} belongs to the user 54321, who can read and replace all" in told
+    assert "belongs to" not in mdbackup(*command, str(tmp_path / "ours"))[2]
+
+
+def test_a_full_target_is_told_by_name_and_keeps_what_came(
+    pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two_runs(pair)
+    target = tmp_path / "target"
+    with monkeypatch.context() as patched:
+        patched.setattr(restore_module, "_BATCH", 1)
+        patched.setattr(restore_module, "copy_of", full_after(2))
+        with pytest.raises(DestinationFull) as told:
+            back(pair, target)
+    assert f"the disk of {target} is full" in str(told.value) and os.fsdecode(pair.path("")) in str(
+        told.value
+    )
+    assert len(files_in(target)) == 2
+    assert Counter(each.came for each in back(pair, target))[Came.THERE] == 2
+    assert files_in(target) == files_of_a(pair)
+
+
+def full_after(files: int) -> Callable[[int, int], bytes]:
+    """Return a copier for which there is room for so many files."""
+    left = iter(range(files))
+
+    def copy(source: int, target: int) -> bytes:
+        if next(left, None) is None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return copy_of(source, target)
+
+    return copy
+
+
+def test_holes_come_back_as_holes(pair: Pair, tmp_path: Path) -> None:
+    """From A into the mirror, into a copy of it, and from there."""
+    content = b"begin" + bytes(20_000_000) + b"amid" + bytes(20_000_000)
+    for name in ("image", "twin"):
+        pair.put(name, content)
+    pair.backup()
+    back(pair, tmp_path / "target")
+    for root in (pair.mirror.files, tmp_path / "target"):
+        for name in ("image", "twin"):
+            file = Path(f"{root}{os.fsdecode(pair.path(name))}")
+            assert file.read_bytes() == content
+            assert file.stat().st_blocks * 512 < 3_000_000, file
+
+
+def test_what_is_there_keeps_its_time_and_mode_unless_it_may_be_overwritten(
+    pair: Pair, tmp_path: Path
+) -> None:
+    """Then it is written anew, so that other names of it stay what they are."""
     two_runs(pair)
     target = tmp_path / "target"
     back(pair, target)
-    for file in target.rglob("*"):
-        if file.is_file():
-            file.chmod(0o777)
-            os.utime(file, (1, 1))
+    for number, file in enumerate([file for file in target.rglob("*") if file.is_file()]):
+        file.chmod(0o777)
+        os.utime(file, (1, 1))
+        os.link(file, tmp_path / f"{number}")
+    before = files_in(target)
     assert {each.came for each in back(pair, target)} == {Came.THERE}
+    assert files_in(target) == before
+    again = back(pair, target, overwrite=True)
+    assert {(each.came, each.replaced) for each in again} == {(Came.RESTORED, True)}
     assert files_in(target) == files_of_a(pair)
+    assert {(tmp_path / f"{number}").stat().st_mtime for number in range(len(before))} == {1}
+    assert {each.came for each in back(pair, target, overwrite=True)} == {Came.THERE}
 
 
 @pytest.mark.parametrize("lost", ["first", "last", "all"])

@@ -19,8 +19,8 @@ from typing import Any
 
 import pytest
 
-from airflow_mdbackup.scheme import pull as pull_module
 from airflow_mdbackup.scheme import sftp as sftp_module
+from airflow_mdbackup.scheme import tree as tree_module
 from airflow_mdbackup.scheme.errors import ConnectionLost
 from airflow_mdbackup.scheme.fetch import fetch_index
 from airflow_mdbackup.scheme.index import read_entries
@@ -64,7 +64,7 @@ def little(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sftp_module, "_MAX_READ", PORTION)
     monkeypatch.setattr(sftp_module, "_DEFAULT_READ", PORTION)
     monkeypatch.setattr(sftp_module, "_MOMENT", 0)
-    monkeypatch.setattr(pull_module, "syncfs", lambda folder: None)
+    monkeypatch.setattr(tree_module, "syncfs", lambda descriptor: None)
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 
