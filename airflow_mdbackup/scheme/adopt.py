@@ -199,6 +199,8 @@ class Survey:
                     continue
                 self.told.others += status.st_uid != os.geteuid()
                 why = self._why_left(path, entry.name, status, device)
+                if why is None and entry.name.startswith(b".") and _is_folded_old(root + folder, status):
+                    why = Left.RESERVED
                 if why is not None:
                     self.told.leave(why, path)
                 elif stat.S_ISDIR(status.st_mode):
@@ -302,6 +304,14 @@ class Survey:
                 yield Change(
                     *(file.path, What.ADOPTED), md5=file.md5, size=file.size, mtime=mtime, mode=file.mode
                 )
+
+
+def _is_folded_old(folder: bytes, status: os.stat_result) -> bool:
+    """Whether the file system takes something in a folder, of another name, for the directory of versions."""
+    try:
+        return os.path.samestat(os.lstat(folder + b"/" + OLD), status)
+    except OSError:
+        return False
 
 
 def _opened(table: Path | None) -> sqlite3.Connection:

@@ -39,7 +39,14 @@ from airflow_mdbackup.scheme.mirror import Mirror, Run, version_path
 from airflow_mdbackup.scheme.names import to_text
 from airflow_mdbackup.scheme.progress import Pace
 from airflow_mdbackup.scheme.pull import Outcome, Result
-from airflow_mdbackup.scheme.records import Record, read_header, read_records, write_records, write_state
+from airflow_mdbackup.scheme.records import (
+    Damaged,
+    Record,
+    read_header,
+    read_records,
+    write_records,
+    write_state,
+)
 from airflow_mdbackup.scheme.settle import consumer_index, settle
 from airflow_mdbackup.scheme.tree import Folder, Tree, concerns_one_file, copy_of, is_file, md5_of
 
@@ -101,7 +108,7 @@ def archive(mirror: Mirror, run: Run) -> ArchiveSummary:
         settle(mirror, run.folder / "consumer.md5")
         archiver = Archiver(run, tree, stamp_of(mirror, run))
         # An earlier try may have archived more than this one will.
-        withdraw_unused(mirror, run, tree)
+        withdraw_unused(run, tree)
         clashing = clashing_paths(run, plan, partial(consumer_index, mirror, run.folder / "consumer.md5"))
         records = _records(archiver, run, plan, clashing, summary)
         write_records(run.archived, records, stamp=archiver.stamp)
@@ -301,18 +308,26 @@ class Archiver:
         return live.st_size == archived.st_size and self._md5(path) == md5 == self._md5(version)
 
 
-def withdraw_unused(mirror: Mirror, run: Run, tree: Tree) -> None:
+def withdraw_unused(run: Run, tree: Tree) -> None:
     """Take back what a run has archived and no commit of it has used. Needs the lock."""
     stamp, records = read_archived(run)
-    if not is_used(mirror, run, stamp):
+    if not is_used(run, stamp):
         archiver = Archiver(run, tree, stamp)
         for record in records:
             archiver.withdraw(record)
 
 
-def is_used(mirror: Mirror, run: Run, stamp: str) -> bool:
-    """Whether history tells of versions that a run archived under this stamp."""
-    return mirror.history_path(stamp, run.run_id).exists()
+def is_used(run: Run, stamp: str) -> bool:
+    """Whether a commit of a run has begun that uses the versions which it archived under this stamp.
+
+    The run says so itself. Its history may have been lost, and told anew under another name. In doubt it has.
+    """
+    try:
+        return stamp == read_header(run.used).get("stamp")
+    except FileNotFoundError:
+        return False
+    except Damaged:
+        return True
 
 
 def read_archived(run: Run) -> tuple[str, Iterator[Archived]]:

@@ -31,12 +31,13 @@ from pathlib import Path
 
 from airflow_mdbackup.scheme.diff import Forget
 from airflow_mdbackup.scheme.index import Entry, read_entries
-from airflow_mdbackup.scheme.mirror import Run
+from airflow_mdbackup.scheme.mirror import OLD, Run
 from airflow_mdbackup.scheme.names import to_text
 from airflow_mdbackup.scheme.ordered import Alongside
 from airflow_mdbackup.scheme.records import read_records
 from airflow_mdbackup.scheme.tree import Blocked, Tree, concerns_one_file, is_file, write_all
 
+_LONGEST_OLD = 40  # bytes of a name that some file system may take for .old
 # A name, and others that one file system or another takes for it. It is long, in case names are cut off.
 _NAME = "/Probe \N{LATIN SMALL LETTER E WITH ACUTE}"
 _LONG = "n" * 230
@@ -67,7 +68,9 @@ def clashes(
     run.names.mkdir(mode=0o700)
     try:
         with Tree(run.names) as names:
-            found = _among_new(names, _new(coming, current))
+            found = dict[bytes, bytes]()
+            with _Reserved(run) as reserved:
+                found |= _among_new(names, reserved.let_through(_new(coming, current), found))
             for path, _ in _staying(run, current):
                 for new in _holders(names, path):
                     if not _may_share(new, path):
@@ -79,10 +82,53 @@ def clashes(
 
 def reason(other: bytes) -> str:
     """Return why a path fails that clashes with ``other``, and what to do."""
+    if other.endswith(b"/" + OLD):
+        return (
+            f"this side's file system takes its name for {to_text(other)}, where versions lie; rename or "
+            "exclude it, or use a dest on a file system that holds the two names apart"
+        )
     return (
         f"it and {to_text(other)} are one file on this side's file system, which cannot hold the two names "
         "apart; rename or exclude one of them, or use a dest on a file system that can"
     )
+
+
+class _Reserved:
+    """Tells names that the file system takes for ``.old``, which is for versions. A context manager."""
+
+    def __init__(self, run: Run) -> None:
+        self._folder = run.folder / "reserved"
+        self._folder.mkdir(mode=0o700, exist_ok=True)
+        self._tree = Tree(self._folder)
+        with suppress(FileExistsError):  # after a kill
+            os.close(self._tree.create(b"/" + OLD))
+        self._known: dict[bytes, bool] = {OLD: False}  # which is never among them
+
+    def __enter__(self) -> _Reserved:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._tree.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def let_through(self, paths: Iterable[bytes], found: dict[bytes, bytes]) -> Iterator[bytes]:
+        """Yield the paths without such a name; the others come into ``found``, with what they clash with."""
+        for path in paths:
+            before = b""
+            for name in path.split(b"/")[1:]:
+                if self._is_old(name):
+                    found[path] = before + b"/" + OLD
+                    break
+                before += b"/" + name
+            else:
+                yield path
+
+    def _is_old(self, name: bytes) -> bool:
+        if not name.startswith(b".") or len(name) > _LONGEST_OLD:  # as nearly all are
+            return False
+        if name not in self._known:
+            self._known[name] = self._tree.lstat(b"/" + name) is not None
+        return self._known[name]
 
 
 def _folds(tree: Tree) -> bool:

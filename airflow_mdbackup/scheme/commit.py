@@ -177,7 +177,7 @@ def commit(mirror: Mirror, run: Run) -> CommitSummary:
             summary.doubtful = newest > told or status.get("last_good") != status.get("last_commit")
             summary.count(Outcome.SUPERSEDED, plan.pull)
             summary.files = int(status.get("files", 0))
-            withdraw_unused(mirror, run, tree)
+            withdraw_unused(run, tree)
         else:
             if plan.partial:
                 # It is newer than others only where it has been; each of their entries is judged by itself.
@@ -210,7 +210,7 @@ class _Commit:
         archived_at, archived = read_archived(run)
         stamp = stamp_of(mirror, run)
         self._stale = stamp != archived_at
-        self._used = is_used(mirror, run, archived_at)
+        self._used = is_used(run, archived_at)
         self._archiver = Archiver(run, tree, stamp)
         self._archived = Alongside(archived)
         self._index = Alongside(self._entries())
@@ -239,6 +239,7 @@ class _Commit:
         self._count_missing()
         if changes or self._current is None:
             # Whoever settles a history that has its name relies on the versions and content it tells of.
+            write_state(run.used, {"stamp": stamp})
             self._staging.sync()
             run.changes.replace(path)
             fsync_directory(mirror.history)

@@ -33,6 +33,7 @@ class What(StrEnum):
     REPLACED = "replaced"  # the old file is the version named
     ADOPTED = "adopted"  # the live file was it already
     FORGOTTEN = "forgotten"  # left the index; the file stays
+    KEPT = "kept"  # could not be replaced, so that entry and file stay; only while a commit is carried out
     IMPORTED = "imported"  # an old version came from elsewhere; index and live file are as they were
     MOVED = "moved"  # what stood in the way went as a whole to the version named; entries below are forgotten
     PRUNED = "pruned"  # what was at the place named is gone, for a person wanted that; no entry is concerned

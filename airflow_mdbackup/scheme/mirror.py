@@ -353,9 +353,10 @@ class Mirror:
         return self.history / f"{stamp}_{_encoded(run_id)}.jsonl"
 
     def has_committed(self, run: Run) -> bool:
-        """Whether a commit of ``run`` has changed anything."""
-        ending = self.history_path("", run.run_id).name
-        return run.done.exists() or any(name.endswith(ending) for name in os.listdir(self.history))
+        """Whether a commit of ``run`` has changed anything, or has begun to."""
+        ending = self.history_path("", run.run_id).name  # if its directory has been taken away since
+        is_told = any(name.endswith(ending) for name in os.listdir(self.history))
+        return run.done.exists() or run.used.exists() or is_told
 
     def read_status(self) -> dict[str, Any]:
         """Return the last good run and the last commit; empty before the first."""
@@ -513,6 +514,7 @@ class Run:
         self.stamp = folder / "stamp.json"
         self.archived = folder / "archived.jsonl"
         self.changes = folder / "changes.jsonl"
+        self.used = folder / "used.json"
         self.done = folder / "done.json"
         self.copies = folder / "copies"
         self.names = folder / "names"

@@ -305,17 +305,18 @@ def finish(
         if index is None and (current is None or takes):
             _write_index(mirror.index, current, path if current else None, keep_replaced=False)
             current = mirror.index
-        changed, tally = 0, Tally()
+        changed, kept, tally = 0, 0, Tally()
         with mirror.tree() as tree, RecordWriter[Change](confirmed) as writer:
             for change in _placed(mirror, tree, path, fresh, iter(edited), missed or _warn, tally):
                 writer.add(change)
                 changed += 1
+                kept += change.what == What.KEPT
             tree.sync()
         files = _write_index(index or mirror.index, current, confirmed, keep_replaced=True)
-        if changed:
+        if changed > kept:
             if index is None:
                 _copy(mirror.index, mirror.upcoming)
-            _name(path, confirmed, tally.total(), after=digest(mirror.upcoming))
+            _name(path, confirmed, tally.total(), after=digest(mirror.upcoming), kept=bool(kept))
     if mirror.upcoming.exists():
         mirror.upcoming.replace(mirror.committed)
         fsync_directory(mirror.committed.parent)
@@ -359,10 +360,18 @@ def is_gone(tree: Tree, place: bytes) -> bool:
         return False
 
 
-def _name(path: Path, confirmed: Path, grown: OnDisk | None, *, after: str) -> None:
-    """Give what came about of a history that was written ahead its final name, and the rest of its header."""
+def _name(path: Path, confirmed: Path, grown: OnDisk | None, *, after: str, kept: bool = False) -> None:
+    """Give what came about of a history that was written ahead its final name, and the rest of its header.
+
+    :param kept: whether it also has what stayed as it was, which is no history.
+    """
     header = {key: value for key, value in read_header(path).items() if key != "format"}
-    copy_records(confirmed, path.with_suffix(""), **header, after=after, disk=grown)
+    header |= {"after": after, "disk": grown}
+    if kept:
+        came = (change for change in read_records(confirmed, Change) if change.what != What.KEPT)
+        write_records(path.with_suffix(""), came, **header)
+    else:
+        copy_records(confirmed, path.with_suffix(""), **header)
 
 
 # --- the index --------------------------------------------------------------------------------------
@@ -444,9 +453,23 @@ def _placed(
             else:
                 missed(change, why)
                 if change.replaces is not None:
-                    # Its entry has left the index, so that the next run sees to it.
-                    yield Change(change.path, What.FORGOTTEN, old_md5=change.replaces)
+                    yield _unreplaced(tree, change.path, change.replaces)
         yield from edited
+
+
+def _unreplaced(tree: Tree, path: bytes, md5: bytes) -> Change:
+    """Return what becomes of an entry that had this md5, and of which the new bytes did not come.
+
+    It has left the index, and comes back if the live file still is what it says; else a run sees to it.
+    """
+    try:
+        with tree.opened(path) as live:
+            is_there = md5_of(live) == md5
+    except OSError as error:
+        if not concerns_one_file(error):
+            raise
+        is_there = False
+    return Change(path, What.KEPT, md5=md5) if is_there else Change(path, What.FORGOTTEN, old_md5=md5)
 
 
 def _warn(change: Change, why: str) -> None:

@@ -17,7 +17,7 @@ import pytest
 import airflow_mdbackup.scheme.commit as commit_module
 from airflow_mdbackup.scheme.commit import commit
 from airflow_mdbackup.scheme.errors import ConsumerIndexDamaged, RunIncomplete
-from airflow_mdbackup.scheme.history import What, commits, last
+from airflow_mdbackup.scheme.history import What, commits, last, pending
 from airflow_mdbackup.scheme.index import read_entries
 from airflow_mdbackup.scheme.mirror import Mirror, Run
 from airflow_mdbackup.scheme.records import read_header
@@ -766,6 +766,59 @@ def test_a_version_is_taken_back_when_the_disk_refuses_the_new_file(
     assert pair.versions("alpha") == [] and pair.live("alpha").read_bytes() == b"1"
     monkeypatch.undo()
     assert pair.backup().replaced == 1
+
+
+@pytest.mark.parametrize("alone", [True, False])
+@pytest.mark.parametrize("meanwhile", ["nothing", "kill", "hands"])
+def test_a_file_that_could_not_be_replaced_stays_in_the_index_if_it_is_what_that_said(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch, alone: bool, meanwhile: str
+) -> None:
+    """So that a restore has it, though the entry is out of the index while files are replaced."""
+    pair.put("alpha", b"1")
+    pair.put("bravo", b"1")
+    pair.backup()
+    before, histories = pair.index_b(), len(commits(pair.mirror))
+    pair.put("alpha", b"2")
+    if not alone:
+        pair.put("bravo", b"3")
+    put = Tree.put
+
+    def refuses(tree: Tree, source: Folder, file: bytes, path: bytes) -> None:
+        if path.endswith(b"/alpha"):
+            if meanwhile == "hands":
+                pair.live("alpha").write_bytes(b"by hand")
+            raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+        put(tree, source, file, path)
+
+    pair.build_index()
+    run = pair.prepare()
+    pair.archive(run)
+    monkeypatch.setattr(Tree, "put", refuses)
+    if meanwhile == "kill":
+        with pytest.raises(KeyboardInterrupt), monkeypatch.context() as patch:
+            patch.setattr(Tree, "sync", interrupted)
+            pair.commit(run)
+        settle(pair.mirror, run.folder / "consumer.md5")
+        assert not any(pending(pair.mirror))
+    else:
+        assert pair.commit(run).outcomes == {"failed": 1} | ({} if alone else {"pulled": 1})
+    is_there = meanwhile != "hands"
+    expected = before | ({} if alone else {pair.path("bravo"): md5(b"3")})
+    if not is_there:
+        del expected[pair.path("alpha")]
+    assert pair.index_b() == expected
+    assert len(commits(pair.mirror)) == histories + (not alone or not is_there)
+    if not alone:
+        told = [(change.what, change.path) for change in pair.history()[-1]]
+        gone = [] if is_there else [(What.FORGOTTEN, pair.path("alpha"))]
+        assert told == [*gone, (What.REPLACED, pair.path("bravo"))]
+    monkeypatch.undo()
+    assert not pair.backup().failed and pair.live("alpha").read_bytes() == b"2"
+    check_sound(pair)
+
+
+def interrupted(_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def test_a_live_file_that_cannot_be_read_fails_alone(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -249,6 +249,28 @@ def test_a_file_whose_name_changed_its_case_on_a_loses_no_bytes(
 
 
 @guarantee
+def test_no_name_that_is_one_with_that_of_the_versions_comes_between(folding: Pair, cases: Cases) -> None:
+    """`.OLD/<a version's name>` would replace that version. All else in such a directory fails, too."""
+    folding.put("dir/file", b"one")
+    folding.backup()
+    folding.put("dir/file", b"two")
+    folding.backup()
+    ((name, _),) = [(path.name, path) for path in folding.live("dir/.old").iterdir()]
+    folding.put(f"dir/.OLD/{name}", b"in its place")
+    folding.put("other/.Old/file", b"where none is yet")
+    folding.put("other/.older", b"another name")
+    forget_names()
+    with cases.one():
+        summary = folding.backup()
+        assert summary.outcomes == {"pulled": 1, "failed": 2}
+        old = re.escape(str(folding.a / "dir" / ".old"))
+        assert re.search(rf"takes its name for {old}, where versions lie; rename", summary.failures[0])
+        assert folding.versions("dir/file") == [b"one"]
+        assert folding.path("other/.older") in folding.index_b()
+        check_true(folding)
+
+
+@guarantee
 def test_a_name_is_taken_as_long_as_the_index_has_it_though_its_file_was_deleted_here(
     folding: Pair, cases: Cases
 ) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from airflow_mdbackup.scheme import clean as clean_module
 from airflow_mdbackup.scheme.adopt import Source
 from airflow_mdbackup.scheme.errors import ConsumerIndexDamaged
 from airflow_mdbackup.scheme.forget import forget
@@ -39,6 +40,30 @@ def lose(pair: Pair, choose: random.Random) -> None:
                 path.write_bytes(b"".join(lines[: choose.randint(1, len(lines))]) + b"{")
             case _:
                 path.write_bytes(b"spoilt\n" + b"".join(lines[1:]))
+
+
+@pytest.mark.parametrize("lost", ["told anew", "moved away", "damaged"])
+def test_no_run_takes_a_version_away_because_the_history_of_it_has_another_name(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch, lost: str
+) -> None:
+    """Runs clean up what earlier ones archived in vain; whether it was in vain no name of a file tells."""
+    monkeypatch.setattr(clean_module, "_RUNS", 2)
+    for content in (b"A", b"B", b"A"):
+        pair.put("file", content)
+        pair.backup()
+    assert pair.versions("file") == [b"A", b"B"]
+    for path in commits(pair.mirror)[: 2 if lost == "damaged" else 3]:  # a run needs the last one whole
+        if lost == "damaged":
+            path.write_bytes(b"spoilt")
+        else:
+            path.rename(pair.mirror.dest.with_name(path.name))
+    if lost == "told anew":
+        rebuild(pair.mirror)
+    for number in range(6):
+        pair.put("other", b"%d" % number)
+        pair.backup()
+    assert len(list((pair.mirror.dest / ".mdbackup" / "runs").iterdir())) <= 3
+    assert pair.versions("file") == [b"A", b"B"]
 
 
 @pytest.mark.guarantee("11. Getting it back")
