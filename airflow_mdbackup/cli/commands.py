@@ -389,7 +389,11 @@ COMMANDS = (
                 required=True,
                 help="where to; each file keeps its whole path below it; made if it is not there",
             ),
-            _argument("--as-of", metavar="TIME", help="2026-11-23T14:00, 'yesterday 14:00' (default: now)"),
+            _argument(
+                "--as-of",
+                metavar="TIME",
+                help="2026-11-23T14:00, 'yesterday 14:00', a run's id (default: now)",
+            ),
             _argument("--overwrite", action="store_true", help="replace files of DIR that have other bytes"),
             _argument(
                 "--include-gone", action="store_true", help="also what had gone from the provider by then"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import re
 import sys
+import unicodedata
 from collections.abc import Iterable
 from datetime import datetime
 
@@ -13,13 +13,12 @@ from airflow_mdbackup.cli import UsageError
 from airflow_mdbackup.cli.mirrors import mirror_of
 from airflow_mdbackup.cli.past import quoted, tell_problems, tell_stopped
 from airflow_mdbackup.scheme.mirror import Mirror
-from airflow_mdbackup.scheme.moments import NoSuchMoment, in_words, moment_of, stamp_of
+from airflow_mdbackup.scheme.moments import NoSuchMoment, OfRun, in_words, moment_or_run, stamp_of
 from airflow_mdbackup.scheme.past import Content, Past
 from airflow_mdbackup.scheme.restore import as_path, bytes_of
 
 DONE, WRONG = 0, 1
 _LARGEST = 32 << 20  # bytes; comparing takes time and memory
-_CONTROL = re.compile(rb"[\x00-\x08\x0b-\x1f\x7f]|\xc2[\x80-\x9f]")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -47,7 +46,7 @@ def _run(args: argparse.Namespace, mirror: Mirror, path: bytes) -> int:
             raise UsageError(
                 f"{quoted(path)} is a directory: name a file; `mdbackup history` tells of all in it"
             )
-        old, new = _pair(args, contents, path)
+        old, new = _pair(args, past, contents, path)
         texts = [_read(mirror, past, content) for content in (old, new)]
     lost = [content for content, text in zip((old, new), texts, strict=True) if text is None]
     for content in lost:
@@ -68,22 +67,25 @@ def _run(args: argparse.Namespace, mirror: Mirror, path: bytes) -> int:
     return wrong
 
 
-def _pair(args: argparse.Namespace, contents: list[Content], path: bytes) -> tuple[Content, Content]:
+def _pair(
+    args: argparse.Namespace, past: Past, contents: list[Content], path: bytes
+) -> tuple[Content, Content]:
     """Return the two versions that are meant: by default the last two."""
     if not contents:
         raise UsageError(f"nothing was ever backed up as {quoted(path)}")
-    new = contents[-1] if args.until is None else _as_of(contents, args.until)
+    new = contents[-1] if args.until is None else _as_of(past, contents, args.until)
     if args.since is not None:
-        return _as_of(contents, args.since), new
+        return _as_of(past, contents, args.since), new
     position = contents.index(new)
     if not position:
         raise UsageError(f"{quoted(path)} has no version before that of {in_words(new.since)}")
     return contents[position - 1], new
 
 
-def _as_of(contents: list[Content], text: str) -> Content:
+def _as_of(past: Past, contents: list[Content], text: str) -> Content:
+    when = moment_or_run(text, datetime.now().astimezone())
     try:
-        stamp = stamp_of(moment_of(text, datetime.now().astimezone()))
+        stamp = past.moment_of_run(when).stamp if isinstance(when, OfRun) else stamp_of(when)
     except NoSuchMoment as error:
         raise UsageError(str(error)) from error
     found = [content for content in contents if content.since <= stamp]
@@ -107,10 +109,19 @@ def _print(lines: Iterable[bytes]) -> None:
     output = sys.stdout.buffer
     to_people = sys.stdout.isatty()
     for line in lines:
-        shown = _CONTROL.sub(_as_text, line) if to_people else line
+        shown = _inert(line) if to_people else line
         output.write(shown if shown.endswith(b"\n") else shown + b"\n\\ No newline at end of file\n")
     output.flush()
 
 
-def _as_text(found: re.Match[bytes]) -> bytes:
-    return b"".join(b"\\x%02x" % byte for byte in found[0])
+def _inert(line: bytes) -> bytes:
+    """Return a line with all bytes escaped that could act on a terminal, or turn the direction of writing."""
+    text = line.decode("utf-8", "surrogateescape")
+    if text.rstrip("\n").isprintable():
+        return line
+    return "".join(
+        letter
+        if letter.isprintable() or letter in "\t\n" or unicodedata.category(letter) == "Zs"
+        else "".join(f"\\x{byte:02x}" for byte in letter.encode("utf-8", "surrogateescape"))
+        for letter in text
+    ).encode("utf-8", "surrogateescape")

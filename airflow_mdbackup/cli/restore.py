@@ -15,7 +15,7 @@ from airflow_mdbackup.cli import UsageError, printable
 from airflow_mdbackup.cli.mirrors import mirror_of, selection_of
 from airflow_mdbackup.cli.past import quoted, tell_problems, tell_stopped
 from airflow_mdbackup.scheme.disk import amount
-from airflow_mdbackup.scheme.moments import NoSuchMoment, moment_of
+from airflow_mdbackup.scheme.moments import NoSuchMoment, OfRun, moment_or_run
 from airflow_mdbackup.scheme.names import to_text
 from airflow_mdbackup.scheme.progress import Pace
 from airflow_mdbackup.scheme.restore import Came, Restored, State, restore, state_of
@@ -73,15 +73,13 @@ def run(args: argparse.Namespace) -> int:
     return wrong if all(came.good for came in counts) and not not_found else WRONG
 
 
-def _when(as_of: str | None) -> datetime | None:
-    """Return the moment that somebody means, and tell which one that is; None for now.
-
-    :raises NoSuchMoment: it is none.
-    """
+def _when(as_of: str | None) -> datetime | OfRun | None:
+    """Return the moment that somebody means, and tell which one that is; None for now."""
     if as_of is None:
         return None
-    when = moment_of(as_of, datetime.now().astimezone())
-    print(f"{as_of!r} is {when:%Y-%m-%d %H:%M:%S %z}", file=sys.stderr)
+    when = moment_or_run(as_of, datetime.now().astimezone())
+    if isinstance(when, datetime):
+        print(f"{as_of!r} is {when:%Y-%m-%d %H:%M:%S %z}", file=sys.stderr)
     return when
 
 

@@ -13,7 +13,7 @@ from airflow.sdk.exceptions import AirflowFailException
 from airflow_mdbackup.config.settings import dags_folder, restore_below
 from airflow_mdbackup.operators.base import BackupOperator, refuse_misspelt
 from airflow_mdbackup.scheme.disk import amount
-from airflow_mdbackup.scheme.moments import moment_of
+from airflow_mdbackup.scheme.moments import OfRun, moment_or_run
 from airflow_mdbackup.scheme.names import to_text, unfolded
 from airflow_mdbackup.scheme.progress import Pace
 from airflow_mdbackup.scheme.restore import Came, Restored, Selection, restore, state_of
@@ -108,11 +108,12 @@ class RestoreFiles(BackupOperator):
         keep_out = map(Path, (self.dest, *self.keep_out, dags_folder()))
         return target_below(base, target, keep_out, make=make)
 
-    def _when(self, as_of: str | None) -> datetime | None:
+    def _when(self, as_of: str | None) -> datetime | OfRun | None:
         if not as_of:
             return None
-        when = moment_of(as_of, datetime.now().astimezone())
-        self.log.info("%r is %s", as_of, f"{when:%Y-%m-%d %H:%M:%S %z}")
+        when = moment_or_run(as_of, datetime.now().astimezone())
+        if isinstance(when, datetime):
+            self.log.info("%r is %s", as_of, f"{when:%Y-%m-%d %H:%M:%S %z}")
         return when
 
     def _bring(self, came: Iterable[Restored], counts: Counter[Came], dry: bool) -> tuple[int, list[str]]:

@@ -1,19 +1,46 @@
-"""Moments as people write and read them, in the time zone of this machine."""
+"""Moments as people write and read them, in the time zone of this machine.
+
+A closed grammar: what it does not know is refused, since a moment that is guessed brings back another state.
+Names of time zones but UTC and GMT are not in it, as they mean different things in different countries, and
+in summer and winter. ``UTC-5`` is what people mean by it, five hours behind, unlike in tzset(3).
+
+::
+
+    moment   now | N UNIT ago | DAY | [DAY] TIME [ZONE]
+    DAY      2026-11-23 | 20261123 | 23 Nov 2026 | November 23, 2026 | today | yesterday
+    TIME     14:00 | 14:00:05 | 14:00:05.123 | behind 20261123 also T1400, T140005
+    ZONE     Z | UTC | GMT | +01:00 | -0500 | +1 | UTC+1
+"""
 
 from __future__ import annotations
 
 import re
-import warnings
-from datetime import UTC, datetime, timedelta
+from calendar import month_abbr, month_name
+from datetime import UTC, date, datetime, time, timedelta, timezone, tzinfo
+from typing import NamedTuple
 
-from dateutil import parser
 from dateutil.relativedelta import relativedelta
 
 _STAMP = "%Y%m%dT%H%M%S.%fZ"
 _AGO = re.compile(r"(\d{1,6}) (second|minute|hour|day|week|month|year)s? ago", re.IGNORECASE)
 _DAYS = {"today": 0, "yesterday": 1}
-# What reads differently in different countries, or can only be guessed, is no moment.
-_CLEAR = re.compile(r"\d{4}-?\d\d-?\d\d([T ].*)?|\d{1,2}:\d\d.*|(?=.*\d{4}).*[a-z]{3}.*", re.IGNORECASE)
+_MONTHS = {
+    name.lower(): number for names in (month_name, month_abbr) for number, name in enumerate(names) if name
+}
+_CLOCK = r"(?P<hour>\d{1,2}):(?P<minute>\d\d)(?::(?P<second>\d\d)(?:[.,](?P<fraction>\d{1,6}))?)?"
+_ZONE = r"(?: ?(?P<zone>(?:UTC|GMT)?(?P<sign>[+-])(?P<hours>\d{1,2})(?::?(?P<minutes>\d\d))?|Z|UTC|GMT))?"
+_FORMS = [
+    re.compile(form, re.IGNORECASE | re.ASCII)
+    for form in (
+        rf"(?P<year>\d{{4}})-(?P<month>\d\d)-(?P<day>\d\d)(?:[T ]{_CLOCK}{_ZONE})?",
+        r"(?P<year>\d{4})(?P<month>\d\d)(?P<day>\d\d)(?:T(?P<hour>\d\d)(?P<minute>\d\d)"
+        rf"(?:(?P<second>\d\d)(?:\.(?P<fraction>\d{{1,6}}))?)?{_ZONE})?",
+        rf"(?P<day>\d{{1,2}}) (?P<name>[a-z]+) (?P<year>\d{{4}})(?: {_CLOCK}{_ZONE})?",
+        rf"(?P<name>[a-z]+) (?P<day>\d{{1,2}}),? (?P<year>\d{{4}})(?: {_CLOCK}{_ZONE})?",
+        rf"(?P<word>today|yesterday)(?: {_CLOCK}{_ZONE})?",
+        rf"{_CLOCK}{_ZONE}",
+    )
+]
 
 
 class NoSuchMoment(ValueError):
@@ -27,25 +54,18 @@ def moment_of(text: str, now: datetime) -> datetime:
     the end, for that is as exact as commands print when a commit was.
 
     :param now: what relative forms count from; with a time zone.
-    :raises NoSuchMoment: it means none, or one that is yet to come.
+    :raises NoSuchMoment: it means none, or one that is yet to come, or of two one cannot say which.
     """
-    words = text.strip()
+    words = " ".join(text.split())
+    if words.lower() == "now":
+        return now
     try:
-        if words.lower() == "now":
-            return now
         if ago := _AGO.fullmatch(words):
             return now - relativedelta(**{f"{ago[2].lower()}s": int(ago[1])})
-        day = now.astimezone().replace(hour=0, minute=0, second=0, microsecond=0, tzinfo=None)
-        first, _, rest = words.partition(" ")
-        if first.lower() in _DAYS:
-            day -= timedelta(days=_DAYS[first.lower()])
-            words = rest or "00:00"
-        if not _CLEAR.fullmatch(words):
-            raise ValueError
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", parser.UnknownTimezoneWarning)
-            moment = parser.parse(words, default=day).astimezone()
-    except (ValueError, OverflowError, parser.UnknownTimezoneWarning) as error:
+        moment = _written(words, now.astimezone().date())
+    except (_NotOne, _Either) as error:
+        raise NoSuchMoment(f"{text!r}: {error}") from None
+    except (ValueError, OverflowError) as error:
         raise NoSuchMoment(
             f"{text!r} is no moment: write 2026-11-23T14:00 (with +01:00 or Z behind it if that is not local "
             "time), 'yesterday 14:00', or '3 days ago'"
@@ -53,6 +73,90 @@ def moment_of(text: str, now: datetime) -> datetime:
     if moment > now + timedelta(minutes=1):
         raise NoSuchMoment(f"{text!r} is {moment:%Y-%m-%d %H:%M:%S %z}, which is yet to come")
     return moment if moment.microsecond else moment.replace(microsecond=999_999)
+
+
+class OfRun(NamedTuple):
+    """A word that is no moment, and may be the id of a run, or ``latest``.
+
+    :ivar why: what is wrong with it as a moment, for people.
+    """
+
+    word: str
+    why: str
+
+
+def moment_or_run(text: str, now: datetime) -> datetime | OfRun:
+    """Return the moment that ``text`` means, or, if it is none, what is to be looked up in a history."""
+    try:
+        return moment_of(text, now)
+    except NoSuchMoment as error:
+        return OfRun(text.strip(), f"{error}; or 'latest', or the id of a run as `mdbackup log` prints it")
+
+
+class _NotOne(Exception):
+    """There was no such time on that day."""
+
+
+class _Either(Exception):
+    """There was that time twice on that day."""
+
+
+def _written(words: str, today: date) -> datetime:
+    """Return the moment that a text names by its day, time or both.
+
+    :raises ValueError: it does not.
+    """
+    found = next((match for form in _FORMS if (match := form.fullmatch(words))), None)
+    if found is None:
+        raise ValueError(words)
+    parts = found.groupdict()
+    day = _day(parts, today)
+    if parts.get("hour") is None:
+        return _local(datetime.combine(day, time()), whole_day=True)
+    hour, minute, second = (int(parts[unit] or 0) for unit in ("hour", "minute", "second"))
+    clock = time(hour, minute, second, int((parts["fraction"] or "").ljust(6, "0")))
+    zone = _zone(parts)
+    if zone is not None:
+        return datetime.combine(day, clock, zone).astimezone()
+    return _local(datetime.combine(day, clock), whole_day=False)
+
+
+def _day(parts: dict[str, str | None], today: date) -> date:
+    if parts.get("year") is None:
+        return today - timedelta(_DAYS[(parts.get("word") or "today").lower()])
+    month = parts.get("month")
+    number = int(month) if month else _MONTHS.get((parts.get("name") or "").lower(), 0)
+    return date(int(parts["year"] or 0), number, int(parts["day"] or 0))
+
+
+def _zone(parts: dict[str, str | None]) -> tzinfo | None:
+    if parts["zone"] is None:
+        return None
+    if parts["sign"] is None:
+        return UTC
+    hours, minutes = int(parts["hours"] or 0), int(parts["minutes"] or 0)
+    if hours > 14 or minutes > 59:
+        raise ValueError(parts["zone"])
+    offset = timedelta(hours=hours, minutes=minutes)
+    return timezone(-offset if parts["sign"] == "-" else offset)
+
+
+def _local(naive: datetime, *, whole_day: bool) -> datetime:
+    """Return a local time, or the first moment of a day, with its zone.
+
+    :raises _NotOne: clocks went forward past it.
+    :raises _Either: clocks went back, so that it came twice.
+    """
+    first, second = sorted(naive.replace(fold=fold).astimezone() for fold in (0, 1))
+    is_there = first.replace(tzinfo=None) == naive
+    if whole_day or first == second:
+        return first if is_there else second
+    if not is_there:
+        raise _NotOne(f"clocks went forward past {naive:%H:%M} on {naive:%Y-%m-%d}, there was no such time")
+    raise _Either(
+        f"clocks went back on {naive:%Y-%m-%d}, so that it came twice: write "
+        f"{first.isoformat(timespec='minutes')} or {second.isoformat(timespec='minutes')}"
+    )
 
 
 def stamp_of(moment: datetime) -> str:

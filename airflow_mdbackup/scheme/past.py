@@ -31,6 +31,8 @@ from typing import Any, NamedTuple
 from airflow_mdbackup.scheme.history import Change, What, commits, pending
 from airflow_mdbackup.scheme.index import digest, digest_of_nothing, read_entries
 from airflow_mdbackup.scheme.mirror import Mirror, displaced_at, is_stamp
+from airflow_mdbackup.scheme.moments import NoSuchMoment, OfRun
+from airflow_mdbackup.scheme.names import to_text
 from airflow_mdbackup.scheme.ordered import batches
 from airflow_mdbackup.scheme.records import Damaged, read_header, read_records
 
@@ -246,6 +248,18 @@ class Past:
     def moment_at(self, stamp: str) -> Moment | None:
         """Return the last commit that was not after ``stamp`` and came to its end; None if there was none."""
         return max((m for m in self.moments if m.finished and m.stamp <= stamp), default=None)
+
+    def moment_of_run(self, of: OfRun) -> Moment:
+        """Return the last commit of a run, or of all.
+
+        :raises NoSuchMoment: there is none.
+        """
+        finished = [moment for moment in self.moments if moment.finished]
+        if of.word.lower() != "latest":
+            finished = [m for m in finished if of.word in (m.run_id, to_text(os.fsencode(m.run_id)))]
+        if not finished:
+            raise NoSuchMoment(of.why)
+        return finished[-1]
 
     def state(
         self, moment: Moment, *, gone: bool = False, first: bytes = b"", last: bytes | None = None

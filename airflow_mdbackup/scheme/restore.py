@@ -38,7 +38,7 @@ from airflow_mdbackup.scheme.errors import DestinationFull, DestinationRefused
 from airflow_mdbackup.scheme.forget import is_by_hand
 from airflow_mdbackup.scheme.index import has_path, read_entries
 from airflow_mdbackup.scheme.mirror import Mirror, versions_on_disk
-from airflow_mdbackup.scheme.moments import NoSuchMoment, in_words, stamp_of
+from airflow_mdbackup.scheme.moments import NoSuchMoment, OfRun, in_words, stamp_of
 from airflow_mdbackup.scheme.names import from_text, to_text
 from airflow_mdbackup.scheme.ordered import Alongside, batches
 from airflow_mdbackup.scheme.past import Content, Moment, Past
@@ -213,14 +213,14 @@ class State:
 
 @contextmanager
 def state_of(
-    mirror: Mirror, wanted: Selection, as_of: datetime | None = None, *, gone: bool = False
+    mirror: Mirror, wanted: Selection, as_of: datetime | OfRun | None = None, *, gone: bool = False
 ) -> Iterator[State]:
     """Hold the state of a backup as of some moment, to be restored.
 
     :param wanted: the paths that are asked for; it is settled here.
-    :param as_of: the moment, with a time zone; None: now.
+    :param as_of: the moment, with a time zone, or the run that committed it; None: now.
     :param gone: and what had gone from the provider by then.
-    :raises NoSuchMoment: there was no backup yet.
+    :raises NoSuchMoment: there was no backup yet, or no such run.
     :raises DestinationRefused: a file of history has a newer format.
     :raises OSError: the disk is full or broken.
     """
@@ -265,11 +265,13 @@ def _not_in(index: Path, paths: Iterable[bytes]) -> Iterator[bytes]:
     yield from (path for path in paths if entries.find(path) is None)
 
 
-def _moment(past: Past, as_of: datetime | None) -> Moment:
+def _moment(past: Past, as_of: datetime | OfRun | None) -> Moment:
     """Return the last commit as of then.
 
     :raises NoSuchMoment: there was none yet.
     """
+    if isinstance(as_of, OfRun):
+        return past.moment_of_run(as_of)
     when = datetime.now().astimezone() if as_of is None else as_of
     moment = past.moment_at(stamp_of(when))
     if moment is None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -250,3 +252,25 @@ def test_texts_are_compared(pair: Pair) -> None:
     assert "nothing was ever backed up" in mdbackup("diff", "--dest", dest, "nothing")[2]
     status, _, said = mdbackup("diff", "--dest", dest, os.fsdecode(pair.a))
     assert status == 2 and "is a directory: name a file" in said
+
+
+def test_a_text_acts_on_no_terminal(pair: Pair) -> None:
+    """Neither by controls of seven or eight bits, nor by marks that turn the direction of writing."""
+    pair.put("text", b"old\n")
+    pair.backup()
+    lines = [b"\x9b31mred", b"\x1b[31m \x7f"]
+    lines += [line.encode() for line in ("\u202eturned \u2066", "\x85\u2028 \xa0 ä\t日本")]
+    pair.put("text", b"\n".join(lines))
+    pair.backup()
+    command = [sys.executable, "-m", "airflow_mdbackup", "diff", "--dest", str(pair.mirror.dest)]
+    ours, theirs = os.openpty()
+    with open(ours, "rb", buffering=0) as terminal:
+        subprocess.run([*command, os.fsdecode(pair.path("text"))], stdout=theirs, check=True)
+        told = os.read(terminal.fileno(), 1 << 16).decode()
+        os.close(theirs)
+    assert [line for line in told.splitlines() if line.startswith("+")][1:] == [
+        "+\\x9b31mred",
+        "+\\x1b[31m \\x7f",
+        "+\\xe2\\x80\\xaeturned \\xe2\\x81\\xa6",
+        "+\\xc2\\x85\\xe2\\x80\\xa8 \xa0 ä\t日本",
+    ]

@@ -12,10 +12,8 @@ import shutil
 import stat
 import subprocess
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime, timedelta
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -26,7 +24,6 @@ import pytest
 from airflow_mdbackup.scheme import restore as restore_module
 from airflow_mdbackup.scheme.errors import DestinationBusy, DestinationFull, DestinationRefused
 from airflow_mdbackup.scheme.history import commits
-from airflow_mdbackup.scheme.moments import NoSuchMoment, moment_of, stamp_of
 from airflow_mdbackup.scheme.past import Content, Past
 from airflow_mdbackup.scheme.restore import Came, Restored, Selection, restore
 from airflow_mdbackup.scheme.tree import copy_of
@@ -681,61 +678,6 @@ def test_a_file_that_hands_took_away_is_not_said_to_be_there(pair: Pair) -> None
     pair.live("same").unlink()
     listed = mdbackup("versions", "--dest", str(pair.mirror.dest), "same")[1]
     assert "missing: hands took it away" in listed and str(pair.live("same")) not in listed.splitlines()[-1]
-
-
-NOW = datetime(2026, 11, 28, 15, 30, tzinfo=UTC)
-
-
-@pytest.mark.parametrize(
-    ("text", "moment"),
-    [
-        ("now", NOW),
-        ("3 days ago", NOW - timedelta(days=3)),
-        ("1 hour ago", NOW - timedelta(hours=1)),
-        ("20261123T031500.123456Z", datetime(2026, 11, 23, 3, 15, 0, 123456, tzinfo=UTC)),
-        ("2026-11-23T14:00+01:00", datetime(2026, 11, 23, 13, 0, 0, 999999, tzinfo=UTC)),
-        ("2026-11-23 14:00:05 +0000", datetime(2026, 11, 23, 14, 0, 5, 999999, tzinfo=UTC)),
-        ("23 Nov 2026 14:00 UTC", datetime(2026, 11, 23, 14, 0, 0, 999999, tzinfo=UTC)),
-    ],
-)
-def test_moments_are_read_as_people_write_them(text: str, moment: datetime) -> None:
-    assert moment_of(text, NOW) == moment
-
-
-def test_a_moment_without_a_zone_is_local_and_yesterday_is_the_day_before(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setenv("TZ", "Europe/Berlin")
-    time.tzset()
-    try:
-        assert moment_of("yesterday 14:00", NOW) == datetime(2026, 11, 27, 13, 0, 0, 999999, tzinfo=UTC)
-        assert moment_of("14:00", NOW) == datetime(2026, 11, 28, 13, 0, 0, 999999, tzinfo=UTC)
-        assert moment_of("2026-07-01", NOW) == datetime(2026, 6, 30, 22, 0, 0, 999999, tzinfo=UTC)
-    finally:
-        monkeypatch.undo()
-        time.tzset()
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        *("", "soon", "sunday", "2026-11-23 14:00 EST", "2026-13-01", "yesterday soon"),
-        *("99999999999 days ago", "01.02.2026", "1/2/2026", "5m", "7"),
-    ],
-)
-def test_what_is_no_moment_says_how_to_write_one(text: str) -> None:
-    with pytest.raises(NoSuchMoment, match="write 2026-11-23T14:00"):
-        moment_of(text, NOW)
-
-
-def test_the_distant_past_is_before_all_backups() -> None:
-    assert stamp_of(moment_of("0999-01-01", NOW)) < "2026"
-
-
-@pytest.mark.parametrize("text", ["2030-01-01", "tomorrow", "today 23:59"])
-def test_what_is_yet_to_come_is_no_moment_of_the_past(text: str) -> None:
-    with pytest.raises(NoSuchMoment, match=r"yet to come|write 2026"):
-        moment_of(text, NOW)
 
 
 def test_each_key_that_programs_get_is_explained(pair: Pair, tmp_path: Path) -> None:
