@@ -166,6 +166,7 @@ def provider_dag(provider: Provider) -> DAG:
             max_index_size=provider.max_index_size,
             mount=provider.mount,
             stall_timeout=provider.stall_timeout,
+            built=provider.ssh_conn_id is not None,
             execution_timeout=timeouts.fetch_index,
             **({"inlets": [asset]} if provider.ssh_conn_id else first),
         )

@@ -119,8 +119,11 @@ def good_run(context: Mapping[str, Any], provider: str) -> Alert:
     if any(warnings.values()):
         counts = [f"{count} {name}" for name, count in warnings.items() if count]
         headline += f", with WARNINGS: {' and '.join(counts)} meanwhile"
-    facts = (("Files", told.get("summary", "")), ("Run", _run_url(ti.dag_id, ti.run_id)))
-    return Alert(provider, "success", headline, facts, warning=any(warnings.values()))
+    facts = [("Files", told.get("summary", "")), ("Run", _run_url(ti.dag_id, ti.run_id))]
+    if told.get("clock"):
+        facts.append(("The clock", told["clock"]))
+    warning = any(warnings.values()) or bool(told.get("clock"))
+    return Alert(provider, "success", headline, tuple(facts), warning=warning)
 
 
 def meagre(context: Mapping[str, Any], provider: str, event: str) -> Alert:

@@ -453,6 +453,27 @@ COMMANDS = (
         "airflow_mdbackup.cli.diff.run",
     ),
     Command(
+        "clock",
+        "Tell which commits were at other times than their stamps say",
+        "After a run under a wrong clock, each commit keeps its stamp, which is in the names of versions."
+        " All that goes by time (--as-of, prune, versions, log) goes by when it really was: what the clock"
+        " said, or, where that cannot be, evenly between the commits before and after. --set corrects it.",
+        (
+            ("what a wrong clock has left", "clock web"),
+            ("a commit of which you know better", "clock web --set manual__fix '2026-11-23 14:00'"),
+        ),
+        (
+            _argument("words", metavar="PROVIDER", nargs="*", help=_PROVIDER.options["help"]),
+            _DEST,
+            _argument(
+                "--set", nargs=2, metavar=("RUN", "TIME"), help="a run, or a stamp, and when it committed"
+            ),
+            _FORMAT,
+            _PROVIDERS_FILE,
+        ),
+        "airflow_mdbackup.cli.clock.run",
+    ),
+    Command(
         "rebuild",
         "Tell lost history anew, by what is left on the disk",
         "Where files of history are lost or damaged, tell anew what can be told by the names in .old and the"

@@ -85,10 +85,10 @@ def _pair(
 def _as_of(past: Past, contents: list[Content], text: str) -> Content:
     when = moment_or_run(text, datetime.now().astimezone())
     try:
-        stamp = past.moment_of_run(when).stamp if isinstance(when, OfRun) else stamp_of(when)
+        moment = past.moment_of_run(when) if isinstance(when, OfRun) else past.moment_at(stamp_of(when))
     except NoSuchMoment as error:
         raise UsageError(str(error)) from error
-    found = [content for content in contents if content.since <= stamp]
+    found = [content for content in contents if moment is not None and content.since <= moment.time]
     if not found:
         raise UsageError(f"it was not there yet at {text!r}: first at {in_words(contents[0].since)}")
     return found[-1]

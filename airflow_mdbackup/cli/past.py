@@ -77,7 +77,7 @@ def _commits(past: Past) -> Iterator[tuple[str, str, Iterator[Change]]]:
     """Yield stamp, run id and changes of each commit, as far as they can be read."""
     for moment in past.moments:
         if moment.finished:
-            yield moment.stamp, moment.run_id, _readable(read_records(moment.file, Change))
+            yield moment.time, moment.run_id, _readable(read_records(moment.file, Change))
 
 
 def _readable(changes: Iterator[Change]) -> Iterator[Change]:

@@ -48,6 +48,7 @@ class CommitBackup(BackupOperator):
             "failed": summary.failed,
             "partial": summary.partial,
             "doubtful": summary.doubtful,
+            "clock": summary.clock,
             "summary": told,
         }
         try:
@@ -95,4 +96,5 @@ def _told(summary: CommitSummary) -> str:
         told += f", {megabytes(summary.size)} in {summary.seconds:.1f} s"
     if summary.partial:
         told += ", limited to the paths that were asked for"
-    return f"{told}; {summary.files} files in the index"
+    told += f"; {summary.files} files in the index"
+    return f"{told}. LOOK AT THE CLOCK: {summary.clock}" if summary.clock else told

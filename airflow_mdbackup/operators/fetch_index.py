@@ -27,6 +27,7 @@ class FetchIndex(BackupOperator):
     :param max_index_size: how many bytes the index may have.
     :param mount: a path that must be a mount point on the worker.
     :param stall_timeout: how long the connection may be silent.
+    :param built: whether the run has just had the index built, so that its age tells of the clocks.
     """
 
     template_fields: Sequence[str] = (*BackupOperator.template_fields, "sftp_conn_id", "index", "mount")
@@ -41,6 +42,7 @@ class FetchIndex(BackupOperator):
         max_index_size: int = MAX_SIZE,
         mount: str | None = None,
         stall_timeout: timedelta = timedelta(seconds=60),
+        built: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -50,6 +52,7 @@ class FetchIndex(BackupOperator):
         self.max_index_size = max_index_size
         self.mount = mount
         self.stall_timeout = stall_timeout
+        self.built = built
 
     def execute(self, context: Context) -> dict[str, Any]:
         if context["dag_run"].run_type == "backfill":
@@ -68,7 +71,10 @@ class FetchIndex(BackupOperator):
                 max_age=max_age,
                 max_size=self.max_index_size,
                 attempt=context["ti"].try_number,
+                built=self.built,
             )
+        if fetched.clock:
+            self.log.warning("%s: %s", self.provider, fetched.clock)
         self.log.info(
             "%s: the index has %s files, %s unreadable, %s rotten, and is %s s old",
             *(self.provider, fetched.files, fetched.unreadable, fetched.rotten, fetched.age),

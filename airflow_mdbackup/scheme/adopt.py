@@ -514,6 +514,7 @@ def adopt(mirror: Mirror, survey: Survey, trees: Sequence[Source]) -> None:
                 "run_id": run_id,
                 "provider": mirror.provider,
                 "stamp": stamp,
+                "at": mirror.now(),
                 "order": "",
                 "before": "",
             }

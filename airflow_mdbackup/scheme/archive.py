@@ -116,7 +116,7 @@ def archive(mirror: Mirror, run: Run) -> ArchiveSummary:
 
 
 def stamp_of(mirror: Mirror, run: Run) -> str:
-    """Return the stamp of this run's versions: an earlier try's, unless a commit came since.
+    """Return the stamp of this run's versions: an earlier try's, if it still can be.
 
     Needs the lock.
     """
@@ -124,7 +124,7 @@ def stamp_of(mirror: Mirror, run: Run) -> str:
         stamp = str(read_header(run.stamp)["stamp"])
     except FileNotFoundError:
         stamp = ""
-    if stamp <= mirror.last_commit():
+    if not mirror.last_commit() < stamp <= mirror.next_stamp():  # a commit came since, or the clock was ahead
         stamp = mirror.next_stamp()
         write_state(run.stamp, {"stamp": stamp})
     return stamp

@@ -104,6 +104,7 @@ class CommitSummary:
     :ivar partial: the run was limited to some paths, so that it is no good run of all.
     :ivar failures: the first of the entries for which the run fails, as text.
     :ivar failed: how many there are.
+    :ivar clock: for people: why the clock of this machine may be wrong, if anything speaks for that.
     """
 
     outcomes: dict[str, int] = field(default_factory=dict)
@@ -119,6 +120,7 @@ class CommitSummary:
     failed: int = 0
     failures: list[str] = field(default_factory=list)
     seconds: float = 0.0
+    clock: str | None = None
 
     def count(self, outcome: Outcome, number: int = 1) -> None:
         """Note that ``number`` entries had an outcome."""
@@ -165,9 +167,10 @@ def commit(mirror: Mirror, run: Run) -> CommitSummary:
         mirror.open_staging() as staging,
     ):
         plan = read_plan(run)
-        order = str(read_header(run.state)["order"])
+        state = read_header(run.state)
+        order = str(state["order"])
         settle(mirror, run.folder / "consumer.md5")
-        summary = CommitSummary(partial=plan.partial)
+        summary = CommitSummary(partial=plan.partial, clock=state["index"].get("clock"))
         status = status_or_lost(mirror)
         # A kill may have come between the history and the status.
         told, newest = str(status.get("order", "")), str(last(mirror).get("order", ""))
@@ -232,6 +235,7 @@ class _Commit:
         final = mirror.history_path(stamp, run.run_id)
         path = final.with_name(final.name + PENDING)
         header = {"run_id": run.run_id, "provider": mirror.provider, "stamp": stamp, "order": order}
+        header |= {"at": mirror.now()}
         header["before"] = before
         changes = write_records(run.changes, self._all_changes(), **header)
         if self._moved or (self._plan.hides and self._current is not None):
@@ -570,4 +574,6 @@ def _write_status(
     good = status.get("last_good") if summary.failed or summary.partial else now
     if good:
         new["last_good"] = good
+    if summary.clock:
+        new["clock"] = summary.clock
     write_state(mirror.status, {**new, **totals_state(mirror, status, summary.files)})

@@ -21,11 +21,12 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from airflow_mdbackup.scheme.clock import doubt, last_claimed
 from airflow_mdbackup.scheme.errors import (
     AccessRefused,
     ConnectionLost,
@@ -35,6 +36,7 @@ from airflow_mdbackup.scheme.errors import (
 )
 from airflow_mdbackup.scheme.index import IndexSummary, MalformedIndex, canonicalise, digest
 from airflow_mdbackup.scheme.mirror import Mirror, Run
+from airflow_mdbackup.scheme.moments import moment_in
 from airflow_mdbackup.scheme.names import to_text
 from airflow_mdbackup.scheme.records import write_state
 from airflow_mdbackup.scheme.sftp import Attributes, Code, Fetched, Reader, Refusal, Stated, Stream, Wanted
@@ -56,6 +58,7 @@ class FetchedIndex:
     :ivar time: Unix seconds by A's clock; what changed on A since then may differ from the index.
     :ivar age: seconds since it was written, by the consumer's clock.
     :ivar complete: whether it had an end line.
+    :ivar clock: for people: why the clock of the consumer may be wrong, if anything speaks for that.
     """
 
     files: int
@@ -66,6 +69,7 @@ class FetchedIndex:
     time: int
     age: int
     complete: bool
+    clock: str | None = None
 
 
 def fetch_index(
@@ -78,6 +82,7 @@ def fetch_index(
     max_size: int = MAX_SIZE,
     still: float = _STILL,
     attempt: int = 0,
+    built: bool = False,
 ) -> FetchedIndex:
     """Fetch and check the provider index, and begin the run's directory with it.
 
@@ -87,6 +92,7 @@ def fetch_index(
     :param still: seconds that an index without end line must hold still.
     :param attempt: counts the tries of this run's fetch. One that was thought dead, and goes on once a later
         one has its index, would take that away from the steps that go on from it.
+    :param built: whether this run has just had it built.
     :raises NotOnProvider: there is none.
     :raises AccessRefused: it cannot be read.
     :raises IndexRefused: it is malformed, truncated, too large, or too old.
@@ -105,7 +111,7 @@ def fetch_index(
             if (later := run.made_by(run.state) if run.index.exists() else 0) > attempt:
                 raise run.comes_late(mirror.provider, "fetched the index", attempt, later)
             try:
-                return _fetch_index(mirror, run, connect, index, max_age, max_size, still, attempt)
+                return _fetch_index(mirror, run, connect, index, max_age, max_size, still, attempt, built)
             except BaseException:
                 run.index.unlink(missing_ok=True)
                 raise
@@ -122,11 +128,14 @@ def _fetch_index(
     max_size: int,
     still: float,
     attempt: int,
+    built: bool,
 ) -> FetchedIndex:
     run.begin_again()
-    order = mirror.next_stamp()
+    order = mirror.next_order()
     reader = connect()
     fetched = _fetch(mirror.provider, run, reader, index, max_age, max_size, still)
+    now = moment_in(mirror.now())
+    fetched = replace(fetched, clock=doubt(now, last_claimed(mirror), fetched.time, built))
     at = datetime.now(UTC).isoformat(timespec="seconds")
     told = {"attempt": attempt, "fetched": at, "round_trip": reader.round_trip}
     _write_run(run, mirror.provider, fetched, order=order, **told)
@@ -213,7 +222,8 @@ def _fetch(
     if max_age is not None and fetched.age > max_age:
         raise IndexRefused(
             f"{where} is {_hours(fetched.age)} old, more than the allowed {_hours(max_age)} (max_index_age). "
-            "Does the job that builds it on the provider still run? Nothing was changed."
+            "Does the job that builds it on the provider still run? Are the clocks of both right? Here it "
+            f"is {datetime.now().astimezone():%Y-%m-%d %H:%M %z}. Nothing was changed."
         )
     return fetched
 

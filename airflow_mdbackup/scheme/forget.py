@@ -80,6 +80,7 @@ def take_out(mirror: Mirror, wanted: Callable[[Entry], bool], who: str, wait: fl
                     run_id=run_id,
                     provider=mirror.provider,
                     stamp=stamp,
+                    at=mirror.now(),
                     order=order,
                     before=digest(mirror.index),
                 )

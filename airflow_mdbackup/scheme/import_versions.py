@@ -208,6 +208,7 @@ class _Importing:
         # It is newer than no run's index.
         order = max(str(where.get("order", "")) for where in (status_or_lost(mirror), last(mirror)))
         header = {"run_id": run.run_id, "provider": mirror.provider, "stamp": stamp, "order": order}
+        header |= {"at": mirror.now()}
         header["before"] = digest(mirror.index)
         write_records(run.changes, chain(hand_edits(mirror, current), self.changes(run, current)), **header)
         if not self.outcome.versions:

@@ -7,7 +7,7 @@
     <dest>/index.md5                             the consumer index
     <dest>/.mdbackup/provider-id                 marker: whose backup this is
     <dest>/.mdbackup/lock                        flock, held by whatever changes the mirror
-    <dest>/.mdbackup/stamp                       the last stamp given out
+    <dest>/.mdbackup/order                       how many runs have fetched an index
     <dest>/.mdbackup/bandwidth                   when what was received is within the bandwidth limit
     <dest>/.mdbackup/staging/<md5>               verified files that are not in the mirror yet
     <dest>/.mdbackup/staging/<md5>.part          a large file on its way here; its writer holds a flock on it
@@ -60,6 +60,7 @@ from airflow_mdbackup.scheme.tree import (
 log = logging.getLogger(__name__)
 
 OLD = b".old"
+_ORDER_DIGITS = 12
 _REMOVED = ".removed-"  # no run's directory begins with a full stop
 _NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
 LOCK_WAIT = 3600.0  # seconds that a task waits for another run before it gives up
@@ -267,21 +268,41 @@ class Mirror:
             yield
 
     def next_stamp(self) -> str:
-        """Return a stamp like ``20261123T031500.123456Z``: now, and later than every stamp before it."""
+        """Return a stamp like ``20261123T031500.123456Z``: now, and later than that of every commit.
+
+        Needs the lock, until it is committed. It is kept nowhere else.
+        """
+        last = self.last_commit()
+        now = _now()
+        return now if now > last else stamp_beside(last, 1)
+
+    def now(self) -> str:
+        """Return what the clock of this machine says, as a stamp."""
+        return _now()
+
+    def next_order(self) -> str:
+        """Return a run's place among all, behind those of all runs before it. No clock is asked."""
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-        file = os.open(self._state / "stamp", flags, 0o600)
+        file = os.open(self._state / "order", flags, 0o600)
         try:
             fcntl.flock(file, fcntl.LOCK_EX)
-            last = max(_stamp_in(os.pread(file, 23, 0)), self.last_commit())
-            stamp = _now()
-            if stamp <= last:
-                stamp = _format(_parse(last) + timedelta(microseconds=1))
-            # Over the last one and of its length, so that there is no moment without a stamp.
-            write_all(file, stamp.encode("ascii"))
+            known = os.pread(file, _ORDER_DIGITS, 0)
+            last = int(known) if len(known) == _ORDER_DIGITS and known.isdigit() else self._last_order()
+            # Over the last one and of its length, so that there is no moment without one.
+            write_all(file, b"%0*d" % (_ORDER_DIGITS, last + 1))
             os.fsync(file)
         finally:
             os.close(file)
-        return stamp
+        return f"n{last + 1:0{_ORDER_DIGITS}}"  # behind a stamp, which it was in older backups
+
+    def _last_order(self) -> int:
+        """Return the last place that is known to have been given out, where the count of them is lost."""
+        orders = [of for _, of in self._runs_with_order()]
+        newest = max(self.history.glob("*.jsonl"), default=None)
+        for path in (self.status, newest):
+            with suppress(OSError, Damaged):
+                orders += [str(read_header(path).get("order", ""))] if path is not None else []
+        return max((int(of[1:]) for of in orders if of[1:].isdigit() and of[0] == "n"), default=0)
 
     def last_commit(self) -> str:
         """Return the stamp of the last commit that changed anything, finished or not, or an empty text."""

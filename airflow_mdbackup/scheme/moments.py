@@ -165,8 +165,16 @@ def stamp_of(moment: datetime) -> str:
     return text.replace("-", "").replace(":", "") + "Z"
 
 
+def moment_in(stamp: str) -> datetime:
+    """Return the moment that a stamp is, in UTC.
+
+    :raises ValueError: it is none.
+    """
+    return datetime.strptime(stamp, _STAMP).replace(tzinfo=UTC)
+
+
 def in_words(stamp: str) -> str:
     """Return a stamp as local time with its zone, to the second; an empty text for none."""
     if not stamp:
         return ""
-    return datetime.strptime(stamp, _STAMP).replace(tzinfo=UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S %z")
+    return moment_in(stamp).astimezone().strftime("%Y-%m-%d %H:%M:%S %z")

@@ -28,9 +28,10 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from airflow_mdbackup.scheme.clock import claimed, true_times
 from airflow_mdbackup.scheme.history import Change, What, commits, pending
 from airflow_mdbackup.scheme.index import digest, digest_of_nothing, read_entries
-from airflow_mdbackup.scheme.mirror import Mirror, displaced_at, is_stamp
+from airflow_mdbackup.scheme.mirror import Mirror, displaced_at, is_stamp, stamp_of_file
 from airflow_mdbackup.scheme.moments import NoSuchMoment, OfRun
 from airflow_mdbackup.scheme.names import to_text
 from airflow_mdbackup.scheme.ordered import batches
@@ -42,7 +43,8 @@ _BATCH = 1000  # contents whose places are noted in one go
 class Moment(NamedTuple):
     """A commit.
 
-    :ivar stamp: when it was, as ``20261123T031500.123456Z``.
+    :ivar stamp: its place among all, as ``20261123T031500.123456Z``. It is in the names of versions.
+    :ivar time: when it was, written likewise: its stamp, unless the clock was wrong (see :mod:`.clock`).
     :ivar file: what it changed.
     :ivar finished: false for one that a crash cut off.
     :ivar rebuilt: whether its history was lost, and told anew by what was left (see :mod:`.rebuild`).
@@ -50,6 +52,7 @@ class Moment(NamedTuple):
 
     number: int
     stamp: str
+    time: str
     run_id: str
     file: Path
     finished: bool
@@ -80,10 +83,10 @@ class Content:
     """What a path held for a while.
 
     :ivar size: in bytes; ``mtime`` in Unix seconds and ``mode`` are the provider's; None where not known.
-    :ivar since: stamp of the commit that brought it; empty if history tells of none.
-    :ivar left: stamp of the commit with which it left the index while its file stayed; empty if it did not.
-    :ivar until: stamp of the commit that displaced it; empty as long as it is live.
-    :ivar pruned: stamp of the pruning that took it away, or, if it has places, that was cut off and may have.
+    :ivar since: time of the commit that brought it (see :class:`Moment`); empty if history tells of none.
+    :ivar left: time of the commit with which it left the index while its file stayed; empty if it did not.
+    :ivar until: time of the commit that displaced it; empty as long as it is live.
+    :ivar pruned: time of the pruning that took it away, or, if it has places, that was cut off and may have.
     :ivar places: where it should be, as paths of the mirror's tree, the likeliest first; none if it is lost.
     """
 
@@ -131,6 +134,8 @@ class Past:
             " mtime INTEGER, mode INTEGER, version BLOB)"
         )
         self._read()
+        times = true_times([moment.time for moment in self.moments], mirror.now())
+        self.moments = [moment._replace(time=time) for moment, time in zip(self.moments, times, strict=True)]
         self._table.execute("CREATE INDEX by_path ON change (path, moment)")
 
     def __enter__(self) -> Past:
@@ -192,7 +197,8 @@ class Past:
             return after
         number, finished = len(self.moments), path.suffix == ".jsonl"
         rebuilt = bool(header.get("rebuilt"))
-        self.moments.append(Moment(number, stamp, run_id, path, finished, rebuilt))
+        time = claimed(header, stamp, stamp_of_file(path))
+        self.moments.append(Moment(number, stamp, time, run_id, path, finished, rebuilt))
         self._edited = False
         try:
             self._table.executemany("INSERT INTO change VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", self._rows(path))
@@ -245,9 +251,14 @@ class Past:
         """The stamp of the last commit that it knows of, finished or not; empty if there is none."""
         return self.moments[-1].stamp if self.moments else ""
 
-    def moment_at(self, stamp: str) -> Moment | None:
-        """Return the last commit that was not after ``stamp`` and came to its end; None if there was none."""
-        return max((m for m in self.moments if m.finished and m.stamp <= stamp), default=None)
+    def moment_at(self, time: str) -> Moment | None:
+        """Return the last commit that was not after a time and came to its end; None if there was none.
+
+        :param time: if it is the stamp of a commit, as the names of versions have it, that one is meant.
+        """
+        finished = [moment for moment in self.moments if moment.finished]
+        stamped = (moment for moment in finished if moment.stamp == time)
+        return next(stamped, None) or max((m for m in finished if m.time <= time), default=None)
 
     def moment_of_run(self, of: OfRun) -> Moment:
         """Return the last commit of a run, or of all.
@@ -256,7 +267,7 @@ class Past:
         """
         finished = [moment for moment in self.moments if moment.finished]
         if of.word.lower() != "latest":
-            finished = [m for m in finished if of.word in (m.run_id, to_text(os.fsencode(m.run_id)))]
+            finished = [m for m in finished if of.word in (m.stamp, m.run_id, to_text(os.fsencode(m.run_id)))]
         if not finished:
             raise NoSuchMoment(of.why)
         return finished[-1]
@@ -310,7 +321,7 @@ class Past:
             _, number, what, _, md5, size, mtime, mode, _ = changes[0]
             moment = self.moments[number]
             if what == What.ADDED and moment.finished:  # as most files, which never changed
-                content = Content(path, md5, size, mtime, mode, moment.stamp, places=[path])
+                content = Content(path, md5, size, mtime, mode, moment.time, places=[path])
                 return [content], content
         replay = _Replay(self, path, changes)
         replay.go_on_to(len(self.moments))
@@ -445,7 +456,7 @@ class _Replay:
             moved = [_moved(place, source, target) for place in content.places]
             content.places[:] = moved if moment.finished else dict.fromkeys([*content.places, *moved])
         if moment.finished and self.live is not None:
-            self.live.until = moment.stamp
+            self.live.until = moment.time
             self.live, self.listed = None, False
 
     def _take(
@@ -474,7 +485,7 @@ class _Replay:
         self.listed = md5 is not None
         if md5 is None:
             if live is not None and what == What.FORGOTTEN:
-                live.left = moment.stamp
+                live.left = moment.time
             return
         if what == What.REPLACED and version is not None:
             if live is None or live.md5 != old_md5:
@@ -482,7 +493,7 @@ class _Replay:
                 self._displaced(moment)
                 live = self._holds(Content(self._path, old_md5 or b""))
             live.places[:] = [version]
-            live.until = moment.stamp
+            live.until = moment.time
         elif live is not None and live.md5 == md5:
             # The bytes stay, or came again, and so do their places, which both share from now on.
             self.live = self.contents[-1] = replace(
@@ -494,7 +505,7 @@ class _Replay:
             return
         else:
             self._displaced(moment)
-        self._holds(Content(self._path, md5, size, mtime, mode, moment.stamp, places=[self._path]))
+        self._holds(Content(self._path, md5, size, mtime, mode, moment.time, places=[self._path]))
 
     def _prune(self, moment: Moment, place: bytes) -> None:
         # They mostly come in the order of the contents.
@@ -503,11 +514,11 @@ class _Replay:
             content = self.contents[number % total]
             if place in content.places:
                 self._pruned = number % total + 1
-                content.pruned = moment.stamp
+                content.pruned = moment.time
                 if moment.finished:
                     content.places.remove(place)
                     if content is self.live:  # it had left the index, and hands took it away
-                        content.until = moment.stamp
+                        content.until = moment.time
                         self.live = None
                 return
 
@@ -525,7 +536,7 @@ class _Replay:
     def _displaced(self, moment: Moment) -> None:
         """Note that what was live is nowhere any more: hands took it away."""
         if self.live is not None:
-            self.live.until = moment.stamp
+            self.live.until = moment.time
             self.live.places.clear()
 
 

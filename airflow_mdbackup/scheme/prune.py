@@ -255,6 +255,7 @@ def _write_ahead(mirror: Mirror, going: Iterable[tuple[Content, bytes, int | Non
         run_id=run_id,
         provider=mirror.provider,
         stamp=stamp,
+        at=mirror.now(),
         order=order,
         before=before.get("after", ""),
     )

@@ -231,13 +231,13 @@ def state_of(
             last = past.moment_at(past.newest)
             said = "As of now, by the index"
             if last is not None:
-                said += f"; the last commit was at {in_words(last.stamp)}"
+                said += f"; the last commit was at {in_words(last.time)}"
             present = index
             taken_out = _not_in(present, _taken_out(past, last))
             state = State(past, wanted, lambda: past.present(present), said, taken_out)
         else:
             moment = _moment(past, as_of)
-            said = f"As of {in_words(moment.stamp)}, by {to_text(os.fsencode(moment.run_id))}"
+            said = f"As of {in_words(moment.time)}, by {to_text(os.fsencode(moment.run_id))}"
             if moment.rebuilt:
                 said += "; its history was lost, and told anew: there may be too much"
             taken_out = _taken_out(past, None if gone else moment)
@@ -252,10 +252,10 @@ def _taken_out(past: Past, moment: Moment | None) -> Iterator[bytes]:
     if moment is None:
         return
     by_hand = [m for m in past.moments if m.number <= moment.number and is_by_hand(m.run_id, m.stamp)]
-    stamps = {m.stamp for m in by_hand}
+    times = {m.time for m in by_hand}
     for path in past.forgotten(by_hand):
         for content in past.state(moment, gone=True, first=path, last=path):
-            if content.left in stamps:
+            if content.left in times:
                 yield path
 
 
@@ -276,7 +276,7 @@ def _moment(past: Past, as_of: datetime | OfRun | None) -> Moment:
     moment = past.moment_at(stamp_of(when))
     if moment is None:
         finished = [moment for moment in past.moments if moment.finished]
-        first = f"the first one was at {in_words(finished[0].stamp)}" if finished else "history knows of none"
+        first = f"the first one was at {in_words(finished[0].time)}" if finished else "history knows of none"
         if past.has_imported:
             first += "; of what was imported, only the versions are known (`mdbackup versions`)"
         if past.problems:

@@ -28,6 +28,7 @@ class State(StrEnum):
     STALE = "stale"  # the last good run was too long ago
     NEVER = "never"  # there was no good run yet
     UNREADABLE = "unreadable"  # dest does not show when it was
+    CLOCK = "clock"  # the clock of the machine that has it may be wrong, and with it what is told of times
     INVALID = "invalid"  # the configuration is wrong, so that nothing is backed up
 
 
@@ -93,6 +94,8 @@ def look(mirror: Mirror, max_age: timedelta | None, now: datetime) -> Status:
         message = f"{mirror.status} is damaged: delete it, the next good run writes it anew"
         return Status(provider, State.UNREADABLE, max_age, message=message)
     state, message = judge(last_good.at if last_good else None, max_age, now)
+    if state == State.GOOD and found.get("clock"):
+        state, message = State.CLOCK, f"in the last run {found['clock']}"
     totals = stored_totals(found)
     disk, came = (totals.disk, totals.came(now)) if totals is not None else (None, None)
     return Status(provider, state, max_age, last_good, last_commit, files, message, disk, came)

@@ -160,9 +160,9 @@ class Totals:
         """Return the bytes that came in the 30 days before ``now``."""
         return sum(size for day, size in self.days.items() if day > _day(now - MONTH))
 
-    def plus(self, stamp: str, added: OnDisk) -> Totals:
+    def plus(self, stamp: str, day: str, added: OnDisk) -> Totals:
         """Return them with what a commit has added."""
-        days = {**self.days, stamp[:8]: self.days.get(stamp[:8], 0) + added.came}
+        days = {**self.days, day: self.days.get(day, 0) + added.came}
         return Totals(stamp, self.disk.plus(added), days)
 
 
@@ -195,7 +195,9 @@ def totals_now(mirror: Mirror, status: dict[str, Any], entries: int = 0) -> Tota
     for path in commits(mirror):
         if stamp_in_name(path.name) > totals.stamp:
             try:
-                totals = totals.plus(stamp_in_name(path.name), OnDisk(*map(int, read_header(path)["disk"])))
+                header = read_header(path)
+                day = str(header.get("at", path.name))[:8]
+                totals = totals.plus(stamp_in_name(path.name), day, OnDisk(*map(int, header["disk"])))
             except (Damaged, KeyError, TypeError, ValueError):
                 return counted_anew(mirror)
     return counted_anew(mirror) if totals is not stored and totals.disk.live < entries else totals
@@ -232,6 +234,6 @@ def counted_anew(mirror: Mirror) -> Totals:
                 live_bytes += size
         days: Counter[str] = Counter()
         for moment, size in past.arrived():
-            days[moment.stamp[:8]] += size
+            days[moment.time[:8]] += size
     disk = OnDisk(live, live_bytes, versions, version_bytes, days.total())
     return Totals(mirror.last_commit(), disk, days)

@@ -413,7 +413,7 @@ def test_a_history_that_an_adoption_wrote_before_it_was_one_is_no_ones(
     """The next try writes its own, of what is there by then."""
     copy = differing(pair, tmp_path)
     words = ("adopt", "--tree", copy, "--at", pair.a)
-    terminal.cut_off(lambda: any(pending(pair.mirror)), *words, first=70)
+    terminal.cut_off(lambda: any(pending(pair.mirror)), *words, first=60)
     assert not pair.mirror.is_marked()
     terminal.run(*words)
     assert not any(pending(pair.mirror)) and len(commits(pair.mirror)) == 2

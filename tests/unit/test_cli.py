@@ -59,7 +59,7 @@ def test_help_of_a_command_fits_a_screen_and_has_examples(
     assert end.value.code == 0
     assert len(lines) <= A_SCREEN
     providers, paths = " [PROVIDER ...]", " [PROVIDER | PATH ...]"
-    takes = {"init": "", "status": providers, "log": providers, "rebuild": providers}
+    takes = {"init": "", "status": providers, "log": providers, "rebuild": providers, "clock": providers}
     takes |= dict.fromkeys(("restore", "versions", "diff", "history", "verify", "forget", "prune"), paths)
     takes |= {"plan": " PROVIDER [PATH ...]", "import": " PROVIDER [DIR]"}
     provider = takes.get(command.name, " PROVIDER")

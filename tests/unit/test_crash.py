@@ -51,9 +51,8 @@ from .crash import (
 )
 from .soundness import check_sound
 
-# The stamp of the last run before the crash is in the future, so that those that follow are known.
 STAMP = "20990101T000000.%06dZ"
-ARCHIVE_STAMP = STAMP % 2  # the first one is the run's place among all runs
+ARCHIVE_STAMP = STAMP % 2
 LARGE = 300_000  # bytes; such a file comes in parts
 LONG_NAME = "long " + "x" * 245
 
@@ -78,7 +77,7 @@ def every_kind(pair: Pair) -> None:
     pair.backup()
     drop_entries(pair, "adopted", "adopted, changed")
     pair.live("deleted on B").unlink()
-    (pair.mirror.dest / ".mdbackup/stamp").write_text(STAMP % 0)
+    make_stamps_known(pair)
     for name in ("changed, name taken", "adopted, changed"):
         taken = os.fsencode(pair.mirror.files) + version_path(pair.path(name), ARCHIVE_STAMP)
         Path(os.fsdecode(taken)).write_bytes(f"{name}, a version of another time".encode())
@@ -106,6 +105,12 @@ def every_kind(pair: Pair) -> None:
     os.unlink(pair.path("vanished"))
     os.chmod(pair.path("denied"), 0)
     pair.put("changing", b"changing, newer")
+
+
+def make_stamps_known(pair: Pair) -> None:
+    """Have the stamp of the last commit be in the future, so that those that follow are known."""
+    newest = commits(pair.mirror)[-1]
+    newest.rename(newest.with_name(STAMP % 1 + newest.name[len(STAMP % 1) :]))
 
 
 def drop_entries(pair: Pair, *names: str) -> None:
@@ -140,7 +145,7 @@ def changes_only(pair: Pair) -> None:
     for name in ("alpha", "bravo", "charlie"):
         pair.put(name, f"{name}, old".encode())
     pair.backup()
-    (pair.mirror.dest / ".mdbackup/stamp").write_text(STAMP % 0)
+    make_stamps_known(pair)
     taken = os.fsencode(pair.mirror.files) + version_path(pair.path("bravo"), ARCHIVE_STAMP)
     os.mkdir(os.path.dirname(taken))
     Path(os.fsdecode(taken)).write_bytes(b"bravo, a version of another time")
@@ -500,14 +505,15 @@ def test_a_disk_that_refuses_at_any_step_what_was_written_is_believed_nothing(
 
 
 @pytest.mark.guarantee("1. Power cut at every step")
-def test_a_kill_never_sets_the_stamps_back(pair: Pair, cases: Cases) -> None:
-    """At each step of giving one out, though the clock is behind them."""
+def test_a_kill_never_sets_the_order_of_runs_back(pair: Pair, cases: Cases) -> None:
+    """At each step of giving a place out."""
     pair.mirror.claim()
-    (pair.mirror.dest / ".mdbackup/stamp").write_text(STAMP % 0)
+    last = pair.mirror.next_order()
     for number in count(1):
         with cases.one():
-            crashed = crash_at(number, pair.mirror.next_stamp)
-            assert pair.mirror.next_stamp() > STAMP % (number - 1)
+            crashed = crash_at(number, pair.mirror.next_order)
+            before, last = last, pair.mirror.next_order()
+            assert last > before
         if not crashed:
             break
     assert number > 3
@@ -518,12 +524,13 @@ def test_a_kill_never_sets_the_stamps_back(pair: Pair, cases: Cases) -> None:
 def test_spoilt_files_that_are_written_in_place_stop_nothing(
     pair: Pair, cases: Cases, content: bytes
 ) -> None:
-    """Stamps go on behind the last commit; the lock is a lock whatever its file says."""
+    """Runs are counted on from the last one that is known; the lock is a lock whatever its file says."""
     pair.put("alpha", b"1")
     pair.backup()
     state, before = pair.mirror.dest / ".mdbackup", pair.mirror.last_commit()
     with cases.one():
-        for name in ("stamp", "lock"):
+        order = read_header(pair.mirror.status)["order"]
+        for name in ("order", "lock"):
             (state / name).write_bytes(content)
         with (state / "lock").open() as holder:
             fcntl.flock(holder, fcntl.LOCK_EX)
@@ -532,6 +539,7 @@ def test_spoilt_files_that_are_written_in_place_stop_nothing(
         pair.put("alpha", b"2")
         assert pair.backup().outcomes == {"pulled": 1}
         assert pair.versions("alpha") == [b"1"] and pair.mirror.last_commit() > before
+        assert read_header(pair.mirror.status)["order"] > order
 
 
 # --- whether the steps are all --------------------------------------------------------------------------

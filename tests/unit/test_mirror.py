@@ -280,34 +280,47 @@ def test_a_symlink_in_the_place_of_a_lock_is_refused_and_nothing_made_where_it_l
 # --- stamps -----------------------------------------------------------------------------------------
 
 
-def test_stamps_never_go_back(mirror: Mirror, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not with a clock that stands or goes back, and not for another process."""
-    first = mirror.next_stamp()
-    assert STAMP.fullmatch(first)
+def test_a_stamp_is_now_but_later_than_all_history(mirror: Mirror, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the clock went back; and a run that committed nothing leaves no trace of its clock."""
+    assert STAMP.fullmatch(mirror.next_stamp())
+    mirror.history_path("20300101T235959.999999Z", "run").write_text("{}")
+    assert mirror.next_stamp() == "20300102T000000.000000Z"
+    monkeypatch.setattr(mirror_module, "_now", lambda: "20400101T000000.000000Z")
+    assert mirror.next_stamp() == "20400101T000000.000000Z"
     monkeypatch.setattr(mirror_module, "_now", lambda: "20200101T000000.000000Z")
-    stamps = [first, *(Mirror(mirror.dest, "srv1").next_stamp() for _ in range(5))]
-    assert stamps == sorted(set(stamps)) and all(STAMP.fullmatch(stamp) for stamp in stamps)
+    assert mirror.next_stamp() == "20300102T000000.000000Z"
 
 
-def test_a_stamp_is_later_than_all_history(mirror: Mirror) -> None:
-    """Also if the file of the last stamp is lost."""
-    mirror.history_path("20990101T235959.999999Z", "run").write_text("{}")
-    (mirror.dest / ".mdbackup/stamp").unlink(missing_ok=True)
-    assert mirror.next_stamp() == "20990102T000000.000000Z"
-
-
-def test_tasks_side_by_side_never_get_the_same_stamp(mirror: Mirror, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_side_by_side_never_get_the_same_place(mirror: Mirror) -> None:
     """Without the lock on the mirror, for fetching needs none."""
-    monkeypatch.setattr(mirror_module, "_now", lambda: "20300101T000000.000000Z")
-    stamps: list[str] = []
+    orders: list[str] = []
     threads = [
-        threading.Thread(target=lambda: stamps.extend(mirror.next_stamp() for _ in range(20))) for _ in "1234"
+        threading.Thread(target=lambda: orders.extend(mirror.next_order() for _ in range(20))) for _ in "1234"
     ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(set(stamps)) == 80
+    assert sorted(set(orders)) == [f"n{number:012}" for number in range(1, 81)]
+    assert orders[0] > "20990101T000000.000000Z", "it is behind what older backups have"
+
+
+@pytest.mark.parametrize("spoilt", [None, b"", b"spoilt", bytes(12)])
+def test_runs_are_counted_on_where_their_count_is_lost(pair: Pair, spoilt: bytes | None) -> None:
+    """From the status, the history, and the directories of runs, whichever knows of the last one."""
+    for number in range(3):
+        pair.put("file", b"%d" % number)
+        pair.backup()
+    for last in ("n000000000003", "n000000000004"):
+        if last == "n000000000004":
+            pair.build_index()
+            pair.fetch(pair.new_run())
+        (pair.mirror.dest / ".mdbackup" / "order").unlink()
+        if spoilt is not None:
+            (pair.mirror.dest / ".mdbackup" / "order").write_bytes(spoilt)
+        assert pair.mirror._last_order() == int(last[1:])
+        assert pair.mirror.next_order() > last
+        (pair.mirror.dest / ".mdbackup" / "order").write_bytes(last[1:].encode())
 
 
 # --- names ------------------------------------------------------------------------------------------

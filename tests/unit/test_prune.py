@@ -33,7 +33,8 @@ from .crash import HarshPowerCut, PowerCut, crash_at, crashes, mixed
 from .filesystems import MB, mounted
 from .soundness import check_sound, contents_of, digest, files_of
 from .test_crash import _settle as settle_now
-from .test_restore import NOW, Kept, Random, files_in, files_of_a
+from .test_moments import NOW
+from .test_restore import Kept, Random, files_in, files_of_a
 from .test_verify import found_in
 
 
@@ -585,7 +586,7 @@ def test_growth_is_what_came_in_the_last_30_days(pair: Pair) -> None:
     totals = stored_totals(pair.mirror.read_status())
     assert totals is not None and sum(totals.days.values()) == 1300 == totals.disk.came
     assert status.disk == OnDisk(1, 300, 1, 1000, 1300)
-    month = totals.plus("20261030T000000.000000Z", OnDisk(came=5)).plus("20261029T0", OnDisk(came=7))
+    month = totals.plus("1", "20261030", OnDisk(came=5)).plus("2", "20261029", OnDisk(came=7))
     assert month.came(NOW) - totals.came(NOW) == 5
 
 

@@ -134,7 +134,7 @@ def check_disk(pair: Pair) -> None:
     state = mirror.dest / ".mdbackup"
     assert {path.name for path in mirror.dest.iterdir()} == {".mdbackup", "files", "index.md5"}
     assert {path.name for path in state.iterdir()} == {
-        *("staging", "runs", "history", "lock", "stamp", "provider-id", "status.json"),
+        *("staging", "runs", "history", "lock", "order", "provider-id", "status.json"),
         *("committed.md5", "changing.jsonl"),
     }
     runs = list((state / "runs").iterdir())

@@ -1,0 +1,61 @@
+"""``mdbackup clock``: which commits were at other times than their stamps say, and when."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from datetime import datetime
+
+from airflow_mdbackup.cli import UsageError, printable
+from airflow_mdbackup.cli.mirrors import mirror_of
+from airflow_mdbackup.cli.past import tell_problems
+from airflow_mdbackup.scheme.clock import set_time
+from airflow_mdbackup.scheme.mirror import Mirror
+from airflow_mdbackup.scheme.moments import NoSuchMoment, OfRun, in_words, moment_in, moment_of
+from airflow_mdbackup.scheme.past import Moment, Past
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print a line for each commit whose stamp is not its time; with ``args.set`` say first when one was.
+
+    :returns: 0; 1: history is missing or damaged.
+    :raises UsageError: there is no such backup or commit, or it was not then.
+    """
+    mirror, words = mirror_of(args)
+    if words:
+        raise UsageError(f"{words[0]!r} is one word too many: the clock is that of the whole backup")
+    if args.set:
+        _set(mirror, *args.set)
+    with Past(mirror, lambda path: False) as past:
+        others = [moment for moment in past.moments if moment.time != moment.stamp]
+        for moment in others:
+            if args.format == "json":
+                facts = {"stamp": moment.stamp, "time": moment.time, "run_id": moment.run_id}
+                print(json.dumps(facts))
+            else:
+                print(printable(f"{moment.stamp}  was at {in_words(moment.time)}  {moment.run_id}"))
+        if not others:
+            print("Each commit was when its stamp says", file=sys.stderr)
+        return tell_problems(past)
+
+
+def _set(mirror: Mirror, word: str, text: str) -> None:
+    with Past(mirror, lambda path: False) as past:
+        try:
+            moment = past.moment_of_run(OfRun(word, f"{word!r} is no commit: name its stamp, or its run"))
+            when = moment_of(text, datetime.now().astimezone())
+        except NoSuchMoment as error:
+            raise UsageError(str(error)) from error
+        _check_between(past.moments, moment, when)
+        set_time(mirror, moment, when)
+
+
+def _check_between(moments: list[Moment], moment: Moment, when: datetime) -> None:
+    before = moments[moment.number - 1].time if moment.number else ""
+    behind = moments[moment.number + 1].time if moment.number + 1 < len(moments) else ""
+    if (before and when <= moment_in(before)) or (behind and when >= moment_in(behind)):
+        raise UsageError(
+            f"{when:%Y-%m-%d %H:%M:%S %z} is not between the commits before and behind: "
+            f"{in_words(before) or 'none'}, and {in_words(behind) or 'none'}"
+        )

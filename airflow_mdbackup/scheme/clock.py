@@ -1,0 +1,141 @@
+"""When commits were, where the clock of this machine was wrong for a while.
+
+A commit has a stamp, later than every stamp before it, whatever the clock says: so order is safe. And it has
+what the clock said (``at``). Of both, the earlier is what it claims: a stamp lies ahead of the time after a
+commit under a clock that was ahead, and behind it never.
+
+::
+
+    believed      the longest row of claims of which none is before the one it follows, none is yet to come,
+                  and none is older than this program
+    all others    evenly between those that are believed, for nobody knows better; a person may (see `clock`)
+
+What this does not give: the truth where the clock was wrong by so little, or for so long, that its claims
+fit. Then they are believed.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+from airflow_mdbackup.scheme.errors import DestinationRefused
+from airflow_mdbackup.scheme.history import commits
+from airflow_mdbackup.scheme.mirror import PERSON_WAIT, Mirror, is_stamp, stamp_of_file
+from airflow_mdbackup.scheme.moments import in_words, moment_in, stamp_of
+from airflow_mdbackup.scheme.records import copy_records, read_header
+
+if TYPE_CHECKING:
+    from airflow_mdbackup.scheme.past import Moment
+
+_OLDEST = "20260101T000000.000000Z"
+"""No clock that is right says less than this, for then there was no such program."""
+_AHEAD = timedelta(hours=1)  # by which two clocks may differ
+_ODD = timedelta(days=2)  # an index that was built just now is not older, unless one of two clocks is wrong
+_TICK = timedelta(microseconds=1)
+
+
+def claimed(header: dict[str, Any], stamp: str, written: str) -> str:
+    """Return when a commit was, by what its history says.
+
+    :param written: when its file was written last; counts if the header has no ``at``.
+    """
+    at = str(header.get("at", written))
+    if header.get("corrected") and is_stamp(at):
+        return at
+    return min(stamp, at if is_stamp(at) else written)
+
+
+def last_claimed(mirror: Mirror) -> str:
+    """Return when the last commit was, by what its history says; empty if there is none that can be read."""
+    finished = commits(mirror)
+    try:
+        header = read_header(finished[-1]) if finished else {}
+    except (OSError, DestinationRefused):  # a commit says what to do about that
+        return ""
+    stamp = str(header.get("stamp", ""))
+    return claimed(header, stamp, stamp_of_file(finished[-1])) if is_stamp(stamp) else ""
+
+
+def set_time(mirror: Mirror, moment: Moment, when: datetime) -> None:
+    """Say when a commit was, in its history.
+
+    :raises DestinationBusy: a run holds the lock for too long.
+    :raises DestinationFull, DestinationRefused, DestinationBroken, WorkerExhausted: see
+        :meth:`.Mirror.told_plainly`.
+    """
+    with mirror.told_plainly(), mirror.lock("clock", PERSON_WAIT):
+        header = {key: value for key, value in read_header(moment.file).items() if key != "format"}
+        copy_records(moment.file, moment.file, **header | {"at": stamp_of(when), "corrected": True})
+
+
+def true_times(claims: Sequence[str], now: str) -> list[str]:
+    """Return when commits were, each later than the one before, given in their order what they claim.
+
+    :param now: what the clock says; it counts for nothing if it is wrong for sure.
+    """
+    latest = stamp_of(moment_in(now) + _AHEAD) if now >= _OLDEST else "9"
+    rises = all(first < second for first, second in pairwise(claims))
+    if not claims or (rises and claims[0] >= _OLDEST and claims[-1] <= latest):
+        return list(claims)
+    believed = _longest_row(claims, [n for n, claim in enumerate(claims) if _OLDEST <= claim <= latest])
+    times: dict[int, datetime] = {number: moment_in(claims[number]) for number in believed}
+    for before, behind in pairwise([-1, *believed, len(claims)]):
+        _fill(times, before, behind, moment_in(now))
+    found: list[datetime] = []
+    for number in range(len(claims)):
+        found.append(max(times[number], found[-1] + _TICK) if found else times[number])
+    return list(map(stamp_of, found))
+
+
+def _longest_row(claims: Sequence[str], numbers: Sequence[int]) -> list[int]:
+    """Return the longest selection of ``numbers`` whose claims never fall."""
+    ends: list[str] = []  # the lowest claim with which a row of each length ends
+    last: list[int] = []
+    before: dict[int, int] = {}
+    for number in numbers:
+        length = bisect_right(ends, claims[number])
+        before[number] = last[length - 1] if length else -1
+        ends[length : length + 1] = [claims[number]]
+        last[length : length + 1] = [number]
+    row: list[int] = []
+    number = last[-1] if last else -1
+    while number >= 0:
+        row.append(number)
+        number = before[number]
+    return row[::-1]
+
+
+def _fill(times: dict[int, datetime], before: int, behind: int, now: datetime) -> None:
+    """Give those between two that are believed times evenly between theirs."""
+    number = behind - before - 1
+    if not number:
+        return
+    end = times.get(behind)
+    if end is None:
+        end = max(now, times[before] + number * _TICK) if before in times else now
+    begin = times[before] if before in times else end - (number + 1) * timedelta(seconds=1)
+    for place in range(1, number + 1):
+        times[before + place] = begin + (end - begin) * place / (number + 1)
+
+
+def doubt(now: datetime, last: str, index: int, built: bool) -> str | None:
+    """Return, for people, why the clock of this machine may be wrong; None if nothing speaks for it.
+
+    :param last: when the last commit was, as a stamp, by what the clock said then; empty if there was none.
+    :param index: when the provider's index was begun, in Unix seconds, by the provider's clock.
+    :param built: whether that was a moment ago, in this very run.
+    """
+    here = f"the clock of this machine says {in_words(stamp_of(now))}"
+    behind = "Set it right (timedatectl), or see `mdbackup clock`"
+    if stamp_of(now) < _OLDEST:
+        return f"{here}, which is before this program was written. {behind}"
+    if last and moment_in(last) > now + _AHEAD:
+        return f"{here}, but the last commit was at {in_words(last)} by it. {behind}"
+    there = datetime.fromtimestamp(index, UTC)
+    if there > now + _AHEAD or (built and there < now - _ODD):
+        return f"{here}, that of the provider {in_words(stamp_of(there))}: one of them is wrong. {behind}"
+    return None

@@ -1,0 +1,243 @@
+"""A clock that was wrong for a while: order stays, and what goes by time goes by the true one."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import airflow_mdbackup.scheme.mirror as mirror_module
+from airflow_mdbackup.scheme.clock import doubt, true_times
+from airflow_mdbackup.scheme.errors import IndexRefused
+from airflow_mdbackup.scheme.history import commits
+from airflow_mdbackup.scheme.moments import in_words, moment_in, stamp_of
+from airflow_mdbackup.scheme.past import Past
+from airflow_mdbackup.scheme.records import read_header
+from airflow_mdbackup.scheme.status import State, look
+
+from .conftest import Pair
+from .soundness import check_sound
+from .test_restore import mdbackup
+
+NOW = datetime.now(UTC)
+AHEAD, DEAD = datetime(2099, 1, 1, tzinfo=UTC), datetime(1970, 1, 1, tzinfo=UTC)
+SetClock = Callable[[datetime], None]
+
+
+def ago(days: float) -> datetime:
+    return NOW - timedelta(days=days)
+
+
+@pytest.fixture
+def set_clock(monkeypatch: pytest.MonkeyPatch) -> SetClock:
+    """Set the clock of this machine, as far as backups ask it."""
+    return lambda moment: monkeypatch.setattr(mirror_module, "_now", lambda: stamp_of(moment))
+
+
+def at(*days: float | datetime) -> list[str]:
+    return [stamp_of(day if isinstance(day, datetime) else ago(day)) for day in days]
+
+
+def told(claims: list[str]) -> list[float]:
+    """Return when commits were, in days ago, to the hour."""
+    return [
+        round((NOW - moment_in(time)) / timedelta(days=1), 1) for time in true_times(claims, stamp_of(NOW))
+    ]
+
+
+# --- when commits were ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("claims", "days"),
+    [
+        ([], []),
+        (at(9, 5, 3), [9, 5, 3]),
+        (at(9, AHEAD, 5, 3), [9, 7, 5, 3]),
+        (at(9, AHEAD, AHEAD, 3), [9, 7, 5, 3]),
+        (at(9, DEAD, 5), [9, 7, 5]),
+        (at(9, 6, AHEAD), [9, 6, 3]),  # the last one, and it is now
+        (at(9, 6, DEAD), [9, 6, 3]),
+        (at(30, 1, 20, 10), [30, 25, 20, 10]),  # a clock that was ahead by less than has passed since
+        (at(30, 20, 29, 10, 5), [30, 29.5, 29, 10, 5]),
+    ],
+)
+def test_what_cannot_be_is_between_what_can(claims: list[str], days: list[float]) -> None:
+    assert told(claims) == days
+
+
+@pytest.mark.parametrize("wrong", [AHEAD, DEAD])
+def test_where_no_commit_was_at_a_time_that_can_be_they_were_just_now(wrong: datetime) -> None:
+    times = true_times(at(wrong, wrong), stamp_of(NOW))
+    assert times == sorted(set(times))
+    assert NOW - timedelta(minutes=1) < moment_in(times[0]) < moment_in(times[1]) <= NOW
+
+
+def test_a_clock_that_is_wrong_now_makes_nothing_wrong_that_was_right() -> None:
+    claims = at(9, AHEAD, 5)
+    assert true_times(at(9, 5), stamp_of(DEAD)) == at(9, 5)
+    assert true_times(claims, stamp_of(DEAD))[0] == claims[0]
+
+
+@given(st.lists(st.datetimes(datetime(1970, 1, 1), datetime(2100, 1, 1)), max_size=40))
+def test_times_rise_whatever_clocks_said(moments: list[datetime]) -> None:
+    claims = [stamp_of(moment.replace(tzinfo=UTC)) for moment in moments]
+    times = true_times(claims, stamp_of(NOW))
+    assert len(times) == len(claims) and times == sorted(set(times))
+    assert all(moment_in(time) < NOW + timedelta(hours=2) for time in times)
+
+
+# --- what goes by them ------------------------------------------------------------------------------
+
+
+def runs_at(pair: Pair, set_clock: SetClock, *moments: datetime) -> None:
+    """Have a run at each of these moments, by the clock, each of which changes the one file."""
+    for number, moment in enumerate(moments):
+        set_clock(moment)
+        pair.put("file", b"state %d" % number)
+        assert pair.backup().outcomes == {"pulled": 1}
+
+
+def restored(pair: Pair, folder: Path, as_of: str) -> str:
+    status, _, said = mdbackup(
+        *("restore", "--dest", str(pair.mirror.dest), "--to", str(folder), "--as-of", as_of, "--overwrite")
+    )
+    assert status == 0, said
+    return Path(f"{folder}{pair.a}/file").read_text()
+
+
+@pytest.mark.parametrize("wrong", [AHEAD, DEAD])
+@pytest.mark.parametrize("knows", ["the commit", "its file"])
+def test_one_run_under_a_wrong_clock_spoils_no_moment(
+    pair: Pair, tmp_path: Path, set_clock: SetClock, wrong: datetime, knows: str
+) -> None:
+    """Neither for a restore nor for a pruning; and each stamp that is in a name can be asked for."""
+    runs_at(pair, set_clock, ago(10), wrong, ago(5), ago(3), ago(1))
+    if knows == "its file":  # as in backups that were made before commits told what the clock said
+        forget_what_clocks_said(pair)
+    set_clock(NOW)
+    for as_of, state in (("9.9", 0), ("4", 2), ("2", 3), ("0", 4)):
+        when = in_words(stamp_of(ago(float(as_of))))
+        assert restored(pair, tmp_path / "target", when) == f"state {state}"
+    assert restored(pair, tmp_path / "target", "now") == "state 4"
+    for number, path in enumerate(commits(pair.mirror)):
+        assert restored(pair, tmp_path / "target", path.name[:23]) == f"state {number}"
+    dest = ("--dest", str(pair.mirror.dest))
+    kept = mdbackup("prune", *dest, "--keep-daily", "30", "--format", "json")[1].splitlines()
+    assert [json.loads(line)["fate"] for line in kept] == ["kept"] * 4
+    days = [line[:10] for line in mdbackup("log", *dest)[1].splitlines()]
+    assert days == [in_words(stamp_of(ago(day)))[:10] for day in (10, 7.5, 5, 3, 1)]
+    assert "2099" not in mdbackup("versions", *dest, "*")[1].replace(".2099", "")
+    check_sound(pair)
+
+
+def forget_what_clocks_said(pair: Pair) -> None:
+    for path in commits(pair.mirror):
+        written = read_header(path)["at"]
+        path.write_text(path.read_text().replace(f'"at":"{written}",', ""))
+        assert "at" not in read_header(path)
+        seconds = moment_in(written).timestamp()
+        os.utime(path, (seconds, seconds))
+
+
+def test_a_run_that_commits_nothing_leaves_no_trace_of_its_clock(pair: Pair, set_clock: SetClock) -> None:
+    """Not even of the versions that it has archived; a retry under the right clock gives them new names."""
+    runs_at(pair, set_clock, ago(5))
+    set_clock(AHEAD)
+    pair.put("file", b"new")
+    pair.build_index()
+    run = pair.prepare()
+    pair.archive(run)
+    set_clock(NOW)
+    assert pair.mirror.next_stamp() == stamp_of(NOW)
+    pair.commit(run)
+    (version,) = pair.live(".old").iterdir()
+    assert version.name == f"file.{stamp_of(NOW)}" and pair.versions("file") == [b"state 0"]
+    assert pair.mirror.last_commit() == stamp_of(NOW)
+
+
+def test_a_person_who_knows_better_says_when_a_commit_was(
+    pair: Pair, tmp_path: Path, set_clock: SetClock
+) -> None:
+    runs_at(pair, set_clock, ago(10), AHEAD, ago(5))
+    set_clock(NOW)
+    command = ("clock", "--dest", str(pair.mirror.dest))
+    stamps = [path.name[:23] for path in commits(pair.mirror)]
+    status, listed, _ = mdbackup(*command)
+    assert status == 0 and [line.split()[0] for line in listed.splitlines()] == stamps[1:]
+    assert in_words(stamp_of(ago(7.5))) in listed.splitlines()[0]
+    better = in_words(stamp_of(ago(9)))
+    for refused in (in_words(stamp_of(ago(11))), in_words(stamp_of(ago(4))), "soon"):
+        assert mdbackup(*command, "--set", "manual__2", refused)[0] == 2
+    assert mdbackup(*command, "--set", "manual__9", better)[0] == 2
+    before = [path.read_bytes().partition(b"\n")[2] for path in commits(pair.mirror)]
+    assert better in mdbackup(*command, "--set", "manual__2", better)[1]
+    assert [path.read_bytes().partition(b"\n")[2] for path in commits(pair.mirror)] == before
+    assert restored(pair, tmp_path / "target", in_words(stamp_of(ago(8)))) == "state 1"
+    told = mdbackup(*command, "--format", "json")[1].splitlines()
+    assert [json.loads(line)["run_id"] for line in told] == ["manual__2", "manual__3"]
+    with Past(pair.mirror) as past:
+        assert not past.problems
+
+
+def test_where_no_clock_was_wrong_there_is_nothing_to_tell(pair: Pair) -> None:
+    pair.put("file", b"1")
+    pair.backup()
+    status, listed, said = mdbackup("clock", "--dest", str(pair.mirror.dest))
+    assert (status, listed, said) == (0, "", "Each commit was when its stamp says\n")
+
+
+# --- who is told, and when --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("clock", "last", "index", "built", "words"),
+    [
+        (NOW, ago(1), NOW, True, None),
+        (NOW, None, ago(1), True, None),
+        (NOW, None, ago(30), False, None),
+        (NOW, ago(1), NOW + timedelta(minutes=10), True, None),
+        (DEAD, ago(1), NOW, True, "which is before this program was written"),
+        (ago(30), ago(1), NOW, True, "but the last commit was at"),
+        (ago(30), None, NOW, False, "that of the provider"),
+        (NOW + timedelta(days=365), ago(1), NOW, True, "that of the provider"),
+    ],
+)
+def test_a_clock_is_doubted_where_something_speaks_against_it(
+    clock: datetime, last: datetime | None, index: datetime, built: bool, words: str | None
+) -> None:
+    said = doubt(clock, stamp_of(last) if last else "", int(index.timestamp()), built)
+    assert said is None if words is None else said is not None and words in said and "mdbackup clock" in said
+
+
+def test_a_doubt_is_in_the_log_of_the_first_step_and_the_status_until_a_run_has_none(
+    pair: Pair, set_clock: SetClock
+) -> None:
+    runs_at(pair, set_clock, ago(5))
+    set_clock(ago(9))
+    pair.put("file", b"new")
+    pair.build_index()
+    run = pair.new_run()
+    assert "but the last commit was at" in (pair.fetch(run).clock or "")
+    pair.pull(run, pair.diff(run))
+    assert "but the last commit was at" in (pair.finish(run).clock or "")
+    found = look(pair.mirror, None, datetime.now(UTC))
+    assert found.state == State.CLOCK and found.message.startswith(
+        "in the last run the clock of this machine"
+    )
+    set_clock(NOW)
+    assert pair.backup().clock is None
+    assert look(pair.mirror, None, datetime.now(UTC)).state == State.GOOD
+
+
+def test_an_index_that_is_too_old_has_the_clocks_looked_at(pair: Pair) -> None:
+    pair.put("file", b"1")
+    pair.build_index()
+    with pytest.raises(IndexRefused, match="Are the clocks of both right"):
+        pair.fetch(pair.new_run(), max_age=-10)
