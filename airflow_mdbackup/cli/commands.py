@@ -7,14 +7,13 @@ status:
     0  done          1  done, and something is wrong (each command says what)
     2  usage: what was asked for cannot be done like this          3  the provider cannot be reached
     4  an error of this program, with its traceback
+    5  standard output or standard error cannot be written: see `output`
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
-import io
-import os
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +22,7 @@ from typing import Any, NoReturn
 
 from airflow_mdbackup import __version__
 from airflow_mdbackup.cli import UsageError, printable
+from airflow_mdbackup.cli.output import Output, OutputFailed
 from airflow_mdbackup.scheme.errors import BackupError
 
 
@@ -42,6 +42,7 @@ class Command:
     :param description: what it does, for its own page of help.
     :param examples: command lines without the name of the program, each after a line that says what for.
     :param function: dotted name of what runs it.
+    :param changes: whether it changes anything, so that it is to come to its end without output, too.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Command:
     examples: tuple[tuple[str, str], ...]
     arguments: tuple[Argument, ...]
     function: str
+    changes: Callable[[argparse.Namespace], bool] = lambda arguments: False
 
     def usage(self, program: str) -> str:
         """Return the first line of its help."""
@@ -65,6 +67,14 @@ class Command:
 
 def _argument(*flags: str, **options: Any) -> Argument:
     return Argument(flags, options)
+
+
+def _always(arguments: argparse.Namespace) -> bool:
+    return True
+
+
+def _unless_dry(arguments: argparse.Namespace) -> bool:
+    return not arguments.dry_run
 
 
 def _count(text: str) -> int:
@@ -222,6 +232,7 @@ COMMANDS = (
             ),
         ),
         "airflow_mdbackup.cli.init.run",
+        _always,
     ),
     Command(
         "test-alert",
@@ -243,6 +254,7 @@ COMMANDS = (
             ),
         ),
         "airflow_mdbackup.cli.alert.run",
+        _always,
     ),
     Command(
         "status",
@@ -333,6 +345,7 @@ COMMANDS = (
             _PROVIDERS_FILE,
         ),
         "airflow_mdbackup.cli.adopt.run",
+        _unless_dry,
     ),
     Command(
         "import",
@@ -362,6 +375,7 @@ COMMANDS = (
             _PROVIDERS_FILE,
         ),
         "airflow_mdbackup.cli.import_versions.run",
+        _unless_dry,
     ),
     Command(
         "restore",
@@ -404,6 +418,7 @@ COMMANDS = (
             _PROVIDERS_FILE,
         ),
         "airflow_mdbackup.cli.restore.run",
+        _unless_dry,
     ),
     Command(
         "versions",
@@ -491,6 +506,7 @@ COMMANDS = (
             _PROVIDERS_FILE,
         ),
         "airflow_mdbackup.cli.rebuild.run",
+        _unless_dry,
     ),
     Command(
         "verify",
@@ -522,6 +538,7 @@ COMMANDS = (
             _PROVIDERS_FILE,
         ),
         "airflow_mdbackup.cli.verify.run",
+        lambda arguments: arguments.repair or arguments.let_go,
     ),
     Command(
         "forget",
@@ -535,6 +552,7 @@ COMMANDS = (
         ),
         (_WORDS, _DEST, _FORMAT, _PROVIDERS_FILE),
         "airflow_mdbackup.cli.forget.run",
+        _always,
     ),
     Command(
         "prune",
@@ -565,6 +583,7 @@ COMMANDS = (
             _PROVIDERS_FILE,
         ),
         "airflow_mdbackup.cli.prune.run",
+        lambda arguments: arguments.yes,
     ),
     Command(
         "log",
@@ -603,6 +622,18 @@ def get_airflow_commands() -> list[Any]:
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run the command line `mdbackup`, and return its exit status."""
+    output, arguments, status = Output(goes_on=False), None, 0
+    try:
+        with output:
+            arguments = _parse(words)
+    except SystemExit as end:  # it has printed help, or what is wrong with the words
+        status = end.code if isinstance(end.code, int) else 0
+    if arguments is None:
+        raise SystemExit(output.status("mdbackup", status))
+    return run(arguments.command, arguments)
+
+
+def _parse(words: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="mdbackup", description="Pull backups over read-only SFTP.")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
@@ -626,19 +657,24 @@ def main(words: Sequence[str] | None = None) -> int:
         if not hasattr(arguments, "words") or any(word.startswith("-") for word in more):
             commands.choices[arguments.command.name].error(f"unrecognized arguments: {' '.join(more)}")
         arguments.words += more
-    return run(arguments.command, arguments)
+    return arguments
 
 
 def run(command: Command, arguments: argparse.Namespace) -> int:
     """Run one command, tell errors on stderr, and return the exit status."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(
-            errors="backslashreplace"
-        )  # as stderr has it, where a terminal knows ASCII only
+    status = 0
+    output = Output(goes_on=command.changes(arguments))
+    with output:
+        status = _run(command, arguments)
+    return output.status(f"mdbackup {command.name}", status)
+
+
+def _run(command: Command, arguments: argparse.Namespace) -> int:
     module, _, name = command.function.rpartition(".")
     try:
         status: int = getattr(importlib.import_module(module), name)(arguments)
-        sys.stdout.flush()
+    except OutputFailed:
+        raise
     except (UsageError, BackupError) as error:
         print(printable(f"mdbackup {command.name}: {error}"), file=sys.stderr)
         return 2
@@ -654,10 +690,6 @@ def run(command: Command, arguments: argparse.Namespace) -> int:
             file=sys.stderr,
         )
         return 2
-    except BrokenPipeError:
-        # Who reads has seen enough; without this, Python complains when it closes standard output.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
     except Exception:
         return _fault(command)
     return status

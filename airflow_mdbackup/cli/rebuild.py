@@ -37,4 +37,6 @@ def run(args: argparse.Namespace) -> int:
         print("Nothing is missing", file=sys.stderr)
     elif args.dry_run:
         print("Nothing was written: that would be told", file=sys.stderr)
+    elif rebuilt.changes:
+        print(f"History was rebuilt, as of {len(rebuilt.changes):,} moments", file=sys.stderr)
     return DONE

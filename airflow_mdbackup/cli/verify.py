@@ -78,6 +78,8 @@ def _run(args: argparse.Namespace, mirror: Mirror, words: list[str]) -> int:
         print(fact if args.format == "json" else f"{'let go':<10}  {quoted(file)}")
     if gone:
         print(what_follows(mirror.provider, gone), file=sys.stderr)
+    if let_go:
+        print(f"{len(let_go):,} missing files are let go: nothing looks for them any more", file=sys.stderr)
     if walk.is_last:
         print("That was the last part; the next one begins anew", file=sys.stderr)
     return SOUND if walk.is_sound else DAMAGED
