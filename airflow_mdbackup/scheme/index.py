@@ -38,6 +38,7 @@ from itertools import groupby, islice
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+from airflow_mdbackup.scheme.malformed import HOW, why_malformed, why_too_long
 from airflow_mdbackup.scheme.names import to_text
 from airflow_mdbackup.scheme.ordered import Prefixes, batches
 from airflow_mdbackup.scheme.tree import not_followed
@@ -119,7 +120,10 @@ class Same:
 
 
 class MalformedIndex(ValueError):
-    """A line, or the whole, breaks the grammar. The message names file and line."""
+    """A line, or the whole, breaks the grammar. The message names file and line.
+
+    Of a list that another tool wrote, or that was converted, it says so, and how to write the right one.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,27 +178,21 @@ def parse_line(line: bytes) -> Entry:
     line = line.removesuffix(b"\n")
     match = _LINE.fullmatch(line)
     if match is None:
-        raise ValueError(_why_malformed(line))
+        raise ValueError(why_malformed(line))
     if line.endswith(b"\r"):
-        raise ValueError("the line ends in CR LF; an index has plain LF line ends")
+        raise ValueError(
+            "the line ends in CR LF. If all lines do, give the list plain LF line ends (dos2unix). If it is "
+            "the name that ends in CR, it is to be escaped, as by md5sum of GNU coreutils since version 9"
+        )
     marked, md5, name = match.groups()
     if marked:
         name = unescape(name)
     if name.startswith(b"./"):
         name = name[1:]
+    if not name.startswith(b"/"):
+        raise ValueError(f"the path is not absolute: {to_text(name[:200])}{HOW}")
     check_path(name)
     return Entry(name, md5)
-
-
-def _why_malformed(line: bytes) -> str:
-    if not line.strip():
-        return "a blank line"
-    digits = line.lstrip(b"\\")[:32]
-    if re.fullmatch(rb"[0-9a-fA-F]{32}", digits) and digits != digits.lower():
-        return "upper-case digits in the md5"
-    if not re.fullmatch(rb"[0-9a-f]{32}", digits):
-        return "it does not begin with the 32 hexadecimal digits of an md5"
-    return "no two blanks and absolute path after the md5"
 
 
 def check_path(path: bytes) -> None:
@@ -206,7 +204,7 @@ def check_path(path: bytes) -> None:
     if not path.startswith(b"/"):
         raise ValueError(f"the path is not absolute: {to_text(path[:200])}")
     if b"\0" in path:
-        raise ValueError("a NUL byte in the path")
+        raise ValueError("a NUL byte in the path (is the list of `md5sum --zero`?)")
     if len(path) > MAX_PATH:
         raise ValueError(f"the path is {len(path)} bytes long; at most {MAX_PATH} are possible")
     if odd := _ODD_COMPONENT.search(path):
@@ -544,7 +542,7 @@ class _Received:
                     yield line[34:-1], line
                     continue
                 if len(line) > _MAX_LINE:
-                    raise self.refuse(f"the line is over {_MAX_LINE} bytes long")
+                    raise self.refuse(why_too_long(line, _MAX_LINE))
                 if self.complete:
                     raise self.refuse("a line after the end line")
                 try:

@@ -36,6 +36,7 @@ from airflow_mdbackup.scheme.index import (
     read_remarks,
     revise,
 )
+from airflow_mdbackup.scheme.malformed import HOW
 
 EMPTY = b"d41d8cd98f00b204e9800998ecf8427e"
 OTHER = b"6812edcbb9edc05b936b8cbe4b515ec1"
@@ -208,15 +209,13 @@ def test_an_empty_file_is_an_index_without_entries_and_without_end(tmp_path: Pat
         (b"%s  ", "no two blanks"),
         (b"%s\t/a", "no two blanks"),
         (b" %s  /a", "32 hexadecimal digits"),
-        (b"MD5 (/a) = %s", "32 hexadecimal digits"),
-        (b"\xef\xbb\xbf%s  /a", "32 hexadecimal digits"),
-        (b"0%s  /a", "no two blanks"),
+        (b"0%s  /a", "32 hexadecimal digits"),
         (b"d41d8cd98f00b204e9800998ecf8427  /a", "32 hexadecimal digits"),
         (b"g41d8cd98f00b204e9800998ecf8427e  /a", "32 hexadecimal digits"),
         (b"D41D8CD98F00B204E9800998ECF8427E  /a", "upper-case"),
         (b"", "blank line"),
         (b"   ", "blank line"),
-        (b"\\\\%s  /a", "no two blanks"),
+        (b"\\\\%s  /a", "32 hexadecimal digits"),
         (b"# mdbackup unreadable a", "not absolute"),
         (b"# mdbackup unreadable /a/../b", "component '..'"),
         (b"# mdbackup rotten a", "not absolute"),
@@ -232,6 +231,58 @@ def test_one_bad_line_refuses_the_whole_index_naming_file_and_line(
     message = refusal(tmp_path, content)
     assert message.startswith("srv1: index /i, line 2: ")
     assert any(part in message for part in why.split("|")), message
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (b"MD5 (/f) = %s\n" % EMPTY, "tagged form of BSD and openssl, `MD5 (file) = ...`."),
+        (b"MD5(/f)= %s\n" % EMPTY, "tagged form of BSD and openssl, `MD5 (file) = ...`."),
+        (b"\\MD5 (/f\\n) = %s\n" % EMPTY, "tagged form of BSD"),
+        (b"SHA2-256(/f)= %s\n" % (EMPTY * 2), "and of SHA2-256, not MD5"),
+        (b"\xef\xbb\xbf%s  /f\n" % EMPTY, "byte order mark (BOM) of UTF-8"),
+        (b"\xef\xbb\xbf# mdbackup started 1\n", "byte order mark (BOM) of UTF-8"),
+        ("\ufeff# a comment\n".encode("utf-16-le"), "(BOM) of UTF-16"),
+        ("\ufeff/f\n".encode("utf-16-be"), "(BOM) of UTF-16"),
+        (f"{EMPTY.decode()}  /f\n".encode("utf-16-le"), "it is UTF-16"),
+        (f"{EMPTY.decode()}  /f\n".encode("utf-16-be"), "it is UTF-16"),
+        (b"%s  /f\n" % (b"a" * 40), "its sum has 40 hexadecimal digits, as of SHA-1"),
+        (b"%s */f\n" % (b"A" * 64), "its sum has 64 hexadecimal digits, as of SHA-256"),
+        (b"\\%s  /f\\n\n" % (b"a" * 128), "its sum has 128 hexadecimal digits, as of SHA-512"),
+        (b"%s  relative\n" % EMPTY, "the path is not absolute: relative"),
+        (b"%s\t/f\n" % EMPTY, "no two blanks"),
+        (EMPTY.upper() + b"  /f\n", "upper-case"),
+        (b"\x1f\x8b\x08\x00\n", "compressed by gzip"),
+        (b"<html>\x1b[31m\n", r"but with `<html>\x1b[31m`"),
+        (b"".join(b"%s  /%d\0" % (EMPTY, n) for n in range(1000)), "as of `md5sum --zero`"),
+    ],
+)
+def test_a_list_of_another_tool_is_named_with_the_command_that_writes_the_right_one(
+    tmp_path: Path, content: bytes, what: str
+) -> None:
+    message = refusal(tmp_path, content)
+    assert message.startswith("srv1: index /i, line 1: ") and what in message
+    assert message.isprintable()
+    assert "cd CHROOT && find ./backups -type f -exec md5sum {} + > LIST" in message
+
+
+def test_the_command_that_a_refusal_names_writes_a_list_that_is_taken(tmp_path: Path) -> None:
+    below = tmp_path / "chroot" / "backups"
+    below.mkdir(parents=True)
+    for name in ("plain", "line\nend", "back\\slash", "ü"):
+        (below / name).touch()
+    command = HOW.partition(": ")[2].partition(", where")[0]
+    line = command.replace("CHROOT", str(tmp_path / "chroot")).replace("LIST", str(tmp_path / "LIST"))
+    subprocess.run(["sh", "-c", line], check=True)
+    summary = canonicalise(tmp_path / "LIST", tmp_path / "canonical", name="LIST")
+    assert summary.files == 4
+
+
+def test_a_name_that_ends_in_cr_is_told_beside_windows_line_ends(tmp_path: Path) -> None:
+    """md5sum of coreutils 8 writes it like that; of which line end it is, the line does not tell."""
+    message = refusal(tmp_path, b"%s  /name\r\n" % EMPTY)
+    assert "the line ends in CR LF" in message and "the name that ends in CR" in message
+    assert "since version 9" in message and "dos2unix" in message
 
 
 def test_a_bad_line_is_found_also_when_the_lines_are_unsorted(tmp_path: Path) -> None:
