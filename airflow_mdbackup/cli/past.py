@@ -9,19 +9,29 @@ import shlex
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import groupby
 from typing import Any
 
 from airflow_mdbackup.cli import UsageError, printable
 from airflow_mdbackup.cli.mirrors import mirror_of, selection_of
-from airflow_mdbackup.scheme.history import Change, What
+from airflow_mdbackup.scheme.history import FORGET, REPAIR, Change, What
 from airflow_mdbackup.scheme.mirror import Mirror
 from airflow_mdbackup.scheme.moments import in_words
 from airflow_mdbackup.scheme.names import to_text
-from airflow_mdbackup.scheme.past import Content, Past
+from airflow_mdbackup.scheme.past import UNKNOWN, Content, Past
 from airflow_mdbackup.scheme.records import Damaged, read_records
 from airflow_mdbackup.scheme.restore import Selection
+from airflow_mdbackup.scheme.tree import Tree
 
 GOOD, WRONG = 0, 1
+_LEFT = {
+    "": "gone from the provider since {}",
+    FORGET: "taken out of the index by `mdbackup forget` on {}, for the next run to copy it again",
+    REPAIR: "taken out of the index by a repair (`verify`) on {}, for the next run to copy it again",
+    UNKNOWN: "out of the index since {}; history was rebuilt, and does not say why",
+}
+"""Why an entry left the index."""
 
 
 def log(args: argparse.Namespace) -> int:
@@ -115,23 +125,52 @@ def versions(args: argparse.Namespace) -> int:
     if not words:
         raise UsageError("name a path, or a pattern such as '*.conf'; '*' for all")
     wanted = selection_of(words)
-    last = None
-    with Past(mirror, wanted) as past:
+    with Past(mirror, wanted) as past, _tree(mirror) as tree:
         wanted.settle(past.knows)
-        for content in past.contents():
-            if wanted.take(content.path):
+        for path, contents in groupby(past.contents(), key=lambda content: content.path):
+            if not wanted.take(path):
+                continue
+            if args.format != "json":
+                print(quoted(path))
+            known = list(contents)
+            holders = [_holder(tree, content) for content in known]
+            for content, holder in zip(known, holders, strict=True):
+                same = holder or _same(content, known, holders)
                 if args.format == "json":
-                    _print_json(**_facts(mirror, content))
+                    _print_json(**_facts(mirror, content, holder, same))
                 else:
-                    if content.path != last:
-                        print(quoted(content.path))
-                    _print_content(mirror, content)
-                last = content.path
+                    _print_content(mirror, content, holder, same)
         return max(tell_problems(past), tell_not_found(wanted))
 
 
-def _facts(mirror: Mirror, content: Content) -> dict[str, Any]:
-    file = _file_of(mirror, content)
+@contextmanager
+def _tree(mirror: Mirror) -> Iterator[Tree | None]:
+    """Hold the tree of the mirror; None if it is not there, as on a disk that was rescued in part."""
+    try:
+        tree = mirror.tree()
+    except FileNotFoundError:
+        yield None
+        return
+    with tree:
+        yield tree
+
+
+def _holder(tree: Tree | None, content: Content) -> bytes | None:
+    """Return the place that has a content, of those where it should be, if anything is there."""
+    return next((place for place in content.places if tree is not None and tree.lstat(place)), None)
+
+
+def _same(content: Content, others: list[Content], holders: list[bytes | None]) -> bytes | None:
+    """Return the place that has the same bytes as what another time brought, the live one if it has them."""
+    alike = [
+        (not other.until, holder)
+        for other, holder in zip(others, holders, strict=True)
+        if holder is not None and other.md5 == content.md5
+    ]
+    return max(alike)[1] if alike else None
+
+
+def _facts(mirror: Mirror, content: Content, holder: bytes | None, same: bytes | None) -> dict[str, Any]:
     return {
         "path": to_text(content.path),
         "md5": _text(content.md5),
@@ -139,31 +178,32 @@ def _facts(mirror: Mirror, content: Content) -> dict[str, Any]:
         "mtime": content.mtime,
         "since": content.since or None,
         "left": content.left or None,
+        "taken_out": content.taken_out or None,
         "until": content.until or None,
         "pruned": content.pruned or None,
-        "file": None if file is None else to_text(file),
+        "file": None if holder is None else to_text(on_disk(mirror, holder)),
+        "same": None if same is None else to_text(on_disk(mirror, same)),
     }
 
 
-def _print_content(mirror: Mirror, content: Content) -> None:
+def _print_content(mirror: Mirror, content: Content, holder: bytes | None, same: bytes | None) -> None:
     since = in_words(content.since) or "an unknown moment"
     until = f"until {in_words(content.until)}" if content.until else "live"
-    left = f", gone from the provider since {in_words(content.left)}" if content.left else ""
+    left = f", {_LEFT[content.taken_out].format(in_words(content.left))}" if content.left else ""
     size = "size unknown" if content.size is None else f"{content.size:,} bytes"
     print(f"  from {since} {until}{left}: {size}, md5 {_text(content.md5)}")
-    file = _file_of(mirror, content)
-    if file is not None:
-        print(f"    {quoted(file)}")
-    elif content.pruned:
+    if holder is not None:
+        print(f"    {quoted(on_disk(mirror, holder))}")
+        return
+    if content.pruned:
         print(f"    pruned on {in_words(content.pruned)}")
+    elif content.places:
+        print(f"    missing: {quoted(on_disk(mirror, content.places[0]))} is not there")
     else:
-        print("    missing: hands took it away")
-
-
-def _file_of(mirror: Mirror, content: Content) -> bytes | None:
-    """Return the file that should have a content, if it is there."""
-    files = (on_disk(mirror, place) for place in content.places)
-    return next((file for file in files if os.path.lexists(file)), None)
+        print("    lost: when it was to become a version, its file had other bytes, or was not there")
+    if same is not None:
+        live = "live" if same == content.path else "there as another version"
+        print(f"    the same bytes are {live}: {quoted(on_disk(mirror, same))}")
 
 
 def on_disk(mirror: Mirror, place: bytes) -> bytes:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from itertools import chain
 
-from airflow_mdbackup.scheme.history import PENDING, Change, What, last
+from airflow_mdbackup.scheme.history import FORGET, PENDING, Change, What, last, run_id_of
 from airflow_mdbackup.scheme.index import Entry, digest, read_entries
 from airflow_mdbackup.scheme.mirror import PERSON_WAIT, Mirror
 from airflow_mdbackup.scheme.records import write_records
@@ -23,18 +23,6 @@ from airflow_mdbackup.scheme.settle import (
     settle,
     status_or_lost,
 )
-
-FORGET, REPAIR = "forget", "repair"
-"""Who takes out entries of files that the provider may still have."""
-
-
-def is_by_hand(run_id: str, stamp: str) -> bool:
-    """Whether a commit took entries out because a person wants their files to be copied again."""
-    return run_id in (_run_id(FORGET, stamp), _run_id(REPAIR, stamp))
-
-
-def _run_id(who: str, stamp: str) -> str:
-    return f"{who}__{stamp}"
 
 
 def forget(mirror: Mirror, wanted: Callable[[bytes], bool]) -> list[bytes]:
@@ -66,7 +54,7 @@ def take_out(mirror: Mirror, wanted: Callable[[Entry], bool], who: str, wait: fl
             gone = [entry for entry in read_entries(current) if wanted(entry)]
             if gone:
                 stamp = mirror.next_stamp()
-                run_id = _run_id(who, stamp)
+                run_id = run_id_of(who, stamp)
                 path = mirror.history_path(stamp, run_id)
                 path = path.with_name(path.name + PENDING)
                 # It is newer than no run's index: each entry is judged by itself.

@@ -23,6 +23,8 @@ from airflow_mdbackup.scheme.records import Damaged, Record, read_header
 
 PENDING = ".pending"
 PRUNE = "prune"  # the kind, in its header, of a history that changes nothing in the index
+FORGET, REPAIR = "forget", "repair"
+"""Who takes out entries of files that the provider may still have, to have them copied again."""
 
 
 class What(StrEnum):
@@ -64,6 +66,16 @@ class Change(Record, frozen=True):
     version: bytes | None = None
     content: str | None = None
     replaces: bytes | None = None
+
+
+def run_id_of(who: str, stamp: str) -> str:
+    """Return the id of a commit that no run makes, but :data:`FORGET` or :data:`REPAIR`."""
+    return f"{who}__{stamp}"
+
+
+def taken_out_by(run_id: str, stamp: str) -> str:
+    """Return which of :data:`FORGET` and :data:`REPAIR` made a commit; empty for a run's."""
+    return next((who for who in (FORGET, REPAIR) if run_id == run_id_of(who, stamp)), "")
 
 
 def commits(mirror: Mirror) -> list[Path]:

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from airflow_mdbackup.scheme.clock import claimed, true_times
-from airflow_mdbackup.scheme.history import Change, What, commits, pending
+from airflow_mdbackup.scheme.history import Change, What, commits, pending, taken_out_by
 from airflow_mdbackup.scheme.index import digest, digest_of_nothing, read_entries
 from airflow_mdbackup.scheme.mirror import Mirror, displaced_at, is_stamp, stamp_of_file
 from airflow_mdbackup.scheme.moments import NoSuchMoment, OfRun
@@ -38,6 +38,8 @@ from airflow_mdbackup.scheme.ordered import batches
 from airflow_mdbackup.scheme.records import Damaged, read_header, read_records
 
 _BATCH = 1000  # contents whose places are noted in one go
+UNKNOWN = "unknown"
+"""Why an entry left the index, as far as a history tells that was rebuilt."""
 
 
 class Moment(NamedTuple):
@@ -85,6 +87,8 @@ class Content:
     :ivar size: in bytes; ``mtime`` in Unix seconds and ``mode`` are the provider's; None where not known.
     :ivar since: time of the commit that brought it (see :class:`Moment`); empty if history tells of none.
     :ivar left: time of the commit with which it left the index while its file stayed; empty if it did not.
+    :ivar taken_out: why it left: ``forget``, ``repair``, or :data:`UNKNOWN` where history was rebuilt; empty
+        if the provider had it no more.
     :ivar until: time of the commit that displaced it; empty as long as it is live.
     :ivar pruned: time of the pruning that took it away, or, if it has places, that was cut off and may have.
     :ivar places: where it should be, as paths of the mirror's tree, the likeliest first; none if it is lost.
@@ -97,6 +101,7 @@ class Content:
     mode: int | None = None
     since: str = ""
     left: str = ""
+    taken_out: str = ""
     until: str = ""
     pruned: str = ""
     places: list[bytes] = field(default_factory=list)
@@ -486,6 +491,8 @@ class _Replay:
         if md5 is None:
             if live is not None and what == What.FORGOTTEN:
                 live.left = moment.time
+                by = taken_out_by(moment.run_id, moment.stamp)
+                live.taken_out = by or (UNKNOWN if moment.rebuilt else "")
             return
         if what == What.REPLACED and version is not None:
             if live is None or live.md5 != old_md5:
@@ -499,6 +506,7 @@ class _Replay:
             self.live = self.contents[-1] = replace(
                 live,
                 left="",
+                taken_out="",
                 mtime=live.mtime if mtime is None else mtime,
                 mode=live.mode if mode is None else mode,
             )

@@ -35,7 +35,7 @@ from pathspec import GitIgnoreSpec
 
 from airflow_mdbackup.scheme.disk import free
 from airflow_mdbackup.scheme.errors import DestinationFull, DestinationRefused
-from airflow_mdbackup.scheme.forget import is_by_hand
+from airflow_mdbackup.scheme.history import taken_out_by
 from airflow_mdbackup.scheme.index import has_path, read_entries
 from airflow_mdbackup.scheme.mirror import Mirror, versions_on_disk
 from airflow_mdbackup.scheme.moments import NoSuchMoment, OfRun, in_words, stamp_of
@@ -251,7 +251,7 @@ def _taken_out(past: Past, moment: Moment | None) -> Iterator[bytes]:
     """Yield the paths that a person took out of the index by a moment, if none had come back by then."""
     if moment is None:
         return
-    by_hand = [m for m in past.moments if m.number <= moment.number and is_by_hand(m.run_id, m.stamp)]
+    by_hand = [m for m in past.moments if m.number <= moment.number and taken_out_by(m.run_id, m.stamp)]
     times = {m.time for m in by_hand}
     for path in past.forgotten(by_hand):
         for content in past.state(moment, gone=True, first=path, last=path):

@@ -31,7 +31,8 @@ from typing import Any
 
 from airflow_mdbackup.scheme.disk import amount
 from airflow_mdbackup.scheme.errors import DamageFound, DestinationRefused
-from airflow_mdbackup.scheme.forget import REPAIR, take_out
+from airflow_mdbackup.scheme.forget import take_out
+from airflow_mdbackup.scheme.history import REPAIR
 from airflow_mdbackup.scheme.index import Entry
 from airflow_mdbackup.scheme.limit import Limiter
 from airflow_mdbackup.scheme.mirror import PERSON_WAIT, Mirror

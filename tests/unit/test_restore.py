@@ -673,13 +673,6 @@ def test_the_present_state_needs_no_history(pair: Pair, tmp_path: Path, lost: st
         assert status == 2 and "`mdbackup rebuild`" in told
 
 
-def test_a_file_that_hands_took_away_is_not_said_to_be_there(pair: Pair) -> None:
-    two_runs(pair)
-    pair.live("same").unlink()
-    listed = mdbackup("versions", "--dest", str(pair.mirror.dest), "same")[1]
-    assert "missing: hands took it away" in listed and str(pair.live("same")) not in listed.splitlines()[-1]
-
-
 def test_each_key_that_programs_get_is_explained(pair: Pair, tmp_path: Path) -> None:
     """And each line is one object."""
     two_runs(pair)

@@ -1,0 +1,102 @@
+"""What `mdbackup versions` says of contents that are not where they were: never what is not so."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from typing import Any
+
+from airflow_mdbackup.scheme.moments import in_words
+
+from .conftest import Pair
+from .test_restore import mdbackup, two_runs
+from .test_verify import rot
+
+
+def versions(pair: Pair, *words: str) -> str:
+    """Return what `mdbackup versions` prints."""
+    return mdbackup("versions", "--dest", str(pair.mirror.dest), *words)[1]
+
+
+def versions_as_json(pair: Pair, *words: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in versions(pair, "--format", "json", *words).splitlines()]
+
+
+def test_a_file_that_is_not_there_is_said_to_be_missing(pair: Pair) -> None:
+    """Whoever took it away."""
+    two_runs(pair)
+    pair.live("same").unlink()
+    listed = versions(pair, "same")
+    assert listed.splitlines()[-1] == f"    missing: {pair.live('same')} is not there"
+    (said,) = versions_as_json(pair, "same")
+    assert said["file"] is None and said["same"] is None
+
+
+def test_versions_says_who_took_an_entry_out_of_the_index(pair: Pair) -> None:
+    """A file of which that is said has not gone from the provider; once it came again, nothing is said."""
+    two_runs(pair)
+    assert mdbackup("forget", "--dest", str(pair.mirror.dest), os.fsdecode(pair.path("same")))[0] == 0
+    stamp = pair.mirror.last_commit()
+    listed = versions(pair, "same")
+    assert f"taken out of the index by `mdbackup forget` on {in_words(stamp)}" in listed
+    assert "gone from the provider" not in listed and str(pair.live("same")) in listed
+    (said,) = versions_as_json(pair, "same")
+    assert (said["left"], said["taken_out"], said["until"]) == (stamp, "forget", None)
+    (said,) = versions_as_json(pair, "gone")
+    assert said["left"] and said["taken_out"] is None
+    assert "gone from the provider since" in versions(pair, "gone")
+    pair.backup()
+    (said,) = versions_as_json(pair, "same")
+    assert (said["left"], said["taken_out"]) == (None, None)
+
+
+def test_versions_says_of_bytes_that_rotted_and_came_again_that_they_are_live(pair: Pair) -> None:
+    """Nobody took them away: the file had rotted, `verify --repair` had it copied again."""
+    two_runs(pair)
+    live = pair.live("same")
+    rot(live)
+    assert mdbackup("verify", "--dest", str(pair.mirror.dest), "--repair")[0] == 1
+    assert "taken out of the index by a repair (`verify`) on " in versions(pair, "same")
+    pair.backup()
+    came, rotten, again = versions_as_json(pair, "same")
+    assert came["md5"] == again["md5"] != rotten["md5"]
+    assert came["taken_out"] == "repair" and came["file"] is None
+    assert came["same"] == again["same"] == again["file"] == str(live)
+    listed = versions(pair, "same")
+    assert f"    the same bytes are live: {live}" in listed.splitlines()
+    assert "hands" not in listed and "gone from" not in listed and "missing" not in listed
+
+
+def test_versions_finds_bytes_that_a_version_has_too(pair: Pair) -> None:
+    pair.put("file", b"one")
+    pair.backup()
+    pair.put("file", b"two")
+    pair.backup()
+    pair.put("file", b"one")
+    pair.backup()
+    first, _, last = versions_as_json(pair, "file")
+    os.unlink(last["file"])
+    assert versions(pair, "file").endswith(
+        f"    the same bytes are there as another version: {first['file']}\n"
+    )
+
+
+def test_a_path_that_is_too_long_for_one_call_is_not_said_to_be_missing(pair: Pair) -> None:
+    """With `dest` before it, it has more than PATH_MAX bytes; A's own is just short enough."""
+    room = 4090 - len(pair.path("x"))
+    directories = ["d" * 200] * (room // 201)
+    name = "/".join([*directories, "f" * (room % 201 or 1)])
+    pair.put(name, b"deep")
+    pair.backup()
+    listed = versions(pair, "*")
+    assert len(os.fsencode(pair.live(name))) > 4096
+    assert listed.splitlines()[-1].strip() == str(pair.live(name))
+    (said,) = versions_as_json(pair, "*")
+    assert said["file"] == str(pair.live(name))
+
+
+def test_versions_of_a_disk_that_was_rescued_without_its_files(pair: Pair) -> None:
+    two_runs(pair)
+    shutil.rmtree(pair.mirror.files)
+    assert "is not there" in versions(pair, "same")
