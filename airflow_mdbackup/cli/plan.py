@@ -26,6 +26,7 @@ from airflow_mdbackup.cli.provider_index import (
 from airflow_mdbackup.config import Provider
 from airflow_mdbackup.scheme.diff import Forget, Item, Plan, listed, preview
 from airflow_mdbackup.scheme.disk import amount
+from airflow_mdbackup.scheme.durations import in_words
 from airflow_mdbackup.scheme.errors import ConsumerIndexDamaged, IndexRefused
 from airflow_mdbackup.scheme.history import pending
 from airflow_mdbackup.scheme.index import Entry
@@ -33,7 +34,6 @@ from airflow_mdbackup.scheme.mirror import Mirror
 from airflow_mdbackup.scheme.names import to_text
 from airflow_mdbackup.scheme.restore import as_path
 from airflow_mdbackup.scheme.settle import index_to_look_at
-from airflow_mdbackup.scheme.status import in_words
 
 GOES, STOPS, UNREACHED_STATUS = 0, 1, 3
 _WHAT = {"+": "new", "*": "changed", "-": "gone", "=": "same"}

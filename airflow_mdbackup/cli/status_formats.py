@@ -10,11 +10,12 @@ from typing import Any
 
 from airflow_mdbackup.cli import printable
 from airflow_mdbackup.scheme.disk import amount
-from airflow_mdbackup.scheme.status import Commit, State, Status, in_words
+from airflow_mdbackup.scheme.durations import in_words
+from airflow_mdbackup.scheme.status import Commit, State, Status
 from airflow_mdbackup.scheme.totals import OnDisk
 
 _FORMAT = 1
-_NAMED = 5  # backups that the first line names
+_NAMED = 5  # backups that the first line names of each kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,15 +61,25 @@ def _summary(report: Report) -> str:
     if not total:
         first = "no provider is configured" if not problems else "no provider can be told of"
     elif report.bad:
-        told = [f"{status.provider} {status.state.upper()}" for status in report.bad]
-        if len(told) > _NAMED:
-            told[_NAMED:] = [f"and {len(told) - _NAMED} more"]
-        first = f"{len(report.bad)} of {total} backups not good: {', '.join(told)}"
+        told = _some([f"{status.provider} {status.state.upper()}" for status in report.bad])
+        first = f"{len(report.bad)} of {total} backups not good: {told}"
     else:
         first = f"{total} of {total} backups good"
+    failed = {
+        status.provider: status.last_commit.failures for status in report.statuses if status.last_commit
+    }
+    told = _some(
+        [f"{name} had {n:,} failure{'s' * (n > 1)} in its last run" for name, n in failed.items() if n]
+    )
+    first += f"; {told}" if told else ""
     if problems:
         first += f"; {problems} problem{'s' * (problems > 1)} in the configuration"
     return first
+
+
+def _some(told: list[str]) -> str:
+    more = [f"and {len(told) - _NAMED:,} more"] if len(told) > _NAMED else []
+    return ", ".join(told[:_NAMED] + more)
 
 
 def _told(status: Status, now: datetime) -> Iterable[str]:

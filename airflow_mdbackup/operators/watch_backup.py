@@ -10,7 +10,8 @@ from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import AirflowFailException, AirflowRuntimeError
 
 from airflow_mdbackup.assets import LAST_GOOD, provider_asset
-from airflow_mdbackup.scheme.status import State, in_words, is_due, judge, moment
+from airflow_mdbackup.scheme.durations import in_words
+from airflow_mdbackup.scheme.status import State, is_due, judge, moment
 
 if TYPE_CHECKING:
     from airflow.sdk import Context

@@ -22,11 +22,12 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from airflow_mdbackup.scheme.clock import doubt, last_claimed
+from airflow_mdbackup.scheme.durations import apart
 from airflow_mdbackup.scheme.errors import (
     AccessRefused,
     ConnectionLost,
@@ -220,8 +221,9 @@ def _fetch(
         raise ConnectionLost(f"{where} changed each time that it was fetched; is it written in place?")
     fetched = _fetched(run, summary, attributes.mtime or 0)
     if max_age is not None and fetched.age > max_age:
+        age, most = apart(timedelta(seconds=fetched.age), timedelta(seconds=max_age))
         raise IndexRefused(
-            f"{where} is {_hours(fetched.age)} old, more than the allowed {_hours(max_age)} (max_index_age). "
+            f"{where} is {age} old, more than the allowed {most} (max_index_age). "
             "Does the job that builds it on the provider still run? Are the clocks of both right? Here it "
             f"is {datetime.now().astimezone():%Y-%m-%d %H:%M %z}. Nothing was changed."
         )
@@ -293,7 +295,3 @@ def _not_there(refusal: Refusal, where: str) -> NotOnProvider | AccessRefused:
             "its directory 0755."
         )
     return NotOnProvider(f"{where} could not be read on the provider ({refusal.message}). Look at its disk.")
-
-
-def _hours(seconds: float) -> str:
-    return f"{seconds / 3600:.1f} h"

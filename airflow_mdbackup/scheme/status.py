@@ -12,13 +12,16 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any
 
+from airflow_mdbackup.scheme.durations import apart, in_words
 from airflow_mdbackup.scheme.errors import BackupError
 from airflow_mdbackup.scheme.mirror import Mirror
+from airflow_mdbackup.scheme.pull import Outcome
 from airflow_mdbackup.scheme.totals import OnDisk, stored_totals
 
 _AHEAD = timedelta(hours=1)  # by how much the clocks of two machines may differ
 # A little less than a day, since an hourly look is not to the second.
 _REMIND = timedelta(hours=23, minutes=30)
+_FAILURES = frozenset(outcome.value for outcome in Outcome if outcome.failure)
 
 
 class State(StrEnum):
@@ -44,6 +47,11 @@ class Commit:
     at: datetime
     outcomes: dict[str, int] = field(default_factory=dict)
     partial: bool = False
+
+    @property
+    def failures(self) -> int:
+        """How many entries failed, so that the run did."""
+        return sum(number for outcome, number in self.outcomes.items() if outcome in _FAILURES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +148,8 @@ def judge(
     if age < -_AHEAD:
         return State.STALE, f"the last good run is {in_words(-age)} in the future: look at the clocks"
     if max_age is not None and age > max_age:
-        return State.STALE, f"the last good run was {in_words(age)} ago, more than {in_words(max_age)}"
+        ago, most = apart(age, max_age)
+        return State.STALE, f"the last good run was {ago} ago, more than {most}"
     return State.GOOD, ""
 
 
@@ -150,18 +159,3 @@ def is_due(told: datetime | None, now: datetime) -> bool:
     :param told: when they last were, of the same trouble.
     """
     return told is None or not timedelta() <= now - told < _REMIND
-
-
-def in_words(duration: timedelta) -> str:
-    """Return a duration to the two largest of its units: ``3 d 4 h``, ``26 h``, ``5 min``, ``12 s``."""
-    seconds = max(0, round(duration.total_seconds()))
-    if seconds < 60:
-        return f"{seconds} s"
-    minutes = seconds // 60
-    if minutes < 60:
-        return f"{minutes} min"
-    hours, minutes = divmod(minutes, 60)
-    if hours < 48:
-        return f"{hours} h {minutes} min" if minutes else f"{hours} h"
-    days, hours = divmod(hours, 24)
-    return f"{days} d {hours} h" if hours else f"{days} d"

@@ -22,10 +22,11 @@ from airflow_mdbackup.config import load, next_run
 from airflow_mdbackup.config.max_age import default_max_age
 from airflow_mdbackup.config.schedule import Assets, Timetable
 from airflow_mdbackup.config.settings import default_timezone
+from airflow_mdbackup.scheme.durations import apart, in_words
 from airflow_mdbackup.scheme.mirror import Mirror
 from airflow_mdbackup.scheme.quantities import parse_duration
 from airflow_mdbackup.scheme.records import write_state
-from airflow_mdbackup.scheme.status import Commit, State, Status, in_words, is_due, judge, look
+from airflow_mdbackup.scheme.status import Commit, State, Status, is_due, judge, look
 
 from .conftest import Pair
 
@@ -53,6 +54,27 @@ def test_backup_is_good_up_to_its_max_age_and_then_stale(
     judged, message = judge(last_good, 26 * HOUR, NOW, since)
     assert judged == state
     assert said in message and bool(said) == bool(message)
+
+
+@pytest.mark.parametrize(
+    ("max_age", "over", "said"),
+    [
+        (timedelta(minutes=3), timedelta(seconds=20), "was 3 min 20 s ago, more than 3 min"),
+        (timedelta(minutes=3), timedelta(milliseconds=1), "was 3 min 1 s ago, more than 3 min"),
+        (timedelta(seconds=90), timedelta(seconds=10), "was 1 min 40 s ago, more than 1 min 30 s"),
+        (26 * HOUR, timedelta(seconds=59), "was 26 h 59 s ago, more than 26 h"),
+        (timedelta(days=5), timedelta(minutes=59), "was 5 d 59 min ago, more than 5 d"),
+        (timedelta(days=5), HOUR, "was 5 d 1 h ago, more than 5 d"),
+    ],
+)
+def test_an_age_and_its_limit_are_never_the_same_in_words(
+    max_age: timedelta, over: timedelta, said: str
+) -> None:
+    assert said in judge(NOW - max_age - over, max_age, NOW)[1]
+
+
+def test_a_whole_age_and_a_limit_of_less_than_a_second_differ() -> None:
+    assert apart(timedelta(seconds=0.4), timedelta(seconds=0.2)) == ("1 s", "0 s")
 
 
 def test_without_a_max_age_any_good_run_will_do() -> None:
@@ -232,7 +254,10 @@ def test_text_says_the_worst_first_and_fails(file: Path, capsys: pytest.CaptureF
     """The first line says all, for agents that show one; then a line for each, the bad ones first."""
     assert main(["status", "--providers-file", str(file)]) == 1
     first, *lines = capsys.readouterr().out.splitlines()
-    assert first == "3 of 4 backups not good: invalid INVALID, never NEVER, stale STALE"
+    assert first == (
+        "3 of 4 backups not good: invalid INVALID, never NEVER, stale STALE; "
+        "stale had 3 failures in its last run"
+    )
     assert [line.split()[:2] for line in lines] == [
         ["invalid", "INVALID"],
         ["never", "NEVER"],
@@ -471,6 +496,31 @@ def test_first_line_says_which_backups_are_not_good_and_stays_short(
     report = Report(NOW, (*statuses, *(Status(n, State.GOOD) for n in "ab")), ("wrong",) * problems)
     assert as_text(report).splitlines()[0] == first
     assert report.good == (not bad and not problems)
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "more"),
+    [
+        ({"pulled": 3, "changed": 1, "vanished": 2}, ""),
+        ({"denied": 1, "pulled": 3}, "; srv0 had 1 failure in its last run"),
+        ({"denied": 1, "rotten": 2, "unheard of": 4}, "; srv0 had 3 failures in its last run"),
+    ],
+)
+def test_first_line_says_that_a_last_run_failed_while_the_backup_is_still_good(
+    outcomes: dict[str, int], more: str
+) -> None:
+    """Which is no alarm yet: the exit status stays 0 until the last good run is too old."""
+    last = Commit("r2", NOW, outcomes)
+    report = Report(NOW, (Status("srv0", State.GOOD, 26 * HOUR, Commit("r1", NOW - HOUR), last),), ())
+    assert as_text(report).splitlines()[0] == f"1 of 1 backups good{more}"
+    assert report.good
+
+
+def test_first_line_names_few_of_many_that_failed_in_their_last_run() -> None:
+    last = Commit("r2", NOW, {"failed": 1})
+    report = Report(NOW, tuple(Status(f"srv{n}", State.GOOD, None, None, last) for n in range(400)), ())
+    first = as_text(report).splitlines()[0]
+    assert "srv4 had 1 failure in its last run, and 395 more" in first and "srv5" not in first
 
 
 def test_odd_names_cannot_break_the_formats_or_the_terminal() -> None:
