@@ -123,8 +123,12 @@ class Teller:
 
 
 def _is_of_all(context: Any) -> bool:
-    """Tell whether a run backs all up. One that a person limits, and watches, says nothing to pings."""
-    return not seen.limits(context)
+    """Tell whether a run is to back all up.
+
+    One that a person limits, or that is refused for a parameter that he misspelt, says nothing to pings: it
+    is no backup, good or failed.
+    """
+    return not seen.limits(context) and not seen.is_mistaken(context)
 
 
 def _wanted(rule: AlertRule, event: str, alert: Alert | None) -> bool:

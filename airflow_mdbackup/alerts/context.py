@@ -20,6 +20,8 @@ from airflow.configuration import conf
 from airflow_mdbackup.alerts import message
 from airflow_mdbackup.alerts.message import Alert, Failure
 from airflow_mdbackup.assets import LAST_GOOD, provider_asset
+from airflow_mdbackup.operators.base import misspelt
+from airflow_mdbackup.operators.diff_indexes import PARAMETERS
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +42,11 @@ def limits(context: Mapping[str, Any]) -> str:
     if asked.get("dry_run"):
         return "dry run"
     return "limited to some paths" if asked.get("only") else ""
+
+
+def is_mistaken(context: Mapping[str, Any]) -> bool:
+    """Tell whether a run of a backup is refused, for a person who started it misspelt a parameter."""
+    return bool(misspelt(getattr(context.get("dag_run"), "conf", None), PARAMETERS))
 
 
 def is_doubtful(context: Mapping[str, Any]) -> bool:
@@ -68,13 +75,16 @@ def failed_run(context: Mapping[str, Any], provider: str) -> Alert:
     dag, run_id = context["dag"], context["run_id"]
     failures = [_failure(dag.dag_id, run_id, *where) for where in _failed(context)]
     timed_out = context.get("reason") == "timed_out"
+    headline = f"backup FAILED: {message.TIMED_OUT}" if timed_out else ""
+    if failures and all(failure.kind == message.MISTAKEN for failure in failures):
+        headline = f"run REFUSED, and nothing was done: {message.MISTAKEN}"
     alert = message.failed(
         provider,
         failures,
         last_good=_last_good(dag, run_id),
         run_url=_run_url(dag.dag_id, run_id),
         outcomes=_outcomes(_xcom(dag.dag_id, run_id, _COMMIT)),
-        headline=f"backup FAILED: {message.TIMED_OUT}" if timed_out else "",
+        headline=headline,
     )
     how = limits(context)
     return dataclasses.replace(alert, headline=f"{alert.headline} ({how})") if how else alert

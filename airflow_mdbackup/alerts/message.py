@@ -14,6 +14,7 @@ from datetime import datetime, timedelta
 LONGEST = 4000
 """How many characters of an error's text are told."""
 
+MISTAKEN = "a parameter of the run is misspelt or malformed"
 _KINDS = {
     "ConnectionLost": "the connection to the provider was lost",
     "AccessRefused": "no access: by the connection on this side, the account, or the host key",
@@ -21,6 +22,7 @@ _KINDS = {
     "IndexRefused": "the provider's index was refused",
     "ConsumerIndexDamaged": "the consumer's index is damaged",
     "GuardTripped": "the guard stopped the run: too much is gone or changed",
+    "ParameterRefused": MISTAKEN,
     "DestinationRefused": "dest is not what it should be",
     "DestinationFull": "the disk of dest is full",
     "DestinationBroken": "the disk of dest fails",
@@ -33,6 +35,7 @@ _KINDS = {
     "TaskDeferralTimeout": "it took longer than its execution_timeout",
     "HITLRejectException": "a person refused what the guard stopped",
     "HITLTimeoutError": "nobody answered in time whether to go on",
+    "AirflowFailException": "it failed for good",
 }
 KILLED = "it was killed, or its worker was lost"
 TIMED_OUT = "the run took longer than its dagrun_timeout"
@@ -40,8 +43,8 @@ TIMED_OUT = "the run took longer than its dagrun_timeout"
 
 def kind_of(error: BaseException) -> tuple[str, str]:
     """Return in words what kind of failure an exception is, and its text."""
-    # Airflow's own exception, by which a task fails without retry, was raised while ours was handled.
-    cause = error.__context__
+    # Airflow's own exception, by which a task fails without retry, was raised for ours, or in handling it.
+    cause = error.__cause__ or error.__context__
     if type(error).__name__ == "AirflowFailException" and type(cause).__name__ in _KINDS:
         error = cause  # type: ignore[assignment]
     name = type(error).__name__

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -95,15 +95,32 @@ def provider_hook(conn_id: str, stall_timeout: timedelta = timedelta(seconds=60)
     return ProviderHook(conn_id, stall_timeout=stall_timeout.total_seconds())
 
 
+def refused(why: str) -> AirflowFailException:
+    """Return what a task fails with, without retry, when it was asked for what cannot be meant.
+
+    Its cause tells alerts that this is a person's mistake, and no failed backup.
+    """
+    error = AirflowFailException(why)
+    error.__cause__ = errors.ParameterRefused(why)
+    return error
+
+
 def refuse_misspelt(context: Context, known: Collection[str]) -> None:
     """Refuse a parameter that is nearly one of ours: Airflow takes any, and would start a real run.
 
     :raises AirflowFailException: there is one.
     """
-    for name in context["dag_run"].conf or {}:
+    if why := misspelt(context["dag_run"].conf, known):
+        raise refused(why)
+
+
+def misspelt(conf: Mapping[str, Any] | None, known: Collection[str]) -> str:
+    """Return which parameter is nearly one that is known, and which that is; nothing if there is none."""
+    for name in conf or {}:
         meant = difflib.get_close_matches(str(name), known, n=1, cutoff=0.75)
         if meant and name not in known:
-            raise AirflowFailException(f"there is no parameter {name!r}: did you mean {meant[0]}?")
+            return f"there is no parameter {name!r}: did you mean {meant[0]}?"
+    return ""
 
 
 @contextmanager

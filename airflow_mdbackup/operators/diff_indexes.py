@@ -20,6 +20,8 @@ OVERRIDE_GUARD = "override_guard"
 ONLY = "only"
 DRY_RUN = "dry_run"
 """The DAG parameter that says, for one run, that a person has looked."""
+PARAMETERS = (ONLY, DRY_RUN, OVERRIDE_GUARD, REHASH)
+"""All that the DAG of a provider has."""
 
 
 class DiffIndexes(BackupOperator):
@@ -64,7 +66,7 @@ class DiffIndexes(BackupOperator):
         self.on_guard = on_guard
 
     def execute(self, context: Context) -> list[dict[str, int]]:
-        refuse_misspelt(context, (ONLY, DRY_RUN, OVERRIDE_GUARD, REHASH))
+        refuse_misspelt(context, PARAMETERS)
         dry = bool(context["params"].get(DRY_RUN))
         mirror, run = self.run_of(context)
         override = self._override(context)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk.exceptions import AirflowFailException
 
 from airflow_mdbackup.config.settings import dags_folder, restore_below
-from airflow_mdbackup.operators.base import BackupOperator, refuse_misspelt
+from airflow_mdbackup.operators.base import BackupOperator, refuse_misspelt, refused
 from airflow_mdbackup.scheme.disk import amount
 from airflow_mdbackup.scheme.moments import OfRun, moment_or_run
 from airflow_mdbackup.scheme.names import to_text, unfolded
@@ -79,7 +79,7 @@ class RestoreFiles(BackupOperator):
                 for problem in [*state.past.problems, *state.taken_out(INCLUDE_GONE)]:
                     self.log.warning("%s", unfolded(problem))
         except ValueError as error:
-            raise AirflowFailException(f"{self.provider}: {error}") from error
+            raise refused(f"{self.provider}: {error}")  # noqa: B904 - it has a cause
         except OSError as error:
             where = f"{error.filename}: " if error.filename else ""
             raise AirflowFailException(f"{self.provider}: stopped: {where}{error.strerror}") from error

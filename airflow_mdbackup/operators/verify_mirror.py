@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from airflow_mdbackup.config.bandwidth import parse_rate
-from airflow_mdbackup.operators.base import BackupOperator, refuse_misspelt
+from airflow_mdbackup.operators.base import BackupOperator, refuse_misspelt, refused
 from airflow_mdbackup.scheme.errors import BackupError, DamageFound
 from airflow_mdbackup.scheme.mirror import LOCK_WAIT
 from airflow_mdbackup.scheme.names import to_text, unfolded
@@ -86,7 +86,7 @@ class VerifyMirror(BackupOperator):
                     for problem in past.problems:
                         self.log.warning("%s", unfolded(problem))
             except ValueError as error:
-                raise AirflowFailException(f"{self.provider}: {error}") from error
+                raise refused(f"{self.provider}: {error}")  # noqa: B904 - it has a cause
             gone, done = self._finish(mirror, walk)
         self.log.info("%s: %s", self.provider, walk.in_words())
         if walk.is_last:

@@ -35,6 +35,10 @@ class GuardTripped(BackupError):
     """More than the allowed part of the backup would be forgotten or replaced. Nothing was changed."""
 
 
+class ParameterRefused(BackupError):
+    """What a person asked of a run cannot be meant, as by a misspelt parameter. Nothing was done."""
+
+
 class DestinationRefused(BackupError):
     """``dest`` is not what it should be: another provider's, not mounted, of a newer format."""
 

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,6 +26,8 @@ from airflow_mdbackup.cli.commands import main
 from airflow_mdbackup.config import AlertRule, Configuration, Provider, load
 from airflow_mdbackup.config.foreign import unusable
 from airflow_mdbackup.dag import provider_dag
+from airflow_mdbackup.operators.base import refuse_misspelt, refused
+from airflow_mdbackup.operators.diff_indexes import PARAMETERS
 from airflow_mdbackup.scheme import errors
 from airflow_mdbackup.verification import verify_dags
 
@@ -66,6 +69,21 @@ def test_error_is_told_by_its_own_kind_also_behind_airflows() -> None:
         except errors.EntriesFailed as error:
             raise AirflowFailException(str(error)) from None
     assert message.kind_of(raised.value) == ("some files could not be backed up", "web: 2 files")
+
+
+def test_a_parameter_that_is_misspelt_or_malformed_is_told_as_a_mistake() -> None:
+    """And no exception of Airflow's is told by its name, which says nothing to people."""
+    run = SimpleNamespace(conf={"dryrun": True})
+    with pytest.raises(AirflowFailException, match="did you mean dry_run") as raised:
+        refuse_misspelt({"dag_run": run}, PARAMETERS)  # type: ignore[typeddict-item]
+    assert message.kind_of(raised.value)[0] == message.MISTAKEN
+    with pytest.raises(AirflowFailException) as raised:
+        try:
+            raise ValueError("1/x is no part")
+        except ValueError as error:
+            raise refused(f"web: {error}")  # noqa: B904 - it has its own cause
+    assert message.kind_of(raised.value) == (message.MISTAKEN, "web: 1/x is no part")
+    assert message.kind_of(AirflowFailException("said")) == ("it failed for good", "said")
 
 
 def test_unforeseen_error_is_told_by_name_and_cut() -> None:
@@ -221,6 +239,26 @@ def test_failed_verification_is_told_in_its_own_words_and_to_no_ping(
     (task,) = dag.tasks
     assert [each.__name__ for each in task.on_failure_callback] == ["note_failure"]
     assert dag.has_on_failure_callback and not dag.has_on_success_callback and not task.on_execute_callback
+
+
+def test_run_that_is_refused_for_a_misspelt_parameter_is_told_as_that_and_to_no_ping(
+    tmp_path: Path, told: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither its start, for whose end a check would wait, nor its failure: a typo is no failed backup."""
+    rule = {"notifier": "tests.Told", "arguments": {"text": "{{ alert.subject }}"}}
+    failure = Failure("diff_indexes", message.MISTAKEN, "did you mean dry_run?", "https://airflow/log")
+    monkeypatch.setattr(context, "_failed", lambda context: [("diff_indexes", -1)])
+    monkeypatch.setattr(context, "_failure", lambda *where: failure)
+    monkeypatch.setattr(context, "keep_last_good", lambda *where: None)
+    with web_server(200) as (url, paths):
+        one = provider(tmp_path, {"ping_url": url}, rule)
+        dag = provider_dag(one)
+        for conf in ({"dryrun": True}, {}):
+            run = {"dag": dag, "run_id": "r1", "dag_run": SimpleNamespace(conf=conf)}
+            Teller(one).note_start(run)
+            Teller(one).tell_failed_run(run)
+            assert [path.rpartition("/")[2] for path in paths] == ([] if conf else ["start", "fail"])
+    assert told[0] == f"[mdbackup] web: run REFUSED, and nothing was done: {message.MISTAKEN}"
 
 
 def test_provider_without_alerts_has_no_callbacks(tmp_path: Path) -> None:
