@@ -542,7 +542,7 @@ class _Replay:
         self.contents.insert(next(later, len(self.contents)), content)
 
     def _displaced(self, moment: Moment) -> None:
-        """Note that what was live is nowhere any more: hands took it away."""
+        """Note that what was live was not there any more when it was to become a version."""
         if self.live is not None:
             self.live.until = moment.time
             self.live.places.clear()

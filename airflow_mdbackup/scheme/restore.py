@@ -541,7 +541,9 @@ def _has(source: Tree, place: bytes, md5: bytes) -> bool:
 def _lost(content: Content) -> Restored:
     if content.pruned:
         return Restored(content, Came.PRUNED, detail=f"it was pruned on {_date(content.pruned)}")
-    why = "no file of the backup has these bytes any more" if content.places else "its bytes went by hand"
+    why = "no file of the backup has these bytes any more"
+    if not content.places:
+        why = "when it was to become a version, its file had other bytes, or was not there"
     return Restored(content, Came.LOST, detail=why)
 
 

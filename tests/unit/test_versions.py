@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from pathlib import Path
 from typing import Any
 
 from airflow_mdbackup.scheme.moments import in_words
@@ -100,3 +101,16 @@ def test_versions_of_a_disk_that_was_rescued_without_its_files(pair: Pair) -> No
     two_runs(pair)
     shutil.rmtree(pair.mirror.files)
     assert "is not there" in versions(pair, "same")
+
+
+def test_restore_says_of_bytes_that_rotted_no_more_than_history_knows(pair: Pair, tmp_path: Path) -> None:
+    """It tells that the file had other bytes, and accuses nobody."""
+    two_runs(pair)
+    stamp = pair.mirror.last_commit()
+    rot(pair.live("same"))
+    pair.put("same", b"newer")
+    pair.backup()
+    words = ("same", "--to", str(tmp_path / "new"), "--as-of", stamp)
+    status, told, _ = mdbackup("restore", "--dest", str(pair.mirror.dest), *words)
+    assert status == 1 and "its file had other bytes, or was not there" in told
+    assert "lost: when it was to become a version" in versions(pair, "same")
