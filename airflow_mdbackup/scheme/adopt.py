@@ -31,7 +31,7 @@ from enum import StrEnum
 from functools import partial
 from itertools import islice, permutations
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from airflow_mdbackup.scheme.diff import Forget
 from airflow_mdbackup.scheme.errors import DestinationBusy, DestinationRefused
@@ -168,49 +168,58 @@ class Survey:
         self._table.execute("UPDATE file SET seen = 0")
         for number, source in enumerate(self._sources):
             for file in self._below(number, source):
-                self._table.execute(_UPSERT, file[:-1])
+                self._table.execute(_UPSERT, _row(file))
                 advance()
         self._table.execute("DELETE FROM file WHERE NOT seen")
         self._table.commit()
 
     def _below(self, number: int, source: Source) -> Iterator[Surveyed]:
-        root = os.fsencode(source.directory)
-        device = os.stat(root).st_dev
+        device = os.stat(source.directory).st_dev
         ahead = [b""]
-        while ahead:
-            folder = ahead.pop()
-            try:
-                with os.scandir(root + folder) as found:
-                    entries = sorted(found, key=lambda entry: entry.name)
-            except OSError as error:
-                if not concerns_one_file(error):
-                    raise
-                self.told.leave(Left.UNREADABLE, source.at + folder or b"/")
-                continue
-            if folder and not entries:
-                self.told.leave(Left.EMPTY, source.at + folder)
-            for entry in entries:
-                below = folder + b"/" + entry.name
-                path = source.at + below
+        with Tree(source.directory) as tree:
+            while ahead:
+                folder = ahead.pop()
                 try:
-                    status = entry.stat(follow_symlinks=False)
-                except FileNotFoundError:
-                    self.told.leave(Left.MOVING, path)
+                    names = sorted(tree.names_in(folder))
+                except OSError as error:
+                    if not concerns_one_file(error):
+                        raise
+                    self.told.leave(Left.UNREADABLE, source.at + folder or b"/")
                     continue
-                self.told.others += status.st_uid != os.geteuid()
-                why = self._why_left(path, entry.name, status, device)
-                if why is None and entry.name.startswith(b".") and _is_folded_old(root + folder, status):
-                    why = Left.RESERVED
-                if why is not None:
-                    self.told.leave(why, path)
-                elif stat.S_ISDIR(status.st_mode):
-                    ahead.append(below)
-                else:
-                    self.told.linked += status.st_nlink > 1
-                    yield Surveyed(
-                        *(path, number, status.st_ino, status.st_size, status.st_mtime_ns),
-                        *(status.st_ctime_ns, stat.S_IMODE(status.st_mode)),
-                    )
+                if folder and not names:
+                    self.told.leave(Left.EMPTY, source.at + folder)
+                for name in names:
+                    below = folder + b"/" + name
+                    status, why = self._looked_at(tree, below, source.at + below, device)
+                    if why is not None or status is None:
+                        self.told.leave(why or Left.MOVING, source.at + below)
+                    elif stat.S_ISDIR(status.st_mode):
+                        ahead.append(below)
+                    else:
+                        self.told.linked += status.st_nlink > 1
+                        yield Surveyed(
+                            *(source.at + below, number, status.st_ino, status.st_size, status.st_mtime_ns),
+                            *(status.st_ctime_ns, stat.S_IMODE(status.st_mode)),
+                        )
+
+    def _looked_at(
+        self, tree: Tree, below: bytes, path: bytes, device: int
+    ) -> tuple[os.stat_result | None, Left | None]:
+        """Return what stands at ``below`` in a tree, if anything still does, and why it is not adopted."""
+        try:
+            status = tree.lstat(below)
+        except OSError as error:
+            if not concerns_one_file(error):
+                raise
+            return None, Left.UNREADABLE
+        if status is None:
+            return None, Left.MOVING
+        folder, _, name = below.rpartition(b"/")
+        self.told.others += status.st_uid != os.geteuid()
+        why = self._why_left(path, name, status, device)
+        if why is None and name.startswith(b".") and _is_folded_old(tree, folder, status):
+            why = Left.RESERVED
+        return status, why
 
     def _why_left(self, path: bytes, name: bytes, status: os.stat_result, device: int) -> Left | None:
         is_directory = stat.S_ISDIR(status.st_mode)
@@ -236,7 +245,7 @@ class Survey:
     @property
     def size(self) -> int:
         """Their bytes."""
-        return int(self._table.execute("SELECT coalesce(sum(size), 0) FROM file").fetchone()[0])
+        return int(self._table.execute("SELECT total(size) FROM file").fetchone()[0])
 
     def hash(self, threads: int, advance: Callable[[int], None] = lambda size: None) -> None:
         """Hash each file that was not hashed yet.
@@ -281,7 +290,7 @@ class Survey:
             if not rows:
                 return
             for row in rows:
-                yield Surveyed(*row)
+                yield _from_row(row)
             last = rows[-1][0]
 
     # --- telling ------------------------------------------------------------------------------------
@@ -306,12 +315,25 @@ class Survey:
                 )
 
 
-def _is_folded_old(folder: bytes, status: os.stat_result) -> bool:
+def _is_folded_old(tree: Tree, folder: bytes, status: os.stat_result) -> bool:
     """Whether the file system takes something in a folder, of another name, for the directory of versions."""
-    try:
-        return os.path.samestat(os.lstat(folder + b"/" + OLD), status)
-    except OSError:
-        return False
+    old = tree.lstat(folder + b"/" + OLD)
+    return old is not None and os.path.samestat(old, status)
+
+
+def _row(file: Surveyed) -> tuple[Any, ...]:
+    """Return a file as it is stored, but for its md5.
+
+    Numbers that need more than the 63 bits of SQLite are texts: inodes of some network file systems, and
+    nanoseconds from the year 2262 on.
+    """
+    inode, modified, changed = (b"%d" % number for number in (file.inode, file.modified, file.changed))
+    return file.path, file.root, inode, file.size, modified, changed, file.mode
+
+
+def _from_row(row: tuple[Any, ...]) -> Surveyed:
+    path, root, inode, size, modified, changed, mode, md5 = row
+    return Surveyed(path, root, int(inode), size, int(modified), int(changed), mode, md5)
 
 
 def _opened(table: Path | None) -> sqlite3.Connection:
@@ -327,8 +349,8 @@ def _opened(table: Path | None) -> sqlite3.Connection:
         opened.close()
         raise sqlite3.DatabaseError
     opened.execute(
-        "CREATE TABLE IF NOT EXISTS file (path BLOB PRIMARY KEY, root INTEGER, inode INTEGER, size INTEGER,"
-        " modified INTEGER, changed INTEGER, mode INTEGER, md5 BLOB, seen INTEGER) WITHOUT ROWID"
+        "CREATE TABLE IF NOT EXISTS file (path BLOB PRIMARY KEY, root INTEGER, inode BLOB, size INTEGER,"
+        " modified BLOB, changed BLOB, mode INTEGER, md5 BLOB, seen INTEGER) WITHOUT ROWID"
     )
     return opened
 

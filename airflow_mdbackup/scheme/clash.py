@@ -24,7 +24,6 @@ between.
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -35,7 +34,7 @@ from airflow_mdbackup.scheme.mirror import OLD, Run
 from airflow_mdbackup.scheme.names import to_text
 from airflow_mdbackup.scheme.ordered import Alongside
 from airflow_mdbackup.scheme.records import read_records
-from airflow_mdbackup.scheme.tree import Blocked, Tree, concerns_one_file, is_file, write_all
+from airflow_mdbackup.scheme.tree import Blocked, Tree, concerns_one_file, is_file, remove_tree, write_all
 
 _LONGEST_OLD = 40  # bytes of a name that some file system may take for .old
 # A name, and others that one file system or another takes for it. It is long, in case names are cut off.
@@ -64,7 +63,7 @@ def clashes(
         if not _folds(folder):
             return {}
     current = current_index()
-    shutil.rmtree(run.names, ignore_errors=True)
+    remove_tree(run.names)
     run.names.mkdir(mode=0o700)
     try:
         with Tree(run.names) as names:
@@ -77,7 +76,7 @@ def clashes(
                         found.setdefault(new, path)
         return found
     finally:
-        shutil.rmtree(run.names, ignore_errors=True)
+        remove_tree(run.names)
 
 
 def reason(other: bytes) -> str:
@@ -109,7 +108,7 @@ class _Reserved:
 
     def __exit__(self, *error: object) -> None:
         self._tree.close()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        remove_tree(self._folder)
 
     def let_through(self, paths: Iterable[bytes], found: dict[bytes, bytes]) -> Iterator[bytes]:
         """Yield the paths without such a name; the others come into ``found``, with what they clash with."""

@@ -8,7 +8,6 @@ Staged files go by age alone, since any run may need them.
 from __future__ import annotations
 
 import logging
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -16,7 +15,7 @@ from contextlib import contextmanager, suppress
 from airflow_mdbackup.scheme.archive import withdraw_unused
 from airflow_mdbackup.scheme.errors import BackupError
 from airflow_mdbackup.scheme.mirror import Mirror, Run
-from airflow_mdbackup.scheme.tree import Tree
+from airflow_mdbackup.scheme.tree import Tree, remove_tree
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +34,7 @@ def clean(mirror: Mirror, tree: Tree) -> None:
                 with _left_for_next_time(f"The directory {run.folder} of an earlier run"):
                     _take_away(run, tree)
         for folder in mirror.removed_runs():
-            shutil.rmtree(folder, ignore_errors=True)
+            remove_tree(folder)
         long_ago = min(time.time() - _SECONDS, mirror.in_use_since())
         for staged in mirror.staging.iterdir():
             with _left_for_next_time(f"{staged}, staged long ago,"), suppress(FileNotFoundError):

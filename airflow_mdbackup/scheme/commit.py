@@ -23,7 +23,6 @@ from __future__ import annotations
 import heapq
 import logging
 import os
-import shutil
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -78,6 +77,7 @@ from airflow_mdbackup.scheme.tree import (
     copy_of,
     fsync_directory,
     is_file,
+    remove_tree,
 )
 
 log = logging.getLogger(__name__)
@@ -229,7 +229,7 @@ class _Commit:
     def carry_out(self, order: str) -> None:
         """Judge, write the history ahead, and finish."""
         mirror, run = self._mirror, self._run
-        shutil.rmtree(run.copies, ignore_errors=True)
+        remove_tree(run.copies)
         before = digest(mirror.index) if self._current else ""
         stamp = self._archiver.stamp
         final = mirror.history_path(stamp, run.run_id)
@@ -254,7 +254,7 @@ class _Commit:
         else:
             run.changes.unlink()
             self._summary.files = count_entries(self._current)
-        shutil.rmtree(run.copies, ignore_errors=True)
+        remove_tree(run.copies)
 
     def _all_changes(self) -> Iterator[Change]:
         """Yield what changes, in path order, behind what was edited by hand."""

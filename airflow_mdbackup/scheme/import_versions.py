@@ -19,7 +19,6 @@ displaces says of no moment which files there were.
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -46,7 +45,15 @@ from airflow_mdbackup.scheme.settle import (
     settle,
     status_or_lost,
 )
-from airflow_mdbackup.scheme.tree import Tree, copy_of, fsync_directory, is_file, md5_of
+from airflow_mdbackup.scheme.tree import (
+    Tree,
+    concerns_one_file,
+    copy_of,
+    fsync_directory,
+    is_file,
+    md5_of,
+    remove_tree,
+)
 
 Meaning = Callable[[bytes], "tuple[bytes, str] | None"]
 """Tells of a file's path of which it is a version, and the stamp of when it was displaced, if it is one."""
@@ -199,7 +206,7 @@ class _Importing:
                 finally:
                     # Of a commit that could not be finished, the copies are still needed.
                     if not any(pending(mirror)):
-                        shutil.rmtree(run.folder, ignore_errors=True)
+                        remove_tree(run.folder)
             finally:
                 target.unlink(missing_ok=True)
 
@@ -277,6 +284,10 @@ class _Importing:
             return Left.BAD_NAME
         except FileNotFoundError:
             return Left.MOVING
+        except OSError as error:
+            if not concerns_one_file(error):
+                raise
+            return Left.UNREADABLE
         return None if self._tree.blocker(version_path(path, "")) is None else Left.BLOCKING
 
     def _version(self, file: Surveyed, path: bytes, stamp: str) -> tuple[bytes, bool]:

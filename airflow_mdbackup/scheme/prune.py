@@ -35,7 +35,7 @@ from airflow_mdbackup.scheme.past import Content, Past
 from airflow_mdbackup.scheme.records import write_records
 from airflow_mdbackup.scheme.restore import Selection
 from airflow_mdbackup.scheme.settle import finish_pruning, is_gone, refresh_status, settle, status_or_lost
-from airflow_mdbackup.scheme.tree import Tree, concerns_one_file, is_file, md5_of
+from airflow_mdbackup.scheme.tree import Tree, concerns_one_file, is_file, md5_of, seconds
 
 # Versions that go at a time: few at first, while there is no room for a long history.
 _FIRST, _MOST = 10, 10_000
@@ -198,7 +198,7 @@ def _seen(found: os.stat_result) -> tuple[int, ...]:
 
 def _is_as_it_was(tree: Tree, place: bytes, content: Content, found: os.stat_result) -> bool:
     """Whether a file is what history says, by size and time; where these leave a doubt, by hashing it."""
-    if content.size == found.st_size and content.mtime == int(found.st_mtime):
+    if content.size == found.st_size and content.mtime == seconds(found):
         return True
     if content.size not in (None, found.st_size):
         return False

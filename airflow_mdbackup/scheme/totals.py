@@ -17,14 +17,12 @@ by :func:`counted_anew`.
 from __future__ import annotations
 
 import logging
-import sqlite3
 from collections import Counter
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from operator import add
 from typing import Any, NamedTuple
 
-from airflow_mdbackup.scheme.errors import BackupError
 from airflow_mdbackup.scheme.history import Change, What, commits
 from airflow_mdbackup.scheme.mirror import OLD, Mirror, stamp_in_name
 from airflow_mdbackup.scheme.past import Content, Past
@@ -67,13 +65,12 @@ class Tally:
         """Take in a change that the disk shows by now. What cannot be seen there is not counted.
 
         :param change: as it was written ahead.
-        :raises OSError: no other file can be seen either.
         """
         try:
             self._add(tree, change)
         except OSError as error:
-            if not concerns_one_file(error):
-                raise
+            # No commit fails because of a count: it is made anew when more can be seen.
+            self._is_sure = self._is_sure and concerns_one_file(error)
 
     def _add(self, tree: Tree, change: Change) -> None:
         if change.what in (What.ADDED, What.REPLACED):
@@ -134,9 +131,13 @@ def _moved(tree: Tree, place: bytes) -> tuple[int, int]:
     if is_file(tree.lstat(place)):
         return 1, _size(tree, place)
     inside = b"/" + OLD + b"/"
-    below = [path for path in tree.files_below(place) if inside not in path[len(place) :]]
-    files = [found for found in map(tree.lstat, below) if found is not None and is_file(found)]
-    return len(files), sum(found.st_size for found in files)
+    files = size = 0
+    for path in tree.files_below(place):
+        if inside not in path[len(place) :] and is_file(found := tree.lstat(path)):
+            assert found is not None
+            files += 1
+            size += found.st_size
+    return files, size
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +211,7 @@ def totals_state(mirror: Mirror, status: dict[str, Any], entries: int = 0) -> di
     """
     try:
         return {"totals": totals_now(mirror, status, entries).state(datetime.now(UTC))}
-    except (BackupError, sqlite3.Error, OSError) as error:
+    except Exception as error:
         log.warning("What %s takes on the disk is not known: %s", mirror.dest, error)
         return {}
 

@@ -31,9 +31,27 @@ _ZEROS = bytes(_HOLE)
 def not_followed(path: str, flags: int) -> int:
     """Open a file for :func:`open`, as its ``opener``, unless a symlink has that name.
 
+    One that root makes belongs to whoever has the directory; see :func:`give_to_owner`.
+
     :raises OSError: ELOOP.
     """
-    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+    descriptor = os.open(path, flags | os.O_NOFOLLOW, 0o666)
+    if flags & os.O_CREAT:
+        give_to_owner(descriptor, os.path.dirname(path))
+    return descriptor
+
+
+def give_to_owner(descriptor: int, directory: str) -> None:
+    """Give an open file of root's to the owner of its directory, who has to use it when root is done.
+
+    Not one with another name: whoever may write to the directory might have linked it there from elsewhere.
+    """
+    if os.geteuid() != 0:
+        return
+    file, owner = os.fstat(descriptor), os.stat(directory or ".")
+    if file.st_uid == 0 != owner.st_uid and file.st_nlink == 1:
+        with suppress(PermissionError):  # a root that may not, as in some containers
+            os.fchown(descriptor, owner.st_uid, owner.st_gid)
 
 
 class Blocked(OSError):
@@ -80,6 +98,13 @@ class Tree:
         self._missing = b"//"
         while self._kept:
             os.close(self._kept.popitem()[1])
+
+    def _forget(self, directory: bytes) -> None:
+        """Close the descriptor of one directory, which has just been taken away, if it is kept."""
+        if directory == self._last[0]:
+            self._last = b"", self._root
+        if (descriptor := self._kept.pop(directory, None)) is not None:
+            os.close(descriptor)
 
     def sync(self) -> None:
         """Bring all that was written to this filesystem onto its disk; see :func:`syncfs`."""
@@ -140,10 +165,7 @@ class Tree:
             raise Blocked(path, stat.S_ISLNK(mode)) from None
         self._kept[path] = descriptor
         if len(self._kept) > self.KEPT:
-            oldest, unused = self._kept.popitem(last=False)
-            if oldest == self._last[0]:
-                self._last = b"", self._root
-            os.close(unused)
+            self._forget(next(iter(self._kept)))
         return descriptor
 
     def lstat(self, path: bytes) -> os.stat_result | None:
@@ -200,13 +222,62 @@ class Tree:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
         return descriptor
 
-    def files_below(self, directory: bytes) -> list[bytes]:
-        """Return the paths of what is no directory below ``directory``, as the file system spells them."""
-        return [
-            directory + folder[1:] + b"/" + name
-            for folder, _, names, _ in os.fwalk(b".", dir_fd=self._directory(directory, create=False))
-            for name in names
-        ]
+    def files_below(self, directory: bytes = b"") -> Iterator[bytes]:
+        """Yield the paths of what is no directory below ``directory``, as the file system spells them.
+
+        What cannot be looked at is left out.
+
+        :raises OSError: nothing else can be looked at either.
+        """
+        return (path for path, is_directory in self._below(directory) if not is_directory)
+
+    def remove_below(self, directory: bytes = b"") -> None:
+        """Take away all that lies below ``directory``, which stays.
+
+        :raises OSError: something resists, or somebody adds to it. The rest is still there.
+        """
+        for path, is_directory in self._below(directory):
+            parent, name = self._parent(path)
+            if is_directory:
+                os.rmdir(name, dir_fd=parent)
+                self._forget(path)
+            else:
+                os.unlink(name, dir_fd=parent)
+
+    def _below(self, directory: bytes) -> Iterator[tuple[bytes, bool]]:
+        """Yield what lies below ``directory``, behind what lies below that, and whether it is a directory.
+
+        Without recursion, and without a descriptor for each level: a provider may nest two thousand. Paths
+        of directories to come are kept as names in their parents, or else many with a long one fill memory.
+        """
+        ahead: list[tuple[bytes, list[bytes]]] = []
+        folder = directory
+        while True:
+            files, folders = self._listed(folder)
+            yield from ((folder + b"/" + name, False) for name in files)
+            ahead.append((folder, folders))
+            while not ahead[-1][1]:
+                folder, _ = ahead.pop()
+                if not ahead:
+                    return
+                yield folder, True
+            parent, names = ahead[-1]
+            folder = parent + b"/" + names.pop()
+
+    def _listed(self, directory: bytes) -> tuple[list[bytes], list[bytes]]:
+        """Return the names of what is no directory in ``directory``, and of the directories in it.
+
+        There are none where it cannot be listed.
+        """
+        names: tuple[list[bytes], list[bytes]] = [], []
+        try:
+            with os.scandir(self._directory(directory, create=False)) as entries:
+                for entry in entries:
+                    names[entry.is_dir(follow_symlinks=False)].append(os.fsencode(entry.name))
+        except OSError as error:
+            if not concerns_one_file(error):
+                raise
+        return names
 
     def names_in(self, directory: bytes) -> list[bytes]:
         """Return the names in a directory; none if it is not there."""
@@ -315,7 +386,7 @@ class Tree:
             if not concerns_one_file(error):
                 raise
             return False
-        self.forget_directories()
+        self._forget(directory)
         return True
 
 
@@ -375,9 +446,25 @@ class Folder:
             os.unlink(name, dir_fd=self.descriptor)
 
 
+def remove_tree(directory: os.PathLike[str]) -> None:
+    """Take a directory away with all that lies below it, however deep that is nested. What resists stays."""
+    with suppress(OSError):
+        with Tree(directory) as tree:
+            tree.remove_below()
+        os.rmdir(directory)
+
+
 def is_file(status: os.stat_result | None) -> bool:
     """Whether a regular file stands there."""
     return status is not None and stat.S_ISREG(status.st_mode)
+
+
+def seconds(status: os.stat_result) -> int:
+    """Return when a file was written last, in whole Unix seconds, rounded down; negative before 1970.
+
+    ``st_mtime`` is a float, which rounds a time that is far away up.
+    """
+    return status.st_mtime_ns // 10**9
 
 
 def concerns_one_file(error: OSError) -> bool:

@@ -43,7 +43,7 @@ from airflow_mdbackup.scheme.prune import let_go
 from airflow_mdbackup.scheme.records import Damaged, read_header, write_state
 from airflow_mdbackup.scheme.restore import Selection
 from airflow_mdbackup.scheme.threads import TreePerThread, spread
-from airflow_mdbackup.scheme.tree import Tree, concerns_one_file, md5_of
+from airflow_mdbackup.scheme.tree import Tree, concerns_one_file, md5_of, seconds
 
 _MOST_TOLD = 10  # damaged places that the error names
 _MOST_PATHS = 100  # that a run can be limited to
@@ -109,10 +109,8 @@ def unknown(mirror: Mirror, past: Past) -> Iterator[Verified]:
     :param past: all of it.
     """
     past.note_places()
-    root = os.fsencode(mirror.files)
-    for folder, _, names in os.walk(root):
-        for name in names:
-            place = folder[len(root) :] + b"/" + name
+    with mirror.tree() as tree:
+        for place in tree.files_below():
             if not past.has_place(place):
                 yield Verified(place, Found.UNKNOWN)
 
@@ -153,7 +151,7 @@ class _Reader:
             self._wait(size)
         except OSError as error:  # which is not of the file that is read
             raise DestinationRefused(
-                f"the limit cannot be kept: {error.filename}: {error.strerror}"
+                f"the limit cannot be kept: {error.filename}: {error.strerror}. Remove that file"
             ) from error
 
 
@@ -190,7 +188,7 @@ def _now(mirror: Mirror, content: Content) -> list[Content]:
 
 def _judge(content: Content, status: os.stat_result) -> Found:
     """Return what is wrong with a file that has other bytes."""
-    as_it_was = content.size in (None, status.st_size) and content.mtime in (None, int(status.st_mtime))
+    as_it_was = content.size in (None, status.st_size) and content.mtime in (None, seconds(status))
     return Found.ROTTEN if as_it_was and stat.S_ISREG(status.st_mode) else Found.CHANGED
 
 

@@ -8,7 +8,8 @@ import shutil
 import socket
 import subprocess
 import tempfile
-from contextlib import chdir, nullcontext
+from contextlib import chdir
+from datetime import UTC, datetime
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -17,12 +18,13 @@ from typing import Any
 import pytest
 
 from airflow_mdbackup.cli.commands import main
-from airflow_mdbackup.scheme.adopt import Left, Source, Survey, adopt
+from airflow_mdbackup.scheme.adopt import _UPSERT, Left, Source, Survey, Surveyed, _row, adopt
 from airflow_mdbackup.scheme.errors import DestinationRefused
 from airflow_mdbackup.scheme.history import What, commits, pending
 from airflow_mdbackup.scheme.index import read_entries
 from airflow_mdbackup.scheme.mirror import Mirror
 from airflow_mdbackup.scheme.past import Past
+from airflow_mdbackup.scheme.tree import Tree
 from airflow_mdbackup.scheme.verify import Found, unknown, verify
 
 from ..torture import LONG
@@ -255,20 +257,56 @@ def test_what_goes_while_a_tree_is_looked_at_is_told(
         pair.put(name, b"1")
     copy = rsynced(pair, tmp_path)
     pair.build_index()
-    scandir = os.scandir
+    names_in = Tree.names_in
 
-    def list_first(folder: bytes) -> Any:
-        with scandir(folder) as found:
-            entries = list(found)
-        if folder == os.fsencode(copy):
+    def list_first(tree: Tree, folder: bytes) -> list[bytes]:
+        names = names_in(tree, folder)
+        if b"b" in names:
             (copy / "b").unlink()
-        return nullcontext(entries)
+        return names
 
     with monkeypatch.context() as patch:
-        patch.setattr(os, "scandir", list_first)
+        patch.setattr(Tree, "names_in", list_first)
         terminal.run("adopt", "--tree", copy, "--at", pair.a, status=WRONG)
     assert "1 not adopted, moving" in terminal.told
     assert set(pair.index_b()) == {pair.path("a")}
+
+
+@pytest.mark.parametrize("year", [1902, 1969, 2263, 2446, 3000])
+def test_files_of_any_date_are_adopted_and_backed_up_from_then_on(
+    pair: Pair, terminal: Terminal, tmp_path: Path, year: int
+) -> None:
+    """In nanoseconds they need more than 63 bits from 2262 on, and are negative before 1970."""
+    pair.put("kept", b"1")
+    pair.put("changed", b"1")
+    copy = rsynced(pair, tmp_path)
+    seconds = int(datetime(year, 6, 1, tzinfo=UTC).timestamp())
+    for name in ("kept", "changed"):
+        os.utime(copy / name, ns=(0, seconds * 10**9 + 999_999_999))
+    modified = (copy / "kept").stat().st_mtime_ns  # as the file system takes it
+    pair.put("changed", b"2")
+    pair.build_index()
+    terminal.run("adopt", "--tree", copy, "--at", pair.a)
+    (adopted,) = pair.history()
+    assert {change.mtime for change in adopted} == {modified // 10**9}
+    assert pair.backup().outcomes == {"pulled": 1}
+    assert pair.live("kept").stat().st_mtime_ns == modified and pair.versions("changed") == [b"1"]
+    check_sound(pair)
+    with Past(pair.mirror) as past:
+        pair.live("kept").write_bytes(b"?")
+        os.utime(pair.live("kept"), ns=(0, modified))
+        found = verify(pair.mirror, past, past.contents())
+        assert [each.found for each in found if each.place == pair.path("kept")] == [Found.ROTTEN]
+
+
+def test_no_number_of_a_file_is_too_large_for_the_table_of_a_survey() -> None:
+    """Some network file systems have inodes that use all 64 bits."""
+    file = Surveyed(b"/a", 0, 2**64 - 1, 2**63 - 1, -(2**70), 2**70, 0o644)
+    with Survey([]) as survey:
+        for path in (b"/a", b"/b"):
+            survey._table.execute(_UPSERT, _row(file._replace(path=path)))
+        assert list(survey.found()) == [file, file._replace(path=b"/b")]
+        assert survey.size == 2**64
 
 
 def test_a_backup_is_not_adopted_again(pair: Pair, terminal: Terminal, tmp_path: Path) -> None:

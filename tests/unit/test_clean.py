@@ -210,16 +210,16 @@ def test_task_that_waits_for_a_run_while_it_is_taken_away_is_told_so(
     monkeypatch.setattr(clean_module, "_RUNS", 0)
     seen: list[object] = []
 
-    def rmtree(folder: Path, **options: object) -> None:
+    def remove_tree(folder: Path) -> None:
         if run.folder.name in folder.name:
             try:
                 pair.archive(run)
             except RunIncomplete as error:
                 seen.append(error)
-        really(folder, **options)
+        really(folder)
 
-    really = clean_module.shutil.rmtree
-    monkeypatch.setattr(clean_module.shutil, "rmtree", rmtree)
+    really = clean_module.remove_tree
+    monkeypatch.setattr(clean_module, "remove_tree", remove_tree)
     assert pair.backup().failed == 0
     assert len(seen) == 1 and "clear its task fetch_index" in str(seen[0])
     assert not run.folder.exists()
