@@ -28,6 +28,11 @@ _BROKEN = (
     *(errno.EIO, errno.EUCLEAN, errno.EBADMSG, errno.ENODEV, errno.ENXIO, errno.EREMOTEIO),
     *(errno.ESTALE, errno.ENOTCONN, errno.EHOSTDOWN, errno.ETIMEDOUT),  # of network and FUSE file systems
 )
+_MISTAKEN = {
+    errno.EISDIR: "is a directory, where the backup has a file. (Docker makes a directory where a file that"
+    " it is to mount is missing.)",
+    errno.ENOTDIR: "is no directory, where the backup has one.",
+}
 _FILES = (errno.EMFILE, errno.ENFILE)
 
 
@@ -97,6 +102,11 @@ def in_words(error: OSError, provider: str, dest: Path) -> BackupError | None:
             f"{provider}: {socket.gethostname()} has no memory left for {dest}: {error}. Give it more, or "
             "run fewer tasks at once; a retry, or else the next run, goes on from there."
         )
+    if number in _MISTAKEN:
+        return DestinationRefused(
+            f"{provider}: {_name(error)} on {socket.gethostname()} {_MISTAKEN[number]} Move it away; a "
+            "retry, or else the next run, goes on from there."
+        )
     if number in _DENIED:
         return DestinationRefused(
             f"{provider}: {dest} cannot be used by {_user()} on {socket.gethostname()}: {error.strerror}: "
@@ -126,4 +136,5 @@ def _give(dest: Path) -> str:
 
 
 def _name(error: OSError) -> str:
-    return os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else str(error.filename)
+    name = error.filename if error.filename2 is None else error.filename2  # the target, of a rename
+    return os.fsdecode(name) if isinstance(name, str | bytes) else str(name)

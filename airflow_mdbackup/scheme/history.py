@@ -13,7 +13,6 @@ that commit first (see :func:`.settle.settle`).
 
 from __future__ import annotations
 
-import os
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -104,8 +103,4 @@ def last(mirror: Mirror) -> dict[str, Any]:
 
 
 def _files(mirror: Mirror, suffix: str) -> list[Path]:
-    try:
-        names = os.listdir(mirror.history)
-    except FileNotFoundError:  # as on a disk that was rescued in part
-        return []
-    return [mirror.history / name for name in sorted(names) if name.endswith(suffix)]
+    return [mirror.history / name for name in mirror.names_in_history() if name.endswith(suffix)]

@@ -52,6 +52,7 @@ from airflow_mdbackup.scheme.tree import (
     Tree,
     concerns_one_file,
     fsync_directory,
+    give_to_owner,
     not_followed,
     rename_if_free,
     write_all,
@@ -213,6 +214,13 @@ class Mirror:
                     "Put a directory there; to keep the backup elsewhere, change dest."
                 )
 
+    def set_up_at(self) -> str:
+        """Return when ``dest`` was set up, as a stamp: no commit was before, unless hands changed its marker.
+
+        :raises FileNotFoundError: it was not.
+        """
+        return stamp_of_file(self._marker)
+
     def is_set_up(self) -> bool:
         """Whether ``dest`` holds a backup, whosever it is.
 
@@ -285,6 +293,7 @@ class Mirror:
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         file = os.open(self._state / "order", flags, 0o600)
         try:
+            give_to_owner(file, str(self._state))
             fcntl.flock(file, fcntl.LOCK_EX)
             known = os.pread(file, _ORDER_DIGITS, 0)
             last = int(known) if len(known) == _ORDER_DIGITS and known.isdigit() else self._last_order()
@@ -306,10 +315,7 @@ class Mirror:
 
     def last_commit(self) -> str:
         """Return the stamp of the last commit that changed anything, finished or not, or an empty text."""
-        names = os.listdir(self.history) if self.history.exists() else []
-        return max(
-            (stamp_in_name(name) for name in names if name.endswith((".jsonl", ".pending"))), default=""
-        )
+        return max(map(stamp_in_name, self.names_in_history()), default="")
 
     # --- files --------------------------------------------------------------------------------------
 
@@ -373,10 +379,21 @@ class Mirror:
         """Return the name of the history file of a commit."""
         return self.history / f"{stamp}_{_encoded(run_id)}.jsonl"
 
+    def names_in_history(self) -> list[str]:
+        """Return the names of the files of history, also of commits that are not finished, oldest first.
+
+        What else lies there, such as a copy that somebody made, is none of them.
+        """
+        try:
+            names = os.listdir(self.history)
+        except FileNotFoundError:  # as on a disk that was rescued in part
+            return []
+        return sorted(filter(_HISTORY.fullmatch, names))
+
     def has_committed(self, run: Run) -> bool:
         """Whether a commit of ``run`` has changed anything, or has begun to."""
         ending = self.history_path("", run.run_id).name  # if its directory has been taken away since
-        is_told = any(name.endswith(ending) for name in os.listdir(self.history))
+        is_told = any(name.endswith(ending) for name in self.names_in_history())
         return run.done.exists() or run.used.exists() or is_told
 
     def read_status(self) -> dict[str, Any]:
@@ -784,6 +801,12 @@ def displaced(place: bytes) -> tuple[bytes, list[Displaced]] | None:
 
 _VERSION = re.compile(rb"(.+)\.([0-9]{8}T[0-9]{6}\.[0-9]{6}Z)(?:\.[0-9]+)?", re.DOTALL)
 _SHORTENED = re.compile(rb"(.+)~([0-9a-f]{12})", re.DOTALL)
+
+
+# As history_path and whoever writes ahead name them.
+_HISTORY = re.compile(
+    r"[0-9]{8}T[0-9]{6}\.[0-9]{6}Z_[A-Za-z0-9.-]*-[0-9a-f]{12}\.jsonl(?:\.pending)?", re.ASCII
+)
 
 
 def _known_by(name: bytes) -> bytes:

@@ -556,8 +556,8 @@ def _moved(place: bytes, source: bytes, target: bytes) -> bytes:
 
 
 def _digest(index: Path) -> str:
-    """Return the digest of an index; an empty text if it is not there."""
+    """Return the digest of an index; an empty text if it is not there, or is no file."""
     try:
-        return digest(index)
+        return digest(index) if index.is_file() else ""
     except FileNotFoundError:
         return ""

@@ -62,6 +62,7 @@ from airflow_mdbackup.scheme.tree import (
     is_file,
     md5_of,
     not_followed,
+    seconds,
 )
 
 log = logging.getLogger(__name__)
@@ -76,7 +77,7 @@ def consumer_index(mirror: Mirror, target: Path) -> Path | None:
 
     :raises ConsumerIndexDamaged: it is not well formed, or incomplete.
     """
-    if not mirror.index.exists():
+    if not _is_there(mirror, mirror.index):
         return None
     if digest(mirror.index) == last(mirror).get("after"):
         return mirror.index
@@ -92,14 +93,32 @@ def index_to_look_at(mirror: Mirror, target: Path) -> Path | None:
     :raises ConsumerIndexDamaged: see :func:`consumer_index`.
     """
     index = mirror.committed if any(pending(mirror)) else mirror.index
-    return _read_strictly(mirror, index, target) if index.exists() else None
+    return _read_strictly(mirror, index, target) if _is_there(mirror, index) else None
 
 
-def _read_strictly(mirror: Mirror, index: Path, target: Path) -> Path:
-    ways_out = (
+def _is_there(mirror: Mirror, index: Path) -> bool:
+    """Whether there is an index.
+
+    :raises ConsumerIndexDamaged: something else than a file has its name.
+    """
+    if index.exists() and not index.is_file():
+        what = "is a directory" if index.is_dir() else "is no regular file"
+        raise ConsumerIndexDamaged(
+            f"{mirror.provider}: the consumer index {index} {what}. (Docker makes a directory where a "
+            f"file that it is to mount is missing.) Remove that. {_ways_out(mirror)}"
+        )
+    return index.exists()
+
+
+def _ways_out(mirror: Mirror) -> str:
+    return (
         f"Nothing was changed. Either restore it ({mirror.committed} is what the last commit wrote), or "
         "delete it: then all files are copied again, and versions stay."
     )
+
+
+def _read_strictly(mirror: Mirror, index: Path, target: Path) -> Path:
+    ways_out = _ways_out(mirror)
     try:
         summary = canonicalise(index, target, name=f"{mirror.provider}: consumer index {index}")
     except MalformedIndex as error:
@@ -143,10 +162,10 @@ def present_index(mirror: Mirror, target: Path) -> Path | None:
 
     :param target: where it is written.
     """
-    index = mirror.committed if any(pending(mirror)) or not mirror.index.exists() else mirror.index
+    index = mirror.committed if any(pending(mirror)) or not mirror.index.is_file() else mirror.index
     for path in (index, mirror.committed):
         try:
-            if path.exists() and canonicalise(path, target, name=str(path)).complete:
+            if path.is_file() and canonicalise(path, target, name=str(path)).complete:
                 return target
         except MalformedIndex as error:
             log.warning("%s", error)
@@ -160,7 +179,7 @@ def is_canonical(index: Path, target: Path) -> bool:
     """
     try:
         return (
-            index.exists()
+            index.is_file()
             and canonicalise(index, target, name=str(index)).complete
             and digest(index) == digest(target)
         )
@@ -236,7 +255,7 @@ def _take_up(mirror: Mirror, path: Path, target: Path) -> None:
 
 def _is_index(path: Path, known: str | None) -> bool:
     """Whether an index is there, and the one with this digest."""
-    return path.exists() and digest(path) == known
+    return path.is_file() and digest(path) == known
 
 
 def _as_found(mirror: Mirror, path: Path) -> Iterator[Entry]:
@@ -578,7 +597,7 @@ def _give_attributes(target: bytes | int, directory: int | None, change: Change)
     # Who adopts a file need not be its owner, and its time may be finer than seconds.
     if change.mode is not None and stat.S_IMODE(now.st_mode) != permissions(change.mode):
         os.chmod(target, permissions(change.mode), dir_fd=directory)
-    if change.mtime is not None and now.st_mtime_ns // 10**9 != change.mtime:
+    if change.mtime is not None and seconds(now) != change.mtime:
         os.utime(target, (change.mtime, change.mtime), dir_fd=directory)
 
 

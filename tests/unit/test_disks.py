@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 
+from airflow_mdbackup.cli.commands import main
 from airflow_mdbackup.scheme import tree as tree_module
 from airflow_mdbackup.scheme.errors import (
     DestinationBroken,
@@ -28,6 +29,8 @@ from airflow_mdbackup.scheme.errors import (
     RunIncomplete,
     WorkerExhausted,
 )
+from airflow_mdbackup.scheme.history import commits
+from airflow_mdbackup.scheme.limit import Limiter
 from airflow_mdbackup.scheme.mirror import Mirror, Run
 from airflow_mdbackup.scheme.pull import pull
 from airflow_mdbackup.scheme.restore import Came, Selection, restore, state_of
@@ -601,6 +604,52 @@ def test_files_in_a_directory_of_somebody_else_fail_alone(cases: Cases) -> None:
 
 
 # --- too many open files ----------------------------------------------------------------------------
+
+
+@only_root
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["verify", "--limit", "1GB"],
+        ["verify", "--fraction", "1/2"],
+        ["forget", "*"],
+        ["rebuild"],
+        ["prune", "--keep-last", "1", "--yes"],
+    ],
+)
+def test_what_a_command_of_root_makes_in_a_dest_belongs_to_its_owner(words: list[str]) -> None:
+    """Or else the tasks cannot use it afterwards, as they use the file that keeps a limit."""
+    with pair_of_nobody() as pair:
+        for content in (b"1", b"2", b"3"):
+            os.chmod(pair.put("file", content), 0o644)
+            pair.backup()
+        if words == ["rebuild"]:
+            commits(pair.mirror)[1].unlink()
+        folder = pair.mirror.dest.parent
+        give(folder, *folder.rglob("*"))
+        before = os.umask(0o077)
+        try:
+            assert main([*words, "--dest", str(pair.mirror.dest)]) == 0
+        finally:
+            os.umask(before)
+        assert [path for path in folder.rglob("*") if path.stat().st_uid != NOBODY] == []
+        os.chmod(pair.put("file", b"4"), 0o644)
+        pair.build_index()
+        as_nobody(lambda: pair.finish(pair.prepare()))
+        as_nobody(lambda: main(["verify", "--limit", "1GB", "--dest", str(pair.mirror.dest)]) and os._exit(1))
+        assert pair.live("file").read_bytes() == b"4"
+
+
+@only_root
+def test_a_file_that_is_linked_into_a_dest_is_not_given_away(tmp_path: Path) -> None:
+    """Who owns the directory might have linked root's file there."""
+    secret, linked = tmp_path / "secret", tmp_path / "of nobody" / "verifying"
+    secret.write_bytes(b"")
+    linked.parent.mkdir()
+    os.link(secret, linked)
+    give(linked.parent)
+    Limiter(linked, lambda: 10**9)(1)
+    assert secret.stat().st_uid == 0
 
 
 @only_root
