@@ -7,9 +7,10 @@
     judged   path by path: what must have happened in a gap, by what was before it, versions, and what follows
     written  a file of history for each stamp that was found, and one before them for what was there by then
 
-When a version was displaced is exact. What was added is taken to be there from the beginning of its gap, and
-what went from the provider to be there until its end, so that a restore brings too much rather than too
-little. A damaged file stays, under a name that ends in ``.damaged``; its readable lines stay in force.
+When a version was displaced is exact. What was added is taken to be there from the beginning of its gap (of
+the first one: since ``dest`` was set up), and what went from the provider to be there until its end, so that
+a restore brings too much rather than too little. A damaged file stays, under a name that ends in
+``.damaged``; its readable lines stay in force.
 
 What this does not give: what left no trace, such as a file that came and went within a gap; versions whose
 names had to be shortened.
@@ -45,7 +46,7 @@ from airflow_mdbackup.scheme.past import Gap, Moment, Past
 from airflow_mdbackup.scheme.progress import Pace
 from airflow_mdbackup.scheme.records import Damaged, read_header, read_records, write_records
 from airflow_mdbackup.scheme.settle import index_to_look_at, is_canonical, present_index, settle
-from airflow_mdbackup.scheme.tree import Tree, concerns_one_file, fsync_directory, is_file, md5_of
+from airflow_mdbackup.scheme.tree import Tree, concerns_one_file, fsync_directory, is_file, md5_of, seconds
 from airflow_mdbackup.scheme.verify import unknown
 
 log = logging.getLogger(__name__)
@@ -213,7 +214,7 @@ class _Rebuilding:
                 raise
             log.warning("%s: %s cannot be read: %s", self._mirror.provider, to_text(place), error.strerror)
             return None
-        return md5, status.st_size, int(status.st_mtime), stat.S_IMODE(status.st_mode)
+        return md5, status.st_size, seconds(status), stat.S_IMODE(status.st_mode)
 
     # --- judged -------------------------------------------------------------------------------------
 
@@ -314,7 +315,7 @@ class _Rebuilding:
         :param listed: the md5 that it had in the index before, and ``expected`` behind the gap.
         :param live: the file that has its name now, if nothing else happened to it since.
         """
-        facts = (live.st_size, int(live.st_mtime), stat.S_IMODE(live.st_mode)) if live else (None, None, None)
+        facts = (live.st_size, seconds(live), stat.S_IMODE(live.st_mode)) if live else (None, None, None)
         since = _BEGIN
         for version, following in zip_longest(versions, versions[1:]):
             # What the commit itself displaced, of which a part is lost, did not come with it.
@@ -383,9 +384,10 @@ class _Rebuilding:
             return gap.after
         if gap.after:
             return stamp_beside(gap.after, 1)
-        if first or gap.before:
-            return stamp_beside(first or gap.before, -1)
-        return stamp_of_file(self._mirror.index)
+        known = first or gap.before
+        latest = stamp_beside(known, -1) if known else stamp_of_file(self._mirror.index)
+        # What came with the first commits was there at some moment since then.
+        return min(self._mirror.set_up_at(), latest)
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Return how many changes of each kind there are, by stamp."""

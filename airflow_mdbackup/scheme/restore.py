@@ -277,11 +277,15 @@ def _moment(past: Past, as_of: datetime | OfRun | None) -> Moment:
     if moment is None:
         finished = [moment for moment in past.moments if moment.finished]
         first = f"the first one was at {in_words(finished[0].time)}" if finished else "history knows of none"
+        if finished and finished[0].rebuilt:
+            first += ", and its history was lost and told anew: what was there before is in it"
         if past.has_imported:
             first += "; of what was imported, only the versions are known (`mdbackup versions`)"
         if past.problems:
             first += "; history is missing or damaged: `mdbackup rebuild` tells it anew, by what is left"
-        raise NoSuchMoment(f"there was no backup yet at {when:%Y-%m-%d %H:%M:%S %z}: {first}")
+        is_sure = not past.problems and not (finished and finished[0].rebuilt)
+        there_was = "there was no backup yet at" if is_sure else "no backup is known of"
+        raise NoSuchMoment(f"{there_was} {when:%Y-%m-%d %H:%M:%S %z}: {first}")
     return moment
 
 

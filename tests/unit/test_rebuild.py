@@ -6,6 +6,7 @@ import os
 import random
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -132,6 +133,33 @@ def test_rebuilt_history_is_gone_on_with(pair: Pair, tmp_path: Path) -> None:
         assert all(pair.mirror.tree().has_file(content.places[0]) for content in held)
     status, _, said = mdbackup("restore", "--dest", str(pair.mirror.dest), "--to", str(tmp_path / "back"))
     assert status == 0 and "4 restored" in said
+
+
+def test_a_first_commit_that_was_lost_is_told_from_when_the_backup_was_set_up(
+    pair: Pair, tmp_path: Path
+) -> None:
+    """Else a moment between it and the second is before all backups. Where it is not known, that is told."""
+    pair.put("first", b"1")
+    pair.backup()
+    between = f"{datetime.now(UTC).isoformat()}"
+    pair.put("second", b"2")
+    pair.backup()
+    commits(pair.mirror)[0].unlink()
+    dest = "--dest", str(pair.mirror.dest)
+    words = "restore", *dest, "--as-of", between, "--to", str(tmp_path / "back")
+    status, _, said = mdbackup(*words)
+    assert status == 2 and "no backup is known of" in said and "mdbackup rebuild" in said
+    rebuild(pair.mirror)
+    rebuilt, second = commits(pair.mirror)
+    status, _, said = mdbackup(*words)
+    assert status == 0 and "1 restored" in said and "there may be too much" in said
+    assert list(files_in(tmp_path / "back")) == [pair.path("first")]
+    rebuilt.unlink()
+    os.utime(pair.mirror.dest / ".mdbackup" / "provider-id")  # as where hands have written it
+    rebuild(pair.mirror)
+    status, _, said = mdbackup(*words)
+    assert status == 2 and "no backup is known of" in said and "what was there before is in it" in said
+    assert commits(pair.mirror)[1:] == [second]
 
 
 def states(pair: Pair, stamps: list[str]) -> dict[str, dict[bytes, bytes]]:
