@@ -25,7 +25,7 @@ from airflow_mdbackup.cli.provider_index import (
     provider_of,
     sentence,
 )
-from airflow_mdbackup.cli.suffix import Suffix
+from airflow_mdbackup.cli.suffix import Suffix, suffix_of
 from airflow_mdbackup.config import Provider
 from airflow_mdbackup.scheme.adopt import (
     Left,
@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
     mirror = Mirror(provider.dest, provider.name)
     mirror.check_mount(provider.mount)
     trees = trees_of(args.tree, args.at)
-    suffix = None if args.suffix is None else Suffix(args.suffix)
+    suffix = suffix_of(args)
     try:
         goes_on = is_adopted(mirror)
         if not goes_on:

@@ -110,6 +110,10 @@ _FORMAT = _argument(
     help="json: one object a line, names escaped so that they can be given again (default: text)",
 )
 
+_KEEP_EXTENSION = _argument(
+    "--suffix-keep-extension", action="store_true", help="it stands before the extension, as rclone has it"
+)
+
 COMMANDS = (
     Command(
         "provision",
@@ -337,6 +341,7 @@ COMMANDS = (
             _argument(
                 "--suffix", metavar="FORM", help="files that end so are old versions: leave them to `import`"
             ),
+            _KEEP_EXTENSION,
             _INDEX,
             _argument("--offline", action="store_true", help="do without the provider's index"),
             _argument("--dry-run", action="store_true", help="only tell what would be adopted"),
@@ -368,6 +373,7 @@ COMMANDS = (
             _argument("--at", metavar="PATH", help="DIR, as backupop sees it on A"),
             _argument("--displaced", metavar="TIME", help="when: 2026-11-23T14:00, 'yesterday 14:00'"),
             _argument("--suffix", metavar="FORM", help="only files that end so: .%%Y-%%m-%%d, or ~ and TIME"),
+            _KEEP_EXTENSION,
             _argument("--copy", action="store_true", help="copy the files; DIR stays as it is"),
             _argument("--dry-run", action="store_true", help="only tell what would be imported"),
             _argument("--jobs", metavar="N", type=_count, default=2, help="files at a time (default: 2)"),
@@ -649,7 +655,7 @@ def _parse(words: Sequence[str] | None) -> argparse.Namespace:
         for argument in command.arguments:
             subparser.add_argument(*argument.flags, **argument.options)
         subparser.set_defaults(command=command)
-    arguments, more = parser.parse_known_args(words)
+    arguments, more = parser.parse_known_args(_with_suffix_joined(sys.argv[1:] if words is None else words))
     if len(more) == 1 and not more[0].startswith("-") and getattr(arguments, "directory", "") is None:
         arguments.directory = more.pop()  # it stands behind options
     if more:
@@ -658,6 +664,18 @@ def _parse(words: Sequence[str] | None) -> argparse.Namespace:
             commands.choices[arguments.command.name].error(f"unrecognized arguments: {' '.join(more)}")
         arguments.words += more
     return arguments
+
+
+def _with_suffix_joined(words: Sequence[str]) -> list[str]:
+    """Return the words with ``--suffix -bak`` as ``--suffix=-bak``, or argparse takes -bak for an option."""
+    flags = {flag for command in COMMANDS for argument in command.arguments for flag in argument.flags}
+    joined: list[str] = []
+    for word in words:
+        if joined[-1:] == ["--suffix"] and word.startswith("-") and word not in flags:
+            joined[-1] += f"={word}"
+        else:
+            joined.append(word)
+    return joined
 
 
 def run(command: Command, arguments: argparse.Namespace) -> int:

@@ -10,7 +10,7 @@ from airflow_mdbackup.cli import UsageError
 from airflow_mdbackup.cli.adopt import harm, progress_of, say, tell_left, trees_of
 from airflow_mdbackup.cli.past import tell_stopped
 from airflow_mdbackup.cli.provider_index import provider_of
-from airflow_mdbackup.cli.suffix import Suffix
+from airflow_mdbackup.cli.suffix import suffix_of
 from airflow_mdbackup.scheme.adopt import Left, Source
 from airflow_mdbackup.scheme.disk import amount
 from airflow_mdbackup.scheme.import_versions import Imported, Meaning, import_versions
@@ -77,7 +77,7 @@ def _meaning(args: argparse.Namespace) -> Meaning:
 
     :raises UsageError: it is not told when the files were displaced, or twice.
     """
-    suffix = None if args.suffix is None else Suffix(args.suffix)
+    suffix = suffix_of(args)
     if (suffix is not None and suffix.has_time) == (args.displaced is not None):
         raise UsageError(
             "say once when the files were displaced: by --displaced TIME, or by a --suffix that tells it, "

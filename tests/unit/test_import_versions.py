@@ -367,6 +367,77 @@ def test_a_suffix_tells_of_what_and_when(
         assert found[1][:15] == f"{moment.astimezone(UTC):%Y%m%dT%H%M%S}"
 
 
+@pytest.mark.parametrize(
+    ("form", "path", "cut"),
+    [
+        ("-%Y-%m-%d", b"/a/x-2026-11-20.txt", b"/a/x.txt"),
+        ("-%Y-%m-%d", b"/a/x-2026-11-20.tar.gz", b"/a/x.tar.gz"),
+        ("-%Y-%m-%d", b"/a/x.v1-2026-11-20.gz", b"/a/x.v1.gz"),  # v1 is the extension of nothing
+        ("-%Y-%m-%d", b"/a/x-2026-11-20", b"/a/x"),
+        ("-%Y-%m-%d", b"/a/x-2026-11-20.", b"/a/x."),
+        ("-%Y-%m-%d", b"/a/-2026-11-20.profile", b"/a/.profile"),
+        ("-%Y-%m-%d", b"/a/x-2026-11-19.log-2026-11-20.gz", b"/a/x-2026-11-19.log.gz"),
+        ("-bak", b"/a/x-bak.txt", b"/a/x.txt"),
+        (".%Y-%m-%d", b"/a/x.2026-11-20.txt", b"/a/x.txt"),
+        ("-%Y-%m-%d", b"/a/-2026-11-20", None),
+        ("-%Y-%m-%d", b"/a/x-2026-11-20-txt", None),
+        ("-%Y-%m-%d", b"/a-2026-11-20.d/x", None),
+    ],
+)
+def test_a_suffix_may_stand_before_the_extension(form: str, path: bytes, cut: bytes | None) -> None:
+    """As `rclone --suffix-keep-extension` puts it."""
+    found = Suffix(form, keeps_extension=True).cut(path)
+    assert (None if found is None else found[0]) == cut
+
+
+def test_files_with_a_suffix_before_the_extension_become_versions(
+    pair: Pair, terminal: Terminal, tmp_path: Path
+) -> None:
+    """A suffix that begins with a dash, as all in the manual of rclone do, is a word like any other."""
+    words = "--suffix", "-%Y-%m-%d", "--suffix-keep-extension"
+    pair.put("a.tar.gz", b"live")
+    pair.put("b", b"live")
+    copy = rsynced(pair, tmp_path)
+    pair.build_index()
+    for name in ("a-2026-11-20.tar.gz", "b-2026-11-20"):
+        (copy / name).write_bytes(name.encode())
+    adopted(terminal, tmp_path, *words)
+    assert "2 not adopted, passed over" in terminal.told
+    terminal.run("import", *words, index=False)
+    assert pair.versions("a.tar.gz") == [b"a-2026-11-20.tar.gz"]
+    assert pair.versions("b") == [b"b-2026-11-20"]
+    check_sound(pair)
+
+
+@pytest.mark.parametrize("words", [("--suffix", "-bak"), ("--suffix=-bak",), ("--suffix", "--bak")])
+def test_a_suffix_may_begin_with_a_dash(pair: Pair, terminal: Terminal, words: tuple[str, ...]) -> None:
+    pair.put("a", b"live")
+    pair.backup()
+    name = "a" + words[-1].removeprefix("--suffix=")
+    pair.live(name).write_bytes(b"old")
+    terminal.run("import", *words, *DISPLACED, index=False)
+    assert pair.versions("a") == [b"old"]
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (("--suffix", "--copy"), "expected one argument"),
+        (("--suffix",), "expected one argument"),
+        (("/proc", "--at", "/x", "--suffix-keep-extension", *DISPLACED), "name the suffix, too"),
+    ],
+)
+def test_a_suffix_that_is_missing_is_told(
+    terminal: Terminal, words: tuple[str, ...], why: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        status = main(["import", "srv1", "--providers-file", str(terminal.file), *words])
+    except SystemExit as error:
+        assert isinstance(error.code, int)
+        status = error.code
+    assert status == REFUSED and why in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("form", ["", "a/b", ".%q", "%"])
 def test_what_is_no_suffix_is_refused(form: str) -> None:
     with pytest.raises(UsageError):
