@@ -91,7 +91,7 @@ def test_an_index_that_is_no_file_is_told_with_the_ways_out(
     check_sound(pair)
 
 
-@pytest.mark.parametrize("name", ["status.json", "provider-id", "stamp", "committed.md5", "upcoming.md5"])
+@pytest.mark.parametrize("name", ["status.json", "provider-id", "order", "committed.md5", "upcoming.md5"])
 def test_a_directory_in_place_of_a_file_of_ours_is_told_with_its_name(pair: Pair, name: str) -> None:
     """Or is of no account, as a lost copy of the index is; when it is gone, all is as before."""
     pair.put("file", b"1")
