@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import paramiko
 from paramiko.common import MSG_CHANNEL_OPEN, MSG_CHANNEL_REQUEST
 
+from airflow_mdbackup.hooks.bounded import BoundedTransport
 from airflow_mdbackup.hooks.provider import ProviderHook
 from airflow_mdbackup.scheme.names import to_text
 
@@ -35,7 +36,7 @@ class Unanswered(Exception):
     """The server gave no answer from which anything can be told; the printable message says what happened."""
 
 
-class _Transport(paramiko.Transport):
+class _Transport(BoundedTransport):
     """A transport that asks for the ways to log in before the first is tried, and keeps the server's remarks.
 
     On the very connection that logs in a moment later, because servers may punish one that never does
@@ -44,6 +45,10 @@ class _Transport(paramiko.Transport):
     :ivar remarks: the texts of its debug messages (RFC 4253, section 11.3), in which OpenSSH says why it
         refuses. They come before the refusal itself.
     """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.set_log_channel(_LOG)
 
     offered: tuple[str, ...] | None = None
     remarks: tuple[bytes, ...] = ()
@@ -88,29 +93,8 @@ _LOG = "airflow_mdbackup.account.transport"
 logging.getLogger(_LOG).setLevel(logging.CRITICAL)
 
 
-class _Client(paramiko.SSHClient):
-    def connect(self, *args: Any, **kwargs: Any) -> None:
-        self.set_log_channel(_LOG)
-        kwargs["transport_factory"] = _Transport
-        super().connect(*args, **kwargs)
-
-
-_making_clients = threading.Lock()
-
-
-@contextmanager
-def _clients_that_ask() -> Iterator[None]:
-    """Make SSHHook use our client, which it offers no other way for.
-
-    Somebody else's client, made in this moment by another thread, merely asks one question more.
-    """
-    with _making_clients:
-        usual = paramiko.SSHClient
-        paramiko.SSHClient = _Client  # type: ignore[misc]
-        try:
-            yield
-        finally:
-            paramiko.SSHClient = usual  # type: ignore[misc]
+class _Hook(ProviderHook):
+    transport_class = _Transport
 
 
 class Account:
@@ -122,9 +106,8 @@ class Account:
     """
 
     def __init__(self, conn_id: str) -> None:
-        self.hook = ProviderHook(conn_id)
-        with _clients_that_ask():
-            transport = self.hook.get_conn().get_transport()
+        self.hook = _Hook(conn_id)
+        transport = self.hook.get_conn().get_transport()
         assert isinstance(transport, _Transport)
         self.transport = transport
         # Whatever paramiko waits for then, ends.

@@ -18,6 +18,13 @@ from airflow.providers.ssh.hooks.ssh import SSHHook
 from airflow.sdk.exceptions import AirflowException, AirflowNotFoundException
 from paramiko.ssh_exception import IncompatiblePeer
 
+from airflow_mdbackup.hooks.bounded import (
+    BoundedTransport,
+    Overrun,
+    ToldChannel,
+    clients_with,
+    raise_for_overrun,
+)
 from airflow_mdbackup.hooks.ssh_program import SshChannel, program_for
 from airflow_mdbackup.provider_side import STOP, Done, IndexRequest
 from airflow_mdbackup.provider_side.conversation import Conversation
@@ -25,12 +32,18 @@ from airflow_mdbackup.scheme.errors import AccessRefused, ConnectionLost, NotOnP
 from airflow_mdbackup.scheme.names import to_text
 from airflow_mdbackup.scheme.sftp import PATIENCE, WINDOW, Reader
 
+_LONGEST = 4096  # characters of what paramiko or asyncssh logs
+
 
 class Printable(logging.Filter):
-    """Keeps a server's own words, which paramiko and asyncssh log as they come, from acting on a terminal."""
+    """Keeps a server's own words, which paramiko and asyncssh log as they come, from acting on a terminal.
+
+    Nor do they fill the log: a greeting may be of any size.
+    """
 
     def filter(self, record: logging.LogRecord) -> bool:
-        record.msg, record.args = to_text(record.getMessage().encode("utf-8", "backslashreplace")), ()
+        said = record.getMessage()[:_LONGEST]
+        record.msg, record.args = to_text(said.encode("utf-8", "backslashreplace")), ()
         return True
 
 
@@ -54,7 +67,10 @@ class ProviderHook(SSHHook):
     :param conn_id: the Airflow connection.
     :param stall_timeout: seconds that an SFTP transfer may be silent. In five times as many, and at least
         five minutes, more than a trickle must come.
+    :cvar transport_class: of paramiko's transport, by which it connects.
     """
+
+    transport_class: type[BoundedTransport] = BoundedTransport
 
     def __init__(self, conn_id: str, *, stall_timeout: float = 60.0) -> None:
         try:
@@ -166,12 +182,12 @@ class ProviderHook(SSHHook):
         The only way to a preference that holds from the first key exchange is to disable the other ciphers.
         """
         if self.client is not None or self.ciphers or (self.disabled_algorithms or {}).get("ciphers"):
-            return super().get_conn()
+            return self._connected()
         asked = self.disabled_algorithms
         others = [name for name in _known_ciphers() if name not in _FAST]
         self.disabled_algorithms = {**(asked or {}), "ciphers": others}
         try:
-            return super().get_conn()
+            return self._connected()
         except IncompatiblePeer as error:
             if "ciphers" not in str(error):
                 raise
@@ -179,9 +195,17 @@ class ProviderHook(SSHHook):
             self.disabled_algorithms = asked
             # A proxy command is of use for one connection only, and SSHHook keeps it.
             self.__dict__.pop("host_proxy", None)
-            return super().get_conn()
+            return self._connected()
         finally:
             self.disabled_algorithms = asked
+
+    def _connected(self) -> paramiko.SSHClient:
+        if self.client is not None:  # no more than a look at it, unless it has broken
+            transport = self.client.get_transport()
+            if transport is not None and transport.is_active():
+                return self.client
+        with clients_with(self.transport_class):
+            return super().get_conn()
 
     def _session(self, window: int | None = None) -> paramiko.Channel:
         transport = self.get_conn().get_transport()
@@ -246,14 +270,15 @@ class ProviderHook(SSHHook):
             with _at_most(_CONNECT, channel):
                 channel.invoke_subsystem(self.subsystem)
         except _BROKEN as error:
-            if not self._alive(channel) or time.monotonic() - asked >= _CONNECT:
+            overrun = isinstance(error, Overrun)
+            if overrun or not self._alive(channel) or time.monotonic() - asked >= _CONNECT:
                 raise ConnectionLost(f"no SFTP server answered: {_said(error)}") from error
             raise NotOnProvider(
                 f"connection {self.ssh_conn_id}: the server does not start the subsystem {self.subsystem!r} "
                 f"({_said(error)}). Check `Subsystem` in its sshd_config, and the connection's extra "
                 "subsystem."
             ) from error
-        return Reader(channel, patience=self._patience)
+        return Reader(ToldChannel(channel), patience=self._patience)
 
     # --- the index account --------------------------------------------------------------------------
 
@@ -303,6 +328,7 @@ class ProviderHook(SSHHook):
                     continue
                 data = b""
             if not data:
+                raise_for_overrun(channel)
                 # A server ends the output before the channel. And where the connection breaks, paramiko ends
                 # the channels first, while it still says that it is alive.
                 if channel.exit_status == -1 and not (channel.eof_received and self._alive(channel)):

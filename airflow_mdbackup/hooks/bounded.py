@@ -1,0 +1,154 @@
+"""A paramiko connection whose server can fill neither our memory nor the task's log.
+
+paramiko grants a server a window and takes whatever comes; it reads packets and greetings of any size, and
+logs each message that it does not know. Here each of these ends the connection with :class:`Overrun`::
+
+    more data on a channel than its window has left           RFC 4254, section 5.2
+    a packet, or lines before the version, that are too large RFC 4253, sections 4.2 and 6.1; OpenSSH's limits
+    more to log than a server has to say
+
+What this does not give: a server may keep the processor busy with messages that mean nothing, until the
+caller's patience ends.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+import paramiko
+from paramiko.common import MSG_CHANNEL_DATA, MSG_CHANNEL_EXTENDED_DATA
+
+_PACKET = (256 << 10) + 1024  # bytes; we ask for at most 32 KiB of data in one
+_GREETING = 64 << 10  # bytes before the server's version
+_LINES = 100  # that one connection may log; an honest one has a handful, an audit some dozens
+_STDERR = 1
+
+
+class Overrun(paramiko.SSHException):
+    """The server sent more than it may, which has ended the connection."""
+
+
+class _Packetizer(paramiko.Packetizer):  # type: ignore[name-defined]
+    _greeting = 0
+
+    def read_all(self, n: int, check_rekey: bool = False) -> Any:
+        if n > _PACKET:
+            raise Overrun(f"the server sent a packet of {n:,} bytes, more than SSH allows")
+        return super().read_all(n, check_rekey)
+
+    def _read_timeout(self, timeout: float) -> Any:
+        data = super()._read_timeout(timeout)
+        self._greeting += len(data)
+        if self._greeting > _GREETING:
+            raise Overrun(f"the server sent {self._greeting:,} bytes and no version of SSH")
+        return data
+
+
+def _feed(channel: Any, message: paramiko.Message) -> None:
+    """Take in data as ``Channel._feed`` does, if the window has room for them."""
+    data = message.get_binary()
+    _check_window(channel, len(data))
+    channel._feed(data)
+
+
+def _feed_extended(channel: Any, message: paramiko.Message) -> None:
+    """Take in standard error, likewise. paramiko would log each message of any other kind."""
+    kind, size = message.get_int(), len(message.get_binary())
+    if kind != _STDERR:
+        raise Overrun(f"the server sent data of a kind that nobody knows ({kind})")
+    _check_window(channel, size)
+    message.rewind()
+    message.get_int()  # the channel's number
+    channel._feed_extended(message)
+
+
+def _check_window(channel: Any, size: int) -> None:
+    # What is read and not granted again yet is no room either.
+    used = len(channel.in_buffer) + len(channel.in_stderr_buffer) + channel.in_window_sofar
+    if used + size > channel.in_window_size:
+        raise Overrun(
+            f"the server sent more than the window that it was granted, {channel.in_window_size:,} bytes"
+        )
+
+
+class BoundedTransport(paramiko.Transport):
+    """A transport that ends with :class:`Overrun` where its server sends more than it may."""
+
+    _channel_handler_table: ClassVar = {
+        **paramiko.Transport._channel_handler_table,  # type: ignore[attr-defined]
+        MSG_CHANNEL_DATA: _feed,
+        MSG_CHANNEL_EXTENDED_DATA: _feed_extended,
+    }
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._lines = 0
+        super().__init__(*args, **{"packetizer_class": _Packetizer, **kwargs})
+
+    def _log(self, level: int, msg: Any, *args: Any) -> None:
+        if level > logging.DEBUG:
+            self._lines += 1
+            if self._lines == _LINES:
+                raise Overrun(f"the server sent {_LINES} messages that are unknown, or out of place")
+            if self._lines > _LINES:  # where paramiko logs that it ends, which our caller says better
+                return
+        super()._log(level, msg, *args)  # type: ignore[misc]
+
+
+_making_clients = threading.Lock()
+
+
+@contextmanager
+def clients_with(transport: type[BoundedTransport]) -> Iterator[None]:
+    """Make SSHHook connect by ``transport``, which it offers no other way for.
+
+    Somebody else's client, made in this moment by another thread, is merely bounded too.
+    """
+
+    class Client(paramiko.SSHClient):
+        def connect(self, *args: Any, **kwargs: Any) -> None:
+            super().connect(*args, **{"transport_factory": transport, **kwargs})
+
+    with _making_clients:
+        usual = paramiko.SSHClient
+        paramiko.SSHClient = Client  # type: ignore[misc]
+        try:
+            yield
+        finally:
+            paramiko.SSHClient = usual  # type: ignore[misc]
+
+
+class ToldChannel:
+    """What a reader needs of a channel; where the server has overrun us, its end says so.
+
+    :param channel: a session of a :class:`BoundedTransport`.
+    """
+
+    def __init__(self, channel: paramiko.Channel) -> None:
+        self._channel = channel
+
+    def sendall(self, data: bytes) -> None:
+        try:
+            self._channel.sendall(data)
+        except OSError:
+            raise_for_overrun(self._channel)
+            raise
+
+    def recv(self, size: int) -> bytes:
+        data = self._channel.recv(size)
+        if not data:
+            raise_for_overrun(self._channel)
+        return data
+
+
+def raise_for_overrun(channel: paramiko.Channel) -> None:
+    """Say why a channel has ended, if its server has overrun us.
+
+    :raises EOFError: it has.
+    """
+    error = channel.get_transport().saved_exception
+    if isinstance(error, Overrun):
+        raise EOFError(str(error)) from error
