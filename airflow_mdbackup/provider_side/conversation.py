@@ -49,6 +49,11 @@ SILENT_FOR = 180.0  # seconds; it says something every 5, and every 60 where it 
 
 _SHOWN = 20  # lines of each kind of a provider's output that are shown
 _LINE = 8192  # bytes that one line of output may have
+# What a command may write, whatever it is, and more for each second: an indexer says something every 5.
+_LINES = 10_000
+_BYTES = 16 << 20
+_LINES_A_SECOND = 1
+_BYTES_A_SECOND = 16 << 10
 
 
 class Log(Protocol):
@@ -78,7 +83,9 @@ class Conversation:
         self.begun = False
         self.answered = False
         self.reached = (0, 0)
-        self._heard = time.monotonic()  # when the other side last made sense
+        self._began = self._heard = time.monotonic()  # when the other side last made sense
+        self._lines = 0  # that came
+        self._bytes = 0
         self._request = request
         self._where = where
         self._log = log
@@ -97,8 +104,14 @@ class Conversation:
     def patience(self) -> float:
         """Return the seconds for which to wait for more.
 
-        :raises ConnectionLost: it has been waited for long enough. Lines that mean nothing do not count.
+        :raises ConnectionLost: it has been waited for long enough, or the other side has written far more
+            than an indexer does. Lines that mean nothing do not count.
         """
+        if self._is_too_much():
+            flood = f"wrote {self._lines:,} lines and {self._bytes:,} bytes, far more than an indexer does"
+            said = f": {' / '.join(self._stray)[:500]}" if self._stray else ""
+            who = "the other side" if self.begun else "nothing answers there as an indexer does: the command"
+            raise ConnectionLost(f"{self._where}: {who} {flood}{said}")
         left = self._heard + (SILENT_FOR if self.begun else READY_WITHIN) - time.monotonic()
         if left > 0:
             return left
@@ -111,15 +124,33 @@ class Conversation:
         )
 
     def hear(self, data: bytes) -> bytes:
-        """Take in output of the other side, and return what to send to it."""
+        """Take in output of the other side, and return what to send to it.
+
+        What is too much is not looked at; :meth:`patience` then says so.
+        """
+        self._lines += data.count(b"\n")
+        self._bytes += len(data)
+        if self._is_too_much():
+            return b""
         *lines, self._rest = (self._rest + data).split(b"\n")
         self._rest = self._rest[-_LINE:]
         return b"".join(map(self._answer, lines))
+
+    def _is_too_much(self) -> bool:
+        """Whether the other side has written so much that it is no indexer, or means ill."""
+        seconds = max(0.0, time.monotonic() - self._began)
+        return (
+            self._lines > _LINES + seconds * _LINES_A_SECOND
+            or self._bytes > _BYTES + seconds * _BYTES_A_SECOND
+        )
 
     def _answer(self, line: bytes) -> bytes:
         line = line.rstrip(b"\r")
         if not self.begun:  # a greeting need not have ended its line
             line = line[max(0, line.rfind(b"mdbackup ready ")) :]
+        if not line.startswith(b"mdbackup "):
+            self._show(line)
+            return b""
         report = parse_report(line.decode("ascii", "backslashreplace"))
         if report is not None and (self.begun or isinstance(report, Ready)):
             self.answered = True
@@ -148,10 +179,15 @@ class Conversation:
             self._inform("Joined on the provider: %s", report.text)
         elif isinstance(report, Note):
             self._inform("The provider: %s", report.text)
-        elif (stray := to_text(line)) and len(self._stray) < _SHOWN:
+        else:
+            self._show(line)
+        return b""
+
+    def _show(self, line: bytes) -> None:
+        """Log the first of the lines that are no report, as a login shell's greeting is none."""
+        if len(self._stray) < _SHOWN and (stray := to_text(line)):
             self._stray.append(stray)
             self._log.info("The provider says: %s", stray)
-        return b""
 
     def _warn(self, message: str, *values: str) -> None:
         self._warned += 1

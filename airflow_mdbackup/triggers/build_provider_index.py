@@ -28,7 +28,7 @@ _LOST = (ConnectionLost, asyncssh.Error, OSError, EOFError)
 _TRIES = 6  # connections in a row that come to nothing: ...
 _LASTING = 300.0  # ... no further than those before, and broken before so many seconds
 _STOPPING = 10.0  # seconds that a build gets to stop
-_BLOCK = 65536
+_BLOCK = 16384  # bytes of output to look at before other triggers get their turn
 _pause = asyncio.sleep
 
 Result = TypeVar("Result")
@@ -174,6 +174,8 @@ class BuildProviderIndexTrigger(BaseTrigger):
                 process.stdin.write(answer)
             if stop and conversation.begun:
                 process.stdin.write(STOP)
+            # What has arrived already is read without waiting, and all triggers share this loop.
+            await asyncio.sleep(0)
         # Its output has ended; a server that then tells no status has none to tell.
         with suppress(TimeoutError):
             async with asyncio.timeout(_CONNECT):

@@ -18,7 +18,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -470,6 +470,57 @@ def test_trigger_gives_up_where_nothing_comes_of_it(
     assert event["error"] == "ConnectionLost"
     assert event["message"].count("connection index") == 1
     assert len(impatient) == 2
+
+
+@pytest.mark.parametrize("line", [b"\n", b"mdbackup progress files=1 bytes=1 hashed=1 seconds=1\n"])
+def test_flood_of_lines_leaves_other_triggers_their_turns(
+    impatient: list[float], monkeypatch: pytest.MonkeyPatch, set_connection: SetConnection, line: bytes
+) -> None:
+    """Each piece that is looked at costs them one turn, and there are few before the trigger gives up."""
+    looked_at: list[int] = []
+    turns: list[int] = []
+    hear = conversation.Conversation.hear
+
+    def heard(self: conversation.Conversation, data: bytes) -> bytes:
+        looked_at.append(len(turns))
+        return hear(self, data)
+
+    monkeypatch.setattr(conversation.Conversation, "hear", heard)
+
+    async def flood(process: asyncssh.SSHServerProcess[bytes]) -> None:
+        process.stdout.write(b"mdbackup ready request\n")
+        await process.stdin.readline()
+        with suppress(asyncssh.Error, OSError):
+            while True:
+                process.stdout.write(DONE.replace("done", "progress").encode() + line * (65536 // len(line)))
+                await process.stdout.drain()
+
+    class Open(asyncssh.SSHServer):
+        def begin_auth(self, username: str) -> bool:
+            return False
+
+    async def other() -> None:
+        while True:
+            turns.append(1)
+            await asyncio.sleep(0)
+
+    async def go() -> dict[str, Any]:
+        key = asyncssh.generate_private_key("ssh-ed25519")
+        options: dict[str, Any] = {"server_host_keys": [key], "process_factory": flood, "encoding": None}
+        async with asyncssh.listen("127.0.0.1", 0, server_factory=Open, **options) as server:
+            host_key = " ".join(key.export_public_key().decode().split()[:2])
+            connection = {"conn_type": "ssh", "host": "127.0.0.1", "port": server.get_port(), "login": "x"}
+            set_connection("index", connection | {"extra": {"host_key": host_key}})
+            beside = asyncio.create_task(other())
+            try:
+                return await fire_within(trigger(IndexRequest(b"/", (b"/a",), b"/i", id="1")), 60)
+            finally:
+                beside.cancel()
+
+    event = asyncio.run(go())
+    assert (event["error"], "far more than an indexer does" in event["message"]) == ("ConnectionLost", True)
+    assert len(impatient) == 2
+    assert len(set(looked_at)) == len(looked_at), "two pieces were looked at in one turn"
 
 
 def test_trigger_goes_on_while_each_connection_gets_further(

@@ -142,6 +142,59 @@ def test_provider_that_talks_without_end_fills_no_log(
     assert len(caplog.messages) == 1
 
 
+@pytest.mark.parametrize(
+    "flood",
+    [
+        *(b"\n", b"\r\n", b"x\n", b"mdbackup\n", b"mdbackup note x\n", b"mdbackup unreadable /a: b\n"),
+        *(
+            b"mdbackup ready request\n",
+            b"mdbackup progress files=1 bytes=1 hashed=1 seconds=1\n",
+            b"\0" * 8192,
+        ),
+    ],
+)
+@pytest.mark.parametrize("begun", [False, True])
+def test_output_that_never_ends_is_not_looked_at(
+    conversation: Conversation, monkeypatch: pytest.MonkeyPatch, flood: bytes, begun: bool
+) -> None:
+    """Progress in between, which prolongs our patience, helps it nothing."""
+    looked_at = 0
+
+    def answer(line: bytes) -> bytes:
+        nonlocal looked_at
+        looked_at += 1
+        return understood(line)
+
+    understood = conversation._answer
+    monkeypatch.setattr(conversation, "_answer", answer)
+    progress = b"mdbackup progress files=1 bytes=1 hashed=1 seconds=1\n"
+    if begun:
+        conversation.hear(b"mdbackup ready request\n")
+    block = progress + flood * (65536 // len(flood))
+    for _ in range(300):
+        conversation.hear(block)
+        conversation.hear(DONE)
+    assert looked_at <= 10_100
+    words = r"wrote [\d,]+ lines and [\d,]+ bytes, far more than an indexer does"
+    with pytest.raises(ConnectionLost, match=f"connection index: .*{words}"):
+        conversation.patience()
+    assert conversation.hear(b"mdbackup ready request\n") == b""
+
+
+def test_build_of_many_days_may_say_all_that_it_has_to_say(
+    conversation: Conversation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every five seconds, after a long greeting."""
+    now = time.monotonic()
+    monkeypatch.setattr("airflow_mdbackup.provider_side.conversation.time.monotonic", lambda: now)
+    conversation.hear(b"Welcome!\n" * 5000 + b"mdbackup ready request\n")
+    for number in range(20_000):
+        now += 5
+        conversation.hear(b"mdbackup progress files=%d bytes=1 hashed=1 seconds=1\n" % number)
+        assert conversation.patience() > 179
+    assert conversation.reached == (19_999, 1)
+
+
 def test_indexer_that_ends_without_a_result_is_worth_a_retry(conversation: Conversation) -> None:
     """It ran, so that nothing is wrong with the account: somebody killed it, or memory was short."""
     conversation.hear(b"mdbackup ready request\nmdbackup progress files=1 bytes=1 hashed=1 seconds=5\n")
