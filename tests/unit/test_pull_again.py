@@ -10,6 +10,7 @@ import re
 import struct
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 import pytest
 
 from airflow_mdbackup.scheme import pull as pull_module
+from airflow_mdbackup.scheme import seen as seen_module
 from airflow_mdbackup.scheme import settle as settle_module
 from airflow_mdbackup.scheme import sftp as sftp_module
 from airflow_mdbackup.scheme import tree as tree_module
@@ -110,6 +112,29 @@ def test_seen_never_takes_for_new_what_came_before_and_hardly_ever_the_reverse()
     seen = Seen(20_000)
     md5s = [md5(b"%d" % number) for number in range(20_000)]
     assert sum(map(seen.comes_again, md5s)) < 20
+    assert all(map(seen.comes_again, md5s))
+
+
+def test_memory_of_seen_is_bounded_however_much_is_to_come() -> None:
+    """Space is judged by it in a pull, whose memory does not grow with the number of files."""
+    tracemalloc.start()
+    try:
+        seen = [Seen(number) for number in (40_000_000, 10**12)]
+        assert tracemalloc.get_traced_memory()[1] < len(seen) * (33 << 20)
+    finally:
+        tracemalloc.stop()
+    assert not any(each.comes_again(md5(b"1")) for each in seen)
+    assert all(each.comes_again(md5(b"1")) for each in seen)
+
+
+def test_seen_that_is_overfull_still_takes_nothing_for_new_that_came_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As with 40 million things, of which it takes one in 100 for another."""
+    monkeypatch.setattr(seen_module, "_MOST", 1 << 17)
+    seen = Seen(20_000)
+    md5s = [md5(b"%d" % number) for number in range(20_000)]
+    assert sum(map(seen.comes_again, md5s)) < 600
     assert all(map(seen.comes_again, md5s))
 
 
