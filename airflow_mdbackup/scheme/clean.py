@@ -1,7 +1,8 @@
-"""What runs leave behind is taken away, by count and age. Never live files, versions or history.
+"""What runs leave behind is taken away, by count, size and age. Never live files, versions or history.
 
 A run's directory is of use until the run is finished, or can only be superseded because a run with a newer
 provider index was committed. Then it stays for a while, so that people can look at it and clear its tasks.
+The last one that was finished stays whatever its size.
 Staged files go by age alone, since any run may need them.
 """
 
@@ -20,17 +21,25 @@ from airflow_mdbackup.scheme.tree import Tree, remove_tree
 log = logging.getLogger(__name__)
 
 _RUNS = 10  # finished runs whose directories are kept
+_INDEXES = 2  # times the size of the index that each of them may have, on average; and
+_SMALL = 1 << 20  # bytes for all of them, however small that is
 _SECONDS = 14 * 86400.0
 
 
 def clean(mirror: Mirror, tree: Tree) -> None:
     """Take away what is no longer of use. Needs the lock. What resists is left for the next time."""
     with _left_for_next_time("What earlier runs left"):
-        finished = 0
+        finished = size = 0
+        most = (
+            max(_SMALL, _RUNS * _INDEXES * mirror.index.stat().st_size) if mirror.index.exists() else _SMALL
+        )
         for changed, run in mirror.out_of_use():
             done = run.done.exists()
-            finished += done
-            if (done and finished > _RUNS) or time.time() - changed > _SECONDS:
+            if done:
+                finished += 1
+                size += run.size()
+            too_many = finished > _RUNS or (finished > 1 and size > most)
+            if (done and too_many) or time.time() - changed > _SECONDS:
                 with _left_for_next_time(f"The directory {run.folder} of an earlier run"):
                     _take_away(run, tree)
         for folder in mirror.removed_runs():

@@ -648,6 +648,14 @@ class Run:
         with _locked(self.folder / "space.lock", what, "a shard", LOCK_WAIT):
             yield
 
+    def size(self) -> int:
+        """Return the bytes of the files in the run's directory, in which a cleared task may be at work."""
+        size = 0
+        for path in self.folder.iterdir():
+            with suppress(FileNotFoundError):
+                size += path.lstat().st_size
+        return size
+
     def remove(self) -> None:
         """Take the run's directory out of sight, in one step; its files can go then, one by one."""
         self.folder.rename(self.folder.with_name(f"{_REMOVED}{self.folder.name}-{_now()}"))

@@ -1,13 +1,16 @@
 """Files of records: a header line and one JSON line per record, written whole or not at all.
 
-A record is a :class:`Record` with fields of ``bytes`` (stored as text by :func:`.names.to_text`), ``str``,
-``int``, ``bool``, or None. The header says ``format`` and ``kind``; a newer format is refused.
+A record is a :class:`Record` with fields of ``bytes``, ``str``, ``int``, ``bool``, or None. Bytes are stored
+as text by :func:`.names.to_text`. Where that would be more than twice as long, they are ``\\\\=`` and base64: a
+control byte takes five bytes of JSON, and no provider's names should take much more room than others.
+The header says ``format`` and ``kind``; a newer format is refused.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
+from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from pathlib import Path
@@ -22,6 +25,7 @@ from airflow_mdbackup.scheme.tree import fsync_directory, not_followed
 
 FORMAT = 1
 _BUFFER = 1 << 18
+_BASE64 = "\\="  # no text of to_text has that
 _TEXT: dict[Any, Any] = {bytes: str, bytes | None: str | None}  # as what bytes are stored
 
 
@@ -37,7 +41,7 @@ _from_json = msgspec.json.Decoder().decode
 def encode(record: Record) -> bytes:
     """Return a record as one line of JSON, without its line end."""
     values = msgspec.structs.astuple(record)
-    texts = [to_text(value) if type(value) is bytes else value for value in values]
+    texts = [_text(value) if type(value) is bytes else value for value in values]
     return _to_json(_stored(type(record))[0](*texts))
 
 
@@ -50,8 +54,21 @@ def decode(kind: type[R], line: bytes) -> R:
     values = list(msgspec.structs.astuple(read(line)))
     for position in binary:
         if values[position] is not None:
-            values[position] = from_text(values[position])
+            values[position] = _bytes(values[position])
     return kind(*values)
+
+
+def _text(value: bytes) -> str:
+    text = to_text(value)
+    if len(text) > 2 * len(value):
+        return _BASE64 + b64encode(value).decode()
+    return text
+
+
+def _bytes(text: str) -> bytes:
+    if text.startswith(_BASE64):
+        return b64decode(text[len(_BASE64) :], validate=True)
+    return from_text(text)
 
 
 @cache

@@ -93,6 +93,19 @@ def test_old_run_directories_go_by_age(pair: Pair) -> None:
     assert not folder.exists()
 
 
+def test_old_run_directories_go_by_size(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last finished one stays, however large, so that its tasks can be cleared."""
+    monkeypatch.setattr(clean_module, "_SMALL", 0)
+    for number in range(4):
+        pair.put("alpha", b"%d" % number)
+        pair.build_index()
+        run = pair.prepare()
+        (run.folder / "large").write_bytes(bytes(100_000))
+        pair.finish(run)
+        assert list(run.folder.parent.iterdir()) == [run.folder]
+    assert pair.finish(run).failed == 0 and pair.commit(run).failed == 0
+
+
 def test_staged_files_go_by_age_alone(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     """Any run may need them."""
     pair.mirror.claim()

@@ -627,6 +627,45 @@ def test_crumbs_behind_a_hole_take_no_more_memory_than_the_window(cases: Cases) 
         assert isinstance(answer, Fetched) and answer.md5 == digest(bytes(size))
 
 
+# --- what a run leaves on the disk ------------------------------------------------------------------
+
+
+def _kept(pair: Pair) -> tuple[float, float]:
+    """Return how many times the index all runs, and all history, take on the disk."""
+    sizes = [
+        sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        for folder in (pair.mirror.run("x").folder.parent, pair.mirror.history)
+    ]
+    return sizes[0] / index_file(pair).stat().st_size, sizes[1] / index_file(pair).stat().st_size
+
+
+def _back_up_long_names(pair: Pair, byte: bytes, content: bytes) -> tuple[float, float]:
+    for number in range(60):
+        pair.put(b"/".join([byte * (200 // len(byte))] * 4) + b"/%03d" % number, b"%d " % number + content)
+    assert pair.backup(may_trip=True).failed == 0
+    return _kept(pair)
+
+
+@pytest.mark.parametrize("byte", [b"\1", b"\n", b"\\", b"\xff", "\u202e".encode(), b'"'], ids=ascii)
+def test_names_of_odd_bytes_take_no_more_room_in_records_than_others(
+    pair: Pair, tmp_path: Path, cases: Cases, byte: bytes
+) -> None:
+    """A byte would be five as an escape: 20 times the index with each run, and ten times with each commit."""
+    (tmp_path / "ordinary").mkdir()
+    other = Pair(tmp_path / "ordinary")
+    try:
+        with cases.one():
+            for content in (b"one", b"two"):
+                odd = _back_up_long_names(pair, byte, content)
+                usual = _back_up_long_names(other, b"x" * len(byte), content)
+                assert odd[0] < 2 * usual[0] and odd[1] < 2 * usual[1]
+            assert set(pair.index_b()) == set(pair.index_a())
+            check_sound(pair)
+    finally:
+        for server in other.servers:
+            server.stop()
+
+
 # --- what people get to see -------------------------------------------------------------------------
 
 WORDS = b"::endgroup:: \x1b[2J\x1b]0;owned\x07\x9b31m\r\n"
