@@ -1,8 +1,8 @@
 """Files of records: a header line and one JSON line per record, written whole or not at all.
 
 A record is a :class:`Record` with fields of ``bytes``, ``str``, ``int``, ``bool``, or None. Bytes are stored
-as text by :func:`.names.to_text`. Where that would be more than twice as long, they are ``\\\\=`` and base64: a
-control byte takes five bytes of JSON, and no provider's names should take much more room than others.
+as text by :func:`.names.to_text`. Where that would be more than twice as long, they are ``\\\\=`` and base64:
+a control byte takes five bytes of JSON, and no provider's names should take much more room than others.
 The header says ``format`` and ``kind``; a newer format is refused.
 """
 
