@@ -6,6 +6,8 @@ nothing. Here the second lock is taken away first, and then one setting after th
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 from collections.abc import Iterator
@@ -40,11 +42,9 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProvisionedSer
         (server.root / "srv/www/alpha").write_text("content of alpha\n")
         server.start_sshd()
         script = folder / "script.sh"
-        with pytest.MonkeyPatch.context() as output:
-            printed: list[str] = []
-            output.setattr("sys.stdout.write", lambda text: printed.append(text), raising=False)
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
             assert main(["provision", "web", "--bind", "/srv/www:/backups", "--host", "127.0.0.1"]) == 0
-        script.write_text("".join(printed))
+        script.write_text(printed.getvalue())
         ran = server.run_script(script.read_text())
         assert (ran.returncode, ran.stderr) == (0, "")
         for name, connection in connections(ran.stdout).items():
