@@ -213,6 +213,7 @@ def provider_dag(provider: Provider) -> DAG:
             sftp_conn_id=provider.sftp_conn_id,
             stall_timeout=provider.stall_timeout,
             bandwidth_limit=provider.bandwidth_limit,
+            max_file_size=provider.max_file_size,
             source=list(provider.source),
             execution_timeout=timeouts.pull_changed,
             max_active_tis_per_dag=provider.shards,

@@ -299,6 +299,15 @@ class Provider(BaseModel):
         ),
         examples=["500MB"],
     )
+    max_file_size: Size | None = Field(
+        default=None,
+        description=(
+            "A file on the provider that is larger than this fails, by itself: all others are backed up, and"
+            " the run says so. `null`: any size. Without it, a file that does not fit on the disk of `dest`"
+            " fails likewise, but all that fits before it comes first."
+        ),
+        examples=["100GB"],
+    )
     dest: PathBelowRoot = Field(
         description=(
             "The directory on the Airflow worker that receives the backup. No other provider may have the"

@@ -38,6 +38,7 @@ class PullChanged(BackupOperator):
     :param stall_timeout: how long the connection may be silent.
     :param bandwidth_limit: what all tasks that pull into ``dest`` may receive together: a rate such as
         ``20MB``, or hours and rates as in the configuration; None for no limit.
+    :param max_file_size: how many bytes a file may have; a larger one fails, and no other for it. None: any.
     :param source: what lineage names as that from which the files come: the paths that the provider is
         configured to index.
     """
@@ -53,6 +54,7 @@ class PullChanged(BackupOperator):
         shard: Mapping[str, int],
         stall_timeout: timedelta = timedelta(seconds=60),
         bandwidth_limit: BandwidthLimit | str | Mapping[str, Any] | Sequence[Any] | None = None,
+        max_file_size: int | None = None,
         source: Sequence[str] = ("/",),
         **kwargs: Any,
     ) -> None:
@@ -61,6 +63,7 @@ class PullChanged(BackupOperator):
         self.shard = shard
         self.stall_timeout = stall_timeout
         self.bandwidth_limit = None if bandwidth_limit is None else parse_bandwidth_limit(bandwidth_limit)
+        self.max_file_size = max_file_size
         self.source = source
 
     def execute(self, context: Context) -> dict[str, Any]:
@@ -75,7 +78,7 @@ class PullChanged(BackupOperator):
                 self._hook = stack.enter_context(provider_hook(self.sftp_conn_id, self.stall_timeout))
                 return self._hook.reader(throttle, run.round_trip)
 
-            summary = pull(mirror, run, self.shard["shard"], connect)
+            summary = pull(mirror, run, self.shard["shard"], connect, self.max_file_size)
         context[PULLED] = megabytes(summary.transferred)  # type: ignore[literal-required]
         tell_pull(self.provider, summary)
         if self._hook is not None:

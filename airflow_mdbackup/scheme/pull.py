@@ -36,6 +36,7 @@ from enum import StrEnum
 from functools import partial
 
 from airflow_mdbackup.scheme.diff import Item, Plan, read_plan
+from airflow_mdbackup.scheme.disk import amount
 from airflow_mdbackup.scheme.errors import BackupError, DestinationBusy, DestinationFull
 from airflow_mdbackup.scheme.mirror import LOCK_WAIT, Mirror, Run
 from airflow_mdbackup.scheme.names import to_text
@@ -53,6 +54,7 @@ log = logging.getLogger(__name__)
 _SHOWN = 50  # paths that the log names
 _REMEMBERED = 50_000  # md5s of staged content
 _LONGEST = 1e9  # seconds that are told to be left
+_MAKE_ROOM = "free some, enlarge the disk, or exclude it; all else is backed up"
 _WAITING = 20_000  # results that may wait for one before them, so that memory stays bounded
 
 
@@ -126,10 +128,17 @@ class PullSummary:
         self.outcomes[outcome.value] = self.outcomes.get(outcome.value, 0) + 1
 
 
-def pull(mirror: Mirror, run: Run, shard: int, connect: Callable[[], Reader]) -> PullSummary:
+def pull(
+    mirror: Mirror,
+    run: Run,
+    shard: int,
+    connect: Callable[[], Reader],
+    max_file_size: int | None = None,
+) -> PullSummary:
     """Bring the content of the items of one shard into staging, and write what became of each.
 
     :param connect: gives a reader; only called if something has to come from the provider.
+    :param max_file_size: bytes; what is larger fails, and no other file for it.
     :raises ConnectionLost: the connection broke; results of what was done are written.
     :raises DestinationFull: the disk has too little room for the run, and nothing was changed; or it became
         full on the way, and what is staged stays.
@@ -144,7 +153,7 @@ def pull(mirror: Mirror, run: Run, shard: int, connect: Callable[[], Reader]) ->
         run.shard_lock(shard, mirror.provider),
         _others_left_alone(),
     ):
-        return _pull(mirror, run, shard, read_plan(run), connect)
+        return _pull(mirror, run, shard, read_plan(run), connect, max_file_size)
 
 
 @contextmanager
@@ -160,9 +169,17 @@ def _others_left_alone() -> Iterator[None]:
         gc.unfreeze()
 
 
-def _pull(mirror: Mirror, run: Run, shard: int, plan: Plan, connect: Callable[[], Reader]) -> PullSummary:
+def _pull(
+    mirror: Mirror,
+    run: Run,
+    shard: int,
+    plan: Plan,
+    connect: Callable[[], Reader],
+    max_file_size: int | None,
+) -> PullSummary:
     started = time.monotonic()
-    puller = _Puller(mirror, run, shard, plan, committed_since(mirror, run, shard, plan), connect)
+    committed = committed_since(mirror, run, shard, plan)
+    puller = _Puller(mirror, run, shard, plan, committed, connect, max_file_size)
     items = read_records(run.pulls(shard), Item)
     try:
         with RecordWriter[Result](run.results(shard), plan=plan.digest) as writer:
@@ -214,6 +231,7 @@ class _Puller:
         plan: Plan,
         committed: Committed,
         connect: Callable[[], Reader],
+        max_file_size: int | None = None,
     ) -> None:
         self.summary = PullSummary()
         self.error: Exception | None = None
@@ -230,7 +248,11 @@ class _Puller:
         self._arriving = run.arriving(shard)
         self._provider_time = plan.provider_time
         self._connect = connect
-        self._make_sure_of_room = partial(make_sure_of_room, mirror, run, plan, committed, self._connected)
+        self._max_file_size = max_file_size
+        self._make_sure_of_room = partial(
+            make_sure_of_room, mirror, run, plan, committed, self._connected, max_file_size
+        )
+        self._no_room: dict[bytes, int] = {}  # md5s of what does not fit, with what it needs in bytes
         self._total = sum(plan.shards[shard : shard + 1])
         self._reader: Reader | None = None
         self._slots: deque[_Slot] = deque()
@@ -250,7 +272,7 @@ class _Puller:
         """Yield the result of each item in order; at the end all that they tell of is durable."""
         pairs = zip(items, earlier, strict=False)
         try:
-            self._make_sure_of_room()
+            self._no_room = self._make_sure_of_room()
             yield from self._run(pairs)
         except DestinationFull:
             raise  # nothing was begun, and what an earlier try told still holds
@@ -332,6 +354,8 @@ class _Puller:
         elif (item.adopt or earlier) and (live := self._adoptable(item)):
             self._spared += 1
             slot.result = live
+        elif (lacks := self._no_room.get(item.md5)) is not None:
+            slot.result = _failed(item, f"there is no room for its {amount(lacks)}: {_MAKE_ROOM}")
         elif item.source and self._copied(item):
             self._have(slot, Outcome.COPIED)
         else:
@@ -459,8 +483,11 @@ class _Puller:
         self._connected().submit(Wanted(slot.item.path, slot.item.md5, partial(self._part, slot), slot))
 
     def _part(self, slot: _Slot, attributes: Attributes) -> Part | None:
-        """Return where a large file goes; None if another task writes it, or has just written it."""
+        """Return where a large file goes; None if it is too large, or another task writes it, or just has."""
         if slot.part is None:
+            slot.odd = self._too_large(attributes.size)
+            if slot.odd is not None:
+                return None
             try:
                 descriptor = self._staging.lock_part(slot.item.md5)
             except OSError as error:
@@ -484,6 +511,13 @@ class _Puller:
                         f"{slot.part.position / 1e6:,.1f} MB",
                     )
         return slot.part
+
+    def _too_large(self, size: int | None) -> str | None:
+        """Return why a file of this size may not come; None if it may."""
+        most = self._max_file_size
+        if most is None or size is None or size <= most:
+            return None
+        return f"it has {amount(size)}, more than the allowed {amount(most)} (max_file_size)"
 
     def _waits(self, slot: _Slot) -> bool:
         """Whether another task is still at the content of an item.
@@ -515,7 +549,9 @@ class _Puller:
             if fetched.md5 != md5 and (slot.first is None or (part is not None and part.resumed)):
                 self._fetch_again(slot, fetched)
                 return
-            if fetched.md5 == md5:
+            if (too_large := self._too_large(fetched.size)) is not None:  # small, or it grew meanwhile
+                slot.result = _failed(slot.item, too_large)
+            elif fetched.md5 == md5:
                 self._stage(slot, fetched)
             else:
                 slot.result = self._judge(slot, fetched)
@@ -590,8 +626,25 @@ class _Puller:
         elif slot.probed:
             slot.probed = False
             self._submit(slot)
+        elif (why := self._two_of_one_md5(slot, stated.attributes)) is not None:
+            slot.result = _failed(slot.item, why)
         else:
             slot.result = _arrived(slot, stated.attributes, slot.staged and slot.staged.st_size)
+
+    def _two_of_one_md5(self, slot: _Slot, attributes: Attributes | None) -> str | None:
+        """Return why content that is here is not that of a file with its md5; None if it may be.
+
+        One that changed since the index was built may have any size.
+        """
+        if attributes is None or slot.staged is None or attributes.size in (None, slot.staged.st_size):
+            return None
+        if attributes.mtime is None or attributes.mtime >= self._provider_time:
+            return None
+        here = slot.staged.st_size
+        return (
+            f"it has {attributes.size:,} bytes, and what the backup has with its md5 {here:,}: two files "
+            "with one md5, which nobody makes by accident. Look who made the other one"
+        )
 
     # --- telling ------------------------------------------------------------------------------------
 

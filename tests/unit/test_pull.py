@@ -24,6 +24,7 @@ from airflow_mdbackup.scheme import part as part_module
 from airflow_mdbackup.scheme import pull as pull_module
 from airflow_mdbackup.scheme import tree as tree_module
 from airflow_mdbackup.scheme.errors import ConnectionLost, DestinationBusy, DestinationFull, RunIncomplete
+from airflow_mdbackup.scheme.index import IndexWriter
 from airflow_mdbackup.scheme.mirror import Mirror, Run, Staging
 from airflow_mdbackup.scheme.progress import Pace
 from airflow_mdbackup.scheme.pull import Outcome, Result, pull
@@ -635,3 +636,25 @@ def test_results_vouch_for_nothing_that_was_staged_while_all_was_synced(
     assert pair.finish(run).outcomes == {"failed": 1} and not pair.live("alpha").exists()
     assert pair.backup().outcomes == {"pulled": 1}
     assert pair.live("alpha").read_bytes() == b"the new content"
+
+
+@pytest.mark.parametrize("changed_since", [False, True])
+def test_a_file_that_differs_in_size_from_what_has_its_md5_fails_unless_it_changed_since(
+    pair: Pair, changed_since: bool
+) -> None:
+    """As far as that shows: two files with one md5 are no accident."""
+    path = pair.put("one", b"content")
+    pair.backup()
+    other = pair.put("other", b"of another size")
+    seconds = time.time() + 10 if changed_since else 1_000_000_000
+    os.utime(other, (seconds, seconds))
+    md5 = hashlib.md5(b"content").hexdigest().encode()
+    with IndexWriter(Path(os.fsdecode(pair.index))) as writer:
+        for each in sorted((path, other)):
+            writer.add(each, md5)
+    summary = pair.finish(pair.prepare())
+    if changed_since:
+        assert summary.outcomes == {"copied": 1}
+    else:
+        assert summary.outcomes == {"failed": 1}
+        assert "it has 15 bytes, and what the backup has with its md5 7: two files" in summary.failures[0]

@@ -105,6 +105,12 @@ def disk(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> Iterator[Disk]:
     disk.unmount()
 
 
+@pytest.fixture
+def all_or_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have so much be new that the largest contents are but a little of it."""
+    monkeypatch.setattr(space, "_MOST_LEFT", 0)
+
+
 class Watched:
     """Passes on to another channel, counting requests by kind."""
 
@@ -341,6 +347,7 @@ def test_equal_files_need_room_once_where_copies_share_blocks(
     assert content_needed(run) == 2 * MB
 
 
+@pytest.mark.usefixtures("all_or_nothing")
 @pytest.mark.parametrize("shared", [True, False])
 def test_what_moved_on_the_provider_needs_room_unless_copies_share_blocks(
     pair: Pair, disk: Disk, asked: Counter[int], monkeypatch: pytest.MonkeyPatch, shared: bool
@@ -403,6 +410,7 @@ def test_sizes_beyond_all_disks_are_refused_like_others(pair: Pair, disk: Disk) 
 # --- when there is none -----------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("all_or_nothing")
 def test_too_little_room_changes_nothing(pair: Pair, disk: Disk, asked: Counter[int]) -> None:
     """No byte is transferred, and the message says where, how much, and what to do."""
     put_all(pair, 3, MB)
@@ -454,6 +462,7 @@ def test_a_retry_after_room_was_made_asks_nothing_again(pair: Pair, disk: Disk, 
     assert pair.finish(run).outcomes == {"pulled": 3}
 
 
+@pytest.mark.usefixtures("all_or_nothing")
 def test_a_new_plan_of_the_same_run_is_judged_anew(pair: Pair, disk: Disk, asked: Counter[int]) -> None:
     """Be it one with less, after a no, or one with more, after a yes."""
     put_all(pair, 2, 2 * MB)
@@ -472,6 +481,66 @@ def test_a_new_plan_of_the_same_run_is_judged_anew(pair: Pair, disk: Disk, asked
     assert content_needed(run) == 4 * MB
 
 
+# --- what fits all the same -------------------------------------------------------------------------
+
+
+def test_what_fits_comes_though_one_file_does_not(pair: Pair, disk: Disk, asked: Counter[int]) -> None:
+    """Somebody's image of a disk keeps nobody else from being backed up. It comes once there is room."""
+    put_all(pair, 3, 100_000)
+    pair.put("image", os.urandom(5 * MB))
+    disk.leave(RESERVE + 2 * MB)
+    run = planned(pair)
+    for _ in range(2):  # the second time is a retry, which asks for sizes no more
+        assert pair.pull(run, pair.plan)[0].outcomes == {"pulled": 3, "failed": 1}
+        assert asked[STAT] == 4
+    summary = pair.finish(run)
+    assert summary.added == 3 and summary.failed == 1
+    assert re.search(r"/image \(there is no room for its 5\.2 MB: free some, enlarge", summary.failures[0])
+    disk.leave(RESERVE + 20 * MB)
+    run = planned(pair)
+    assert pair.pull(run, pair.plan)[0].outcomes == {"pulled": 1}
+
+
+def test_a_retry_after_room_was_made_brings_what_had_none(pair: Pair, disk: Disk) -> None:
+    put_all(pair, 3, 100_000)
+    pair.put("image", os.urandom(5 * MB))
+    disk.leave(RESERVE + 2 * MB)
+    run = planned(pair)
+    assert pair.pull(run, pair.plan)[0].outcomes == {"pulled": 3, "failed": 1}
+    disk.leave(RESERVE + 20 * MB)
+    assert pair.pull(run, pair.plan)[0].outcomes == {"pulled": 4}
+    assert not pair.finish(run).failed
+
+
+def test_as_few_and_as_large_contents_are_left_as_it_takes(pair: Pair, disk: Disk) -> None:
+    """For all shards the same; equal files are one content."""
+    for name, size in (("huge", 6 * MB), ("large", 3 * MB), ("twin 1", 2 * MB), ("twin 2", 2 * MB)):
+        pair.put(name, random.Random(size).randbytes(size))
+    put_all(pair, 8, MB // 2)
+    disk.leave(RESERVE + 10 * MB)
+    run = planned(pair, shards=3)
+    outcomes = sum((Counter(summary.outcomes) for summary in pair.pull(run, pair.plan)), Counter[str]())
+    # Without `huge`, 11 MB are new; without the twins, which need 4 MB, 7 MB.
+    assert outcomes == {"failed": 3, "pulled": 9}
+    assert not pair.live("huge").exists() and pair.finish(run).added == 9
+    assert pair.live("large").exists()
+
+
+@pytest.mark.parametrize("size", [100_000, 3 * MB], ids=["small", "large"])
+def test_a_file_that_is_larger_than_allowed_fails_alone_and_needs_no_room(
+    pair: Pair, disk: Disk, size: int
+) -> None:
+    pair.put("larger", os.urandom(size + 1))
+    pair.put("as large", os.urandom(size))
+    disk.leave(RESERVE + size + MB // 2)
+    run = planned(pair)
+    summary = pull(pair.mirror, run, 0, pair.connect, max_file_size=size)
+    assert summary.outcomes == {"pulled": 1, "failed": 1}
+    done = pair.finish(run)
+    assert re.search(r"/larger \(it has .*, more than the allowed .* \(max_file_size\)\)", done.failures[0])
+    assert not pair.mirror.staging.joinpath("x").exists() and not list(pair.mirror.staging.iterdir())
+
+
 # --- the shards of a run ----------------------------------------------------------------------------
 
 
@@ -488,6 +557,7 @@ def test_the_first_shard_judges_for_all(pair: Pair, disk: Disk, asked: Counter[i
     assert pair.finish(run).outcomes == {"pulled": 8}
 
 
+@pytest.mark.usefixtures("all_or_nothing")
 def test_what_does_not_fit_for_all_shards_is_refused_to_each(
     pair: Pair, disk: Disk, asked: Counter[int]
 ) -> None:
