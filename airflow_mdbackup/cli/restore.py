@@ -129,6 +129,6 @@ def _sum_up(args: argparse.Namespace, counts: Counter[Came], size: int, replaced
     print(f"{told}; {amount(size)} into {printable(args.to)}", file=sys.stderr)
     if replaced:
         would = "would replace" if args.dry_run else "replaced"
-        print(f"{replaced:,} of them {would} a file with other bytes", file=sys.stderr)
+        print(f"{replaced:,} of them {would} a file that differs", file=sys.stderr)
     if counts[Came.KEPT] and not args.overwrite:
         print("--overwrite replaces what is there", file=sys.stderr)

@@ -71,7 +71,7 @@ class FetchIndex(BackupOperator):
                 max_age=max_age,
                 max_size=self.max_index_size,
                 attempt=context["ti"].try_number,
-                built=self.built,
+                built=self.built and context["ti"].try_number == 1,  # a cleared task may come much later
             )
         if fetched.clock:
             self.log.warning("%s: %s", self.provider, fetched.clock)

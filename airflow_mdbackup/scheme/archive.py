@@ -323,11 +323,20 @@ def is_used(run: Run, stamp: str) -> bool:
     The run says so itself. Its history may have been lost, and told anew under another name. In doubt it has.
     """
     try:
-        return stamp == read_header(run.used).get("stamp")
-    except FileNotFoundError:
-        return False
+        return stamp in used_stamps(run)
     except Damaged:
         return True
+
+
+def used_stamps(run: Run) -> list[str]:
+    """Return the stamps under which commits of a run have begun.
+
+    :raises Damaged: they cannot be read.
+    """
+    try:
+        return [str(stamp) for stamp in read_header(run.used).get("stamps", ())]
+    except FileNotFoundError:
+        return []
 
 
 def read_archived(run: Run) -> tuple[str, Iterator[Archived]]:

@@ -36,6 +36,7 @@ from airflow_mdbackup.scheme.ordered import Alongside
 from airflow_mdbackup.scheme.records import read_records
 from airflow_mdbackup.scheme.tree import Blocked, Tree, concerns_one_file, is_file, remove_tree, write_all
 
+_MOST_KNOWN = 100_000  # names
 _LONGEST_OLD = 40  # bytes of a name that some file system may take for .old
 # A name, and others that one file system or another takes for it. It is long, in case names are cut off.
 _NAME = "/Probe \N{LATIN SMALL LETTER E WITH ACUTE}"
@@ -123,8 +124,10 @@ class _Reserved:
                 yield path
 
     def _is_old(self, name: bytes) -> bool:
-        if not name.startswith(b".") or len(name) > _LONGEST_OLD:  # as nearly all are
+        if len(name) > _LONGEST_OLD:
             return False
+        if len(self._known) > _MOST_KNOWN:
+            self._known = {OLD: False}
         if name not in self._known:
             self._known[name] = self._tree.lstat(b"/" + name) is not None
         return self._known[name]

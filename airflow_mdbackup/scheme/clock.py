@@ -35,6 +35,7 @@ _OLDEST = "20260101T000000.000000Z"
 """No clock that is right says less than this, for then there was no such program."""
 _AHEAD = timedelta(hours=1)  # by which two clocks may differ
 _ODD = timedelta(days=2)  # an index that was built just now is not older, unless one of two clocks is wrong
+_LAST_SECOND = 253402300799  # that datetime knows
 _TICK = timedelta(microseconds=1)
 
 
@@ -70,6 +71,19 @@ def set_time(mirror: Mirror, moment: Moment, when: datetime) -> None:
     with mirror.told_plainly(), mirror.lock("clock", PERSON_WAIT):
         header = {key: value for key, value in read_header(moment.file).items() if key != "format"}
         copy_records(moment.file, moment.file, **header | {"at": stamp_of(when), "corrected": True})
+
+
+def contradiction(claims: Sequence[str], now: str) -> str | None:
+    """Return, for people, that the last commit is yet to come by the clock; None if it is not.
+
+    One of both is wrong, and nobody can tell which, so that nothing may be taken away by its age.
+    """
+    if not claims or claims[-1] <= stamp_of(moment_in(now) + _AHEAD):
+        return None
+    return (
+        f"the clock of this machine says {in_words(now)}, but the last commit was at {in_words(claims[-1])} "
+        "by it. Set the clock, or say when that commit was: `mdbackup clock --set`"
+    )
 
 
 def true_times(claims: Sequence[str], now: str) -> list[str]:
@@ -126,16 +140,18 @@ def doubt(now: datetime, last: str, index: int, built: bool) -> str | None:
     """Return, for people, why the clock of this machine may be wrong; None if nothing speaks for it.
 
     :param last: when the last commit was, as a stamp, by what the clock said then; empty if there was none.
-    :param index: when the provider's index was begun, in Unix seconds, by the provider's clock.
+    :param index: when the provider's index was written, in Unix seconds, by the provider's clock.
     :param built: whether that was a moment ago, in this very run.
     """
     here = f"the clock of this machine says {in_words(stamp_of(now))}"
     behind = "Set it right (timedatectl), or see `mdbackup clock`"
     if stamp_of(now) < _OLDEST:
         return f"{here}, which is before this program was written. {behind}"
+    there = datetime.fromtimestamp(min(max(index, 0), _LAST_SECOND), UTC)
+    if -_AHEAD <= now - there <= _ODD:  # whatever it was when the last commit was, it is right now
+        return None
     if last and moment_in(last) > now + _AHEAD:
         return f"{here}, but the last commit was at {in_words(last)} by it. {behind}"
-    there = datetime.fromtimestamp(index, UTC)
     if there > now + _AHEAD or (built and there < now - _ODD):
         return f"{here}, that of the provider {in_words(stamp_of(there))}: one of them is wrong. {behind}"
     return None

@@ -41,6 +41,7 @@ from airflow_mdbackup.scheme.archive import (
     read_archived,
     results,
     stamp_of,
+    used_stamps,
     withdraw_unused,
 )
 from airflow_mdbackup.scheme.clean import clean
@@ -243,7 +244,7 @@ class _Commit:
         self._count_missing()
         if changes or self._current is None:
             # Whoever settles a history that has its name relies on the versions and content it tells of.
-            write_state(run.used, {"stamp": stamp})
+            write_state(run.used, {"stamps": [*used_stamps(run), stamp]})
             self._staging.sync()
             run.changes.replace(path)
             fsync_directory(mirror.history)

@@ -135,8 +135,9 @@ def _fetch_index(
     order = mirror.next_order()
     reader = connect()
     fetched = _fetch(mirror.provider, run, reader, index, max_age, max_size, still)
-    now = moment_in(mirror.now())
-    fetched = replace(fetched, clock=doubt(now, last_claimed(mirror), fetched.time, built))
+    written = round(time.time()) - fetched.age
+    clock = doubt(moment_in(mirror.now()), last_claimed(mirror), written, built)
+    fetched = replace(fetched, clock=clock)
     at = datetime.now(UTC).isoformat(timespec="seconds")
     told = {"attempt": attempt, "fetched": at, "round_trip": reader.round_trip}
     _write_run(run, mirror.provider, fetched, order=order, **told)

@@ -28,7 +28,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from airflow_mdbackup.scheme.clock import claimed, true_times
+from airflow_mdbackup.scheme.clock import claimed, contradiction, true_times
 from airflow_mdbackup.scheme.history import Change, What, commits, pending, taken_out_by
 from airflow_mdbackup.scheme.index import digest, digest_of_nothing, read_entries
 from airflow_mdbackup.scheme.mirror import Mirror, displaced_at, is_stamp, stamp_of_file
@@ -114,6 +114,7 @@ class Past:
     :ivar moments: the commits, oldest first.
     :ivar problems: what is wrong with the history itself, for people.
     :ivar damaged: files of history that cannot be read to their end.
+    :ivar clock_doubt: for people: why times may be wrong just now; None if nothing speaks for that.
     :ivar noted: whether :meth:`noting` came to its end.
     :raises DestinationRefused: a file of history has a newer format.
     """
@@ -139,6 +140,7 @@ class Past:
             " mtime INTEGER, mode INTEGER, version BLOB)"
         )
         self._read()
+        self.clock_doubt = contradiction([moment.time for moment in self.moments], mirror.now())
         times = true_times([moment.time for moment in self.moments], mirror.now())
         self.moments = [moment._replace(time=time) for moment, time in zip(self.moments, times, strict=True)]
         self._table.execute("CREATE INDEX by_path ON change (path, moment)")

@@ -28,7 +28,7 @@ from itertools import count, groupby
 from operator import attrgetter
 from pathlib import Path
 
-from airflow_mdbackup.scheme.errors import DestinationFull
+from airflow_mdbackup.scheme.errors import DestinationFull, DestinationRefused
 from airflow_mdbackup.scheme.history import PENDING, PRUNE, Change, What, last
 from airflow_mdbackup.scheme.mirror import OLD, PERSON_WAIT, Mirror
 from airflow_mdbackup.scheme.past import Content, Past
@@ -133,6 +133,8 @@ def pruning(
             stack.callback(mirror.forgetting.unlink, missing_ok=True)
             settle(mirror, mirror.forgetting)
         past = stack.enter_context(Past(mirror, wanted))
+        if past.clock_doubt is not None:
+            raise DestinationRefused(f"{mirror.provider}: nothing is pruned: {past.clock_doubt}")
         wanted.settle(past.knows)
         tree = stack.enter_context(mirror.tree())
         versions = _judged(tree, past, wanted, rules)

@@ -627,7 +627,8 @@ class _Puller:
             slot.probed = False
             self._submit(slot)
         elif (why := self._two_of_one_md5(slot, stated.attributes)) is not None:
-            slot.result = _failed(slot.item, why)
+            item = slot.item
+            slot.result = Result(item.path, item.md5, item.replaces, Outcome.CHANGED, detail=why)
         else:
             slot.result = _arrived(slot, stated.attributes, slot.staged and slot.staged.st_size)
 
@@ -642,8 +643,8 @@ class _Puller:
             return None
         here = slot.staged.st_size
         return (
-            f"it has {attributes.size:,} bytes, and what the backup has with its md5 {here:,}: two files "
-            "with one md5, which nobody makes by accident. Look who made the other one"
+            f"it has {attributes.size:,} bytes, and what the backup has with its md5 {here:,}: it was "
+            "replaced since the index was built, or somebody has made two files with one md5"
         )
 
     # --- telling ------------------------------------------------------------------------------------

@@ -43,7 +43,7 @@ from airflow_mdbackup.scheme.names import from_text, to_text
 from airflow_mdbackup.scheme.ordered import Alongside, batches
 from airflow_mdbackup.scheme.past import Content, Moment, Past
 from airflow_mdbackup.scheme.settle import permissions, present_index
-from airflow_mdbackup.scheme.target import OpenTarget
+from airflow_mdbackup.scheme.target import OpenTarget, trusted
 from airflow_mdbackup.scheme.threads import TreePerThread, spread
 from airflow_mdbackup.scheme.tree import (
     Blocked,
@@ -315,16 +315,16 @@ def restore(
     """
     if target.exists() and not target.is_dir():
         raise DestinationRefused(f"{target} is a file: name a directory")
-    there, dest = target.resolve(), mirror.dest.resolve()
+    there, dest = trusted(target), mirror.dest.resolve()
     if there.is_relative_to(dest) or dest.is_relative_to(there):
         where = "within the backup" if there.is_relative_to(dest) else "above the backup"
         raise DestinationRefused(f"{target} is {where} {mirror.dest}: name a directory elsewhere")
     with ExitStack() as stack:
-        opened = None if dry_run else stack.enter_context(OpenTarget(target))
+        opened = None if dry_run else stack.enter_context(OpenTarget(there))
         sources = stack.enter_context(TreePerThread(mirror.tree))
         targets = None
-        if opened is not None or target.exists():
-            targets = stack.enter_context(TreePerThread(opened.tree if opened else lambda: Tree(target)))
+        if opened is not None or there.exists():
+            targets = stack.enter_context(TreePerThread(opened.tree if opened else lambda: Tree(there)))
         restorer = _Restorer(past, sources, targets, opened.work if opened else None, overwrite)
         for batch in batches(contents, _BATCH, _BATCH_SIZE, lambda content: content.size or 0):
             with _full_told(target):
@@ -423,7 +423,10 @@ class _Restorer:
         if any(restored.waits for restored in came):
             self._work.sync()
         target, work = self._targets(), self._work
-        return [self._named(target, work, restored) if restored.waits else restored for restored in came]
+        found = [self._named(target, work, restored) if restored.waits else restored for restored in came]
+        if any(restored.waits for restored in came):
+            work.sync()
+        return found
 
     def _named(self, target: Tree, work: Folder, restored: Restored) -> Restored:
         content, name = restored.content, restored.waits

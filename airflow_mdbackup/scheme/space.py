@@ -77,13 +77,20 @@ def make_sure_of_room(
         known = judged.get("plan") == plan.digest
         if known and judged["fits"] and (not left or has.size <= judged["free"]):
             return left
-        if known and not judged["fits"] and judged.get("committed") == mirror.last_commit():
-            need, left = Room(judged["size"], judged["files"]), {}
-        else:
+        need, left = Room(judged.get("size", 0), judged.get("files", 0)), {}
+        as_before = has.holds(need) or has.size <= judged.get("free", 0)
+        if not (
+            known
+            and not judged["fits"]
+            and judged.get("committed") == mirror.last_commit()
+            and judged.get("max_file_size") == max_file_size
+            and as_before
+        ):
             needed = _needed(mirror, run, plan, committed, has, connect, max_file_size)
             need, left = needed.without_largest(has)
         fits = has.holds(need)
         of = {"plan": plan.digest, "committed": committed.stamp, "free": has.size}
+        of |= {"max_file_size": max_file_size}
         of |= {"left": [[md5.decode(), size] for md5, size in left.items()]}
         write_state(run.space, {**of, "fits": fits, **need._asdict()})
     if not fits:

@@ -17,6 +17,7 @@ import errno
 import fcntl
 import os
 import pwd
+import stat
 from collections.abc import Iterable
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -26,6 +27,8 @@ from airflow_mdbackup.scheme.mirror import Mirror
 from airflow_mdbackup.scheme.tree import Folder, Tree
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_ON_THE_WAY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC  # which need not be readable
+_MOST_LINKS = 40
 
 
 def target_below(base: Path, target: str, keep_out: Iterable[Path] = (), *, make: bool = True) -> Path:
@@ -88,19 +91,19 @@ def _walk(real: Path, parts: tuple[str, ...], target: str, *, make: bool = False
         os.close(at)
 
 
-def _enter(at: int, name: str, mode: int | None) -> int:
+def _enter(at: int, name: str, mode: int | None, flags: int = _DIRECTORY) -> int:
     """Return a descriptor of a directory in the one that is open as ``at``, which is closed then.
 
     :param mode: with which it is made if it is missing; None: it is not made.
     """
     try:
-        below = os.open(name, _DIRECTORY, dir_fd=at)
+        below = os.open(name, flags, dir_fd=at)
     except FileNotFoundError:
         if mode is None:
             raise
         with suppress(FileExistsError):
             os.mkdir(name, mode, dir_fd=at)
-        below = os.open(name, _DIRECTORY, dir_fd=at)
+        below = os.open(name, flags, dir_fd=at)
     os.close(at)
     return below
 
@@ -112,7 +115,7 @@ class OpenTarget:
     way, or in it, has us write elsewhere. What is missing is made: the directory itself for us alone, since
     files come with the modes that they had, but without the directories that protected them.
 
-    :param path: of the directory. Symlinks on the way are followed, but none that comes meanwhile.
+    :param path: of the directory, as :func:`trusted` returns it. No symlink on the way is followed.
     :raises DestinationRefused: it is no directory, or what it has for us to write in is not ours.
     :raises DestinationBusy: another restore writes to it.
     :raises OSError: it cannot be made, or used.
@@ -177,13 +180,45 @@ class OpenTarget:
         raise DestinationBusy(f"another restore writes to {self.path}: wait for its end")
 
 
+def trusted(path: Path) -> Path:
+    """Return the whole path of a directory that need not be there, with the symlinks on the way resolved.
+
+    :raises DestinationRefused: one of them belongs neither to root nor to us, so that it leads where its
+        owner wants.
+    """
+    ahead = list(Path(os.path.abspath(path)).parts[1:])
+    at, links = Path("/"), 0
+    while ahead:
+        part = ahead.pop(0)
+        if part == "..":
+            at = at.parent
+            continue
+        try:
+            status = os.lstat(at / part)
+        except FileNotFoundError:
+            return at.joinpath(part, *ahead)
+        if not stat.S_ISLNK(status.st_mode):
+            at /= part
+            continue
+        links += 1
+        if status.st_uid not in (0, os.geteuid()) or links > _MOST_LINKS:
+            raise DestinationRefused(f"{path}: {at / part} is a symlink of somebody else: name another way")
+        to = Path(os.readlink(at / part))
+        at = Path("/") if to.is_absolute() else at
+        ahead = [*to.parts[to.is_absolute() :], *ahead]
+    return at
+
+
 def _opened(path: Path) -> int:
-    """Return a descriptor of a directory, making it, and those above it, if need be."""
-    there = path.resolve()
-    at = os.open("/", _DIRECTORY)
+    """Return a descriptor of a directory, making it, and those above it, if need be.
+
+    :param path: see :func:`trusted`.
+    """
+    at = os.open("/", _ON_THE_WAY)
     try:
-        for above in [*reversed(there.parents), there][1:]:
-            at = _enter(at, above.name, 0o700 if above == there else 0o755)
+        for above in [*reversed(path.parents), path][1:]:
+            is_last = above == path
+            at = _enter(at, above.name, 0o700 if is_last else 0o755, _DIRECTORY if is_last else _ON_THE_WAY)
     except OSError as error:
         os.close(at)
         if error.errno not in (errno.ENOTDIR, errno.ELOOP):
@@ -196,8 +231,10 @@ def whose(path: Path) -> str | None:
     """Return, for people, that a directory, or where it will be made, is somebody else's; None if it is not.
 
     Who owns it can take away, read and replace what is restored there, whoever owns that.
+
+    :raises DestinationRefused: see :func:`trusted`.
     """
-    there = path.resolve()
+    there = trusted(path)
     above = next(place for place in (there, *there.parents) if place.exists())
     owner = above.stat().st_uid
     if owner in (0, os.geteuid()):

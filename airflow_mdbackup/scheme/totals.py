@@ -159,7 +159,7 @@ class Totals:
 
     def came(self, now: datetime) -> int:
         """Return the bytes that came in the 30 days before ``now``."""
-        return sum(size for day, size in self.days.items() if day > _day(now - MONTH))
+        return sum(size for day, size in self.days.items() if _day(now - MONTH) < day <= _day(now))
 
     def plus(self, stamp: str, day: str, added: OnDisk) -> Totals:
         """Return them with what a commit has added."""

@@ -449,7 +449,8 @@ class Folder:
 def remove_tree(directory: os.PathLike[str]) -> None:
     """Take a directory away with all that lies below it, however deep that is nested. What resists stays."""
     with suppress(OSError):
-        with Tree(directory) as tree:
+        # Not what a symlink of that name leads to.
+        with Folder(os.open(directory, _DIRECTORY)) as folder, Tree(folder.descriptor) as tree:
             tree.remove_below()
         os.rmdir(directory)
 

@@ -14,11 +14,13 @@ from hypothesis import strategies as st
 
 import airflow_mdbackup.scheme.mirror as mirror_module
 from airflow_mdbackup.scheme.clock import doubt, true_times
-from airflow_mdbackup.scheme.errors import IndexRefused
+from airflow_mdbackup.scheme.errors import DestinationRefused, IndexRefused
 from airflow_mdbackup.scheme.history import commits
 from airflow_mdbackup.scheme.moments import in_words, moment_in, stamp_of
 from airflow_mdbackup.scheme.past import Past
+from airflow_mdbackup.scheme.prune import Rules, pruning
 from airflow_mdbackup.scheme.records import read_header
+from airflow_mdbackup.scheme.restore import Selection
 from airflow_mdbackup.scheme.status import State, look
 
 from .conftest import Pair
@@ -234,6 +236,36 @@ def test_a_doubt_is_in_the_log_of_the_first_step_and_the_status_until_a_run_has_
     set_clock(NOW)
     assert pair.backup().clock is None
     assert look(pair.mirror, None, datetime.now(UTC)).state == State.GOOD
+
+
+def test_a_clock_that_is_right_again_is_not_doubted_for_what_the_last_commit_says(
+    pair: Pair, set_clock: SetClock
+) -> None:
+    """The provider's clock agrees with it. Also where there is nothing new, so that the last commit stays."""
+    runs_at(pair, set_clock, ago(3), AHEAD)
+    set_clock(NOW)
+    assert pair.backup().clock is None
+    assert look(pair.mirror, None, datetime.now(UTC)).state == State.GOOD
+
+
+def test_no_index_says_a_time_that_nobody_can_read() -> None:
+    assert doubt(NOW, "", 999_999_999_999, True) is not None
+    assert doubt(NOW, "", -5, False) is None
+
+
+@pytest.mark.parametrize("wrong", ["the clock now", "the last commit"])
+def test_nothing_is_pruned_while_the_last_commit_is_yet_to_come(
+    pair: Pair, set_clock: SetClock, wrong: str
+) -> None:
+    """Nobody can tell which is wrong. With a clock that is behind, all later commits would be of one day."""
+    runs_at(pair, set_clock, *(ago(day) for day in range(12, 0, -1)))
+    if wrong == "the last commit":
+        runs_at(pair, set_clock, AHEAD)
+    set_clock(NOW if wrong == "the last commit" else ago(20))
+    for carry_out in (False, True):
+        refused = pytest.raises(DestinationRefused, match=r"nothing is pruned: .*mdbackup clock --set")
+        with refused, pruning(pair.mirror, Selection(), Rules(daily=30), carry_out=carry_out):
+            raise AssertionError
 
 
 def test_an_index_that_is_too_old_has_the_clocks_looked_at(pair: Pair) -> None:

@@ -152,6 +152,14 @@ def test_what_earlier_runs_left_is_taken_away_whatever_its_depth(
     assert place(deep_pair).name != "names" or not place(deep_pair).parent.exists()
 
 
+def test_a_symlink_in_the_place_of_what_is_taken_away_leads_nowhere(tmp_path: Path) -> None:
+    (tmp_path / "victim").mkdir()
+    (tmp_path / "victim" / "file").touch()
+    (tmp_path / "link").symlink_to("victim")
+    remove_tree(tmp_path / "link")
+    assert (tmp_path / "victim" / "file").exists()
+
+
 def test_a_symlink_in_what_is_taken_away_leads_nowhere(tmp_path: Path) -> None:
     kept = tmp_path / "kept"
     nest(kept, 2)

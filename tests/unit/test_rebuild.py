@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import subprocess
@@ -22,6 +23,7 @@ from airflow_mdbackup.scheme.prune import Rules, pruning
 from airflow_mdbackup.scheme.rebuild import rebuild
 from airflow_mdbackup.scheme.restore import Selection, bytes_of
 from airflow_mdbackup.scheme.settle import consumer_index
+from airflow_mdbackup.scheme.tree import Folder, Tree
 
 from ..kept import Kept, files_in
 from ..torture import LONG, Cases, scaled
@@ -67,6 +69,39 @@ def test_no_run_takes_a_version_away_because_the_history_of_it_has_another_name(
         pair.backup()
     assert len(list((pair.mirror.dest / ".mdbackup" / "runs").iterdir())) <= 3
     assert pair.versions("file") == [b"A", b"B"]
+
+
+def test_a_version_stays_of_each_commit_of_a_run_that_was_cleared(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It committed twice, under two stamps; what it archived is of the first one."""
+    monkeypatch.setattr(clean_module, "_RUNS", 1)
+    for name in ("first", "second"):
+        pair.put(name, b"A")
+    pair.backup()
+    for name in ("first", "second"):
+        pair.put(name, b"B " + name.encode())
+    pair.build_index()
+    run = pair.prepare()
+    pair.archive(run)
+    with monkeypatch.context() as patch:
+        put = Tree.put
+
+        def picky(tree: Tree, source: Folder, file: bytes, path: bytes) -> None:
+            if path.endswith(b"/second"):
+                raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+            put(tree, source, file, path)
+
+        patch.setattr(Tree, "put", picky)
+        assert pair.commit(run).outcomes == {"pulled": 1, "failed": 1}
+    run.done.unlink()
+    pair.commit(run)
+    pair.put("first", b"A")
+    for number in range(4):
+        pair.put("other", b"%d" % number)
+        pair.backup()
+    assert not run.folder.exists()
+    assert pair.versions("first") == [b"A", b"B first"]
 
 
 @pytest.mark.guarantee("11. Getting it back")

@@ -26,12 +26,13 @@ from airflow_mdbackup.scheme.errors import DestinationBusy, DestinationFull, Des
 from airflow_mdbackup.scheme.history import commits
 from airflow_mdbackup.scheme.past import Content, Past
 from airflow_mdbackup.scheme.restore import Came, Restored, Selection, restore
-from airflow_mdbackup.scheme.tree import copy_of
+from airflow_mdbackup.scheme.target import OpenTarget, trusted
+from airflow_mdbackup.scheme.tree import Folder, Tree, copy_of
 
 from ..kept import Kept, files_in
 from ..torture import LONG, Cases, scaled
 from .conftest import Pair
-from .crash import crash_at, crashes
+from .crash import crash_at, crashes, in_a_child
 from .test_crash import md5
 
 PROJECT = Path(__file__).parents[2]
@@ -258,7 +259,7 @@ def test_what_is_there_is_not_touched_unless_asked(pair: Pair, tmp_path: Path) -
     )
     _, told, said = mdbackup(*command, "--dry-run")
     assert f"would replace what is there  {os.fsdecode(pair.path('changed'))}\n" in told
-    assert "1 of them would replace a file with other bytes" in said
+    assert "1 of them would replace a file that differs" in said
     assert outcomes(back(pair, target, stamp, overwrite=True)) == {"there": 4, "restored": 1, "kept": 1}
     assert there.read_bytes() == b"changed" and in_the_way.is_symlink()
     assert Path("/etc/passwd").read_bytes() != kept[pair.path("twin")].content
@@ -564,6 +565,67 @@ def test_what_is_put_in_the_place_of_a_directory_meanwhile_gets_nothing(
     assert set(came) == {Came.RESTORED} and not os.listdir(elsewhere)
     real = (target if swapped else tmp_path / "aside") / os.fsdecode(pair.path("same"))[1:]
     assert real.read_bytes() == Path(os.fsdecode(pair.path("same"))).read_bytes()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a symlink away")
+@pytest.mark.parametrize("below", ["", "further/down"])
+def test_a_symlink_of_somebody_else_on_the_way_to_the_target_is_refused(
+    pair: Pair, tmp_path: Path, below: str
+) -> None:
+    """It leads where its owner wants. One of ours is followed."""
+    two_runs(pair)
+    elsewhere, link = tmp_path / "elsewhere", tmp_path / "link"
+    elsewhere.mkdir()
+    link.symlink_to("elsewhere")
+    os.lchown(link, 54321, 54321)
+    with pytest.raises(DestinationRefused, match="is a symlink of somebody else"):
+        back(pair, link / below)
+    assert not os.listdir(elsewhere)
+    os.lchown(link, 0, 0)
+    back(pair, link / below)
+    assert os.listdir(elsewhere)
+
+
+def test_a_directory_on_the_way_to_the_target_need_not_be_readable(pair: Pair, tmp_path: Path) -> None:
+    """As /home often is not."""
+    two_runs(pair)
+    home = tmp_path / "home"
+    (home / "ours").mkdir(parents=True)
+    home.chmod(0o711)
+
+    def restored() -> None:
+        if os.geteuid() == 0:
+            os.chown(home / "ours", 65534, 65534)
+            os.setresgid(65534, 65534, 65534)
+            os.setresuid(65534, 65534, 65534)
+        with OpenTarget(trusted(home / "ours" / "target")) as target:
+            os.close(os.open("1", os.O_WRONLY | os.O_CREAT, dir_fd=target.work.descriptor))
+
+    for folder in (tmp_path, *tmp_path.parents):
+        if folder.stat().st_uid == os.geteuid() and len(folder.parts) > 3:
+            folder.chmod(folder.stat().st_mode | 0o011)
+    in_a_child(restored)
+
+
+def test_all_names_of_a_restore_are_on_the_disk_when_it_ends(
+    pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two_runs(pair)
+    steps: list[str] = []
+    sync, put_new = Folder.sync, Tree.put_new
+
+    def noted_sync(folder: Folder) -> None:
+        steps.append("sync")
+        sync(folder)
+
+    def noted_put(tree: Tree, source: Folder, file: bytes, path: bytes) -> None:
+        steps.append("name")
+        put_new(tree, source, file, path)
+
+    monkeypatch.setattr(Folder, "sync", noted_sync)
+    monkeypatch.setattr(Tree, "put_new", noted_put)
+    back(pair, tmp_path / "target")
+    assert steps[0] == steps[-1] == "sync" and set(steps[1:-1]) == {"name"}
 
 
 def test_a_new_target_is_closed_to_others(pair: Pair, tmp_path: Path) -> None:

@@ -512,6 +512,19 @@ def test_a_retry_after_room_was_made_brings_what_had_none(pair: Pair, disk: Disk
     assert not pair.finish(run).failed
 
 
+def test_a_run_that_was_refused_comes_but_for_one_file_once_there_is_some_room(
+    pair: Pair, disk: Disk
+) -> None:
+    put_all(pair, 3, MB)
+    pair.put("image", os.urandom(20 * MB))
+    disk.leave(RESERVE - MB)
+    run = planned(pair)
+    with pytest.raises(DestinationFull):
+        pair.pull(run, pair.plan)
+    disk.leave(RESERVE + 8 * MB)
+    assert pair.pull(run, pair.plan)[0].outcomes == {"pulled": 3, "failed": 1}
+
+
 def test_as_few_and_as_large_contents_are_left_as_it_takes(pair: Pair, disk: Disk) -> None:
     """For all shards the same; equal files are one content."""
     for name, size in (("huge", 6 * MB), ("large", 3 * MB), ("twin 1", 2 * MB), ("twin 2", 2 * MB)):
