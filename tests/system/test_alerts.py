@@ -76,6 +76,14 @@ def site(shared_airflow: SharedAirflow, checks: Checks) -> Site:
     return shared_airflow.site("alerting", providers=providers, dags=dags)
 
 
+@pytest.fixture(autouse=True)
+def nothing_told_yet(site: Site, mailbox: Mailbox, checks: Checks) -> None:
+    """Forget what other tests have had told, in whatever order they ran."""
+    mailbox.mails.clear()
+    checks.pings.clear()
+    (site.folder / "told.txt").unlink(missing_ok=True)
+
+
 def only(mails: Callable[[], list[EmailMessage]]) -> tuple[str, str]:
     """Return subject and text of the only mail; what comes late is waited for, and so is a second one."""
     until(lambda: bool(mails()))
