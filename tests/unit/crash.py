@@ -79,6 +79,9 @@ class PowerCut:
             inode, content = _content(f"/proc/self/fd/{descriptor}")
             self._synced[inode] = content
 
+    def written(self, descriptor: int) -> None:
+        """Note that an open file was written to."""
+
     def happen(self) -> None:
         """Tear what was not synced. Times stay, for they are no content."""
         for path in self._files():
@@ -210,6 +213,10 @@ class Refusal(PowerCut):
         if descriptor in self._untold:
             self._untold.remove(descriptor)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), os.readlink(f"/proc/self/fd/{descriptor}"))
+
+    def written(self, descriptor: int) -> None:
+        """Offer the disk again what is in a file. It may be a new one with an inode of before."""
+        self._lost.pop(os.fstat(descriptor).st_ino, None)
 
     def close(self, descriptor: int) -> None:
         """Note that a descriptor is closed: its number may be that of another one from now on."""
@@ -466,7 +473,10 @@ def _count_down(
             if left == 0:
                 done = really_write(descriptor, view[: len(view) // 2])
                 end()
-        return done + really_write(descriptor, view[done:])
+        done += really_write(descriptor, view[done:])
+        if cut is not None:
+            cut.written(descriptor)
+        return done
 
     def fsync(descriptor: int) -> None:
         step("fsync")
