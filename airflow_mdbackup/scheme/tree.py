@@ -76,7 +76,7 @@ class Tree:
     KEPT = 64  # directory descriptors kept open
 
     def __init__(self, root: os.PathLike[str] | int) -> None:
-        directory, at = (".", root) if isinstance(root, int) else (root, None)
+        directory, at = (b".", root) if isinstance(root, int) else (root, None)
         self._root = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=at)
         self._kept: OrderedDict[bytes, int] = OrderedDict()
         self._last = b"", self._root  # the directory of the last path, and its descriptor
