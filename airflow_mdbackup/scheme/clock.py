@@ -20,6 +20,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from airflow_mdbackup.scheme.errors import DestinationRefused
@@ -39,15 +40,15 @@ _LAST_SECOND = 253402300799  # that datetime knows
 _TICK = timedelta(microseconds=1)
 
 
-def claimed(header: dict[str, Any], stamp: str, written: str) -> str:
+def claimed(header: dict[str, Any], stamp: str, file: Path) -> str:
     """Return when a commit was, by what its history says.
 
-    :param written: when its file was written last; counts if the header has no ``at``.
+    :param file: of that history. When it was written last counts if the header has no ``at``.
     """
-    at = str(header.get("at", written))
-    if header.get("corrected") and is_stamp(at):
-        return at
-    return min(stamp, at if is_stamp(at) else written)
+    at = str(header.get("at", ""))
+    if not is_stamp(at):
+        return min(stamp, stamp_of_file(file))
+    return at if header.get("corrected") else min(stamp, at)
 
 
 def last_claimed(mirror: Mirror) -> str:
@@ -58,7 +59,7 @@ def last_claimed(mirror: Mirror) -> str:
     except (OSError, DestinationRefused):  # a commit says what to do about that
         return ""
     stamp = str(header.get("stamp", ""))
-    return claimed(header, stamp, stamp_of_file(finished[-1])) if is_stamp(stamp) else ""
+    return claimed(header, stamp, finished[-1]) if is_stamp(stamp) else ""
 
 
 def set_time(mirror: Mirror, moment: Moment, when: datetime) -> None:

@@ -307,10 +307,10 @@ class Mirror:
     def _last_order(self) -> int:
         """Return the last place that is known to have been given out, where the count of them is lost."""
         orders = [of for _, of in self._runs_with_order()]
-        newest = max(self.history.glob("*.jsonl"), default=None)
-        for path in (self.status, newest):
+        newest = [name for name in self.names_in_history() if name.endswith(".jsonl")][-1:]
+        for path in (self.status, *(self.history / name for name in newest)):
             with suppress(OSError, Damaged):
-                orders += [str(read_header(path).get("order", ""))] if path is not None else []
+                orders.append(str(read_header(path).get("order", "")))
         return max((int(of[1:]) for of in orders if of[1:].isdigit() and of[0] == "n"), default=0)
 
     def last_commit(self) -> str:

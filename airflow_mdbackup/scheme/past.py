@@ -31,7 +31,7 @@ from typing import Any, NamedTuple
 from airflow_mdbackup.scheme.clock import claimed, contradiction, true_times
 from airflow_mdbackup.scheme.history import Change, What, commits, pending, taken_out_by
 from airflow_mdbackup.scheme.index import digest, digest_of_nothing, read_entries
-from airflow_mdbackup.scheme.mirror import Mirror, displaced_at, is_stamp, stamp_of_file
+from airflow_mdbackup.scheme.mirror import Mirror, displaced_at, is_stamp
 from airflow_mdbackup.scheme.moments import NoSuchMoment, OfRun
 from airflow_mdbackup.scheme.names import to_text
 from airflow_mdbackup.scheme.ordered import batches
@@ -204,7 +204,7 @@ class Past:
             return after
         number, finished = len(self.moments), path.suffix == ".jsonl"
         rebuilt = bool(header.get("rebuilt"))
-        time = claimed(header, stamp, stamp_of_file(path))
+        time = claimed(header, stamp, path)
         self.moments.append(Moment(number, stamp, time, run_id, path, finished, rebuilt))
         self._edited = False
         try:

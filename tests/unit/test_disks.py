@@ -170,7 +170,6 @@ def test_a_run_does_not_take_memory_for_a_disk_that_refused_what_was_written(
             before = pair.transferred
             pair.pull(run, plan)
             assert pair.transferred > before, "nothing came again"
-            print("AGAIN", (pair.transferred - before) // MB)
             assert not pair.finish(run).failed
             mount_again(disk.at)
             assert pair.index_b() == pair.index_a()

@@ -311,6 +311,10 @@ def test_runs_are_counted_on_where_their_count_is_lost(pair: Pair, spoilt: bytes
     for number in range(3):
         pair.put("file", b"%d" % number)
         pair.backup()
+    (pair.mirror.history / "zz copied by hand.jsonl").write_text("{}")  # which is none of ours
+    pair.mirror.status.unlink()
+    shutil.rmtree(pair.mirror.dest / ".mdbackup" / "runs")
+    (pair.mirror.dest / ".mdbackup" / "runs").mkdir()
     for last in ("n000000000003", "n000000000004"):
         if last == "n000000000004":
             pair.build_index()
