@@ -235,9 +235,8 @@ class _Commit:
         stamp = self._archiver.stamp
         final = mirror.history_path(stamp, run.run_id)
         path = final.with_name(final.name + PENDING)
-        header = {"run_id": run.run_id, "provider": mirror.provider, "stamp": stamp, "order": order}
-        header |= {"at": mirror.now()}
-        header["before"] = before
+        header = {"run_id": run.run_id, "provider": mirror.provider, "stamp": stamp}
+        header |= {"at": mirror.now(), "order": order, "before": before}
         changes = write_records(run.changes, self._all_changes(), **header)
         if self._moved or (self._plan.hides and self._current is not None):
             changes = write_records(run.changes, self._with_all_below(), **header)

@@ -214,9 +214,8 @@ class _Importing:
         mirror = self._mirror
         # It is newer than no run's index.
         order = max(str(where.get("order", "")) for where in (status_or_lost(mirror), last(mirror)))
-        header = {"run_id": run.run_id, "provider": mirror.provider, "stamp": stamp, "order": order}
-        header |= {"at": mirror.now()}
-        header["before"] = digest(mirror.index)
+        header = {"run_id": run.run_id, "provider": mirror.provider, "stamp": stamp}
+        header |= {"at": mirror.now(), "order": order, "before": digest(mirror.index)}
         write_records(run.changes, chain(hand_edits(mirror, current), self.changes(run, current)), **header)
         if not self.outcome.versions:
             return

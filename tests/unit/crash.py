@@ -254,25 +254,17 @@ def crash_at(number: int, act: Callable[[], object], cut: PowerCut | None = None
     :return: whether it came to the crash.
     """
 
-    def end() -> None:
-        if cut is not None:
-            stop()
-            cut.happen()
-        os.kill(os.getpid(), signal.SIGKILL)
+    def scene() -> None:
+        def end() -> None:
+            if cut is not None:
+                stop()
+                cut.happen()
+            os.kill(os.getpid(), signal.SIGKILL)
 
-    child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            end_with_parent()
-            stop = _count_down(number, end, cut)
-            act()
-            status = 0
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(status)
-    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        stop = _count_down(number, end, cut)
+        act()
+
+    status = _status_of(scene)
     assert status in (0, -signal.SIGKILL), f"the step failed with status {status}"
     return status != 0
 
@@ -401,17 +393,23 @@ def _kinds_of_steps(act: Callable[[], object]) -> list[str]:
 
 def in_a_child(act: Callable[[], None]) -> None:
     """Do something in a process of its own, which must come through it."""
+    assert _status_of(act) == 0
+
+
+def _status_of(act: Callable[[], object]) -> int:
+    """Do something in a child process; return its exit status: 1 if it raised, negative if it was killed."""
     child = os.fork()
     if child == 0:
         status = 1
         try:
+            end_with_parent()
             act()
             status = 0
         except BaseException:
             traceback.print_exc()
         finally:
             os._exit(status)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def stop_at(number: int, act: Callable[[], object]) -> None:
