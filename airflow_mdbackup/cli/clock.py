@@ -10,10 +10,10 @@ from datetime import datetime
 from airflow_mdbackup.cli import UsageError, printable
 from airflow_mdbackup.cli.mirrors import mirror_of
 from airflow_mdbackup.cli.past import tell_problems
-from airflow_mdbackup.scheme.clock import set_time
+from airflow_mdbackup.scheme.clock import bounds, set_time
 from airflow_mdbackup.scheme.mirror import Mirror
 from airflow_mdbackup.scheme.moments import NoSuchMoment, OfRun, in_words, moment_in, moment_of
-from airflow_mdbackup.scheme.past import Moment, Past
+from airflow_mdbackup.scheme.past import Past
 
 
 def run(args: argparse.Namespace) -> int:
@@ -47,15 +47,10 @@ def _set(mirror: Mirror, word: str, text: str) -> None:
             when = moment_of(text, datetime.now().astimezone())
         except NoSuchMoment as error:
             raise UsageError(str(error)) from error
-        _check_between(past.moments, moment, when)
+        before, after = bounds(past.claims, moment.number, mirror.now())
+        if (before and when <= moment_in(before)) or (after and when >= moment_in(after)):
+            raise UsageError(
+                f"{when:%Y-%m-%d %H:%M:%S %z} is not between the commits before and after whose times are"
+                f" known: {in_words(before) or 'none'}, and {in_words(after) or 'none'}"
+            )
         set_time(mirror, moment, when)
-
-
-def _check_between(moments: list[Moment], moment: Moment, when: datetime) -> None:
-    before = moments[moment.number - 1].time if moment.number else ""
-    behind = moments[moment.number + 1].time if moment.number + 1 < len(moments) else ""
-    if (before and when <= moment_in(before)) or (behind and when >= moment_in(behind)):
-        raise UsageError(
-            f"{when:%Y-%m-%d %H:%M:%S %z} is not between the commits before and behind: "
-            f"{in_words(before) or 'none'}, and {in_words(behind) or 'none'}"
-        )

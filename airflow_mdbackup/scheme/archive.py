@@ -25,6 +25,7 @@ import heapq
 import logging
 import os
 from collections.abc import Callable, Collection, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
@@ -35,7 +36,8 @@ import msgspec
 
 from airflow_mdbackup.scheme.clash import clashes
 from airflow_mdbackup.scheme.diff import Plan, read_plan
-from airflow_mdbackup.scheme.mirror import Mirror, Run, version_path
+from airflow_mdbackup.scheme.errors import RunIncomplete
+from airflow_mdbackup.scheme.mirror import Mirror, Run, stamp_in_name, version_path
 from airflow_mdbackup.scheme.names import to_text
 from airflow_mdbackup.scheme.progress import Pace
 from airflow_mdbackup.scheme.pull import Outcome, Result
@@ -106,9 +108,9 @@ def archive(mirror: Mirror, run: Run) -> ArchiveSummary:
         plan = read_plan(run)
         # A history written ahead names versions that must not be taken back before it is carried out.
         settle(mirror, run.folder / "consumer.md5")
-        archiver = Archiver(run, tree, stamp_of(mirror, run))
         # An earlier try may have archived more than this one will.
-        withdraw_unused(run, tree)
+        withdraw_unused(mirror, run, tree)
+        archiver = Archiver(run, tree, stamp_of(mirror, run))
         clashing = clashing_paths(run, plan, partial(consumer_index, mirror, run.folder / "consumer.md5"))
         records = _records(archiver, run, plan, clashing, summary)
         write_records(run.archived, records, stamp=archiver.stamp)
@@ -120,14 +122,22 @@ def stamp_of(mirror: Mirror, run: Run) -> str:
 
     Needs the lock.
     """
-    try:
-        stamp = str(read_header(run.stamp)["stamp"])
-    except FileNotFoundError:
-        stamp = ""
-    if not mirror.last_commit() < stamp <= mirror.next_stamp():  # a commit came since, or the clock was ahead
-        stamp = mirror.next_stamp()
-        write_state(run.stamp, {"stamp": stamp})
+    tried = tried_stamps(run)
+    # Not if a commit came since, or the clock was ahead.
+    if tried and mirror.last_commit() < tried[-1] <= mirror.next_stamp():
+        return tried[-1]
+    stamp = mirror.next_stamp()
+    write_state(run.stamp, {"stamp": stamp, "before": tried})
     return stamp
+
+
+def tried_stamps(run: Run) -> list[str]:
+    """Return the stamps that a run has taken for its versions, the last one last."""
+    try:
+        state = read_header(run.stamp)
+    except FileNotFoundError:
+        return []
+    return [*state.get("before", ()), str(state["stamp"])]
 
 
 def clashing_paths(run: Run, plan: Plan, current_index: Callable[[], Path | None]) -> dict[bytes, bytes]:
@@ -285,7 +295,15 @@ class Archiver:
         if record.version is not None:
             self.take_back(record.path, record.version, record.md5)
 
-    def take_back(self, path: bytes, version: bytes, md5: bytes) -> None:
+    def withdraw_unrecorded(self, path: bytes, stamp: str) -> None:
+        """Take back the versions of a path under a stamp that no history has: a kill left them unrecorded."""
+        for attempt in count():
+            version = version_path(path, stamp, attempt)
+            if self._tree.lstat(version) is None:
+                return
+            self.take_back(path, version)
+
+    def take_back(self, path: bytes, version: bytes, md5: bytes | None = None) -> None:
         """Remove a version with this md5, if its bytes are live, or a version under another name as well."""
         try:
             archived = self._tree.lstat(version)
@@ -298,23 +316,31 @@ class Archiver:
                 raise
             log.warning("%s stays, though no history tells of it: %s", to_text(version), error.strerror)
 
-    def _is_live(self, path: bytes, version: bytes, archived: os.stat_result, md5: bytes) -> bool:
+    def _is_live(self, path: bytes, version: bytes, archived: os.stat_result, md5: bytes | None) -> bool:
         live = self._tree.lstat(path)
         if live is None or not is_file(live):
             return False
         if os.path.samestat(live, archived):
             return True
         # Where there are no hard links, the version is a copy.
-        return live.st_size == archived.st_size and self._md5(path) == md5 == self._md5(version)
+        found = self._md5(version) if live.st_size == archived.st_size else None
+        return found is not None and found == (md5 or found) == self._md5(path)
 
 
-def withdraw_unused(run: Run, tree: Tree) -> None:
+def withdraw_unused(mirror: Mirror, run: Run, tree: Tree) -> None:
     """Take back what a run has archived and no commit of it has used. Needs the lock."""
     stamp, records = read_archived(run)
+    archiver = Archiver(run, tree, stamp)
     if not is_used(run, stamp):
-        archiver = Archiver(run, tree, stamp)
         for record in records:
             archiver.withdraw(record)
+    in_history = set(map(stamp_in_name, mirror.names_in_history()))
+    unused = [stamp for stamp in tried_stamps(run) if stamp not in in_history and not is_used(run, stamp)]
+    if unused:
+        with suppress(RunIncomplete):
+            for result in results(run, read_plan(run)):
+                for stamp in unused:
+                    archiver.withdraw_unrecorded(result.path, stamp)
 
 
 def is_used(run: Run, stamp: str) -> bool:

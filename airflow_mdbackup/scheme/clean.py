@@ -41,7 +41,7 @@ def clean(mirror: Mirror, tree: Tree) -> None:
             too_many = finished > _RUNS or (finished > 1 and size > most)
             if (done and too_many) or time.time() - changed > _SECONDS:
                 with _left_for_next_time(f"The directory {run.folder} of an earlier run"):
-                    _take_away(run, tree)
+                    _take_away(mirror, run, tree)
         for folder in mirror.removed_runs():
             remove_tree(folder)
         long_ago = min(time.time() - _SECONDS, mirror.in_use_since())
@@ -63,12 +63,12 @@ def _left_for_next_time(what: str) -> Iterator[None]:
         log.warning("%s could not be taken away: %s", what, error)
 
 
-def _take_away(run: Run, tree: Tree) -> None:
+def _take_away(mirror: Mirror, run: Run, tree: Tree) -> None:
     with run.unused() as unused:
         if not unused:  # its tasks have been cleared
             return
         # Without it, whose versions they were is not known.
         if run.state.exists():
-            withdraw_unused(run, tree)
+            withdraw_unused(mirror, run, tree)
         # Whoever waits for its lock finds it gone as a whole.
         run.remove()

@@ -92,11 +92,9 @@ def true_times(claims: Sequence[str], now: str) -> list[str]:
 
     :param now: what the clock says; it counts for nothing if it is wrong for sure.
     """
-    latest = stamp_of(moment_in(now) + _AHEAD) if now >= _OLDEST else "9"
-    rises = all(first < second for first, second in pairwise(claims))
-    if not claims or (rises and claims[0] >= _OLDEST and claims[-1] <= latest):
+    believed = _believed(claims, now)
+    if len(believed) == len(claims) and all(first < second for first, second in pairwise(claims)):
         return list(claims)
-    believed = _longest_row(claims, [n for n, claim in enumerate(claims) if _OLDEST <= claim <= latest])
     times: dict[int, datetime] = {number: moment_in(claims[number]) for number in believed}
     for before, behind in pairwise([-1, *believed, len(claims)]):
         _fill(times, before, behind, moment_in(now))
@@ -104,6 +102,20 @@ def true_times(claims: Sequence[str], now: str) -> list[str]:
     for number in range(len(claims)):
         found.append(max(times[number], found[-1] + _TICK) if found else times[number])
     return list(map(stamp_of, found))
+
+
+def bounds(claims: Sequence[str], number: int, now: str) -> tuple[str, str]:
+    """Return when the believed commits next to one were, before and after it; empty where there is none."""
+    believed = _believed(claims, now)
+    before = [claims[other] for other in believed if other < number]
+    after = [claims[other] for other in believed if other > number]
+    return (before[-1] if before else "", after[0] if after else "")
+
+
+def _believed(claims: Sequence[str], now: str) -> list[int]:
+    """Return the numbers of the commits whose claims are believed."""
+    latest = stamp_of(moment_in(now) + _AHEAD) if now >= _OLDEST else "9"
+    return _longest_row(claims, [n for n, claim in enumerate(claims) if _OLDEST <= claim <= latest])
 
 
 def _longest_row(claims: Sequence[str], numbers: Sequence[int]) -> list[int]:

@@ -181,7 +181,7 @@ def commit(mirror: Mirror, run: Run) -> CommitSummary:
             summary.doubtful = newest > told or status.get("last_good") != status.get("last_commit")
             summary.count(Outcome.SUPERSEDED, plan.pull)
             summary.files = int(status.get("files", 0))
-            withdraw_unused(run, tree)
+            withdraw_unused(mirror, run, tree)
         else:
             if plan.partial:
                 # It is newer than others only where it has been; each of their entries is judged by itself.

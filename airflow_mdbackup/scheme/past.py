@@ -112,6 +112,7 @@ class Past:
 
     :param wanted: tells of a path whether it is one of them.
     :ivar moments: the commits, oldest first.
+    :ivar claims: when each of them was by what it says itself (see :mod:`.clock`).
     :ivar problems: what is wrong with the history itself, for people.
     :ivar damaged: files of history that cannot be read to their end.
     :ivar clock_doubt: for people: why times may be wrong just now; None if nothing speaks for that.
@@ -140,8 +141,9 @@ class Past:
             " mtime INTEGER, mode INTEGER, version BLOB)"
         )
         self._read()
-        self.clock_doubt = contradiction([moment.time for moment in self.moments], mirror.now())
-        times = true_times([moment.time for moment in self.moments], mirror.now())
+        self.claims = [moment.time for moment in self.moments]
+        self.clock_doubt = contradiction(self.claims, mirror.now())
+        times = true_times(self.claims, mirror.now())
         self.moments = [moment._replace(time=time) for moment, time in zip(self.moments, times, strict=True)]
         self._table.execute("CREATE INDEX by_path ON change (path, moment)")
 

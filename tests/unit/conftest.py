@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import socket
@@ -221,3 +222,13 @@ def limited_pair(request: pytest.FixtureRequest, scratch: Scratch) -> Iterator[P
 @pytest.fixture
 def terminal(pair: Pair, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Terminal:
     return Terminal(pair, tmp_path, capsys)
+
+
+@pytest.fixture
+def no_links(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A filesystem without hard links."""
+
+    def refuse(*arguments: object, **options: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)

@@ -6,6 +6,8 @@ import json
 import os
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from functools import partial
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ import airflow_mdbackup.scheme.mirror as mirror_module
 from airflow_mdbackup.scheme.clock import doubt, true_times
 from airflow_mdbackup.scheme.errors import DestinationRefused, IndexRefused
 from airflow_mdbackup.scheme.history import commits
+from airflow_mdbackup.scheme.mirror import Run
 from airflow_mdbackup.scheme.moments import in_words, moment_in, stamp_of
 from airflow_mdbackup.scheme.past import Past
 from airflow_mdbackup.scheme.prune import Rules, pruning
@@ -23,7 +26,9 @@ from airflow_mdbackup.scheme.records import read_header
 from airflow_mdbackup.scheme.restore import Selection
 from airflow_mdbackup.scheme.status import State, look
 
+from ..torture import scaled
 from .conftest import Pair
+from .crash import crash_at
 from .soundness import check_sound
 from .test_restore import mdbackup
 
@@ -162,6 +167,81 @@ def test_a_run_that_commits_nothing_leaves_no_trace_of_its_clock(pair: Pair, set
     (version,) = pair.live(".old").iterdir()
     assert version.name == f"file.{stamp_of(NOW)}" and pair.versions("file") == [b"state 0"]
     assert pair.mirror.last_commit() == stamp_of(NOW)
+
+
+def test_of_two_wrong_commits_in_a_row_either_may_be_set_first(pair: Pair, set_clock: SetClock) -> None:
+    """One that is only taken to have been some time bounds nothing."""
+    runs_at(pair, set_clock, ago(10), AHEAD, AHEAD + timedelta(1), ago(4))  # taken for ago(8) and ago(6)
+    set_clock(NOW)
+    command = ("clock", "--dest", str(pair.mirror.dest), "--set")
+    assert mdbackup(*command, "manual__2", in_words(stamp_of(ago(5))))[0] == 0
+    status, _, told = mdbackup(*command, "manual__3", in_words(stamp_of(ago(5.5))))
+    assert status == 2 and in_words(stamp_of(ago(5))) in told
+    assert mdbackup(*command, "manual__3", in_words(stamp_of(ago(4.5))))[0] == 0
+    with Past(pair.mirror) as past:
+        days = [round((NOW - moment_in(moment.time)) / timedelta(days=1), 1) for moment in past.moments]
+    assert days == [10, 5, 4.5, 4]
+
+
+def test_a_kill_before_the_records_and_another_clock_leave_no_version_that_nobody_knows(
+    pair: Pair, set_clock: SetClock
+) -> None:
+    """A retry takes them back; if none comes, they go with the run."""
+    start_of_two_files(pair)
+    for number in count(1):
+        for retried in scaled([number % 2 == 0], [True, False]):
+            run, killed = archive_killed_at(number, pair, set_clock)
+            if retried:
+                pair.finish(run)
+            else:
+                pair.backup()
+                os.utime(run.folder, (0, 0))
+                pair.backup()
+                assert not run.folder.exists()
+            assert versions_there(pair) == versions_in_history(pair)
+            check_sound(pair)
+        if not killed:
+            return
+
+
+@pytest.mark.usefixtures("no_links")
+def test_a_retry_takes_back_copies_that_a_kill_left_unrecorded(pair: Pair, set_clock: SetClock) -> None:
+    start_of_two_files(pair)
+    killed = True
+    for number in count(1, step=scaled(3, 1)):
+        run, killed = archive_killed_at(number, pair, set_clock)
+        pair.finish(run)
+        assert versions_there(pair) == versions_in_history(pair)
+        if not killed:
+            return
+
+
+def start_of_two_files(pair: Pair) -> None:
+    pair.put("a", b"at first")
+    pair.put("b", b"at first")
+    pair.backup()
+
+
+def archive_killed_at(number: int, pair: Pair, set_clock: SetClock) -> tuple[Run, bool]:
+    """Have a run be killed at a step of its archiving, under a clock that is ahead until then."""
+    set_clock(datetime.now(UTC))
+    for name in ("a", "b"):
+        pair.put(name, os.urandom(8))
+    pair.build_index()
+    run = pair.prepare()
+    set_clock(AHEAD)
+    killed = crash_at(number, partial(pair.archive, run))
+    set_clock(datetime.now(UTC))
+    return run, killed
+
+
+def versions_there(pair: Pair) -> set[bytes]:
+    return {os.fsencode(path.name) for path in pair.live(".old").iterdir()}
+
+
+def versions_in_history(pair: Pair) -> set[bytes]:
+    changes = (change for commit in pair.history() for change in commit)
+    return {os.path.basename(change.version) for change in changes if change.version is not None}
 
 
 def test_a_person_who_knows_better_says_when_a_commit_was(

@@ -448,14 +448,6 @@ def test_a_commit_killed_before_its_last_word_counts_its_own_changes_on_retry(pa
 # --- filesystems without hard links -----------------------------------------------------------------
 
 
-@pytest.fixture
-def no_links(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*arguments: object, **options: object) -> None:
-        raise OSError(errno.EPERM, "Operation not permitted")
-
-    monkeypatch.setattr(os, "link", refuse)
-
-
 @pytest.mark.usefixtures("no_links")
 def test_where_there_are_no_hard_links_versions_are_copies(pair: Pair) -> None:
     """All ends the same; an existing version is not overwritten there either."""

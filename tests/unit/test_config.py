@@ -1104,13 +1104,16 @@ def test_the_providers_file_is_named_by_an_airflow_option(tmp_path, monkeypatch,
 
 @pytest.mark.parametrize(("zone", "hours"), [("Asia/Tokyo", 9), ("utc", 0), ("system", -7)])
 def test_the_local_time_is_that_of_the_default_time_zone_of_airflow(tmp_path, zone, hours):
-    """In which schedules are read too; `system` is the time zone of the machine."""
+    """In which schedules are read too; `system` is that of the machine. AIRFLOW_HOME holds as well."""
     environment = {**os.environ, "AIRFLOW_HOME": str(tmp_path), "TZ": "America/Phoenix"}
     environment["AIRFLOW__CORE__DEFAULT_TIMEZONE"] = zone
-    program = "from airflow_mdbackup.config.settings import local_time; print(local_time())"
+    environment.pop("AIRFLOW__MDBACKUP__PROVIDERS_FILE", None)
+    program = "from airflow_mdbackup.config.settings import *; print(providers_file()); print(local_time())"
     expected = datetime.now(UTC).replace(tzinfo=None) + timedelta(hours=hours)
     printed = subprocess.check_output([sys.executable, "-c", program], text=True, env=environment)
-    found = datetime.combine(expected, time_of_day.fromisoformat(printed.splitlines()[-1]))
+    *_, file, now = printed.splitlines()
+    assert file == f"{tmp_path}/mdbackup/providers.yaml"
+    found = datetime.combine(expected, time_of_day.fromisoformat(now))
     assert (found - expected) % timedelta(days=1) < timedelta(minutes=1)
 
 
