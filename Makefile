@@ -57,9 +57,8 @@ torture: venv system-packages ## Run the long forms of the tests of docs/guarant
 .PHONY: coverage
 coverage: venv system-packages ## Run all tests, or ARGS, and report which lines and branches they reach
 	rm -rf build/coverage
-	$(BIN)/coverage run -m pytest --numprocesses auto $(ARGS)
-	$(BIN)/coverage combine --quiet
-	$(BIN)/coverage report
+	$(BIN)/coverage run -m pytest --numprocesses auto $(ARGS); status=$$?; \
+	    $(BIN)/coverage combine --quiet && $(BIN)/coverage report && exit $$status
 
 .PHONY: fuzz
 fuzz: build/fuzz/.installed ## Fuzz the index reader and the SFTP parser with atheris, each for SECONDS=60

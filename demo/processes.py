@@ -22,6 +22,9 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+CLOSED_PORT = 1
+"""A TCP port of 127.0.0.1 that nothing listens on: only root could, and `free_port` never returns it."""
+
 
 def free_port() -> int:
     """Return a TCP port of 127.0.0.1 that nothing listens on at this moment.

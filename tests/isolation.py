@@ -112,6 +112,13 @@ def isolate_process() -> None:
         subprocess.run(["mount", "--bind", srv, "/srv"], check=True)
 
 
+def may_isolate() -> bool:
+    """Return whether processes of this user may have mounts of their own."""
+    with contextlib.suppress(FileNotFoundError):
+        return subprocess.run(["unshare", "--mount", "true"], stderr=subprocess.DEVNULL).returncode == 0
+    return False
+
+
 def end_with_parent() -> None:
     """Have the kernel kill this process when the one that started it ends; children do not inherit that."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)

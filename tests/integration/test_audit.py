@@ -25,6 +25,7 @@ from airflow_mdbackup.account.connection import Account, Unanswered
 from airflow_mdbackup.cli.audit import run
 from airflow_mdbackup.cli.commands import main
 from airflow_mdbackup.operators import AuditProvider
+from demo.processes import CLOSED_PORT
 from demo.sshd import STRICT_SFTP_OPTIONS, ProviderServer, _namespaces_allowed
 
 SetConnection = Callable[[str, dict[str, Any]], None]
@@ -613,7 +614,10 @@ def test_provider_that_is_not_configured_is_a_mistake_of_usage(
 
 @pytest.mark.parametrize(
     ("connection", "told"),
-    [({"port": 1}, "127.0.0.1:1"), ({"login": "mdbackup-index"}, "refuses the account's key")],
+    [
+        ({"port": CLOSED_PORT}, f"127.0.0.1:{CLOSED_PORT}"),
+        ({"login": "mdbackup-index"}, "refuses the account's key"),
+    ],
     ids=["nothing listens", "not its key"],
 )
 def test_account_that_cannot_be_reached_has_a_status_of_its_own(

@@ -28,11 +28,12 @@ from airflow_mdbackup.hooks.provider import ProviderHook
 from airflow_mdbackup.hooks.ssh_program import SshChannel, program_for
 from airflow_mdbackup.scheme.errors import AccessRefused, ConnectionLost, NotOnProvider
 from airflow_mdbackup.scheme.sftp import Attributes, Fetched, Reader, Stream, Wanted
-from demo.processes import descendants, free_port
+from demo.processes import CLOSED_PORT, descendants
 from demo.sshd import ProviderServer
 from demo.sshd_files import new_key
 from tests.integration.conftest import LONG_LINE
 from tests.isolation import PREFIX
+from tests.waiting import until
 
 SetConnection = Callable[[str, dict[str, Any]], None]
 FakeSsh = Callable[[str], None]
@@ -88,16 +89,6 @@ def _program(pid: int) -> str:
         return os.path.basename(Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0].decode())
     except (FileNotFoundError, ProcessLookupError):
         return ""
-
-
-def soon(condition: Callable[[], object], seconds: float = 5) -> bool:
-    """Wait until a condition holds, and return whether it does."""
-    end = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.02)
-    return True
 
 
 def read(reader: Reader, path: str, write: Callable[[Any], object] = len) -> Fetched:
@@ -546,7 +537,7 @@ def test_secret_is_on_no_command_line_in_no_environment_and_not_on_the_disk(
     with ProviderHook("backupop") as hook:
         readers: list[Reader] = []
         thread, raised = in_thread(lambda: readers.append(hook.reader()))
-        assert soon((tmp_path / "started").exists)
+        until((tmp_path / "started").exists, 5)
         assert seen() == []
         (tmp_path / "go").touch()
         thread.join(10)
@@ -752,10 +743,9 @@ def test_server_that_is_not_there_is_a_lost_connection_at_once(
     provider: ProviderServer, set_connection: SetConnection, no_paramiko: None, host: str
 ) -> None:
     """With its name and port in the message, and no second attempt."""
-    port = free_port()
-    set_connection("backupop", provider.sftp_connection() | {"host": host, "port": port})
+    set_connection("backupop", provider.sftp_connection() | {"host": host, "port": CLOSED_PORT})
     began = time.monotonic()
-    with ProviderHook("backupop") as hook, pytest.raises(ConnectionLost, match=f"{host}:{port} .*{host}"):
+    with ProviderHook("backupop") as hook, pytest.raises(ConnectionLost, match=f"{host}:1 .*{host}"):
         hook.reader()
     assert time.monotonic() - began < 5
 
@@ -821,7 +811,7 @@ def test_close_from_another_thread_ends_a_transfer(
         with pytest.raises(ConnectionLost):
             read(reader, path)
         assert time.monotonic() - began < 4
-        assert soon(lambda: not children("ssh"))
+        until(lambda: not children("ssh"), 5, every=0.02)
 
 
 def test_close_while_ssh_logs_in_ends_that(
@@ -836,13 +826,13 @@ def test_close_while_ssh_logs_in_ends_that(
             with pytest.raises(ConnectionLost):
                 hook.reader()
             assert time.monotonic() - began < 5
-            assert soon(lambda: not children("ssh") and not children("cat"))
+            until(lambda: not children("ssh") and not children("cat"), 5, every=0.02)
 
 
 def test_nothing_is_left_of_many_connections(provider: ProviderServer, set_connection: SetConnection) -> None:
     """No descriptor and no process, be they good or bad."""
     set_connection("good", provider.sftp_connection())
-    set_connection("bad", provider.sftp_connection() | {"port": free_port()})
+    set_connection("bad", provider.sftp_connection() | {"port": CLOSED_PORT})
 
     def connect(times: int) -> None:
         for _ in range(times):
@@ -859,7 +849,7 @@ def test_nothing_is_left_of_many_connections(provider: ProviderServer, set_conne
         connect(50)
         # What earlier tests left may end meanwhile.
         assert len(os.listdir("/proc/self/fd")) <= files
-        assert soon(lambda: not set(descendants(os.getpid())) - processes)
+        until(lambda: not set(descendants(os.getpid())) - processes, 5, every=0.02)
     finally:
         gc.enable()
 
@@ -885,13 +875,13 @@ def test_nothing_is_left_of_a_task_that_is_killed(
                 os._exit(1)
         try:
             running = {"ssh": 1, "cat": 0 if logged_in else 1}
-            assert soon(lambda: {name: len(children(name, task)) for name in running} == running)
+            until(lambda: {name: len(children(name, task)) for name in running} == running, 5, every=0.02)
             left = descendants(task)
         finally:
             os.kill(task, signal.SIGKILL)
             os.waitpid(task, 0)
-        assert soon(lambda: not any(_program(pid) == "cat" for pid in left), 1)
-        assert soon(lambda: not any(_program(pid) == "ssh" for pid in left), 4)
+        until(lambda: not any(_program(pid) == "cat" for pid in left), 1, every=0.02)
+        until(lambda: not any(_program(pid) == "ssh" for pid in left), 4, every=0.02)
 
 
 # --- much in both directions --------------------------------------------------------------------------

@@ -7,11 +7,17 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
-from demo.processes import free_port
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+    load_ssh_private_key,
+)
+
+from demo.processes import CLOSED_PORT
 from demo.sshd import ProviderServer
 
 OTHER_HOST_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJHv6ZrIrX0XxfVb0tD7bIsVWmI8o4yvfVZqfT4mFtKk"
@@ -27,10 +33,8 @@ def environment(server: ProviderServer, keys: Path, mail_port: int) -> dict[str,
     """
     keys.mkdir()
     shutil.copy(server.backupop_key, keys / "plain")
-    shutil.copy(server.index_key, keys / "index")
-    shutil.copy(server.backupop_key, keys / "locked")
-    for name in ("locked", "index"):
-        subprocess.run(["ssh-keygen", "-q", "-p", "-N", PASSPHRASE, "-f", keys / name], check=True)
+    _lock(server.backupop_key, keys / "locked")
+    _lock(server.index_key, keys / "index")
     backupop, index = server.sftp_connection(), server.ssh_connection()
     spoilt = f"-----BEGIN OPENSSH PRIVATE KEY-----\n{GARBAGE}\n-----END OPENSSH PRIVATE KEY-----\n"
     smtp = {"disable_ssl": True, "disable_tls": True, "timeout": 10, "retry_limit": 1}
@@ -38,7 +42,7 @@ def environment(server: ProviderServer, keys: Path, mail_port: int) -> dict[str,
         "backupop": backupop,
         "index": index,
         "imposter": server.ssh_connection(host_key=OTHER_HOST_KEY),
-        "nowhere": index | {"port": free_port()},
+        "nowhere": index | {"port": CLOSED_PORT},
         # Airflow itself ends a task's programs; without `ssh`, only the task does.
         "paramiko": server.sftp_connection(disabled_algorithms={"macs": ["hmac-md5"]}),
         "plain": _with_key(backupop, (keys / "plain").read_text()),
@@ -49,6 +53,13 @@ def environment(server: ProviderServer, keys: Path, mail_port: int) -> dict[str,
         "mail": {"conn_type": "smtp", "host": "127.0.0.1", "port": mail_port, "extra": smtp},
     }
     return {f"AIRFLOW_CONN_{name.upper()}": json.dumps(value) for name, value in connections.items()}
+
+
+def _lock(key: Path, copy: Path) -> None:
+    """Write a copy of a private key that needs PASSPHRASE; ssh-keygen wants that on its command line."""
+    private = load_ssh_private_key(key.read_bytes(), None)
+    passphrase = BestAvailableEncryption(PASSPHRASE.encode())
+    copy.write_bytes(private.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, passphrase))
 
 
 def _with_key(connection: dict[str, Any], key: str | None, passphrase: str | None = None) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from demo.processes import free_port
+from demo.processes import CLOSED_PORT
 
 from ..locks import pulling
 from ..waiting import until
@@ -59,7 +59,7 @@ def site(shared_airflow: SharedAirflow, checks: Checks) -> Site:
     def provider(name: str, *alerts: Any, **keys: Any) -> dict[str, Any]:
         return provider_yaml(server, folder, name, alerts=[*alerts, mail], **keys)
 
-    dead = {"ping_url": f"http://127.0.0.1:{free_port()}/dead-secret"}
+    dead = {"ping_url": f"http://127.0.0.1:{CLOSED_PORT}/dead-secret"}
     missing = {"notifier": "nowhere.to.be.Found"}
     slow = {"indexer": {"limit": "500KB"}}
     providers = {
