@@ -29,14 +29,16 @@ class Part:
 
     :param descriptor: of the locked file; it is the part's from now on.
     :param size: bytes that the whole has. What is longer is no beginning of it.
+    :param room: bytes that it may have if the server was wrong about that; None: any number.
     :ivar position: bytes that are there, of ``size``.
     :ivar resumed: whether some of them are of an earlier try.
     :raises OSError: the disk is broken; the file is closed then.
     """
 
-    def __init__(self, descriptor: int, size: int) -> None:
+    def __init__(self, descriptor: int, size: int, room: int | None = None) -> None:
         self._descriptor = descriptor
         self.size = size
+        self.room = room
         self._md5 = hashlib.md5(usedforsecurity=False)
         self.position = 0
         try:

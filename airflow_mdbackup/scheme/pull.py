@@ -36,7 +36,7 @@ from enum import StrEnum
 from functools import partial
 
 from airflow_mdbackup.scheme.diff import Item, Plan, read_plan
-from airflow_mdbackup.scheme.disk import amount
+from airflow_mdbackup.scheme.disk import NO_LIMIT, amount
 from airflow_mdbackup.scheme.errors import BackupError, DestinationBusy, DestinationFull
 from airflow_mdbackup.scheme.mirror import LOCK_WAIT, Mirror, Run
 from airflow_mdbackup.scheme.names import to_text
@@ -45,7 +45,7 @@ from airflow_mdbackup.scheme.progress import Pace
 from airflow_mdbackup.scheme.records import Record, RecordWriter, read_header, read_records
 from airflow_mdbackup.scheme.sftp import Attributes, Code, Fetched, Reader, Refusal, Stated, Wanted
 from airflow_mdbackup.scheme.since import Brought, Committed, committed_since
-from airflow_mdbackup.scheme.space import make_sure_of_room
+from airflow_mdbackup.scheme.space import make_sure_of_room, room_left
 from airflow_mdbackup.scheme.telltale import HEAD, Contents
 from airflow_mdbackup.scheme.tree import Folder, concerns_one_file, copy_of, md5_of
 
@@ -503,7 +503,8 @@ class _Puller:
                 self._staging.drop_part(slot.item.md5)
                 os.close(descriptor)
             elif descriptor is not None:
-                slot.part = Part(descriptor, attributes.size or 0)
+                room = min(room_left(self._mirror), self._max_file_size or NO_LIMIT)
+                slot.part = Part(descriptor, attributes.size or 0, room)
                 if slot.part.resumed:
                     log.info(
                         "%s: going on behind %s",
@@ -518,6 +519,13 @@ class _Puller:
         if most is None or size is None or size <= most:
             return None
         return f"it has {amount(size)}, more than the allowed {amount(most)} (max_file_size)"
+
+    def _too_long(self, part: Part) -> str:
+        by_limit = part.room == self._max_file_size
+        return (
+            f"the server says that it has {amount(part.size)}, but it goes on behind the "
+            f"{amount(part.room or 0)} {'that max_file_size allows' if by_limit else 'there is room for'}"
+        )
 
     def _waits(self, slot: _Slot) -> bool:
         """Whether another task is still at the content of an item.
@@ -559,10 +567,14 @@ class _Puller:
             slot.result = _failed(slot.item, slot.odd)
         elif fetched.refusal.code == Code.UNWANTED:
             self._postponed.append(slot)
+        elif fetched.refusal.code == Code.TOO_LONG and part is not None:
+            slot.result = _failed(slot.item, self._too_long(part))
         else:
             slot.result = _refused(slot.item, fetched.refusal)
         if part is not None:
-            is_wrong = fetched.refusal is None and fetched.md5 != md5
+            is_wrong = (
+                fetched.md5 != md5 if fetched.refusal is None else fetched.refusal.code == Code.TOO_LONG
+            )
             if is_wrong or fetched.content is not None:
                 self._staging.drop_part(md5)
             part.close()
@@ -681,7 +693,7 @@ class _Puller:
     def _left(self, done: int, seconds: float) -> str:
         """Say how long the rest may take: by the files, or by the bytes, whichever takes longer."""
         parts = [slot.part for slot in self._slots if slot.part is not None]
-        known = sum(part.size - part.position for part in parts)
+        known = sum(max(part.size - part.position, 0) for part in parts)
         came = self.summary.transferred
         waiting = self._total - done - len(parts)
         brought = done - self._spared

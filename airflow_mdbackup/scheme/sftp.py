@@ -11,15 +11,23 @@ The index names the files, so that nothing is listed and nothing is asked twice:
     all bytes are there: md5 as expected, or else FSTAT once more, to tell a file that changed from a bad one
                          send CLOSE, hand out the result
 
+Servers differ, and what one of them does not do is done in another way::
+
+    OPEN fails while others are open     fewer files are in flight from now on, and it is asked again
+    OPEN fails, or a READ twice          the file is tried once more when nothing else is on its way
+    FSTAT fails, or tells no size        STAT by name is asked, or else the file is read to its end
+    the md5 is wrong, and FSTAT tells    the file is read on behind what was said to be its end
+    the same size again
+
 Memory is bounded by ``window``, the bytes asked for and not yet processed. It works with an account that is
 cut down to ``internal-sftp -R -p open,close,read,fstat,stat,lstat,realpath,limits``.
 
 A server may be slow, but not without end: the channel ends a silence, and the reader ends a trickle, which is
 less than 1 KiB in all the time that we are patient.
 
-What this does not give: it never tries again. After :class:`ConnectionLost` the reader is of no more use. A
-server that opens a named pipe waits for its other end, with all other files; who fears that there is one asks
-for attributes first. How long requests may take to be sent is the channel's to limit.
+What this does not give: after :class:`ConnectionLost` the reader is of no more use. A server that opens a
+named pipe waits for its other end, with all other files; who fears that there is one asks for attributes
+first. How long requests may take to be sent is the channel's to limit.
 
 Sources: draft-ietf-secsh-filexfer-02 (SFTP version 3), OpenSSH ``PROTOCOL`` section 4.8 (limits@openssh.com).
 """
@@ -41,6 +49,9 @@ from airflow_mdbackup.scheme.names import to_text
 WINDOW = 32 << 20  # bytes asked for at a time, and at most so many held in memory
 SMALL = 256 << 10  # up to this size a file is collected in memory
 _MAX_FILES = 128  # in flight, unless the server tells how many it can have open
+_TRIES = 3  # to open a file while others are open
+_MOST_LAST = 256  # files that wait for their last try
+_DEPTH = 4  # READs in flight for a file whose size is not known
 _MOST_FILES = 1000  # in flight, whatever it tells: what fills a line of 20 ms with small files
 _MOST_CLOSING = 100_000  # CLOSE requests without an answer, which nothing else bounds
 _RECEIVE = 1 << 20
@@ -95,9 +106,12 @@ class Code(IntEnum):
 
     UNWANTED = -1
     SPECIAL = -2  # a directory, named pipe, socket or device
+    TOO_LONG = -3  # it goes on behind what the sink takes
     EOF = 1
     NO_SUCH_FILE = 2
     PERMISSION_DENIED = 3
+    FAILURE = 4
+    UNSUPPORTED = 8
 
 
 class Channel(Protocol):
@@ -124,10 +138,13 @@ class Refusal(NamedTuple):
 
 
 class Sink(Protocol):
-    """Where the bytes of a file larger than :data:`SMALL` go."""
+    """Where the bytes of a file go that is larger than :data:`SMALL`, or may be."""
 
     position: int
     """How many bytes are there already, from an earlier try."""
+
+    room: int | None
+    """How many bytes it takes of a file that goes on behind the size that was told, if any; None: all."""
 
     def write(self, data: bytes | memoryview, /) -> None:
         """Take the bytes that follow. They do not change afterwards."""
@@ -141,6 +158,7 @@ class Stream:
 
     def __init__(self, write: Callable[[bytes | memoryview], object]) -> None:
         self.position = 0
+        self.room: int | None = None
         self._md5 = hashlib.md5(usedforsecurity=False)
         self._write = write
 
@@ -196,6 +214,7 @@ class _Memory:
 
     def __init__(self) -> None:
         self.position = 0
+        self.room: int | None = None
         self.content = b""
 
     def write(self, data: bytes | memoryview) -> None:
@@ -248,12 +267,14 @@ class _Transfer:
     """A file on its way."""
 
     # fmt: off
-    __slots__ = ("after", "asked", "before", "digest", "early", "end", "handle", "is_large", "pending",
-                 "position", "refusal", "sink", "wanted")
+    __slots__ = ("after", "asked", "before", "digest", "early", "end", "failed", "handle", "is_at_end",
+                 "is_large", "is_last", "pending", "position", "refusal", "sink", "tries", "wanted")
     # fmt: on
 
-    def __init__(self, wanted: Wanted) -> None:
+    def __init__(self, wanted: Wanted, *, is_last: bool = False) -> None:
         self.wanted = wanted
+        self.is_last = is_last  # whether no further try follows this one
+        self.tries = 0  # to open it, which were refused
         self.handle = b""  # with its length in front, as requests have it
         self.is_large: bool | None = None  # once the size is known
         self.sink: Sink | None = None  # of a large file when it is its turn
@@ -262,9 +283,11 @@ class _Transfer:
         self.asked = 0  # READs are sent for all bytes before it
         self.pending = 0  # FSTAT and READ requests that are not answered yet
         self.end: int | None = None  # where the file ends, once known
+        self.is_at_end = False  # whether the server itself has said so
         self.before: Attributes | None = None
         self.after: Attributes | None = None
         self.digest: bytes | None = None  # once all bytes are there; then FSTAT is sent a second time
+        self.failed: set[int] = set()  # offsets at which a READ has failed once
         self.refusal: Refusal | None = None
 
 
@@ -306,6 +329,10 @@ class Reader:
         self._fresh: deque[_Transfer] = deque()  # transfers whose first READ is to be sent
         self._hungry: deque[_Transfer] = deque()  # transfers whose size is known, with READs to send
         self._files = 0
+        self._again: deque[_Transfer] = deque()  # could not be opened while others were open
+        self._last: deque[_Transfer] = deque()  # failed, and have another try when nothing else is on its way
+        self._held = 0  # handles that the server has given and not said to have taken back
+        self._opened = 0  # files, since the number of those in flight changed
         self._closing = 0  # CLOSE requests that are not answered yet
         self._claimed = 0  # bytes asked for and not yet processed
         self._results: list[Fetched | Stated] = []
@@ -313,7 +340,8 @@ class Reader:
         self._window = max(window, 4 * SMALL)
         self._ahead = self._window  # bytes that may be coming; fewer under a limit
         self._portion = _RECEIVE  # bytes to receive at once, likewise
-        self._max_files = _MAX_FILES
+        self._allowed = _MAX_FILES  # files in flight, until the server refuses one
+        self._max_files = self._allowed
         self._read_size = _DEFAULT_READ
         self.received = 0  # bytes of file contents
         self._little = False  # whether there was little to receive the last time
@@ -325,7 +353,10 @@ class Reader:
     @property
     def room(self) -> bool:
         """Whether another request can be submitted now."""
-        return self._files < self._max_files
+        if len(self._last) >= _MOST_LAST:
+            return False
+        is_free = self._max_files == self._allowed or self._held < self._max_files
+        return is_free and self._files - len(self._last) < self._max_files
 
     @property
     def busy(self) -> bool:
@@ -335,9 +366,7 @@ class Reader:
     def submit(self, wanted: Wanted) -> None:
         """Ask for a file. Its result comes from :meth:`wait`."""
         self._files += 1
-        # pflags READ, no attributes
-        body = b"%s%s\0\0\0\1\0\0\0\0" % (len(wanted.path).to_bytes(4, "big"), wanted.path)
-        self._ask(_Type.OPEN, body, self._on_open, _Transfer(wanted))
+        self._ask_open(_Transfer(wanted))
 
     def submit_stat(self, path: bytes, key: Any) -> None:
         """Ask for the attributes of a file, following symlinks. The result comes from :meth:`wait`.
@@ -345,7 +374,7 @@ class Reader:
         What is no regular file is refused with :attr:`Code.SPECIAL`.
         """
         self._files += 1
-        self._ask(_Type.STAT, len(path).to_bytes(4, "big") + path, self._on_stat, key)
+        self._ask(_Type.STAT, _packed(path), self._on_stat, key)
 
     def wait(self) -> list[Fetched | Stated]:
         """Return the next results, at least one if any are to come.
@@ -371,6 +400,7 @@ class Reader:
     def _turn(self) -> None:
         if self._closing > _MOST_CLOSING:
             raise ConnectionLost("the server does not answer that it closes files")
+        self._try_again()
         self._send_reads()
         self._flush()
         if not self._results:
@@ -393,6 +423,19 @@ class Reader:
         self._out += _HEAD(5 + len(body), kind, number)
         self._out += body
 
+    def _ask_open(self, transfer: _Transfer) -> None:
+        # pflags READ, no attributes
+        self._ask(_Type.OPEN, _packed(transfer.wanted.path) + b"\0\0\0\1\0\0\0\0", self._on_open, transfer)
+
+    def _try_again(self) -> None:
+        """Open files again that were refused, as far as fewer are open now."""
+        on_their_way = self._files - len(self._again) - len(self._last)
+        while self._again and max(on_their_way, self._held) < self._max_files:
+            self._ask_open(self._again.popleft())
+            on_their_way += 1
+        if self._last and not on_their_way and not self._held:
+            self._ask_open(self._last.popleft())
+
     def _ask_fstat(self, transfer: _Transfer) -> None:
         transfer.pending += 1
         self._ask(_Type.FSTAT, transfer.handle, self._on_fstat, transfer)
@@ -414,8 +457,15 @@ class Reader:
             transfer = self._hungry[0]
             if transfer.is_large and transfer.sink is None and transfer.refusal is None:
                 self._open_sink(transfer)
-            assert transfer.end is not None
-            length = min(self._read_size, self._ahead, transfer.end - transfer.asked)
+            if transfer.end is None and transfer.refusal is None:
+                room = transfer.sink.room if transfer.sink is not None else None
+                if room is not None and transfer.asked > room:
+                    transfer.refusal = Refusal(Code.TOO_LONG, "it goes on and on")
+                    self._advance(transfer)
+                if transfer.pending >= _DEPTH:
+                    break  # it may end anywhere
+            rest = self._read_size if transfer.end is None else transfer.end - transfer.asked
+            length = min(self._read_size, self._ahead, rest)
             if length <= 0 or transfer.refusal:
                 self._hungry.popleft()
                 continue
@@ -537,7 +587,9 @@ class Reader:
     def _on_stat(self, kind: int, body: memoryview, key: Any, *_: int) -> None:
         self._files -= 1
         if kind != _Type.ATTRS:
-            self._results.append(Stated(key, None, _refusal(kind, body)))
+            refusal = _refusal(kind, body)
+            unknown = Attributes(None, None, None) if refusal.code == Code.UNSUPPORTED else None
+            self._results.append(Stated(key, unknown, None if unknown else refusal))
             return
         attributes = _attributes(body)
         special = _special(attributes)
@@ -545,9 +597,12 @@ class Reader:
 
     def _on_open(self, kind: int, body: memoryview, transfer: _Transfer, *_: int) -> None:
         if kind != _Type.HANDLE:
-            transfer.refusal = _refusal(kind, body)
-            self._finish(transfer)
+            self._on_not_opened(transfer, _refusal(kind, body))
             return
+        self._held += 1
+        self._opened += 1
+        if self._max_files < self._allowed and self._opened >= self._max_files:
+            self._opened, self._max_files = 0, self._max_files + 1
         transfer.handle = bytes(body[: 4 + len(_string(body, _MAX_HANDLE))])
         self._ask_fstat(transfer)
         free = self._coming < self._ahead and self._claimed + _FIRST <= self._window // 2
@@ -557,13 +612,29 @@ class Reader:
         else:
             self._fresh.append(transfer)
 
-    def _on_fstat(self, kind: int, body: memoryview, transfer: _Transfer, *_: int) -> None:
+    def _on_not_opened(self, transfer: _Transfer, refusal: Refusal) -> None:
+        transfer.tries += 1
+        if refusal.code == Code.FAILURE and self._held and transfer.tries <= _TRIES:
+            # As many as are open may be all that it allows. One more is tried after each round of them, since
+            # the reason may have been another one.
+            self._opened, self._max_files = 0, min(self._max_files, self._held)
+            self._again.append(transfer)
+        else:
+            transfer.refusal = refusal
+            self._end(transfer)
+
+    def _on_fstat(self, kind: int, body: memoryview, transfer: _Transfer, by_name: int, _: int) -> None:
         transfer.pending -= 1
         attributes = _attributes(body) if kind == _Type.ATTRS else None
+        if attributes is None:
+            _refusal(kind, body)  # if it is one
+        if (attributes is None or attributes.size is None) and not by_name:
+            transfer.pending += 1
+            self._ask(_Type.STAT, _packed(transfer.wanted.path), self._on_fstat, transfer, True)
+            return
+        attributes = attributes or Attributes(None, None, None)
         if transfer.digest is not None:
             transfer.after = attributes
-        elif attributes is None:
-            transfer.refusal = transfer.refusal or _refusal(kind, body)
         elif special := _special(attributes):
             transfer.refusal = special  # it says more than what a read of it was answered with
         else:
@@ -571,16 +642,31 @@ class Reader:
         self._advance(transfer)
 
     def _on_size(self, transfer: _Transfer, attributes: Attributes) -> None:
-        """Have a transfer go on, now that its size is known."""
-        size = attributes.size
-        if size is None:
-            raise ConnectionLost("the server does not tell the size of a file")
+        """Have a transfer go on, now that its size is known, or known not to be told."""
         transfer.before = attributes
-        transfer.end = size if transfer.end is None else min(size, transfer.end)
-        transfer.is_large = size > SMALL
+        if attributes.size is not None:
+            transfer.end = attributes.size if transfer.end is None else min(attributes.size, transfer.end)
+        if transfer.end is not None:
+            self._on_end(transfer)
+        elif not transfer.pending and transfer.refusal is None:
+            self._ask_on(transfer)
+
+    def _on_end(self, transfer: _Transfer) -> None:
+        """Have a transfer go on, now that it is known where it ends."""
+        assert transfer.end is not None
+        transfer.is_large = transfer.end > SMALL
         if transfer.early and not transfer.is_large:
             self._take_early(transfer)
         if transfer.asked < transfer.end:
+            self._hungry.append(transfer)
+
+    def _ask_on(self, transfer: _Transfer) -> None:
+        """Ask for what follows of a file whose end is not known."""
+        if transfer.asked < SMALL and not transfer.is_large:  # it may be a small one
+            self._ask_read(transfer, transfer.asked, self._read_size)
+            transfer.asked += self._read_size
+        elif not transfer.is_large:
+            transfer.is_large = True
             self._hungry.append(transfer)
 
     def _on_read(self, kind: int, body: memoryview, transfer: _Transfer, offset: int, length: int) -> None:
@@ -591,7 +677,8 @@ class Reader:
             if size > length or size + 4 > len(body):
                 raise ConnectionLost("the server sent more than was asked for, or a broken packet")
             if not size:
-                raise ConnectionLost("the server sent an empty block")
+                self._on_eof(transfer, offset, length)
+                return
             self.received += size
             if size == transfer.end and not transfer.pending and not offset and transfer.sink is None:
                 self._on_whole(transfer, bytes(body[4 : 4 + size]), length)
@@ -602,20 +689,36 @@ class Reader:
             # What came short is asked for again, unless it is known to be the end.
             if rest and (transfer.end is None or offset < transfer.end):
                 self._ask_read(transfer, offset, rest)
+            elif transfer.end is None and transfer.before is not None and not transfer.pending:
+                self._ask_on(transfer)
         else:
-            self._claimed -= length
             refusal = _refusal(kind, body)
             if refusal.code == Code.EOF:
-                transfer.end = offset if transfer.end is None else min(offset, transfer.end)
-            else:
-                transfer.refusal = transfer.refusal or refusal
+                self._on_eof(transfer, offset, length)
+                return
+            self._claimed -= length
+            if refusal.code == Code.FAILURE and offset not in transfer.failed and transfer.refusal is None:
+                transfer.failed.add(offset)
+                self._ask_read(transfer, offset, length)
+                return
+            transfer.refusal = transfer.refusal or refusal
+        self._advance(transfer)
+
+    def _on_eof(self, transfer: _Transfer, offset: int, claimed: int) -> None:
+        """Note that a file has nothing from this offset on."""
+        self._claimed -= claimed
+        transfer.is_at_end = True
+        was_known = transfer.end is not None
+        transfer.end = offset if transfer.end is None else min(offset, transfer.end)
+        if not was_known and transfer.before is not None and not transfer.is_large:
+            self._on_end(transfer)
         self._advance(transfer)
 
     def _on_whole(self, transfer: _Transfer, content: bytes, claimed: int) -> None:
         """End a transfer that came in one piece, as most do: the short way to what the rest of us does."""
         md5 = hashlib.md5(content, usedforsecurity=False).hexdigest().encode()
         self._claimed -= claimed
-        if md5 != transfer.wanted.md5 is not None:
+        if md5 != transfer.wanted.md5:
             self._claimed += len(content)
             self._take(transfer, 0, content)
             self._advance(transfer)
@@ -666,8 +769,29 @@ class Reader:
             if expected is not None and expected != transfer.digest:
                 self._ask_fstat(transfer)
                 return
+        if self._reads_on(transfer):
+            return
         self._close(transfer)
-        self._finish(transfer)
+        self._end(transfer)
+
+    def _reads_on(self, transfer: _Transfer) -> bool:
+        """Read on behind what was said to be the end of a file, if that may be why its md5 is wrong."""
+        if transfer.refusal is not None or transfer.is_at_end or transfer.digest == transfer.wanted.md5:
+            return False
+        assert transfer.before is not None
+        if transfer.after is not None and transfer.after.size not in (None, transfer.before.size):
+            return False  # it has changed meanwhile
+        transfer.digest = transfer.after = transfer.end = None
+        transfer.asked = transfer.position
+        if isinstance(transfer.sink, _Memory):  # where it may not stay
+            transfer.early = _Early()
+            transfer.early.add(0, transfer.sink.content)
+            transfer.sink, transfer.position, transfer.is_large = None, 0, None
+        if transfer.is_large:
+            self._hungry.append(transfer)
+        else:
+            self._ask_on(transfer)
+        return True
 
     def _close(self, transfer: _Transfer) -> None:
         self._closing += 1
@@ -675,18 +799,32 @@ class Reader:
 
     def _on_closed(self, *_: Any) -> None:
         self._closing -= 1
+        self._held -= 1
+
+    def _end(self, transfer: _Transfer) -> None:
+        """Hand out what became of a transfer, or have it tried once more."""
+        failed = transfer.refusal is not None and transfer.refusal.code == Code.FAILURE
+        if failed and not transfer.is_last:
+            self._give_back(transfer)
+            self._last.append(_Transfer(transfer.wanted, is_last=True))
+        else:
+            self._finish(transfer)
 
     def _finish(self, transfer: _Transfer) -> None:
         self._files -= 1
-        if transfer.early:
-            self._claimed -= transfer.early.size  # beyond a hole, or there was no sink
-        content = None
-        if isinstance(transfer.sink, _Memory):
-            content = transfer.sink.content
-            self._claimed -= len(content)
+        content = self._give_back(transfer)
         md5, size = transfer.digest or _NOTHING, transfer.position
         told = transfer.before, transfer.after, transfer.refusal
         self._results.append(Fetched(transfer.wanted, md5, size, *told, content))
+
+    def _give_back(self, transfer: _Transfer) -> bytes | None:
+        """Let go of what a transfer has in memory, and return that if it is a small file."""
+        if transfer.early:
+            self._claimed -= transfer.early.size  # beyond a hole, or there was no sink
+        if not isinstance(transfer.sink, _Memory):
+            return None
+        self._claimed -= len(transfer.sink.content)
+        return transfer.sink.content
 
     # --- the beginning ------------------------------------------------------------------------------
 
@@ -710,7 +848,7 @@ class Reader:
             # Less than what every server must be able to send would only mean more requests in flight.
             self._read_size = max(_DEFAULT_READ, min(read_size, _MAX_READ))
             if handles:
-                self._max_files = max(1, min(_MOST_FILES, handles - 1))
+                self._allowed = self._max_files = max(1, min(_MOST_FILES, handles - 1))
 
     def _one_packet(self) -> tuple[int, memoryview]:
         """Send what is waiting, and return type and body (behind version or id) of the next packet."""
@@ -724,6 +862,10 @@ class Reader:
 
 
 # --- parts of packets -------------------------------------------------------------------------------
+
+
+def _packed(text: bytes) -> bytes:
+    return len(text).to_bytes(4, "big") + text
 
 
 def _string(body: memoryview, limit: int, position: int = 0) -> bytes:

@@ -108,6 +108,11 @@ def make_sure_of_room(
     return left
 
 
+def room_left(mirror: Mirror) -> int:
+    """Return how many bytes a file may have of whose size its server told nothing, or too little."""
+    return max(free(mirror.staging).size - _RESERVE, 0)
+
+
 @dataclass(slots=True)
 class _Needed:
     """What a run needs.
