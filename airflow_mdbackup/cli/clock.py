@@ -12,12 +12,12 @@ from airflow_mdbackup.cli.mirrors import mirror_of
 from airflow_mdbackup.cli.past import tell_problems
 from airflow_mdbackup.scheme.clock import bounds, set_time
 from airflow_mdbackup.scheme.mirror import Mirror
-from airflow_mdbackup.scheme.moments import NoSuchMoment, OfRun, in_words, moment_in, moment_of
+from airflow_mdbackup.scheme.moments import Asked, NoSuchMoment, in_words, moment_in, moment_of, stamp_of
 from airflow_mdbackup.scheme.past import Past
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print a line for each commit whose stamp is not its time; with ``args.set`` say first when one was.
+    """Print a line for each commit whose stamp is not its time; say first when one was, if that is asked for.
 
     :returns: 0; 1: history is missing or damaged.
     :raises UsageError: there is no such backup or commit, or it was not then.
@@ -27,26 +27,36 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"{words[0]!r} is one word too many: the clock is that of the whole backup")
     if args.set:
         _set(mirror, *args.set)
+    if args.unset:
+        _set(mirror, args.unset, None)
     with Past(mirror, lambda path: False) as past:
-        others = [moment for moment in past.moments if moment.time != moment.stamp]
+        others = [moment for moment in past.moments if moment.time != moment.stamp or moment.is_set]
         for moment in others:
             if args.format == "json":
                 facts = {"stamp": moment.stamp, "time": moment.time, "run_id": moment.run_id}
-                print(json.dumps(facts))
+                print(json.dumps(facts | {"set": moment.is_set}))
             else:
-                print(printable(f"{moment.stamp}  was at {in_words(moment.time)}  {moment.run_id}"))
+                by = "  (set by hand)" if moment.is_set else ""
+                print(printable(f"{moment.stamp}  was at {in_words(moment.time)}  {moment.run_id}{by}"))
         if not others:
             print("Each commit was when its stamp says", file=sys.stderr)
         return tell_problems(past)
 
 
-def _set(mirror: Mirror, word: str, text: str) -> None:
+def _set(mirror: Mirror, word: str, text: str | None) -> None:
+    """Say when a commit was, or no longer, and print what holds now."""
     with Past(mirror, lambda path: False) as past:
         try:
-            moment = past.moment_of_run(OfRun(word, f"{word!r} is no commit: name its stamp, or its run"))
-            when = moment_of(text, datetime.now().astimezone())
+            moment = past.asked(Asked(word, None, f"{word!r} is no commit: name its stamp, or its run"))
+            when = None if text is None else moment_of(text, datetime.now().astimezone())
         except NoSuchMoment as error:
             raise UsageError(str(error)) from error
+        if moment is None:
+            raise UsageError("nothing was committed yet")
+        if when is None:
+            set_time(mirror, moment, None)
+            print(printable(f"{moment.run_id}: what --set said of it is taken back"), file=sys.stderr)
+            return
         before, after = bounds(past.claims, moment.number, mirror.now())
         if (before and when <= moment_in(before)) or (after and when >= moment_in(after)):
             raise UsageError(
@@ -54,3 +64,5 @@ def _set(mirror: Mirror, word: str, text: str) -> None:
                 f" known: {in_words(before) or 'none'}, and {in_words(after) or 'none'}"
             )
         set_time(mirror, moment, when)
+    told = f"{moment.run_id} was at {in_words(moment.time)} so far, and is at {in_words(stamp_of(when))} now"
+    print(printable(f"{told}; --unset {moment.run_id} takes that back"), file=sys.stderr)

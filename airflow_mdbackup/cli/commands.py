@@ -478,7 +478,8 @@ COMMANDS = (
         "Tell which commits were at other times than their stamps say",
         "After a run under a wrong clock, each commit keeps its stamp, which is in the names of versions."
         " All that goes by time (--as-of, prune, versions, log) goes by when it really was: what the clock"
-        " said, or, where that cannot be, evenly between the commits before and after. --set corrects it.",
+        " said, or, where that cannot be, evenly between the commits before and after. --set corrects it, and"
+        " --unset takes that back.",
         (
             ("what a wrong clock has left", "clock web"),
             ("a commit of which you know better", "clock web --set manual__fix '2026-11-23 14:00'"),
@@ -489,10 +490,12 @@ COMMANDS = (
             _argument(
                 "--set", nargs=2, metavar=("RUN", "TIME"), help="a run, or a stamp, and when it committed"
             ),
+            _argument("--unset", metavar="RUN", help="take back what --set said of it"),
             _FORMAT,
             _PROVIDERS_FILE,
         ),
         "airflow_mdbackup.cli.clock.run",
+        changes=lambda arguments: bool(arguments.set or arguments.unset),
     ),
     Command(
         "rebuild",

@@ -13,7 +13,7 @@ from airflow_mdbackup.cli import UsageError
 from airflow_mdbackup.cli.mirrors import mirror_of
 from airflow_mdbackup.cli.past import quoted, tell_problems, tell_stopped
 from airflow_mdbackup.scheme.mirror import Mirror
-from airflow_mdbackup.scheme.moments import NoSuchMoment, OfRun, in_words, moment_or_run, stamp_of
+from airflow_mdbackup.scheme.moments import NoSuchMoment, asked_for, in_words
 from airflow_mdbackup.scheme.past import Content, Past
 from airflow_mdbackup.scheme.restore import as_path, bytes_of
 
@@ -83,11 +83,13 @@ def _pair(
 
 
 def _as_of(past: Past, contents: list[Content], text: str) -> Content:
-    when = moment_or_run(text, datetime.now().astimezone())
+    asked = asked_for(text, datetime.now().astimezone())
     try:
-        moment = past.moment_of_run(when) if isinstance(when, OfRun) else past.moment_at(stamp_of(when))
+        moment = past.asked(asked)
     except NoSuchMoment as error:
         raise UsageError(str(error)) from error
+    if asked.when is not None:
+        print(f"{text!r} is {asked.when:%Y-%m-%d %H:%M:%S %z}", file=sys.stderr)
     found = [content for content in contents if moment is not None and content.since <= moment.time]
     if not found:
         raise UsageError(f"it was not there yet at {text!r}: first at {in_words(contents[0].since)}")

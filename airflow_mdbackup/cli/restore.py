@@ -15,7 +15,7 @@ from airflow_mdbackup.cli import UsageError, printable
 from airflow_mdbackup.cli.mirrors import mirror_of, selection_of
 from airflow_mdbackup.cli.past import quoted, tell_problems, tell_stopped
 from airflow_mdbackup.scheme.disk import amount
-from airflow_mdbackup.scheme.moments import NoSuchMoment, OfRun, moment_or_run
+from airflow_mdbackup.scheme.moments import Asked, NoSuchMoment, asked_for
 from airflow_mdbackup.scheme.names import to_text
 from airflow_mdbackup.scheme.progress import Pace
 from airflow_mdbackup.scheme.restore import Came, Restored, State, restore, state_of
@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("--to is empty: name a directory")
     wanted = selection_of(words)
     counts: Counter[Came] = Counter()
-    size = replaced = 0
+    size = replaced = differing = 0
     try:
         when = _when(args.as_of)
         with state_of(mirror, wanted, when, gone=args.include_gone) as state:
@@ -55,6 +55,7 @@ def run(args: argparse.Namespace) -> int:
                     counts[restored.came] += 1
                     size += restored.size
                     replaced += restored.replaced
+                    differing += restored.differs
                     advance(restored)
                     _tell(args, restored)
             not_found, taken_out = state.not_found("--include-gone"), state.taken_out("--include-gone")
@@ -66,6 +67,8 @@ def run(args: argparse.Namespace) -> int:
     for why in not_found:
         print(printable(why), file=sys.stderr)
     _sum_up(args, counts, size, replaced)
+    if differing:
+        print("--overwrite replaces files with other bytes", file=sys.stderr)
     for why in taken_out:
         print(why, file=sys.stderr)
     if not state.needs_history:
@@ -73,14 +76,14 @@ def run(args: argparse.Namespace) -> int:
     return wrong if all(came.good for came in counts) and not not_found else WRONG
 
 
-def _when(as_of: str | None) -> datetime | OfRun | None:
+def _when(as_of: str | None) -> Asked | None:
     """Return the moment that somebody means, and tell which one that is; None for now."""
     if as_of is None:
         return None
-    when = moment_or_run(as_of, datetime.now().astimezone())
-    if isinstance(when, datetime):
-        print(f"{as_of!r} is {when:%Y-%m-%d %H:%M:%S %z}", file=sys.stderr)
-    return when
+    asked = asked_for(as_of, datetime.now().astimezone())
+    if asked.when is not None:
+        print(f"{as_of!r} is {asked.when:%Y-%m-%d %H:%M:%S %z}", file=sys.stderr)
+    return asked
 
 
 @contextmanager
@@ -130,5 +133,3 @@ def _sum_up(args: argparse.Namespace, counts: Counter[Came], size: int, replaced
     if replaced:
         would = "would replace" if args.dry_run else "replaced"
         print(f"{replaced:,} of them {would} a file that differs", file=sys.stderr)
-    if counts[Came.KEPT] and not args.overwrite:
-        print("--overwrite replaces what is there", file=sys.stderr)

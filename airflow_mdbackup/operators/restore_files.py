@@ -13,7 +13,7 @@ from airflow.sdk.exceptions import AirflowFailException
 from airflow_mdbackup.config.settings import dags_folder, restore_below
 from airflow_mdbackup.operators.base import BackupOperator, refuse_misspelt, refused
 from airflow_mdbackup.scheme.disk import amount
-from airflow_mdbackup.scheme.moments import OfRun, moment_or_run
+from airflow_mdbackup.scheme.moments import Asked, asked_for
 from airflow_mdbackup.scheme.names import to_text, unfolded
 from airflow_mdbackup.scheme.progress import Pace
 from airflow_mdbackup.scheme.restore import Came, Restored, Selection, restore, state_of
@@ -108,13 +108,13 @@ class RestoreFiles(BackupOperator):
         keep_out = map(Path, (self.dest, *self.keep_out, dags_folder()))
         return target_below(base, target, keep_out, make=make)
 
-    def _when(self, as_of: str | None) -> datetime | OfRun | None:
+    def _when(self, as_of: str | None) -> Asked | None:
         if not as_of:
             return None
-        when = moment_or_run(as_of, datetime.now().astimezone())
-        if isinstance(when, datetime):
-            self.log.info("%r is %s", as_of, f"{when:%Y-%m-%d %H:%M:%S %z}")
-        return when
+        asked = asked_for(as_of, datetime.now().astimezone())
+        if asked.when is not None:
+            self.log.info("%r is %s", as_of, f"{asked.when:%Y-%m-%d %H:%M:%S %z}")
+        return asked
 
     def _bring(self, came: Iterable[Restored], counts: Counter[Came], dry: bool) -> tuple[int, list[str]]:
         """Take what comes; return how many bytes that is, and some of what did not come, and why."""

@@ -45,10 +45,10 @@ def claimed(header: dict[str, Any], stamp: str, file: Path) -> str:
 
     :param file: of that history. When it was written last counts if the header has no ``at``.
     """
+    if is_stamp(by_hand := str(header.get("set", ""))):
+        return by_hand
     at = str(header.get("at", ""))
-    if not is_stamp(at):
-        return min(stamp, stamp_of_file(file))
-    return at if header.get("corrected") else min(stamp, at)
+    return min(stamp, at if is_stamp(at) else stamp_of_file(file))
 
 
 def last_claimed(mirror: Mirror) -> str:
@@ -62,16 +62,21 @@ def last_claimed(mirror: Mirror) -> str:
     return claimed(header, stamp, finished[-1]) if is_stamp(stamp) else ""
 
 
-def set_time(mirror: Mirror, moment: Moment, when: datetime) -> None:
-    """Say when a commit was, in its history.
+def set_time(mirror: Mirror, moment: Moment, when: datetime | None) -> None:
+    """Say when a commit was, in its history; None takes back what was said.
 
     :raises DestinationBusy: a run holds the lock for too long.
     :raises DestinationFull, DestinationRefused, DestinationBroken, WorkerExhausted: see
         :meth:`.Mirror.told_plainly`.
     """
     with mirror.told_plainly(), mirror.lock("clock", PERSON_WAIT):
-        header = {key: value for key, value in read_header(moment.file).items() if key != "format"}
-        copy_records(moment.file, moment.file, **header | {"at": stamp_of(when), "corrected": True})
+        header = {
+            key: value for key, value in read_header(moment.file).items() if key not in ("format", "set")
+        }
+        header.setdefault("at", stamp_of_file(moment.file))  # which is written anew just now
+        if when is not None:
+            header["set"] = stamp_of(when)
+        copy_records(moment.file, moment.file, **header)
 
 
 def contradiction(claims: Sequence[str], now: str) -> str | None:

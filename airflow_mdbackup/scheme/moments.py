@@ -65,32 +65,47 @@ def moment_of(text: str, now: datetime) -> datetime:
         moment = _written(words, now.astimezone().date())
     except (_NotOne, _Either) as error:
         raise NoSuchMoment(f"{text!r}: {error}") from None
-    except (ValueError, OverflowError) as error:
-        raise NoSuchMoment(
+    except _Unknown as error:
+        raise NotUnderstood(
             f"{text!r} is no moment: write 2026-11-23T14:00 (with +01:00 or Z behind it if that is not local "
             "time), 'yesterday 14:00', or '3 days ago'"
         ) from error
+    except (ValueError, OverflowError) as error:
+        raise NoSuchMoment(f"{text!r}: there is no such day or time, or offset from UTC") from error
     if moment > now + timedelta(minutes=1):
         raise NoSuchMoment(f"{text!r} is {moment:%Y-%m-%d %H:%M:%S %z}, which is yet to come")
     return moment if moment.microsecond else moment.replace(microsecond=999_999)
 
 
-class OfRun(NamedTuple):
-    """A word that is no moment, and may be the id of a run, or ``latest``.
+class NotUnderstood(NoSuchMoment):
+    """It is no moment at all, and may be something else."""
 
+
+class Asked(NamedTuple):
+    """What somebody wrote for a moment: that may also be the id of a run, or ``latest``.
+
+    :ivar when: what it means as a moment; None if it means none.
     :ivar why: what is wrong with it as a moment, for people.
     """
 
     word: str
-    why: str
+    when: datetime | None
+    why: str = ""
 
 
-def moment_or_run(text: str, now: datetime) -> datetime | OfRun:
-    """Return the moment that ``text`` means, or, if it is none, what is to be looked up in a history."""
+def asked_for(text: str, now: datetime) -> Asked:
+    """Return what ``text`` means as a moment; :meth:`.Past.asked` looks up what else it may be."""
     try:
-        return moment_of(text, now)
+        return Asked(text.strip(), moment_of(text, now))
+    except NotUnderstood as error:
+        why = f"{error}; or 'latest', or the id of a run as `mdbackup log` prints it"
     except NoSuchMoment as error:
-        return OfRun(text.strip(), f"{error}; or 'latest', or the id of a run as `mdbackup log` prints it")
+        why = str(error)
+    return Asked(text.strip(), None, why)
+
+
+class _Unknown(Exception):
+    """It has no form that is known."""
 
 
 class _NotOne(Exception):
@@ -104,11 +119,12 @@ class _Either(Exception):
 def _written(words: str, today: date) -> datetime:
     """Return the moment that a text names by its day, time or both.
 
-    :raises ValueError: it does not.
+    :raises _Unknown: it does not.
+    :raises ValueError: there is no such day or time.
     """
     found = next((match for form in _FORMS if (match := form.fullmatch(words))), None)
     if found is None:
-        raise ValueError(words)
+        raise _Unknown(words)
     parts = found.groupdict()
     day = _day(parts, today)
     if parts.get("hour") is None:
@@ -125,7 +141,9 @@ def _day(parts: dict[str, str | None], today: date) -> date:
     if parts.get("year") is None:
         return today - timedelta(_DAYS[(parts.get("word") or "today").lower()])
     month = parts.get("month")
-    number = int(month) if month else _MONTHS.get((parts.get("name") or "").lower(), 0)
+    number = int(month) if month else _MONTHS.get((parts.get("name") or "").lower())
+    if number is None:
+        raise _Unknown(parts["name"])
     return date(int(parts["year"] or 0), number, int(parts["day"] or 0))
 
 

@@ -32,7 +32,7 @@ from airflow_mdbackup.scheme.clock import claimed, contradiction, true_times
 from airflow_mdbackup.scheme.history import Change, What, commits, pending, taken_out_by
 from airflow_mdbackup.scheme.index import digest, digest_of_nothing, read_entries
 from airflow_mdbackup.scheme.mirror import Mirror, displaced_at, is_stamp
-from airflow_mdbackup.scheme.moments import NoSuchMoment, OfRun
+from airflow_mdbackup.scheme.moments import Asked, NoSuchMoment, in_words, stamp_of
 from airflow_mdbackup.scheme.names import to_text
 from airflow_mdbackup.scheme.ordered import batches
 from airflow_mdbackup.scheme.records import Damaged, read_header, read_records
@@ -50,6 +50,7 @@ class Moment(NamedTuple):
     :ivar file: what it changed.
     :ivar finished: false for one that a crash cut off.
     :ivar rebuilt: whether its history was lost, and told anew by what was left (see :mod:`.rebuild`).
+    :ivar is_set: whether a person has said when it was (see `mdbackup clock`).
     """
 
     number: int
@@ -59,6 +60,7 @@ class Moment(NamedTuple):
     file: Path
     finished: bool
     rebuilt: bool = False
+    is_set: bool = False
 
 
 class Gap(NamedTuple):
@@ -207,7 +209,7 @@ class Past:
         number, finished = len(self.moments), path.suffix == ".jsonl"
         rebuilt = bool(header.get("rebuilt"))
         time = claimed(header, stamp, path)
-        self.moments.append(Moment(number, stamp, time, run_id, path, finished, rebuilt))
+        self.moments.append(Moment(number, stamp, time, run_id, path, finished, rebuilt, "set" in header))
         self._edited = False
         try:
             self._table.executemany("INSERT INTO change VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", self._rows(path))
@@ -269,17 +271,26 @@ class Past:
         stamped = (moment for moment in finished if moment.stamp == time)
         return next(stamped, None) or max((m for m in finished if m.time <= time), default=None)
 
-    def moment_of_run(self, of: OfRun) -> Moment:
-        """Return the last commit of a run, or of all.
+    def asked(self, asked: Asked) -> Moment | None:
+        """Return the commit of the run that somebody names, or else the last one as of the moment, if any.
 
-        :raises NoSuchMoment: there is none.
+        :raises NoSuchMoment: it is neither, or the run that has this id committed at another moment.
         """
         finished = [moment for moment in self.moments if moment.finished]
-        if of.word.lower() != "latest":
-            finished = [m for m in finished if of.word in (m.stamp, m.run_id, to_text(os.fsencode(m.run_id)))]
-        if not finished:
-            raise NoSuchMoment(of.why)
-        return finished[-1]
+        by_moment = None if asked.when is None else self.moment_at(stamp_of(asked.when))
+        if asked.word.lower() == "latest":
+            return finished[-1] if finished else None
+        of_run = [m for m in finished if asked.word in (m.stamp, m.run_id, to_text(os.fsencode(m.run_id)))]
+        if not of_run:
+            if asked.when is None:
+                raise NoSuchMoment(asked.why)
+            return by_moment
+        if asked.when is not None and of_run[-1] is not by_moment:
+            raise NoSuchMoment(
+                f"{asked.word!r} is the id of a run, which committed at {in_words(of_run[-1].time)}, and a"
+                f" moment, too: write {of_run[-1].stamp} or '{asked.when:%Y-%m-%d %H:%M:%S %z}'"
+            )
+        return of_run[-1]
 
     def state(
         self, moment: Moment, *, gone: bool = False, first: bytes = b"", last: bytes | None = None

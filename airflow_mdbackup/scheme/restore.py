@@ -38,7 +38,7 @@ from airflow_mdbackup.scheme.errors import DestinationFull, DestinationRefused
 from airflow_mdbackup.scheme.history import taken_out_by
 from airflow_mdbackup.scheme.index import has_path, read_entries
 from airflow_mdbackup.scheme.mirror import Mirror, versions_on_disk
-from airflow_mdbackup.scheme.moments import NoSuchMoment, OfRun, in_words, stamp_of
+from airflow_mdbackup.scheme.moments import Asked, NoSuchMoment, in_words
 from airflow_mdbackup.scheme.names import from_text, to_text
 from airflow_mdbackup.scheme.ordered import Alongside, batches
 from airflow_mdbackup.scheme.past import Content, Moment, Past
@@ -81,6 +81,7 @@ class Restored:
     :ivar size: bytes that were written, or would be.
     :ivar detail: for people, of what did not come back: why, and what to do.
     :ivar replaced: whether another file had its name in the target, or has.
+    :ivar differs: whether it was kept because a file with other bytes has its name, which may be overwritten.
     :ivar waits: the name under which it waits for its own, while that is so.
     """
 
@@ -89,6 +90,7 @@ class Restored:
     size: int = 0
     detail: str = ""
     replaced: bool = False
+    differs: bool = False
     waits: bytes = b""
 
 
@@ -213,12 +215,12 @@ class State:
 
 @contextmanager
 def state_of(
-    mirror: Mirror, wanted: Selection, as_of: datetime | OfRun | None = None, *, gone: bool = False
+    mirror: Mirror, wanted: Selection, as_of: datetime | Asked | None = None, *, gone: bool = False
 ) -> Iterator[State]:
     """Hold the state of a backup as of some moment, to be restored.
 
     :param wanted: the paths that are asked for; it is settled here.
-    :param as_of: the moment, with a time zone, or the run that committed it; None: now.
+    :param as_of: the moment, with a time zone, or what somebody wrote for it; None: now.
     :param gone: and what had gone from the provider by then.
     :raises NoSuchMoment: there was no backup yet, or no such run.
     :raises DestinationRefused: a file of history has a newer format.
@@ -265,15 +267,14 @@ def _not_in(index: Path, paths: Iterable[bytes]) -> Iterator[bytes]:
     yield from (path for path in paths if entries.find(path) is None)
 
 
-def _moment(past: Past, as_of: datetime | OfRun | None) -> Moment:
+def _moment(past: Past, as_of: datetime | Asked | None) -> Moment:
     """Return the last commit as of then.
 
     :raises NoSuchMoment: there was none yet.
     """
-    if isinstance(as_of, OfRun):
-        return past.moment_of_run(as_of)
-    when = datetime.now().astimezone() if as_of is None else as_of
-    moment = past.moment_at(stamp_of(when))
+    asked = as_of if isinstance(as_of, Asked) else Asked("", as_of or datetime.now().astimezone())
+    moment = past.asked(asked)
+    when = asked.when or datetime.now().astimezone()
     if moment is None:
         finished = [moment for moment in past.moments if moment.finished]
         first = f"the first one was at {in_words(finished[0].time)}" if finished else "history knows of none"
@@ -383,7 +384,8 @@ class _Restorer:
     def _failed(self, content: Content, error: OSError) -> Restored:
         if isinstance(error, Blocked):
             what = "a symlink" if error.is_symlink else "no directory"
-            return Restored(content, Came.KEPT, detail=f"{to_text(error.at)} is {what} in the target")
+            why = f"{to_text(error.at)} is {what} in the target: move it away"
+            return Restored(content, Came.KEPT, detail=why)
         if not concerns_one_file(error):
             raise OSError(error.errno, error.strerror, to_text(content.path)) from error
         return Restored(content, Came.FAILED, detail=f"{error.strerror}")
@@ -396,11 +398,13 @@ class _Restorer:
         there = target.lstat(content.path) if target is not None else None
         if target is not None and there is not None:
             if not is_file(there):
-                return Restored(content, Came.KEPT, detail="something that is no file has its name")
+                return Restored(content, Came.KEPT, detail=f"{_what(there)} has its name: move it away")
             if self._is_there(target, content, there):
                 return Restored(content, Came.THERE)
             if not self._overwrite:
-                return Restored(content, Came.KEPT, detail="a file with other bytes has its name")
+                return Restored(
+                    content, Came.KEPT, detail="a file with other bytes has its name", differs=True
+                )
         restored = self._write(source, content) if self._work else self._would_bring(source, content)
         return replace(restored, replaced=True) if there is not None and restored.came.good else restored
 
@@ -545,10 +549,18 @@ def _has(source: Tree, place: bytes, md5: bytes) -> bool:
         return False
 
 
+def _what(status: os.stat_result) -> str:
+    kinds = {stat.S_IFDIR: "a directory", stat.S_IFLNK: "a symlink"}
+    return kinds.get(stat.S_IFMT(status.st_mode), "something that is no file")
+
+
 def _lost(content: Content) -> Restored:
     if content.pruned:
         return Restored(content, Came.PRUNED, detail=f"it was pruned on {_date(content.pruned)}")
-    why = "no file of the backup has these bytes any more"
+    why = (
+        "no file of the backup has these bytes any more. If the provider still has it,"
+        " `mdbackup verify --repair --missing` has the next run copy it again"
+    )
     if not content.places:
         why = "when it was to become a version, its file had other bytes, or was not there"
     return Restored(content, Came.LOST, detail=why)

@@ -228,19 +228,24 @@ def _opened(path: Path) -> int:
 
 
 def whose(path: Path) -> str | None:
-    """Return, for people, that a directory, or where it will be made, is somebody else's; None if it is not.
+    """Return, for people, who else can write to a directory, or to where it will be made; None if nobody can.
 
-    Who owns it can take away, read and replace what is restored there, whoever owns that.
+    Who owns it can take away and replace what is restored there, whoever owns that, and read what is below
+    one that is there already.
 
     :raises DestinationRefused: see :func:`trusted`.
     """
     there = trusted(path)
     above = next(place for place in (there, *there.parents) if place.exists())
-    owner = above.stat().st_uid
-    if owner in (0, os.geteuid()):
-        return None
-    try:
-        name = pwd.getpwuid(owner).pw_name
-    except KeyError:
-        name = f"the user {owner}"
-    return f"{above} belongs to {name}, who can read and replace all that is restored there"
+    status = above.stat()
+    can = "can read and replace" if above == there else "can replace"
+    if status.st_uid not in (0, os.geteuid()):
+        try:
+            name = pwd.getpwuid(status.st_uid).pw_name
+        except KeyError:
+            name = f"the user {status.st_uid}"
+        return f"{above} belongs to {name}, who {can} all that is restored there"
+    for bit, who in ((stat.S_IWOTH, "everybody"), (stat.S_IWGRP, f"the group {status.st_gid}")):
+        if status.st_mode & bit and not status.st_mode & stat.S_ISVTX:
+            return f"{above} can be written by {who}, who {can} all that is restored there"
+    return None

@@ -181,6 +181,14 @@ def test_of_two_wrong_commits_in_a_row_either_may_be_set_first(pair: Pair, set_c
     with Past(pair.mirror) as past:
         days = [round((NOW - moment_in(moment.time)) / timedelta(days=1), 1) for moment in past.moments]
     assert days == [10, 5, 4.5, 4]
+    assert mdbackup(*command[:-1])[1].count("(set by hand)") == 2
+    for run_id in ("manual__3", "manual__2"):
+        assert (
+            f"{run_id}: what --set said of it is taken back" in mdbackup(*command[:-1], "--unset", run_id)[2]
+        )
+    with Past(pair.mirror) as past:
+        days = [round((NOW - moment_in(moment.time)) / timedelta(days=1), 1) for moment in past.moments]
+    assert days == [10, 8, 6, 4]
 
 
 def test_a_kill_before_the_records_and_another_clock_leave_no_version_that_nobody_knows(

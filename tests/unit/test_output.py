@@ -171,9 +171,9 @@ def test_output_that_somebody_made_non_blocking_is_waited_for(pair: Pair) -> Non
 
 def test_each_command_that_changes_something_goes_on_without_output() -> None:
     """And no dry run does."""
-    asked = Namespace(dry_run=False, yes=True, repair=True, let_go=False)
-    looks = Namespace(dry_run=True, yes=False, repair=False, let_go=False)
+    asked = Namespace(dry_run=False, yes=True, repair=True, let_go=False, set=None, unset="a run")
+    looks = Namespace(dry_run=True, yes=False, repair=False, let_go=False, set=None, unset=None)
     always = {"init", "test-alert", "forget"}
     changing = {command.name for command in COMMANDS if command.changes(asked)}
-    assert changing == always | {"adopt", "import", "restore", "rebuild", "verify", "prune"}
+    assert changing == always | {"adopt", "import", "restore", "rebuild", "verify", "prune", "clock"}
     assert {command.name for command in COMMANDS if command.changes(looks)} == always

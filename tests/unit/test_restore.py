@@ -646,8 +646,56 @@ def test_a_target_of_somebody_else_is_told(pair: Pair, tmp_path: Path) -> None:
     os.chown(home, 54321, 54321)
     command = ("restore", "--dest", str(pair.mirror.dest), "--to")
     status, _, told = mdbackup(*command, str(home / "target"))
-    assert status == 0 and f"{home} belongs to the user 54321, who can read and replace all" in told
+    assert status == 0 and f"{home} belongs to the user 54321, who can replace all" in told
     assert "belongs to" not in mdbackup(*command, str(tmp_path / "ours"))[2]
+    assert f"{home / 'there'} belongs" not in mdbackup(*command, str(home))[2]
+    (tmp_path / "open").mkdir()
+    for mode, warned in (
+        (0o777, "written by everybody"),
+        (0o775, "by the group"),
+        (0o1777, None),
+        (0o755, None),
+    ):
+        (tmp_path / "open").chmod(mode)
+        told = mdbackup(*command, str(tmp_path / "open"))[2]
+        assert (f"{warned}" in told) is (warned is not None) and ("WARNING" in told) is (warned is not None)
+
+
+def test_a_run_whose_id_is_a_moment_is_not_guessed(pair: Pair, tmp_path: Path) -> None:
+    """Neither is meant for sure, so both are named."""
+    for run_id, content in (("2026-11-30", b"1"), ("now", b"2"), ("other", b"3")):
+        pair.put("file", content)
+        pair.build_index()
+        run = pair.mirror.run(run_id)
+        pair.fetch(run)
+        pair.plan = pair.diff(run)
+        pair.pull(run, pair.plan)
+        pair.finish(run)
+    stamp = commits(pair.mirror)[1].name[:23]
+    command = ("restore", "--dest", str(pair.mirror.dest), "--to", str(tmp_path / "target"), "--as-of")
+    for word in ("2026-11-30", "now"):
+        status, _, told = mdbackup(*command, word)
+        assert status == 2 and f"'{word}' is the id of a run" in told
+    assert stamp in told
+    assert mdbackup(*command, stamp)[0] == 0
+    assert (tmp_path / "target" / os.fsdecode(pair.path("file"))[1:]).read_bytes() == b"2"
+
+
+def test_what_overwriting_would_not_help_is_not_said_to_be(pair: Pair, tmp_path: Path) -> None:
+    """What stands in the way is named; --overwrite is named where it helps."""
+    pair.put("file", b"1")
+    pair.backup()
+    there = tmp_path / "target" / os.fsdecode(pair.path("file"))[1:]
+    there.mkdir(parents=True)
+    command = ("restore", "--dest", str(pair.mirror.dest), "--to", str(tmp_path / "target"))
+    status, out, told = mdbackup(*command)
+    assert status == 1 and "a directory has its name: move it away" in out and "--overwrite" not in told
+    there.rmdir()
+    there.symlink_to("elsewhere")
+    assert "a symlink has its name: move it away" in mdbackup(*command)[1]
+    there.unlink()
+    there.write_bytes(b"2")
+    assert "--overwrite replaces files with other bytes" in mdbackup(*command)[2]
 
 
 def test_a_full_target_is_told_by_name_and_keeps_what_came(
