@@ -331,11 +331,10 @@ def withdraw_unused(mirror: Mirror, run: Run, tree: Tree) -> None:
     """Take back what a run has archived and no commit of it has used. Needs the lock."""
     stamp, records = read_archived(run)
     archiver = Archiver(run, tree, stamp)
-    if not is_used(run, stamp):
+    if not is_used(mirror, run, stamp):
         for record in records:
             archiver.withdraw(record)
-    in_history = set(map(stamp_in_name, mirror.names_in_history()))
-    unused = [stamp for stamp in tried_stamps(run) if stamp not in in_history and not is_used(run, stamp)]
+    unused = [stamp for stamp in tried_stamps(run) if not is_used(mirror, run, stamp)]
     if unused:
         with suppress(RunIncomplete):
             for result in results(run, read_plan(run)):
@@ -343,13 +342,15 @@ def withdraw_unused(mirror: Mirror, run: Run, tree: Tree) -> None:
                     archiver.withdraw_unrecorded(result.path, stamp)
 
 
-def is_used(run: Run, stamp: str) -> bool:
-    """Whether a commit of a run has begun that uses the versions which it archived under this stamp.
+def is_used(mirror: Mirror, run: Run, stamp: str) -> bool:
+    """Whether a commit has begun that may use the versions which a run archived under this stamp.
 
-    The run says so itself. Its history may have been lost, and told anew under another name. In doubt it has.
+    The run says so itself, for its history may have been lost, and told anew under another name. And two runs
+    may have had the same stamp while the clock was behind the last one, and the same version: then history
+    has it. In doubt it is used.
     """
     try:
-        return stamp in used_stamps(run)
+        return stamp in used_stamps(run) or stamp in map(stamp_in_name, mirror.names_in_history())
     except Damaged:
         return True
 

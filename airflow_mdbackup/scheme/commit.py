@@ -214,7 +214,7 @@ class _Commit:
         archived_at, archived = read_archived(run)
         stamp = stamp_of(mirror, run)
         self._stale = stamp != archived_at
-        self._used = is_used(run, archived_at)
+        self._used = is_used(mirror, run, archived_at)
         self._archiver = Archiver(run, tree, stamp)
         self._archived = Alongside(archived)
         self._index = Alongside(self._entries())
@@ -459,8 +459,6 @@ class _Commit:
         target = os.open(self._run.copies / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             for source in self._sources(result.md5):
-                os.ftruncate(target, 0)
-                os.lseek(target, 0, os.SEEK_SET)
                 try:
                     if copy_of(source, target) == result.md5:
                         return name

@@ -477,9 +477,6 @@ class _Restorer:
         for place in _places(self._past, source, content):
             try:
                 with source.opened(place) as descriptor:
-                    if os.lseek(target, 0, os.SEEK_CUR):
-                        os.ftruncate(target, 0)
-                        os.lseek(target, 0, os.SEEK_SET)
                     if copy_of(descriptor, target) == content.md5:
                         return os.fstat(descriptor)
             except OSError as error:

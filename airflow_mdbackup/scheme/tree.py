@@ -515,7 +515,13 @@ def forget_cached(descriptor: int) -> None:
 
 
 def copy_of(source: int, target: int) -> bytes:
-    """Copy one whole open file into another, sharing blocks where the filesystem can, and return the md5."""
+    """Make one open file a copy of another, whatever it was, and return the md5 of what was copied.
+
+    Blocks are shared where the filesystem can.
+    """
+    # Cloning replaces only as much as there is to be cloned.
+    os.ftruncate(target, 0)
+    os.lseek(target, 0, os.SEEK_SET)
     try:
         fcntl.ioctl(target, _FICLONE, source)
     except OSError:

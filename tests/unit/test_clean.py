@@ -9,10 +9,13 @@ from pathlib import Path
 import pytest
 
 import airflow_mdbackup.scheme.clean as clean_module
+import airflow_mdbackup.scheme.mirror as mirror_module
 from airflow_mdbackup.scheme.clean import clean
 from airflow_mdbackup.scheme.errors import RunIncomplete
+from airflow_mdbackup.scheme.rebuild import rebuild
 
 from .conftest import Pair
+from .soundness import check_sound
 
 
 def test_old_run_directories_go_by_count_and_unfinished_ones_stay(
@@ -197,6 +200,53 @@ def test_versions_stay_when_taking_a_run_away_was_cut_off(
     pair.backup()
     assert pair.live("alpha").read_bytes() == b"one" and pair.versions("alpha") == [b"one", b"two"]
     assert not run.folder.exists()
+
+
+@pytest.mark.parametrize("end", ["cleaned", "cleared"])
+def test_a_version_that_two_runs_archived_under_one_stamp_stays(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    """While the clock is behind the last stamp, all runs get the next one until a commit takes it."""
+    pair.put("alpha", b"one")
+    with monkeypatch.context() as ahead:
+        ahead.setattr(mirror_module, "_now", lambda: "20990101T000000.000000Z")
+        pair.backup()
+    pair.put("alpha", b"two")
+    pair.build_index()
+    forgotten = pair.prepare()
+    pair.archive(forgotten)
+    pair.put("alpha", b"three")
+    pair.backup()
+    pair.put("alpha", b"one")  # whose bytes are live then, and a version
+    pair.backup()
+    assert pair.versions("alpha") == [b"one", b"three"]
+    if end == "cleaned":
+        os.utime(forgotten.folder, (0, 0))
+        pair.backup()
+        assert not forgotten.folder.exists()
+    else:
+        pair.finish(forgotten)
+    assert pair.versions("alpha") == [b"one", b"three"]
+    check_sound(pair)
+
+
+def test_versions_of_runs_that_say_not_what_they_used_stay_where_history_has_them(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such runs are those of earlier versions of this program; their history may be told anew."""
+    for content in (b"one", b"two", b"one"):
+        pair.put("alpha", content)
+        pair.backup()
+    for used in pair.mirror.dest.glob(".mdbackup/runs/*/used.json"):
+        used.unlink()
+    for file in pair.mirror.history.iterdir():
+        file.unlink()
+    rebuild(pair.mirror)
+    monkeypatch.setattr(clean_module, "_RUNS", 0)
+    pair.put("bravo", b"1")
+    pair.backup()
+    assert pair.versions("alpha") == [b"one", b"two"]
+    check_sound(pair)
 
 
 def test_run_that_resists_is_left_and_the_others_go(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import random
 import re
@@ -21,8 +22,9 @@ import pytest
 from airflow_mdbackup.scheme import clash
 from airflow_mdbackup.scheme import mirror as mirror_module
 from airflow_mdbackup.scheme.history import What
-from airflow_mdbackup.scheme.mirror import version_path
-from airflow_mdbackup.scheme.tree import Folder, Tree, md5_of
+from airflow_mdbackup.scheme.mirror import Mirror, version_path
+from airflow_mdbackup.scheme.restore import Came, Selection, restore, state_of
+from airflow_mdbackup.scheme.tree import Folder, Tree, copy_of, md5_of
 
 from ..torture import Cases, scaled
 from .conftest import Pair
@@ -800,6 +802,42 @@ def test_files_of_another_owner_get_versions_though_the_kernel_forbids_to_link_t
             check_sound(pair)
         for server in pair.servers:
             server.stop()
+
+
+@pytest.mark.real_disk
+@only_root
+@pytest.mark.parametrize("kind", ["tmpfs", "btrfs"])
+def test_a_copy_is_no_longer_than_its_source_whatever_was_tried_before(tmp_path: Path, kind: str) -> None:
+    """Where blocks are shared too: a restore tries one file after another."""
+    sources = [b"wrong" * 3000, b"right" * 1000, b"", b"short"]
+    with mounted(kind, tmp_path / "disk", 200 * MB) as disk:
+        target = os.open(disk / "target", os.O_RDWR | os.O_CREAT)
+        for content in sources:
+            (disk / "source").write_bytes(content)
+            with open(disk / "source", "rb") as source:
+                assert copy_of(source.fileno(), target) == hashlib.md5(content).hexdigest().encode()
+            assert (disk / "target").read_bytes() == content
+        os.close(target)
+
+
+@pytest.mark.real_disk
+@only_root
+def test_a_restore_from_the_second_file_tried_is_whole_where_blocks_are_shared(
+    pair: Pair, tmp_path: Path
+) -> None:
+    with mounted("btrfs", tmp_path / "disk", 200 * MB) as disk:
+        (disk / "b").mkdir()
+        pair.mirror = Mirror(disk / "b", "srv1")
+        for content in (b"small" * 10, b"LARGE" * 1000, b"small" * 10):
+            pair.put("file", content)
+            pair.backup()
+        pair.live("file").write_bytes(b"LARGE" * 2000)
+        for file in pair.mirror.history.iterdir():
+            file.unlink()
+        with state_of(pair.mirror, Selection()) as state:
+            (came,) = restore(pair.mirror, state.past, state.contents(), disk / "target")
+        assert came.came == Came.RESTORED
+        assert (disk / "target" / os.fsdecode(pair.path("file"))[1:]).read_bytes() == b"small" * 10
 
 
 @pytest.mark.real_disk
