@@ -31,7 +31,7 @@ demo: venv ## See the main job: a real SSH server, a real Airflow, three runs; K
 	@KEEP=$(KEEP) $(BIN)/python -m demo.run
 
 .PHONY: test
-test: venv system-packages ## Run all tests, or a part: ARGS="tests/unit/test_diff.py -k name"
+test: venv system-packages ## Run all tests, or a part: ARGS="tests/unit/test_clock.py -k kill"
 	$(PYTEST) $(ARGS)
 
 .PHONY: test-unit

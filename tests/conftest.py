@@ -6,6 +6,7 @@ of what the tests of the guarantees have tried (see `torture`).
 
 from __future__ import annotations
 
+import base64
 import gc
 import os
 import re
@@ -28,6 +29,8 @@ for _name in [name for name in os.environ if name.startswith("AIRFLOW")]:
     del os.environ[_name]
 os.environ["AIRFLOW_HOME"] = tempfile.mkdtemp(prefix="airflow-home-")
 os.environ["AIRFLOW__CORE__LOAD_EXAMPLES"] = "False"
+# Without a key, whichever test connects first gets a warning on standard error.
+os.environ["AIRFLOW__CORE__FERNET_KEY"] = base64.urlsafe_b64encode(os.urandom(32)).decode()
 # Tests start hundreds of Python processes: modules are compiled once, not in each of them.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
@@ -186,8 +189,10 @@ def pytest_testnodedown(node: Any, error: object) -> None:
 # --- the end of a run -------------------------------------------------------------------------------
 
 
-def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+def pytest_terminal_summary(terminalreporter: Any, exitstatus: int, config: pytest.Config) -> None:
     """Print what was tried, what was lost, and how to run each test again that failed."""
+    if exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED:  # pytest-xdist does not say why
+        terminalreporter.write_line(f"ERROR: no test fits: {shlex.join(config.invocation_params.args)}")
     if _report.tried:
         terminalreporter.section("guarantees")
         for line in _report.lines():
@@ -195,8 +200,10 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     failed = [*terminalreporter.getreports("failed"), *terminalreporter.getreports("error")]
     if failed:
         terminalreporter.section("run these again")
-        python = ("MDBACKUP_TORTURE=long " if LONG else "") + os.path.relpath(sys.executable)
+        python = ("MDBACKUP_TORTURE=long " if LONG else "") + os.path.relpath(sys.executable, config.rootpath)
+        if Path.cwd() != config.rootpath:
+            python = f"cd {shlex.quote(str(config.rootpath))} && {python}"
         for nodeid in dict.fromkeys(report.nodeid for report in failed):
             terminalreporter.write_line(f"{python} -m pytest {shlex.quote(nodeid)}")
         where = " and ".join(map(str, dict.fromkeys((_scratch.quick, _scratch.disk))))
-        terminalreporter.write_line(f"What they wrote is in {where} until the next run of the tests.")
+        terminalreporter.write_line(f"What they wrote is in {where} until the next run on this machine.")

@@ -76,7 +76,8 @@ class Output:
         if stream is not None:
             with suppress(OSError):
                 stream.flush()
-        return io.TextIOWrapper(
+        kind = _BehindOutput if name == "standard error" else io.TextIOWrapper
+        return kind(
             io.BufferedWriter(raw),
             encoding=getattr(stream, "encoding", None) or "utf-8",
             errors="backslashreplace",  # where a terminal knows ASCII only
@@ -100,6 +101,15 @@ class Output:
         if lost:
             return OUTPUT_FAILED
         return status if self._goes_on else READER_GONE
+
+
+class _BehindOutput(io.TextIOWrapper):
+    """Standard error, in the order in which things are printed where both go to the same file."""
+
+    def write(self, text: str, /) -> int:
+        if sys.stderr is self:
+            sys.stdout.flush()
+        return super().write(text)
 
 
 class _Raw(io.FileIO):

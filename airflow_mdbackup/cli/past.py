@@ -21,7 +21,7 @@ from airflow_mdbackup.scheme.moments import in_words
 from airflow_mdbackup.scheme.names import to_text
 from airflow_mdbackup.scheme.past import UNKNOWN, Content, Past
 from airflow_mdbackup.scheme.records import Damaged, read_records
-from airflow_mdbackup.scheme.restore import Selection
+from airflow_mdbackup.scheme.restore import Selection, nothing_under
 from airflow_mdbackup.scheme.tree import Tree
 
 GOOD, WRONG = 0, 1
@@ -232,7 +232,7 @@ def tell_stopped(name: str, error: OSError) -> None:
 def tell_not_found(wanted: Selection) -> int:
     """Complain of words for which there was nothing, and return the exit status for it."""
     for word in wanted.not_found:
-        print(printable(f"Nothing was ever backed up under {word!r}"), file=sys.stderr)
+        print(printable(f"{nothing_under(word)}"), file=sys.stderr)
     return WRONG if wanted.not_found else GOOD
 
 

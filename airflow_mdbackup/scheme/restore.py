@@ -196,7 +196,7 @@ class State:
         return [
             f"There was nothing under {word!r} then; {option} takes what had gone by then, too"
             if word in known
-            else f"Nothing was ever backed up under {word!r}: write paths as backupop sees them, from / on"
+            else nothing_under(word)
             for word in self._wanted.not_found
         ]
 
@@ -314,9 +314,9 @@ def restore(
     :raises DestinationFull: the disk of the target is full; what is there by then stays.
     :raises OSError: that disk, or the mirror's, is broken.
     """
-    if target.exists() and not target.is_dir():
-        raise DestinationRefused(f"{target} is a file: name a directory")
     there, dest = trusted(target), mirror.dest.resolve()
+    if there.exists() and not there.is_dir():
+        raise DestinationRefused(f"{target} is a file: name a directory")
     if there.is_relative_to(dest) or dest.is_relative_to(there):
         where = "within the backup" if there.is_relative_to(dest) else "above the backup"
         raise DestinationRefused(f"{target} is {where} {mirror.dest}: name a directory elsewhere")
@@ -544,6 +544,11 @@ def _has(source: Tree, place: bytes, md5: bytes) -> bool:
         if not concerns_one_file(error):
             raise
         return False
+
+
+def nothing_under(word: str) -> str:
+    """Return, for people, that history knows nothing of a path."""
+    return f"Nothing was ever backed up under {word!r}: write paths as backupop sees them, from / on"
 
 
 def _what(status: os.stat_result) -> str:

@@ -29,6 +29,7 @@ from airflow_mdbackup.scheme.tree import Folder, Tree
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _ON_THE_WAY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC  # which need not be readable
 _MOST_LINKS = 40
+_NOT_HERE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENAMETOOLONG)
 
 
 def target_below(base: Path, target: str, keep_out: Iterable[Path] = (), *, make: bool = True) -> Path:
@@ -197,6 +198,12 @@ def trusted(path: Path) -> Path:
             status = os.lstat(at / part)
         except FileNotFoundError:
             return at.joinpath(part, *ahead)
+        except NotADirectoryError:
+            raise DestinationRefused(f"{path}: {at} is no directory: name another one") from None
+        except OSError as error:
+            if error.errno not in _NOT_HERE:
+                raise
+            raise DestinationRefused(f"{path}: {error.strerror}. Name another directory") from None
         if not stat.S_ISLNK(status.st_mode):
             at /= part
             continue
@@ -221,9 +228,15 @@ def _opened(path: Path) -> int:
             at = _enter(at, above.name, 0o700 if is_last else 0o755, _DIRECTORY if is_last else _ON_THE_WAY)
     except OSError as error:
         os.close(at)
-        if error.errno not in (errno.ENOTDIR, errno.ELOOP):
-            raise OSError(error.errno, error.strerror, os.fspath(path)) from None
-        raise DestinationRefused(f"{path}: {error.filename!r} is no directory: name another one") from None
+        if error.errno in (errno.ENOTDIR, errno.ELOOP):
+            raise DestinationRefused(
+                f"{path}: {error.filename!r} is no directory: name another one"
+            ) from None
+        if error.errno in _NOT_HERE:
+            raise DestinationRefused(
+                f"{path} cannot be made, or written to: {error.strerror}. Name another directory"
+            ) from None
+        raise OSError(error.errno, error.strerror, os.fspath(path)) from None
     return at
 
 

@@ -110,6 +110,14 @@ def test_what_was_not_done_keeps_its_exit_status(pair: Pair, tmp_path: Path) -> 
     assert mdbackup(pair, "prune --yes", "2>/dev/full")[0] == 2
 
 
+def test_the_sum_comes_behind_the_list_also_in_a_file(pair: Pair, tmp_path: Path) -> None:
+    """Where both outputs go to one."""
+    with_versions(pair)
+    mdbackup(pair, "prune --keep-last 1", f">{tmp_path}/both 2>&1")
+    *listed, summed, _ = (tmp_path / "both").read_text().splitlines()
+    assert len(listed) == 2 and "2 versions of 2 paths would go" in summed
+
+
 def test_help_on_a_full_disk_is_told_too() -> None:
     for words in ("--help", "prune --help", "--version"):
         line = f"exec {shlex.quote(sys.executable)} -m airflow_mdbackup {words} >/dev/full"

@@ -698,6 +698,16 @@ def test_what_overwriting_would_not_help_is_not_said_to_be(pair: Pair, tmp_path:
     assert "--overwrite replaces files with other bytes" in mdbackup(*command)[2]
 
 
+@pytest.mark.parametrize("target", ["file/below", "/proc/here", "x" * 300])
+def test_a_target_that_cannot_be_made_is_one_to_be_corrected(pair: Pair, tmp_path: Path, target: str) -> None:
+    pair.put("file", b"1")
+    pair.backup()
+    (tmp_path / "file").touch()
+    to = str(tmp_path / target)
+    status, _, told = mdbackup("restore", "--dest", str(pair.mirror.dest), "--to", to)
+    assert status == 2 and "name another" in told.lower() and "stopped" not in told
+
+
 def test_a_full_target_is_told_by_name_and_keeps_what_came(
     pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
