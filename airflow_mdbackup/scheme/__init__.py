@@ -7,7 +7,7 @@ module                  what becomes of the data
 :mod:`.fetch`           the provider's index comes here, and is checked before anything believes it
 :mod:`.diff`            two sorted streams of entries become a plan: what to pull, to adopt, to forget
 :mod:`.sftp`            bytes come from the provider, many files in flight on one channel
-:mod:`.space`           before the first byte, what the plan needs is held against what the disk has free
+:mod:`.space`           before the first byte, what does not fit on the disk is left out of what comes
 :mod:`.pull`            an entry to pull becomes a verified file in staging, with an outcome
 :mod:`.clash`           names that this side's file system cannot hold apart are found
 :mod:`.archive`         the predecessor of a file becomes a version in ``.old``

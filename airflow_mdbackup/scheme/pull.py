@@ -2,7 +2,7 @@
 
 ::
 
-    what the run needs must be free on the disk (see space)
+    what does not fit on the disk fails before it comes (see space)
     for each item of the shard, in path order, many at a time:
         another run has brought it since  superseded: nothing to do
         its content is staged already     verify it where no durable result vouches for it
@@ -37,7 +37,7 @@ from functools import partial
 
 from airflow_mdbackup.scheme.diff import Item, Plan, read_plan
 from airflow_mdbackup.scheme.disk import NO_LIMIT, amount
-from airflow_mdbackup.scheme.errors import BackupError, DestinationBusy, DestinationFull
+from airflow_mdbackup.scheme.errors import BackupError, DestinationBusy
 from airflow_mdbackup.scheme.mirror import LOCK_WAIT, Mirror, Run
 from airflow_mdbackup.scheme.names import to_text
 from airflow_mdbackup.scheme.part import Part
@@ -45,7 +45,7 @@ from airflow_mdbackup.scheme.progress import Pace
 from airflow_mdbackup.scheme.records import Record, RecordWriter, read_header, read_records
 from airflow_mdbackup.scheme.sftp import Attributes, Code, Fetched, Reader, Refusal, Stated, Wanted
 from airflow_mdbackup.scheme.since import Brought, Committed, committed_since
-from airflow_mdbackup.scheme.space import make_sure_of_room, room_left
+from airflow_mdbackup.scheme.space import LeftOut, judge_room, room_left
 from airflow_mdbackup.scheme.telltale import HEAD, Contents
 from airflow_mdbackup.scheme.tree import Folder, concerns_one_file, copy_of, md5_of
 
@@ -54,7 +54,6 @@ log = logging.getLogger(__name__)
 _SHOWN = 50  # paths that the log names
 _REMEMBERED = 50_000  # md5s of staged content
 _LONGEST = 1e9  # seconds that are told to be left
-_MAKE_ROOM = "free some, enlarge the disk, or exclude it; all else is backed up"
 _WAITING = 20_000  # results that may wait for one before them, so that memory stays bounded
 
 
@@ -140,8 +139,7 @@ def pull(
     :param connect: gives a reader; only called if something has to come from the provider.
     :param max_file_size: bytes; what is larger fails, and no other file for it.
     :raises ConnectionLost: the connection broke; results of what was done are written.
-    :raises DestinationFull: the disk has too little room for the run, and nothing was changed; or it became
-        full on the way, and what is staged stays.
+    :raises DestinationFull: the disk became full on the way, and what is staged stays.
     :raises DestinationRefused, DestinationBroken, WorkerExhausted: see :meth:`.Mirror.told_plainly`.
     :raises RunIncomplete: the run has no plan.
     :raises DestinationBusy: an earlier try of the same shard does not end, or another task has begun to write
@@ -219,7 +217,7 @@ class _Slot:
     staged: os.stat_result | None = None  # the file that has its content
     odd: str | None = None  # why that has no place in staging
     waiting: tuple[int, float] = -1, 0.0  # how much another task had written of it, and since when
-    probed: bool = False  # its attributes were asked for, to open it only if it is a regular file
+    probed: bool = False  # its attributes were asked for, to open it only if it is a regular file that fits
 
 
 class _Puller:
@@ -249,10 +247,8 @@ class _Puller:
         self._provider_time = plan.provider_time
         self._connect = connect
         self._max_file_size = max_file_size
-        self._make_sure_of_room = partial(
-            make_sure_of_room, mirror, run, plan, committed, self._connected, max_file_size
-        )
-        self._no_room: dict[bytes, int] = {}  # md5s of what does not fit, with what it needs in bytes
+        self._judge_room = partial(judge_room, mirror, run, plan, committed, self._connected, max_file_size)
+        self._left_out = LeftOut()
         self._total = sum(plan.shards[shard : shard + 1])
         self._reader: Reader | None = None
         self._slots: deque[_Slot] = deque()
@@ -272,10 +268,8 @@ class _Puller:
         """Yield the result of each item in order; at the end all that they tell of is durable."""
         pairs = zip(items, earlier, strict=False)
         try:
-            self._no_room = self._make_sure_of_room()
+            self._left_out = self._judge_room()
             yield from self._run(pairs)
-        except DestinationFull:
-            raise  # nothing was begun, and what an earlier try told still holds
         except (BackupError, OSError) as error:
             self.error = error
             for slot in self._slots:
@@ -347,6 +341,8 @@ class _Puller:
             self._remember(item.md5)
             self._spared += 1
             slot.result = earlier
+        elif item.md5 in self._staged and (why := self._no_room_for_copy(item)):
+            slot.result = _failed(item, why)
         elif item.md5 in self._staged:
             self._have(slot, Outcome.COPIED)
         elif self._verified(item.md5):
@@ -354,8 +350,8 @@ class _Puller:
         elif (item.adopt or earlier) and (live := self._adoptable(item)):
             self._spared += 1
             slot.result = live
-        elif (lacks := self._no_room.get(item.md5)) is not None:
-            slot.result = _failed(item, f"there is no room for its {amount(lacks)}: {_MAKE_ROOM}")
+        elif item.source and (why := self._no_room_for_copy(item)):
+            slot.result = _failed(item, why)
         elif item.source and self._copied(item):
             self._have(slot, Outcome.COPIED)
         else:
@@ -367,6 +363,14 @@ class _Puller:
         slot.outcome = outcome
         slot.staged = self._staging.status(slot.item.md5)
         self._connected().submit_stat(slot.item.path, slot)
+
+    def _no_room_for_copy(self, item: Item) -> str | None:
+        """Return why a file may not come whose content is staged, or is that of a live file."""
+        if not self._left_out:
+            return None
+        staged = self._staging.status(item.md5)
+        size = staged.st_size if staged is not None else self._live_size(item.source)
+        return self._left_out.why(item.md5, size, is_copy=True)
 
     def _remember(self, md5: bytes) -> None:
         """Keep in mind that content is staged, so that it need not be proven again for a while."""
@@ -450,6 +454,18 @@ class _Puller:
                 raise
             return None
 
+    def _live_size(self, path: bytes | None) -> int:
+        """Return the bytes of a live file; 0 if there is none, or it cannot be read."""
+        if path is None:
+            return 0
+        try:
+            with self._tree.opened(path) as live:
+                return os.fstat(live).st_size
+        except OSError as error:
+            if not concerns_one_file(error):
+                raise
+            return 0
+
     def _lock_part(self, md5: bytes) -> int | None:
         """Return a part, locked; None if another task is at it, or if it is not for us."""
         try:
@@ -470,10 +486,11 @@ class _Puller:
         """Have the content come.
 
         If a named pipe was put in the place of a file, whoever opens it waits for its other end, and the
-        server answers nothing more. The try that meets it is lost; the next one must not be.
+        server answers nothing more. The try that meets it is lost; the next one must not be. Where there is
+        no room for all, its size tells whether it may come.
         """
         self._fetching.setdefault(slot.item.md5, [])
-        if slot.earlier is not None and slot.earlier.outcome == Outcome.FAILED:
+        if self._left_out or (slot.earlier is not None and slot.earlier.outcome == Outcome.FAILED):
             slot.probed = True
             self._connected().submit_stat(slot.item.path, slot)
         else:
@@ -637,12 +654,22 @@ class _Puller:
                 self._ready.extend(self._fetching.pop(slot.item.md5))
         elif slot.probed:
             slot.probed = False
-            self._submit(slot)
+            self._on_probed(slot, stated.attributes)
         elif (why := self._two_of_one_md5(slot, stated.attributes)) is not None:
             item = slot.item
             slot.result = Result(item.path, item.md5, item.replaces, Outcome.CHANGED, detail=why)
         else:
             slot.result = _arrived(slot, stated.attributes, slot.staged and slot.staged.st_size)
+
+    def _on_probed(self, slot: _Slot, attributes: Attributes | None) -> None:
+        """Have the content come of what is a regular file, if there is room for it."""
+        size = attributes.size if attributes is not None else None
+        why = self._too_large(size) or self._left_out.why(slot.item.md5, size or 0)
+        if why is None:
+            self._submit(slot)
+        else:
+            slot.result = _failed(slot.item, why)
+            self._ready.extend(self._fetching.pop(slot.item.md5))
 
     def _two_of_one_md5(self, slot: _Slot, attributes: Attributes | None) -> str | None:
         """Return why content that is here is not that of a file with its md5; None if it may be.

@@ -1,38 +1,44 @@
-"""Whether a run fits on the disk is judged before its first byte comes, once for all its shards.
+"""Which files of a run fit on the disk is judged before its first byte comes, once for all its shards.
 
 ::
 
     by the index    its end line tells the bytes of all files: where even those would fit, nothing is asked
-    by the plan     else the sizes of what is planned are asked for, many at a time, and summed up
+    by the plan     else the sizes of what is planned are asked for, many at a time, and added up
     it fits         no shard judges again, nor a retry, which would count against itself what it has staged
-    all but some    of the largest contents: these fail, named, and all else comes; judged again once there is
-                    more room, so that no one file keeps all others from being backed up
-    it does not     each shard and retry compares what was needed with what is free by then, and asks nothing
-                    unless another run was committed meanwhile
+    it does not     the smallest contents come, as many as fit; of those of one size, which ones is left to
+                    chance. The others fail, each with its name, and keep nobody else from being backed up
+    a retry         fails the same ones, unless there is more room, or another run was committed meanwhile:
+                    then it is judged anew, by sizes asked for again if need be
 
-Counted are content to pull and to copy, in whole blocks, and what is written beside it: records, indexes,
-history. Not so what is staged, the beginnings that earlier tries left, what is to be adopted, what another
-run has brought since the plan was made, and copies that share the blocks of their original.
+The sums are kept for cells of contents: the same size, and the same lot, a hash of their md5. There are never
+more than a few thousand cells. While that is enough each content has its own; beyond it sizes and lots are
+told apart less finely, so that memory is bounded, and the judgement too, which shards and retries look up.
+
+Counted are content to pull and to copy, in whole blocks, and inodes; and what is written beside it: records,
+indexes, history. Not so what is staged, the beginnings that earlier tries left, what is to be adopted, what
+another run has brought since the plan was made, and the bytes of copies that share the blocks of their
+original.
 
 What this does not give: the room is not kept free. Other runs and other programs may take it, a user's quota
 may end before the disk does, and files that grow on the provider need more; :mod:`.disk` has words for that.
-Versions are hard links and need no room; where links do not work, their copies are not counted. Neither are
-new directories. On a filesystem that compresses, a run may be refused that would have fitted.
+Where not even records can be written, the run fails with these words too. Versions are hard links and need no
+room; where links do not work, their copies are not counted. Neither are new directories. On a filesystem that
+compresses, a file may fail that would have fitted.
 
 Source: statvfs(3).
 """
 
 from __future__ import annotations
 
-import heapq
 import logging
 import socket
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from airflow_mdbackup.scheme.diff import Item, Plan
 from airflow_mdbackup.scheme.disk import NO_LIMIT, Room, amount, free
-from airflow_mdbackup.scheme.errors import DestinationFull
 from airflow_mdbackup.scheme.mirror import Mirror, Run
 from airflow_mdbackup.scheme.progress import Pace
 from airflow_mdbackup.scheme.records import read_header, read_records, write_state
@@ -47,65 +53,109 @@ _RESERVE = 64 << 20
 _RESERVED_FILES = 100
 _BLOCK = 4096  # not what statvfs tells, which on NFS is the size of a transfer
 _BESIDE = 1024  # of each file: its inode, and its lines in results, archive records and history
-_MOST_LEFT = 1000  # contents without which a run may go on
+_TOLD = 256  # of that: what is written of a file even if it fails, beside its path
+_MOST_CELLS = 4096
+_LOT_BITS = 32
+_LEAST_DIGITS = 3  # to which sizes are told apart in any case, in binary
+
+_Cell = tuple[int, int]  # blocks, and lot
 
 
-def make_sure_of_room(
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """The contents for which a run has no room. It is false if there are none, as is usual.
+
+    :ivar cells: those that are left out; true where inodes are lacking, false where bytes are.
+    :ivar bits: how finely cells are told apart.
+    :ivar salt: makes lots others in each plan, so that nobody can choose a file's md5 by its lot.
+    :ivar copies_are_free: whether copies share the blocks of their original.
+    """
+
+    cells: Mapping[_Cell, bool] = field(default_factory=dict)
+    bits: int = _LOT_BITS
+    salt: str = ""
+    copies_are_free: bool = False
+
+    def __bool__(self) -> bool:
+        return bool(self.cells)
+
+    def why(self, md5: bytes, size: int, *, is_copy: bool = False) -> str | None:
+        """Return why a file with this content may not come, and what to do; None if it may.
+
+        :param size: bytes.
+        :param is_copy: whether the content is on the disk already.
+        """
+        if not self.cells:
+            return None
+        blocks = 0 if is_copy and self.copies_are_free else _blocks(size)
+        inodes_lack = self.cells.get(_coarse(blocks, _lot(md5, self.salt), self.bits))
+        if inodes_lack is None:
+            return None
+        lack = "no inodes are free for it" if inodes_lack else f"there is no room for its {amount(size)}"
+        return f"{lack}: free some, enlarge the disk, or exclude it; what fits is backed up"
+
+
+def judge_room(
     mirror: Mirror,
     run: Run,
     plan: Plan,
     committed: Committed,
     connect: Callable[[], Reader],
     max_file_size: int | None = None,
-) -> dict[bytes, int]:
-    """Make sure that what the plan brings fits on the disk, before anything is transferred.
+) -> LeftOut:
+    """Judge what of the plan fits on the disk, before anything is transferred.
 
     :param committed: see :func:`.since.committed_since`.
     :param connect: gives a reader, the same one each time; only called if sizes must be asked for.
     :param max_file_size: bytes; what is larger does not come, and needs no room.
-    :return: the md5s of contents without which all else fits, with what they need in bytes; mostly none.
-    :raises DestinationFull: it does not fit, not even without the largest of them.
+    :return: what has to be left out, so that all else fits.
     :raises ConnectionLost: the connection broke while sizes were asked for.
     :raises DestinationBusy: another shard takes too long to judge.
     """
     if sum(plan.shards) == plan.adopt:
-        return {}
+        return LeftOut()
     with run.space_lock(mirror.provider):
-        judged = read_header(run.space) if run.space.exists() else {}
-        has = free(mirror.staging)
-        left = {md5.encode(): int(size) for md5, size in judged.get("left", ())}
-        known = judged.get("plan") == plan.digest
-        if known and judged["fits"] and (not left or has.size <= judged["free"]):
-            return left
-        need, left = Room(judged.get("size", 0), judged.get("files", 0)), {}
-        as_before = has.holds(need) or has.size <= judged.get("free", 0)
-        if not (
-            known
-            and not judged["fits"]
-            and judged.get("committed") == mirror.last_commit()
-            and judged.get("max_file_size") == max_file_size
-            and as_before
-        ):
-            needed = _needed(mirror, run, plan, committed, has, connect, max_file_size)
-            need, left = needed.without_largest(has)
-        fits = has.holds(need)
-        of = {"plan": plan.digest, "committed": committed.stamp, "free": has.size}
-        of |= {"max_file_size": max_file_size}
-        of |= {"left": [[md5.decode(), size] for md5, size in left.items()]}
-        write_state(run.space, {**of, "fits": fits, **need._asdict()})
-    if not fits:
-        raise DestinationFull(
-            f"{mirror.provider}: {mirror.dest} on {socket.gethostname()} has too little room for this run, "
-            f"which {_lack(need, has)}. Nothing was changed. Free some room or enlarge the disk, and clear "
-            "pull_changed; or exclude some of its files, if only for a while, and clear diff_indexes."
-        )
-    if left:
+        judged = _judgement(mirror, run, plan, committed, connect, max_file_size)
+    left_out = LeftOut(
+        {(blocks, lot): inodes_lack for blocks, lot, inodes_lack in judged["cells"]},
+        *(judged["bits"], plan.digest, judged["copies_are_free"]),
+    )
+    if left_out:
         log.warning(
-            "%s: %s on %s has no room for the largest of what is new, which need %s. These fail, and all else"
+            "%s: %s on %s lacks room, or inodes, for %s of what is new (files: %s). These fail, and what fits"
             " is backed up",
-            *(mirror.provider, mirror.dest, socket.gethostname(), amount(sum(left.values()))),
+            *(mirror.provider, mirror.dest, socket.gethostname()),
+            *(amount(judged["left_size"]), f"{judged['left_files']:,}"),
         )
-    return left
+    return left_out
+
+
+def _judgement(
+    mirror: Mirror,
+    run: Run,
+    plan: Plan,
+    committed: Committed,
+    connect: Callable[[], Reader],
+    max_file_size: int | None,
+) -> dict[str, Any]:
+    """Return the run's judgement of the plan, which is made now unless an earlier one still holds."""
+    judged = read_header(run.space) if run.space.exists() else {}
+    is_known = judged.get("plan") == plan.digest and "cells" in judged
+    if is_known and not judged["cells"]:
+        return judged
+    has = free(mirror.staging)
+    if is_known and judged["committed"] == mirror.last_commit() and judged["max_file_size"] == max_file_size:
+        if Room(*judged["free"]).holds(has):
+            return judged
+        if has.holds(Room(judged["size"], judged["files"])):
+            judged["cells"] = []
+            write_state(run.space, judged)
+            return judged
+    needed = _needed(mirror, run, plan, committed, has, connect, max_file_size)
+    judged = {"plan": plan.digest, "committed": committed.stamp, "max_file_size": max_file_size, "free": has}
+    judged |= needed.judged(has)
+    write_state(run.space, judged)
+    return judged
 
 
 def room_left(mirror: Mirror) -> int:
@@ -117,42 +167,69 @@ def room_left(mirror: Mirror) -> int:
 class _Needed:
     """What a run needs.
 
-    :ivar largest: what the largest contents need of that, in bytes, by their md5s.
+    :ivar salt: see :class:`LeftOut`, also for ``bits`` and ``copies_are_free``.
+    :ivar size: bytes that are needed whatever comes; ``files``: inodes.
+    :ivar cells: what the files of a cell need beyond that.
     """
 
+    salt: str
     size: int = 0
     files: int = 0
-    largest: dict[bytes, int] = field(default_factory=dict)
+    copies_are_free: bool = False
+    bits: int = _LOT_BITS
+    cells: dict[_Cell, Room] = field(default_factory=dict)
 
-    def add(self, md5: bytes, size: int) -> None:
-        """Count a content in, or a copy of it."""
-        self.size += size
-        self.largest[md5] = self.largest.get(md5, 0) + size
-        if len(self.largest) > 2 * _MOST_LEFT:
-            self.largest = _largest(self.largest)
+    def add(self, md5: bytes, size: int, lacking: int) -> None:
+        """Count a file in, of whose bytes some are lacking."""
+        self.size += _TOLD
+        cell = _coarse(_blocks(size), _lot(md5, self.salt), self.bits)
+        self._add(cell, Room(_blocks(lacking) * _BLOCK + _BESIDE - _TOLD, 1))
+        while len(self.cells) > _MOST_CELLS:
+            finer, self.cells = self.cells, {}
+            self.bits -= 1
+            for (blocks, lot), need in finer.items():
+                self._add(_coarse(blocks, lot, self.bits), need)
 
-    def without_largest(self, has: Room) -> tuple[Room, dict[bytes, int]]:
-        """Return what is needed without as many of the largest contents as it takes to fit, and these.
+    def _add(self, cell: _Cell, need: Room) -> None:
+        so_far = self.cells.get(cell, Room(0, 0))
+        self.cells[cell] = Room(so_far.size + need.size, so_far.files + need.files)
 
-        Without any, if that does not help, or nothing would be left to come.
-        """
-        size, left = self.size, {}
-        for md5, of_it in sorted(_largest(self.largest).items(), key=lambda item: item[1], reverse=True):
-            if size <= has.size:
-                break
-            left[md5] = of_it
-            size -= of_it
-        if size > has.size or self.files > has.files or len(left) == len(self.largest):
-            return self.room, {}
-        return Room(min(size, NO_LIMIT), self.files), left
-
-    @property
     def room(self) -> Room:
-        return Room(min(self.size, NO_LIMIT), self.files)
+        """Return what all of it needs."""
+        size = self.size + sum(need.size for need in self.cells.values())
+        return Room(min(size, NO_LIMIT), self.files + sum(need.files for need in self.cells.values()))
+
+    def judged(self, has: Room) -> dict[str, Any]:
+        """Return what is needed, and which cells are left out to make the others fit."""
+        size, files, cells = self.size, self.files, []
+        left_size = left_files = 0
+        for (blocks, lot), need in sorted(self.cells.items()):
+            is_too_large, are_too_many = size + need.size > has.size, files + need.files > has.files
+            if is_too_large or are_too_many:
+                cells.append((blocks, lot, not is_too_large))
+                left_size, left_files = left_size + need.size, left_files + need.files
+            else:
+                size, files = size + need.size, files + need.files
+        return {
+            **self.room()._asdict(),
+            **{"cells": cells, "bits": self.bits, "copies_are_free": self.copies_are_free},
+            **{"left_size": min(left_size, NO_LIMIT), "left_files": left_files},
+        }
 
 
-def _largest(sizes: Mapping[bytes, int]) -> dict[bytes, int]:
-    return dict(heapq.nlargest(_MOST_LEFT, sizes.items(), key=lambda item: item[1]))
+def _blocks(size: int) -> int:
+    return -(-size // _BLOCK)
+
+
+def _lot(md5: bytes, salt: str) -> int:
+    return zlib.crc32(salt.encode() + md5)
+
+
+def _coarse(blocks: int, lot: int, bits: int) -> _Cell:
+    """Return the cell of a content, or of a finer cell."""
+    of_blocks = max(blocks.bit_length() - bits - _LEAST_DIGITS, 0)
+    of_lot = _LOT_BITS - bits
+    return blocks >> of_blocks << of_blocks, lot >> of_lot << of_lot
 
 
 def _needed(
@@ -171,11 +248,11 @@ def _needed(
     if told is not None:
         most = Room(told + files * (_BLOCK + _BESIDE) + beside, files + _RESERVED_FILES)
         if has.holds(most):
-            return _Needed(*most)
+            return _Needed(plan.digest, *most)
     needed = _asked(mirror, run, plan, committed, connect, max_file_size)
-    needed.size += needed.files * _BESIDE + beside
+    needed.size += beside
     needed.files += _RESERVED_FILES
-    log.info("%s: this run needs %s, and %s are free", mirror.provider, needed.room, has)
+    log.info("%s: this run needs %s, and %s are free", mirror.provider, needed.room(), has)
     return needed
 
 
@@ -187,13 +264,13 @@ def _asked(
     connect: Callable[[], Reader],
     max_file_size: int | None,
 ) -> _Needed:
-    """Return what the content takes that the plan brings, by the sizes that the provider tells.
+    """Return what the files take that the plan brings, by the sizes that the provider tells.
 
     What it refuses to tell counts as empty: pulling it will be refused too.
     """
-    copies_are_free = shares_blocks(mirror.staging)
+    needed = _Needed(plan.digest, copies_are_free=shares_blocks(mirror.staging))
     seen = Seen(sum(plan.shards))
-    needed, asked = _Needed(), 0
+    asked = 0
     reader: Reader | None = None
     pace = Pace()
     with mirror.open_staging() as staging:
@@ -204,8 +281,9 @@ def _asked(
                 size = (answer.attributes.size or 0) if answer.attributes is not None else 0
                 if max_file_size is None or size <= max_file_size:
                     md5, is_copy = answer.key
-                    lacking = size if is_copy else staging.lacks(md5, size)
-                    needed.add(md5, -(-lacking // _BLOCK) * _BLOCK)
+                    needed.add(md5, size, size if is_copy else staging.lacks(md5, size))
+                else:
+                    needed.size += _TOLD
 
         for item in _items(run, plan, committed):
             if item.adopt:
@@ -214,8 +292,8 @@ def _asked(
             is_copy = seen.comes_again(item.md5)
             if not is_copy and staging.has(item.md5):
                 continue
-            needed.files += 1
-            if (is_copy or item.source) and copies_are_free:
+            if (is_copy or item.source) and needed.copies_are_free:
+                needed.add(item.md5, 0, 0)
                 continue
             reader = reader or connect()
             while not reader.room:
@@ -234,13 +312,3 @@ def _items(run: Run, plan: Plan, committed: Committed) -> Iterator[Item]:
     for shard in range(len(plan.shards)):
         brought = Brought(committed)
         yield from (item for item in read_records(run.pulls(shard), Item) if not brought.has(item))
-
-
-def _lack(need: Room, has: Room) -> str:
-    """Return what is needed, and what of it is free, of whatever does not suffice."""
-    told = []
-    if need.size > has.size:
-        told.append(f"needs {amount(need.size)} where {amount(has.size)} are free")
-    if need.files > has.files:
-        told.append(f"needs {need.files:,} inodes where {has.files:,} are free")
-    return " and ".join(told)

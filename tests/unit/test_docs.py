@@ -58,7 +58,6 @@ OTHERS = {"Unable to connect", "Connection refused", "timed out", "connect to ho
     "is no directory in the mirror",
     "not a regular file but a directory",
     "the name .old is reserved",
-    "has too little room for this run, which needs",
     "files could not be backed up, all others are committed",
 }
 
