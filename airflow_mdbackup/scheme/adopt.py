@@ -45,7 +45,7 @@ from airflow_mdbackup.scheme.records import read_header, read_records, write_rec
 from airflow_mdbackup.scheme.settle import finish, refresh_status, settle
 from airflow_mdbackup.scheme.threads import TreePerThread, spread
 from airflow_mdbackup.scheme.totals import totals_state
-from airflow_mdbackup.scheme.tree import Tree, concerns_one_file, md5_of
+from airflow_mdbackup.scheme.tree import Tree, concerns_one_file, make_directory, md5_of, open_for_owner
 
 _RUN = "adopt__"  # what the run id of an adoption begins with
 _PAGE = 1000  # files that are taken from the table at a time
@@ -337,6 +337,8 @@ def _from_row(row: tuple[Any, ...]) -> Surveyed:
 
 
 def _opened(table: Path | None) -> sqlite3.Connection:
+    if table is not None:  # what SQLite puts beside it belongs to its owner
+        os.close(open_for_owner(table, os.O_RDWR | os.O_CREAT, 0o644))
     opened = sqlite3.connect(table or "", timeout=0)
     opened.execute("PRAGMA locking_mode = EXCLUSIVE")
     try:
@@ -582,7 +584,7 @@ def _move(mirror: Mirror, tree: Source) -> None:
     """Give a tree its place, by a rename that replaces an empty directory at most."""
     _check_tree(mirror, tree)
     place = _place(mirror, tree)
-    place.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    make_directory(place.parent, 0o755, parents=True)
     try:
         os.rename(tree.directory, place)
     except OSError as error:

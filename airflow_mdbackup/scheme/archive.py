@@ -50,7 +50,16 @@ from airflow_mdbackup.scheme.records import (
     write_state,
 )
 from airflow_mdbackup.scheme.settle import consumer_index, settle
-from airflow_mdbackup.scheme.tree import Folder, Tree, concerns_one_file, copy_of, is_file, md5_of
+from airflow_mdbackup.scheme.tree import (
+    Folder,
+    Tree,
+    concerns_one_file,
+    copy_of,
+    is_file,
+    make_directory,
+    md5_of,
+    open_for_owner,
+)
 
 log = logging.getLogger(__name__)
 
@@ -244,10 +253,10 @@ class Archiver:
                 break
             if is_file(taken) and taken.st_size == status.st_size and self._md5(version) == md5:
                 return version  # an earlier try's copy
-        self._run.copies.mkdir(exist_ok=True)
+        make_directory(self._run.copies)
         with Folder(self._run.copies) as folder:
-            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
-            target = os.open(_COPY, flags, 0o600, dir_fd=folder.descriptor)
+            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+            target = open_for_owner(_COPY, flags, directory=folder.descriptor)
             try:
                 os.lseek(live, 0, os.SEEK_SET)
                 copy_of(live, target)

@@ -34,7 +34,16 @@ from airflow_mdbackup.scheme.mirror import OLD, Run
 from airflow_mdbackup.scheme.names import to_text
 from airflow_mdbackup.scheme.ordered import Alongside
 from airflow_mdbackup.scheme.records import read_records
-from airflow_mdbackup.scheme.tree import Blocked, Tree, concerns_one_file, is_file, remove_tree, write_all
+from airflow_mdbackup.scheme.tree import (
+    Blocked,
+    Tree,
+    concerns_one_file,
+    is_file,
+    make_directory,
+    make_new_directory,
+    remove_tree,
+    write_all,
+)
 
 _MOST_KNOWN = 100_000  # names
 _LONGEST_OLD = 40  # bytes of a name that some file system may take for .old
@@ -65,7 +74,7 @@ def clashes(
             return {}
     current = current_index()
     remove_tree(run.names)
-    run.names.mkdir(mode=0o700)
+    make_new_directory(run.names)
     try:
         with Tree(run.names) as names:
             found = dict[bytes, bytes]()
@@ -98,7 +107,7 @@ class _Reserved:
 
     def __init__(self, run: Run) -> None:
         self._folder = run.folder / "reserved"
-        self._folder.mkdir(mode=0o700, exist_ok=True)
+        make_directory(self._folder)
         self._tree = Tree(self._folder)
         with suppress(FileExistsError):  # after a kill
             os.close(self._tree.create(b"/" + OLD))

@@ -78,6 +78,8 @@ from airflow_mdbackup.scheme.tree import (
     copy_of,
     fsync_directory,
     is_file,
+    make_directory,
+    open_for_owner,
     remove_tree,
 )
 
@@ -453,10 +455,10 @@ class _Commit:
         """
         if self._takes_staged(result):
             return STAGING
-        self._run.copies.mkdir(exist_ok=True)
+        make_directory(self._run.copies)
         name = str(self._copies)
         self._copies += 1
-        target = os.open(self._run.copies / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        target = open_for_owner(self._run.copies / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
         try:
             for source in self._sources(result.md5):
                 try:

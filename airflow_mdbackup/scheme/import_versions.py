@@ -51,7 +51,10 @@ from airflow_mdbackup.scheme.tree import (
     copy_of,
     fsync_directory,
     is_file,
+    make_directory,
+    make_new_directory,
     md5_of,
+    open_for_owner,
     remove_tree,
 )
 
@@ -199,7 +202,7 @@ class _Importing:
                     )
                 stamp = mirror.next_stamp()
                 run = mirror.run(f"import__{stamp}")
-                run.folder.mkdir(mode=0o700)
+                make_new_directory(run.folder)
                 try:
                     self._commit(run, stamp, current, staging)
                     refresh_status(mirror)
@@ -306,9 +309,9 @@ class _Importing:
 
     def _copied(self, run: Run, file: Surveyed, at: Path) -> str:
         """Return the number of a verified copy; an empty text if the file changed meanwhile."""
-        run.copies.mkdir(exist_ok=True)
+        make_directory(run.copies)
         name = str(self.outcome.versions)
-        target = os.open(run.copies / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        target = open_for_owner(run.copies / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         try:
             source = os.open(at, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
             try:

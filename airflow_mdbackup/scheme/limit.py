@@ -25,7 +25,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from airflow_mdbackup.scheme.tree import give_to_owner
+from airflow_mdbackup.scheme.tree import open_for_owner
 
 _PORTIONS = 32  # of a second
 _LONGEST = 3.0  # seconds that the line may be taken; the 64 tasks that a provider may have take it for 2
@@ -55,9 +55,8 @@ class Limiter:
 
     def _turn(self, seconds: float) -> float:
         """Take the line for some seconds, and return in how many they begin."""
-        file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        file = open_for_owner(self._path, os.O_RDWR | os.O_CREAT)
         try:
-            give_to_owner(file, str(self._path.parent))
             fcntl.flock(file, fcntl.LOCK_EX)
             now = time.time()
             free_at = _moment(os.pread(file, 64, 0))

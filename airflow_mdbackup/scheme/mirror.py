@@ -52,8 +52,9 @@ from airflow_mdbackup.scheme.tree import (
     Tree,
     concerns_one_file,
     fsync_directory,
-    give_to_owner,
+    make_directory,
     not_followed,
+    open_for_owner,
     rename_if_free,
     write_all,
 )
@@ -143,7 +144,7 @@ class Mirror:
                 "Is the disk not mounted, or is this the wrong worker (queue)? If the backup is really to "
                 "begin anew, delete the state of the provider's asset in Airflow."
             )
-        self.dest.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_directory(self.dest, parents=True)
         self.check_new()
         self.make_directories()
         with self.lock("fetch_index, which sets it up"):
@@ -175,9 +176,9 @@ class Mirror:
 
     def make_directories(self) -> None:
         """Make the directories of a backup, and their names durable. All but the marker."""
-        self.dest.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_directory(self.dest, parents=True)
         for directory in (self._state, self.staging, self._runs, self.history, self.files):
-            directory.mkdir(mode=0o700, exist_ok=True)
+            make_directory(directory)
         # The marker says that all of them are there, whatever order the disk keeps.
         fsync_directory(self._state)
         fsync_directory(self.dest)
@@ -290,10 +291,8 @@ class Mirror:
 
     def next_order(self) -> str:
         """Return a run's place among all, behind those of all runs before it. No clock is asked."""
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-        file = os.open(self._state / "order", flags, 0o600)
+        file = open_for_owner(self._state / "order", os.O_RDWR | os.O_CREAT)
         try:
-            give_to_owner(file, str(self._state))
             fcntl.flock(file, fcntl.LOCK_EX)
             known = os.pread(file, _ORDER_DIGITS, 0)
             last = int(known) if len(known) == _ORDER_DIGITS and known.isdigit() else self._last_order()
@@ -432,8 +431,8 @@ class Staging(Folder):
         :param folder: where it is written, as ``name``, which nobody else uses.
         :raises OSError: the disk is full or broken.
         """
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-        descriptor = os.open(name, flags, 0o600, dir_fd=folder.descriptor)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+        descriptor = open_for_owner(name, flags, directory=folder.descriptor)
         try:
             write_all(descriptor, content)
         finally:
@@ -509,9 +508,8 @@ class Staging(Folder):
         :raises OSError: there is one, but not for us.
         """
         name = md5 + b".part"
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         while True:
-            part = os.open(name, flags, 0o600, dir_fd=self.descriptor)
+            part = open_for_owner(name, os.O_RDWR | os.O_CREAT, directory=self.descriptor)
             try:
                 fcntl.flock(part, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 # Its last writer may have renamed or removed it between our open and our lock.
@@ -601,7 +599,7 @@ class Run:
         kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
         while True:
             if make:
-                self.folder.mkdir(mode=0o700, exist_ok=True)
+                make_directory(self.folder)
             elif not self.folder.exists():
                 raise RunIncomplete(
                     f"run {self.run_id!r} has no directory {self.folder}: clear its task fetch_index and "

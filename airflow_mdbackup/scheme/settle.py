@@ -560,8 +560,10 @@ def _import(tree: Tree, change: Change, waiting: _Waiting, fresh: bool) -> bool:
                 if not (fresh or folder.is_whole(name, change.old_md5)):
                     return False  # it has changed since
                 tree.put_new(folder, name, change.version)
+                tree.give(change.version)
                 return True
     try:
+        tree.give(change.version)
         with tree.opened(change.version) as version:
             return (fresh and source is None) or md5_of(version) == change.old_md5
     except FileNotFoundError:

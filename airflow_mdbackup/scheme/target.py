@@ -144,7 +144,7 @@ class OpenTarget:
 
     def tree(self) -> Tree:
         """Return the files in it, for one thread."""
-        return Tree(self._root.descriptor)
+        return Tree(self._root.descriptor, gives=False)
 
     def _opened_work(self) -> int:
         with suppress(FileExistsError):

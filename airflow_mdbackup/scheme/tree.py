@@ -18,6 +18,7 @@ import stat
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Self
 
@@ -35,21 +36,74 @@ def not_followed(path: str, flags: int) -> int:
 
     :raises OSError: ELOOP.
     """
-    descriptor = os.open(path, flags | os.O_NOFOLLOW, 0o666)
+    return open_for_owner(path, flags, 0o666)
+
+
+def open_for_owner(
+    path: bytes | os.PathLike[str] | str, flags: int, mode: int = 0o600, *, directory: int | None = None
+) -> int:
+    """Open a file, unless a symlink has that name. One that root makes belongs to its directory's owner.
+
+    :param directory: a descriptor of the one that ``path`` is in, if it is a name.
+    """
+    descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, mode, dir_fd=directory)
     if flags & os.O_CREAT:
-        give_to_owner(descriptor, os.path.dirname(path))
+        try:
+            give_to_owner(descriptor, _directory_of(path, directory))
+        except BaseException:
+            os.close(descriptor)
+            raise
     return descriptor
 
 
-def give_to_owner(descriptor: int, directory: str) -> None:
-    """Give an open file of root's to the owner of its directory, who has to use it when root is done.
+def make_new_directory(
+    path: bytes | os.PathLike[str] | str, mode: int = 0o700, *, directory: int | None = None
+) -> None:
+    """Make a directory. One that root makes belongs to the owner of the directory above.
 
-    Not one with another name: whoever may write to the directory might have linked it there from elsewhere.
+    :param directory: see :func:`open_for_owner`.
+    :raises FileExistsError: something has that name.
+    """
+    os.mkdir(path, mode, dir_fd=directory)
+    if os.geteuid() == 0:
+        made = os.open(path, _DIRECTORY, dir_fd=directory)
+        try:
+            give_to_owner(made, _directory_of(path, directory))
+        finally:
+            os.close(made)
+
+
+def make_directory(path: Path, mode: int = 0o700, *, parents: bool = False) -> None:
+    """Make a directory, as :func:`make_new_directory` does, unless there is one.
+
+    :param parents: make those above it, too.
+    :raises FileExistsError: something else has that name.
+    """
+    if parents and not path.parent.exists():
+        make_directory(path.parent, 0o777, parents=True)
+    try:
+        make_new_directory(path, mode)
+    except FileExistsError:
+        if not path.is_dir():
+            raise
+
+
+def _directory_of(path: bytes | os.PathLike[str] | str, directory: int | None) -> int | str:
+    return (os.path.dirname(os.fsdecode(path)) or ".") if directory is None else directory
+
+
+def give_to_owner(descriptor: int, directory: int | str) -> None:
+    """Give an open file or directory of root's to the owner of its directory, who has to use it later.
+
+    Not a file with another name, and no directory with something in it: whoever may write to the directory
+    might have put it there in place of ours.
     """
     if os.geteuid() != 0:
         return
-    file, owner = os.fstat(descriptor), os.stat(directory or ".")
-    if file.st_uid == 0 != owner.st_uid and file.st_nlink == 1:
+    status, owner = os.fstat(descriptor), os.stat(directory)
+    if status.st_uid != 0 or owner.st_uid == 0:
+        return
+    if not os.listdir(descriptor) if stat.S_ISDIR(status.st_mode) else status.st_nlink == 1:
         with suppress(PermissionError):  # a root that may not, as in some containers
             os.fchown(descriptor, owner.st_uid, owner.st_gid)
 
@@ -71,13 +125,15 @@ class Tree:
     """The files below a directory that exists. Use as a context manager, or :meth:`close` it.
 
     :param root: the directory: its path, or a descriptor of it, which stays the caller's.
+    :param gives: what root makes in it belongs to the owner of the directory in which it is made.
     """
 
     KEPT = 64  # directory descriptors kept open
 
-    def __init__(self, root: os.PathLike[str] | int) -> None:
+    def __init__(self, root: os.PathLike[str] | int, *, gives: bool = True) -> None:
         directory, at = (b".", root) if isinstance(root, int) else (root, None)
         self._root = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=at)
+        self._gives = gives
         self._kept: OrderedDict[bytes, int] = OrderedDict()
         self._last = b"", self._root  # the directory of the last path, and its descriptor
         self._missing = b"//"  # a directory that was not there when last looked for
@@ -156,7 +212,10 @@ class Tree:
                 self._missing = path
                 raise
             with suppress(FileExistsError):  # somebody else has just made it
-                os.mkdir(name, 0o755, dir_fd=parent)
+                if self._gives:
+                    make_new_directory(name, 0o755, directory=parent)
+                else:
+                    os.mkdir(name, 0o755, dir_fd=parent)
             descriptor = os.open(name, _DIRECTORY, dir_fd=parent)
         except OSError as error:
             if error.errno not in (errno.ENOTDIR, errno.ELOOP):
@@ -317,7 +376,15 @@ class Tree:
         :raises FileExistsError: something has that name.
         """
         parent, name = self._parent(path, create=True)
-        return os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=parent)
+        return open_for_owner(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, directory=parent)
+
+    def give(self, path: bytes) -> None:
+        """Give the file at ``path`` to the owner of its directory, if it is root's and root gives it.
+
+        :raises FileNotFoundError: there is none.
+        """
+        with self.opened(path) as descriptor:
+            give_to_owner(descriptor, self._parent(path)[0])
 
     def put(self, source: Folder, file: bytes, path: bytes) -> None:
         """Move a file of ``source`` to ``path`` in one step, over a file that stands there.
@@ -643,11 +710,11 @@ def drop_placeholder(source_directory: int, source: bytes, target_directory: int
 
 
 def _make_file(name: bytes, directory: int) -> None:
-    os.close(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=directory))
+    os.close(open_for_owner(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, directory=directory))
 
 
 def _make_directory(name: bytes, directory: int) -> None:
-    os.mkdir(name, 0o700, dir_fd=directory)
+    make_new_directory(name, directory=directory)
 
 
 # How to make and take away what holds the place of a file, and of a directory.
