@@ -272,20 +272,24 @@ class _Commit:
         """Yield the changes again, and that entries leave the index which cannot stay beside what comes.
 
         These are below what goes as a whole, or below or above of a path that comes. Most of them are
-        forgotten anyway, but for what is excluded, or hidden below an unreadable directory.
+        forgotten anyway, but for what is excluded, or hidden below an unreadable directory. What goes comes
+        before them, for it may refuse to.
         """
-        told = Alongside(self._changes(set(What) - {What.EDITED, What.MOVED}))
+        others = set(What) - {What.EDITED, What.MOVED}
         yield from self._changes({What.EDITED})
-        judged = self._changes(set(What) - {What.EDITED})
-        yield from heapq.merge(judged, self._also_forgotten(told), key=attrgetter("path"))
+        by_path = attrgetter("path")
+        moves = sorted(self._changes({What.MOVED}), key=by_path)
+        forgotten = self._also_forgotten(Alongside(self._changes(others)))
+        yield from heapq.merge(moves, self._changes(others), forgotten, key=by_path)
 
     def _also_forgotten(self, told: Alongside[Change]) -> Iterator[Change]:
         coming = (change.path for change in self._changes({What.ADDED, What.REPLACED, What.ADOPTED}))
         covered = Covered(heapq.merge(sorted(self._moved), coming))
         above = self._above_what_comes()
         for path, md5 in self._entries():
-            if (covered.covers(path) or path in above) and not told.find(path):
-                change = Change(path, What.FORGOTTEN, old_md5=md5)
+            gives_way = covered.covers(path)
+            if (gives_way or path in above) and not told.find(path):
+                change = Change(path, What.FORGOTTEN, old_md5=md5, replaces=md5 if gives_way else None)
                 self._tally(change)
                 yield change
 
@@ -317,6 +321,9 @@ class _Commit:
         summary = self._summary
         if change.what == What.MOVED:
             log.warning("%s could not be moved out of the way: %s", to_text(change.path), why)
+            return
+        if change.what == What.FORGOTTEN:
+            self._tally(change, -1)
             return
         outcome = Outcome(change.outcome or Outcome.FAILED)
         summary.count(outcome, -1)

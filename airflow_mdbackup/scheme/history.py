@@ -34,7 +34,7 @@ class What(StrEnum):
     REPLACED = "replaced"  # the old file is the version named
     ADOPTED = "adopted"  # the live file was it already
     FORGOTTEN = "forgotten"  # left the index; the file stays
-    KEPT = "kept"  # could not be replaced, so that entry and file stay; only while a commit is carried out
+    KEPT = "kept"  # could not be replaced, so that the entry stays; only while a commit is carried out
     IMPORTED = "imported"  # an old version came from elsewhere; index and live file are as they were
     MOVED = "moved"  # what stood in the way went as a whole to the version named; entries below are forgotten
     PRUNED = "pruned"  # what was at the place named is gone, for a person wanted that; no entry is concerned
@@ -51,7 +51,8 @@ class Change(Record, frozen=True):
     :ivar version: where the displaced file or directory lies now; where a pruned version lay.
     :ivar content: where the new bytes wait for the commit: ``staging``, or the number of a copy; or, of a
         version that is imported by a rename, its absolute path.
-    :ivar replaces: what the index said before; it and ``content`` are only in a history written ahead.
+    :ivar replaces: what the index said before; of a forgotten path, if it is only to give way to a change
+        before it, at or above it. It and ``content`` are only in a history written ahead.
     """
 
     path: bytes

@@ -40,7 +40,7 @@ from airflow_mdbackup.scheme.index import (
 )
 from airflow_mdbackup.scheme.mirror import Mirror
 from airflow_mdbackup.scheme.names import from_text, to_text
-from airflow_mdbackup.scheme.ordered import Alongside, Covered
+from airflow_mdbackup.scheme.ordered import Alongside, Covered, Prefixes
 from airflow_mdbackup.scheme.progress import Pace
 from airflow_mdbackup.scheme.records import (
     Damaged,
@@ -453,34 +453,48 @@ def _placed(
         copies = mirror.run(str(read_header(path)["run_id"])).copies
         folder = stack.enter_context(Folder(copies)) if copies.exists() else None
         waiting = _Waiting(staging, folder, copies)
-        pace = Pace()
+        pace, taken = Pace(), Prefixes()
         for number, change in enumerate(read_records(path, Change), 1):
             if pace.due():
                 log.info("%s changes carried out so far", number)
             if change.what != What.EDITED:
                 yield from edited
+            taken.advance(change.path)
             try:
-                done = _carry_out(tree, change, waiting, fresh)
-                why = "its content is gone"
+                done = _carry_out(tree, change, waiting, fresh, taken)
+                why = "its content is gone" if change.what != What.FORGOTTEN else "nothing took its place"
             except OSError as error:
                 if not concerns_one_file(error):
                     raise
                 done, why = False, reason(error)
+            if _takes_place(tree, change, done):
+                taken.push(change.path)
             if done:
                 tally.add(tree, change)
                 yield msgspec.structs.replace(change, content=None, replaces=None)
             else:
                 missed(change, why)
                 if change.replaces is not None:
-                    yield _unreplaced(tree, change.path, change.replaces)
+                    yield _unreplaced(tree, change, change.replaces)
         yield from edited
 
 
-def _unreplaced(tree: Tree, path: bytes, md5: bytes) -> Change:
-    """Return what becomes of an entry that had this md5, and of which the new bytes did not come.
+def _takes_place(tree: Tree, change: Change, done: bool) -> bool:
+    """Whether entries at or below the path of a change cannot stay after it."""
+    if change.what == What.MOVED:  # or somebody has taken it away, so that something else can come
+        return done or is_gone(tree, change.path)
+    return done and change.what in (What.ADDED, What.REPLACED, What.ADOPTED)
 
-    It has left the index, and comes back if the live file still is what it says; else a run sees to it.
+
+def _unreplaced(tree: Tree, change: Change, md5: bytes) -> Change:
+    """Return what becomes of an entry that had this md5, and that a change was to replace, but did not.
+
+    It has left the index, and comes back if the live file still is what it says; else a run sees to it. One
+    that was only to give way comes back as it was.
     """
+    path = change.path
+    if change.what == What.FORGOTTEN:
+        return Change(path, What.KEPT, md5=md5)
     try:
         with tree.opened(path) as live:
             is_there = md5_of(live) == md5
@@ -531,8 +545,13 @@ class _Waiting(NamedTuple):
         return path if path.is_file() and not path.is_symlink() else None
 
 
-def _carry_out(tree: Tree, change: Change, waiting: _Waiting, fresh: bool) -> bool:
-    """Bring one change about, if the disk does not show it already; return whether it does then."""
+def _carry_out(tree: Tree, change: Change, waiting: _Waiting, fresh: bool, taken: Prefixes) -> bool:
+    """Bring one change about, if the disk does not show it already; return whether it does then.
+
+    :param taken: the places that changes before it have taken, from entries that give way.
+    """
+    if change.what == What.FORGOTTEN and change.replaces is not None:
+        return taken.above(change.path) is not None
     if change.what in (What.EDITED, What.FORGOTTEN):
         return True
     if change.what == What.MOVED:

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -912,6 +913,106 @@ def test_directory_that_cannot_be_moved_out_of_the_way_loses_nothing(pair: Pair)
     assert pair.backup(exclude=[os.fsdecode(pair.path("d/excluded"))]).outcomes == {"pulled": 1}
     assert pair.live("d").read_bytes() == b"a file now"
     check_sound(pair)
+
+
+@contextmanager
+def immovable(path: Path) -> Iterator[None]:
+    """Something is mounted there, so that no rename takes it away."""
+    subprocess.run(["mount", "--bind", path, path], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", path], check=True)
+
+
+@pytest.mark.parametrize("killed", [False, True])
+@pytest.mark.parametrize(
+    ("old", "new", "hidden"),
+    [("d/keep", "d", {"exclude": ["keep"]}), ("d", "d/below", {"only": "new"})],
+    ids=["below", "above"],
+)
+def test_an_entry_stays_if_what_it_was_to_make_way_for_does_not_come(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch, old: str, new: str, hidden: dict[str, Any], killed: bool
+) -> None:
+    """What has its place cannot be moved away: its file is whole, and comes back with a restore."""
+    for name in (old, "d-1", "z"):
+        pair.put(name, name.encode())
+    pair.backup()
+    remove(pair.a / "d")
+    pair.put(new, b"now")
+    options = hidden if "exclude" in hidden else {"only": [pair.path(new)]}
+    pair.build_index()
+    run = pair.prepare(**options)
+    with immovable(pair.live("d")):
+        if killed:
+            pair.archive(run)
+            with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+                patched.setattr(commit_module, "finish", interrupt)
+                pair.commit(run)
+            settle(pair.mirror, run.folder / "settled.md5")
+        else:
+            summary = pair.finish(run)
+            assert summary.outcomes == {"failed": 1} and summary.forgotten == 0
+        assert set(pair.index_b()) == {pair.path(name) for name in (old, "d-1", "z")}
+        assert pair.live(old).read_bytes() == old.encode()
+        check_sound(pair)
+    summary = pair.backup(**options)
+    assert (summary.outcomes, summary.forgotten) == ({"pulled": 1}, 1)
+    assert set(pair.index_b()) == {pair.path(name) for name in (new, "d-1", "z")}
+    check_sound(pair)
+
+
+def test_an_entry_leaves_with_what_was_moved_though_nothing_comes_in_its_place(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its file is no longer there; while nothing was moved, an entry without file stays."""
+    for name in ("d/keep", "e/keep", "z"):
+        pair.put(name, name.encode())
+    pair.backup()
+    for name in ("d", "e"):
+        remove(pair.a / name)
+        pair.put(name, f"now {name}".encode())
+    remove(pair.live("e"))
+
+    def refuse(tree: Tree, folder: object, name: bytes, path: bytes) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Tree, "put", refuse)
+        summary = pair.backup(exclude=["keep"])
+    assert (summary.outcomes, summary.forgotten) == ({"failed": 2}, 1)
+    assert set(pair.index_b()) == {pair.path("e/keep"), pair.path("z")}
+    assert pair.backup(exclude=["keep"]).outcomes == {"pulled": 2}
+    assert set(pair.index_b()) == {pair.path("d"), pair.path("e"), pair.path("z")}
+    check_sound(pair)
+
+
+def test_an_entry_leaves_if_hands_take_away_what_was_to_be_moved(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Just before: no version has it, and the index must not have a path and one below it."""
+    pair.put("d", b"1")
+    pair.put("z", b"2")
+    pair.backup()
+    remove(pair.a / "d")
+    pair.put("d/below", b"3")
+    finish = commit_module.finish
+
+    def late(*arguments: Any, **options: Any) -> int:
+        pair.live("d").unlink()
+        return finish(*arguments, **options)
+
+    monkeypatch.setattr(commit_module, "finish", late)
+    assert pair.backup(only=[pair.path("d/below")]).outcomes == {"pulled": 1}
+    assert set(pair.index_b()) == {pair.path("d/below"), pair.path("z")}
+
+
+def interrupt(*arguments: object, **options: object) -> int:
+    raise KeyboardInterrupt
+
+
+def remove(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 @pytest.mark.parametrize("content", [b"", b"\0" * 50, b"[]\n", b'{"format": 1}\n'])
