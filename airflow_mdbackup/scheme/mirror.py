@@ -280,10 +280,18 @@ class Mirror:
         """Return a stamp like ``20261123T031500.123456Z``: now, and later than that of every commit.
 
         Needs the lock, until it is committed. It is kept nowhere else.
+
+        :raises DestinationRefused: the clock, or a commit, is at the end of all stamps.
         """
         last = self.last_commit()
         now = _now()
-        return now if now > last else stamp_beside(last, 1)
+        stamp = now if now > last else stamp_beside(last, 1)
+        if not is_stamp(stamp):
+            raise DestinationRefused(
+                f"{self.provider}: no commit can have the stamp {stamp}: set the clock of this machine, and "
+                f"move away what {self.history} has of such a time"
+            )
+        return stamp
 
     def now(self) -> str:
         """Return what the clock of this machine says, as a stamp."""
@@ -381,13 +389,25 @@ class Mirror:
     def names_in_history(self) -> list[str]:
         """Return the names of the files of history, also of commits that are not finished, oldest first.
 
-        What else lies there, such as a copy that somebody made, is none of them.
+        What else lies there, such as a copy that somebody made, is none of them; nor is what only has such a
+        name (see :meth:`strange_in_history`).
         """
+        return [name for name, is_ours in self._named_like_history() if is_ours]
+
+    def strange_in_history(self) -> list[Path]:
+        """Return what has the name of a file of history, and is no regular file, or of no possible time."""
+        return [self.history / name for name, is_ours in self._named_like_history() if not is_ours]
+
+    def _named_like_history(self) -> list[tuple[str, bool]]:
         try:
-            names = os.listdir(self.history)
+            with os.scandir(self.history) as entries:
+                return sorted(
+                    (entry.name, is_stamp(stamp_in_name(entry.name)) and entry.is_file(follow_symlinks=False))
+                    for entry in entries
+                    if _HISTORY.fullmatch(entry.name)
+                )
         except FileNotFoundError:  # as on a disk that was rescued in part
             return []
-        return sorted(filter(_HISTORY.fullmatch, names))
 
     def has_committed(self, run: Run) -> bool:
         """Whether a commit of ``run`` has changed anything, or has begun to."""
@@ -809,6 +829,9 @@ _VERSION = re.compile(rb"(.+)\.([0-9]{8}T[0-9]{6}\.[0-9]{6}Z)(?:\.[0-9]+)?", re.
 _SHORTENED = re.compile(rb"(.+)~([0-9a-f]{12})", re.DOTALL)
 
 
+_NO_STAMP = "9999"  # with which none begins, so that there is always a later time
+
+
 # As history_path and whoever writes ahead name them.
 _HISTORY = re.compile(
     r"[0-9]{8}T[0-9]{6}\.[0-9]{6}Z_[A-Za-z0-9.-]*-[0-9a-f]{12}\.jsonl(?:\.pending)?", re.ASCII
@@ -858,10 +881,10 @@ def _stamp_in(text: bytes) -> str:
     """Return the stamp that ``text`` is, or an empty text if a crash has spoilt it."""
     try:
         stamp = text.decode("ascii")
-        return stamp if _format(_parse(stamp)) == stamp else ""
+        return stamp if _format(_parse(stamp)) == stamp < _NO_STAMP else ""
     except ValueError:
         return ""
 
 
 def _parse(stamp: str) -> datetime:
-    return datetime.strptime(stamp, "%Y%m%dT%H%M%S.%fZ").replace(tzinfo=UTC)
+    return datetime.fromisoformat(stamp).astimezone(UTC)

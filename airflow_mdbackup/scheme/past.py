@@ -164,6 +164,10 @@ class Past:
 
     def _read(self) -> None:
         """Read all histories; also of what is committed meanwhile, for no lock is held."""
+        self.problems += [
+            f"{path} has the name of a file of history, and cannot be one: it is left alone; move it away"
+            for path in self._mirror.strange_in_history()
+        ]
         read: set[Path] = set()
         after = ""
         while True:

@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import socket
+import stat
 import subprocess
 import sys
 import threading
@@ -20,9 +21,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from airflow_mdbackup.cli.commands import main
 from airflow_mdbackup.scheme import mirror as mirror_module
 from airflow_mdbackup.scheme.errors import DestinationBroken, DestinationBusy, DestinationRefused
+from airflow_mdbackup.scheme.history import commits, pending
 from airflow_mdbackup.scheme.mirror import Mirror, version_path
+from airflow_mdbackup.scheme.past import Past
 from airflow_mdbackup.scheme.records import read_header
 from airflow_mdbackup.scheme.tree import Folder, Tree, is_file
 
@@ -289,6 +293,74 @@ def test_a_stamp_is_now_but_later_than_all_history(mirror: Mirror, monkeypatch: 
     assert mirror.next_stamp() == "20400101T000000.000000Z"
     monkeypatch.setattr(mirror_module, "_now", lambda: "20200101T000000.000000Z")
     assert mirror.next_stamp() == "20300102T000000.000000Z"
+
+
+@pytest.mark.parametrize("ending", [".jsonl", ".jsonl.pending"])
+@pytest.mark.parametrize(
+    ("stamp", "kind"),
+    [
+        ("20261323T031500.123456Z", "file"),
+        ("20260230T031500.123456Z", "file"),
+        ("20261123T031560.123456Z", "file"),
+        ("00000101T000000.000000Z", "file"),
+        ("99999999T999999.999999Z", "file"),
+        ("99991231T235959.999999Z", "file"),
+        ("99991231T235959.999998Z", "file"),
+        ("20261123T031500.123456Z", "directory"),
+        ("20261123T031500.123456Z", "fifo"),
+        ("20261123T031500.123456Z", "socket"),
+        ("20261123T031500.123456Z", "symlink"),
+        ("20261123T031500.123456Z", "symlink to nothing"),
+    ],
+)
+def test_what_only_has_a_name_of_history_is_left_alone_and_named(
+    pair: Pair, capsys: pytest.CaptureFixture[str], stamp: str, kind: str, ending: str
+) -> None:
+    """Backups go on, and history is read; `log` and `verify` say what it is."""
+    pair.put("file", b"1")
+    pair.backup()
+    (first,) = commits(pair.mirror)
+    strange = pair.mirror.history_path(stamp, "run").with_suffix("")
+    strange = strange.with_name(strange.name + ending)
+    makers: dict[str, Callable[[], object]] = {
+        "file": lambda: shutil.copy(first, strange),
+        "directory": strange.mkdir,
+        "fifo": lambda: os.mkfifo(strange),
+        "socket": lambda: os.mknod(strange, stat.S_IFSOCK | 0o600),
+        "symlink": lambda: strange.symlink_to(first),
+        "symlink to nothing": lambda: strange.symlink_to("nowhere"),
+    }
+    makers[kind]()
+    before = strange.lstat()
+    pair.put("file", b"2")
+    assert pair.backup().outcomes == {"pulled": 1}
+    assert len(commits(pair.mirror)) == 2 and not pending(pair.mirror)
+    with Past(pair.mirror) as past:
+        assert len(past.moments) == 2
+        (problem,) = past.problems
+    assert f"{strange} has the name of a file of history, and cannot be one" in problem
+    assert strange.lstat() == before
+    for command in ("log", "verify", "history"):
+        capsys.readouterr()
+        assert main([command, "--dest", str(pair.mirror.dest)]) == 1
+        assert problem in capsys.readouterr().err
+    for words in (["forget", "*"], ["rebuild"], ["prune", "--keep-last", "1", "--yes"]):
+        main([words[0], "--dest", str(pair.mirror.dest), *words[1:]])
+    assert strange.lstat() == before
+    assert pair.backup().failed == 0
+
+
+@pytest.mark.parametrize("last", ["", "99981231T235959.999999Z"])
+def test_there_is_no_stamp_at_the_end_of_time(
+    mirror: Mirror, monkeypatch: pytest.MonkeyPatch, last: str
+) -> None:
+    """By the clock, or by the last commit: a later commit could have none."""
+    if last:
+        mirror.history_path(last, "run").write_text("{}")
+    else:
+        monkeypatch.setattr(mirror_module, "_now", lambda: "99990101T000000.000000Z")
+    with pytest.raises(DestinationRefused, match=r"stamp 99990101T000000.000000Z: set the clock"):
+        mirror.next_stamp()
 
 
 def test_runs_side_by_side_never_get_the_same_place(mirror: Mirror) -> None:
