@@ -316,21 +316,22 @@ class Archiver:
         """Remove a version with this md5, if its bytes are live, or a version under another name as well."""
         try:
             archived = self._tree.lstat(version)
-            if archived is not None and (
-                self._tree.has_twin(version) or self._is_live(path, version, archived, md5)
-            ):
+            if archived is not None and self._is_elsewhere(path, version, archived, md5):
                 self._tree.unlink(version)
         except OSError as error:
             if not concerns_one_file(error):
                 raise
             log.warning("%s stays, though no history tells of it: %s", to_text(version), error.strerror)
 
-    def _is_live(self, path: bytes, version: bytes, archived: os.stat_result, md5: bytes | None) -> bool:
+    def _is_elsewhere(self, path: bytes, version: bytes, archived: os.stat_result, md5: bytes | None) -> bool:
+        """Whether the bytes of a version are live too, or have another name in ``.old``."""
         live = self._tree.lstat(path)
+        if live is not None and os.path.samestat(live, archived):
+            return True
+        if self._tree.has_twin(version):
+            return True
         if live is None or not is_file(live):
             return False
-        if os.path.samestat(live, archived):
-            return True
         # Where there are no hard links, the version is a copy.
         found = self._md5(version) if live.st_size == archived.st_size else None
         return found is not None and found == (md5 or found) == self._md5(path)

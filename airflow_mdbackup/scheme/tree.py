@@ -137,6 +137,7 @@ class Tree:
         self._kept: OrderedDict[bytes, int] = OrderedDict()
         self._last = b"", self._root  # the directory of the last path, and its descriptor
         self._missing = b"//"  # a directory that was not there when last looked for
+        self._shared: OrderedDict[bytes, dict[int, list[bytes]]] = OrderedDict()  # by directory, see has_twin
 
     def __enter__(self) -> Tree:
         return self
@@ -152,11 +153,13 @@ class Tree:
         """Close the kept descriptors, which may be of directories that are no longer where they were."""
         self._last = b"", self._root
         self._missing = b"//"
+        self._shared.clear()
         while self._kept:
             os.close(self._kept.popitem()[1])
 
     def _forget(self, directory: bytes) -> None:
         """Close the descriptor of one directory, which has just been taken away, if it is kept."""
+        self._shared.pop(directory, None)
         if directory == self._last[0]:
             self._last = b"", self._root
         if (descriptor := self._kept.pop(directory, None)) is not None:
@@ -175,6 +178,7 @@ class Tree:
         directory, _, name = path.rpartition(b"/")
         if create:
             self._missing = b"//"  # what is about to be made may stand there
+            self._shared.pop(directory, None)
         if directory == self._last[0]:
             return self._last[1], name
         if not create and self._is_missing(directory):
@@ -355,11 +359,20 @@ class Tree:
             os.close(descriptor)
 
     def has_twin(self, path: bytes) -> bool:
-        """Whether another name in the same directory is the same file."""
+        """Whether another name in the same directory is the same file.
+
+        The directory is read once for many files, until this tree makes a name in it. What it had then is
+        looked at again, so that nobody who takes names away meanwhile has the last one taken for a second.
+        """
         parent, name = self._parent(path)
-        inode = os.lstat(name, dir_fd=parent).st_ino
-        with os.scandir(parent) as entries:
-            return any(e.inode() == inode and os.fsencode(e.name) != name for e in entries)
+        status = os.lstat(name, dir_fd=parent)
+        directory = path.rpartition(b"/")[0]
+        if directory not in self._shared:
+            self._shared[directory] = _names_by_shared_inode(parent)
+            if len(self._shared) > self.KEPT:
+                self._shared.popitem(last=False)
+        others = self._shared[directory].get(status.st_ino, ())
+        return any(other != name and _is_same(other, parent, status) for other in others)
 
     def link(self, source: bytes, target: bytes) -> None:
         """Give the file ``source`` a second name, making directories for it; never overwrites.
@@ -455,6 +468,28 @@ class Tree:
             return False
         self._forget(directory)
         return True
+
+
+def _names_by_shared_inode(directory: int) -> dict[int, list[bytes]]:
+    """Return the inodes that more than one name in an open directory has, each with its names."""
+    once, again = set[int](), set[int]()
+    with os.scandir(directory) as entries:
+        for entry in entries:
+            (again if entry.inode() in once else once).add(entry.inode())
+    names: dict[int, list[bytes]] = {}
+    if again:
+        with os.scandir(directory) as entries:
+            for entry in entries:
+                if entry.inode() in again:
+                    names.setdefault(entry.inode(), []).append(os.fsencode(entry.name))
+    return names
+
+
+def _is_same(name: bytes, directory: int, status: os.stat_result) -> bool:
+    try:
+        return os.path.samestat(os.lstat(name, dir_fd=directory), status)
+    except FileNotFoundError:
+        return False
 
 
 class Folder:

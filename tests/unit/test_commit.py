@@ -987,6 +987,66 @@ def test_an_entry_leaves_with_what_was_moved_though_nothing_comes_in_its_place(
     check_sound(pair)
 
 
+@pytest.mark.parametrize("live", ["as archived", "other bytes", "gone"])
+def test_many_versions_of_a_directory_are_taken_back_without_reading_it_for_each(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch, live: str
+) -> None:
+    """Directories may lie between the files, in path order. What is not live any more stays."""
+    names = [f"d/{number}{below}" for number in range(20) for below in ("", "-/file")]
+    for name in names:
+        pair.put(name, b"old " + name.encode())
+    pair.backup()
+    for name in names:
+        pair.put(name, b"new " + name.encode())
+    pair.build_index()
+    run = pair.prepare(override=True)
+    assert pair.archive(run).archived == len(names)
+    if live != "as archived":
+        for name in names:
+            pair.live(name).unlink()
+            if live == "other bytes":
+                pair.live(name).write_bytes(b"by hand")
+    read: list[int] = []
+    scandir = os.scandir
+
+    def counted(directory: Any) -> Any:
+        if isinstance(directory, int):
+            read.append(os.fstat(directory).st_ino)
+        return scandir(directory)
+
+    monkeypatch.setattr(os, "scandir", counted)
+    pair.archive(run)
+    monkeypatch.undo()
+    assert len(read) == len(set(read)), "a directory was read twice"
+    assert len(read) == (0 if live == "as archived" else 21)
+    for name in names:
+        versions = pair.versions(name)
+        assert versions == [b"old " + name.encode(), b"by hand"][: 1 + (live == "other bytes")]
+
+
+def test_a_second_name_is_known_as_long_as_it_is_there(tmp_path: Path) -> None:
+    """Whoever takes it away, and whoever makes it, as long as that is us."""
+    for name in ("one", "other"):
+        (tmp_path / name).write_bytes(b"1")
+    with Tree(tmp_path) as tree:
+        assert not tree.has_twin(b"/one")
+        tree.link(b"/one", b"/two")
+        assert tree.has_twin(b"/one") and tree.has_twin(b"/two") and not tree.has_twin(b"/other")
+        tree.link(b"/one", b"/three")
+        assert tree.has_twin(b"/one")
+        tree.unlink(b"/two")
+        assert tree.has_twin(b"/one") and tree.has_twin(b"/three")
+        (tmp_path / "three").unlink()  # by hand
+        assert not tree.has_twin(b"/one")
+        tree.link(b"/one", b"/two")
+        assert tree.has_twin(b"/one")
+        (tmp_path / "two").unlink()
+        (tmp_path / "two").write_bytes(b"1")
+        assert not tree.has_twin(b"/one")
+        with pytest.raises(FileNotFoundError):
+            tree.has_twin(b"/three")
+
+
 def test_an_entry_leaves_if_hands_take_away_what_was_to_be_moved(
     pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
