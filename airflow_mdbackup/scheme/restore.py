@@ -326,7 +326,7 @@ def restore(
         targets = None
         if opened is not None or there.exists():
             targets = stack.enter_context(TreePerThread(opened.tree if opened else lambda: Tree(there)))
-        restorer = _Restorer(past, sources, targets, opened.work if opened else None, overwrite)
+        restorer = _Restorer(past, sources, targets, opened, overwrite)
         for batch in batches(contents, _BATCH, _BATCH_SIZE, lambda content: content.size or 0):
             with _full_told(target):
                 came = list(spread(batch, restorer.bring, threads, attrgetter("size")))
@@ -353,7 +353,7 @@ class _Restorer:
     """Brings contents, in any thread.
 
     :param targets: None where there is no target yet.
-    :param work: where files are written before they have their names; None in a dry run.
+    :param opened: the target, with where files are written before they have their names; None in a dry run.
     """
 
     def __init__(
@@ -361,13 +361,14 @@ class _Restorer:
         past: Past,
         sources: TreePerThread,
         targets: TreePerThread | None,
-        work: Folder | None,
+        opened: OpenTarget | None,
         overwrite: bool,
     ) -> None:
         self._past = past
         self._sources = sources
         self._targets = targets
-        self._work = work
+        self._opened = opened
+        self._work = opened.work if opened is not None else None
         self._overwrite = overwrite
         self._numbers = count()
 
@@ -423,14 +424,13 @@ class _Restorer:
 
         :raises OSError: no other one can be named either.
         """
-        assert self._work is not None and self._targets is not None
-        if any(restored.waits for restored in came):
-            self._work.sync()
-        target, work = self._targets(), self._work
-        found = [self._named(target, work, restored) if restored.waits else restored for restored in came]
-        if any(restored.waits for restored in came):
-            work.sync()
-        return found
+        assert self._opened is not None and self._targets is not None
+        waiting = [restored.content.path for restored in came if restored.waits]
+        if not waiting:
+            return came
+        target, work = self._targets(), self._opened.work
+        with self._opened.naming(() if self._overwrite else waiting):
+            return [self._named(target, work, each) if each.waits else each for each in came]
 
     def _named(self, target: Tree, work: Folder, restored: Restored) -> Restored:
         content, name = restored.content, restored.waits

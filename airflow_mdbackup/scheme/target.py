@@ -6,9 +6,11 @@
     walked  from the base on, one directory after the other, following no symlink; what is missing is made
     looked  at what it must not touch: backups, and whatever else it is told of
     held    open until all is restored, with a directory in it that is ours alone
+    noted   which names files get now, where that takes placeholders: what a kill leaves goes the next time
 
 What this does not give: safety from somebody who can write below the base himself, and puts a symlink there
-between the walk and the opening.
+between the walk and the opening; nor an empty file that somebody makes under such a name while it is noted,
+if a kill comes then.
 """
 
 from __future__ import annotations
@@ -18,13 +20,13 @@ import fcntl
 import os
 import pwd
 import stat
-from collections.abc import Iterable
-from contextlib import ExitStack, suppress
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from airflow_mdbackup.scheme.errors import DestinationBusy, DestinationRefused
 from airflow_mdbackup.scheme.mirror import Mirror
-from airflow_mdbackup.scheme.tree import Folder, Tree
+from airflow_mdbackup.scheme.tree import Folder, Tree, concerns_one_file, write_all
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _ON_THE_WAY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC  # which need not be readable
@@ -123,6 +125,7 @@ class OpenTarget:
     """
 
     WORK = ".mdbackup-restoring"
+    _NAMING = b"naming"  # in it: paths at which an empty file is a placeholder, each ended by a NUL
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -130,17 +133,64 @@ class OpenTarget:
             self._root = opened.enter_context(Folder(_opened(path)))
             self.work = opened.enter_context(Folder(self._opened_work()))
             self._lock()
+            self._tidy_up()
+            self._needs_placeholders = self.work.needs_placeholders(b"0", b"1")
             self._close = opened.pop_all()
 
     def __enter__(self) -> OpenTarget:
         return self
 
     def __exit__(self, *error: object) -> None:
-        for left in os.listdir(self.work.descriptor):
-            self.work.remove(os.fsencode(left))
-        with suppress(OSError):
+        with suppress(OSError):  # if the disk fails, the next one goes on
+            self._tidy_up()
             os.rmdir(self.WORK, dir_fd=self._root.descriptor)
         self._close.close()
+
+    def _tidy_up(self) -> None:
+        """Take away what this restore, or one that was killed, has not given a name."""
+        self._drop_placeholders()
+        for left in os.listdir(self.work.descriptor):
+            self.work.remove(os.fsencode(left))
+
+    @contextmanager
+    def naming(self, paths: Iterable[bytes]) -> Iterator[None]:
+        """Give files names that nothing has, between two syncs of all that was written.
+
+        :param paths: of files that were not there when they were last looked at. Where a name takes a
+            placeholder, they are noted before, so that whoever comes after a kill knows it for one.
+        :raises OSError: the disk is full or broken.
+        """
+        if self._needs_placeholders:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+            note = os.open(self._NAMING, flags, 0o600, dir_fd=self.work.descriptor)
+            try:
+                write_all(note, b"".join(path + b"\0" for path in paths))
+            finally:
+                os.close(note)
+        self.work.sync()
+        yield
+        self.work.sync()
+        self.work.remove(self._NAMING)
+
+    def _drop_placeholders(self) -> None:
+        """Take away what was made to hold a place, and is like the note of it, made in the same way."""
+        try:
+            note = self.work.open(self._NAMING)
+        except FileNotFoundError:
+            return
+        with open(note, "rb") as file:
+            mode = os.fstat(note).st_mode
+            paths = file.read().split(b"\0")[:-1]  # what is behind the last one was cut off
+        with self.tree() as tree:
+            for path in filter(None, paths):
+                try:
+                    there = tree.lstat(path)
+                    if there is not None and (there.st_mode, there.st_size) == (mode, 0):
+                        tree.unlink(path)
+                except OSError as error:
+                    if not concerns_one_file(error):
+                        raise
+        self.work.remove(self._NAMING)
 
     def tree(self) -> Tree:
         """Return the files in it, for one thread."""
@@ -159,7 +209,8 @@ class OpenTarget:
             raise self._not_ours() from None
         status = os.fstat(work)
         names = os.listdir(work)
-        if status.st_uid != os.geteuid() or status.st_mode & 0o077 or not all(map(str.isdigit, names)):
+        are_ours = all(name.isdigit() or name == self._NAMING.decode() for name in names)
+        if status.st_uid != os.geteuid() or status.st_mode & 0o077 or not are_ours:
             os.close(work)
             raise self._not_ours()
         return work

@@ -531,6 +531,18 @@ class Folder:
         """
         return os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.descriptor)
 
+    def needs_placeholders(self, one: bytes, other: bytes) -> bool:
+        """Whether :func:`rename_noreplace` makes placeholders on this filesystem, which a kill leaves.
+
+        :param one: a name that nothing has, and ``other`` likewise: it is tried with a file.
+        """
+        os.close(open_for_owner(one, os.O_WRONLY | os.O_CREAT | os.O_EXCL, directory=self.descriptor))
+        try:
+            return not rename_if_free(self.descriptor, one, self.descriptor, other)
+        finally:
+            self.remove(one)
+            self.remove(other)
+
     def is_whole(self, name: bytes, md5: bytes) -> bool:
         """Whether a file has the content that it should have, by hashing it.
 

@@ -22,6 +22,8 @@ from typing import Any
 import pytest
 
 from airflow_mdbackup.scheme import restore as restore_module
+from airflow_mdbackup.scheme import target as target_module
+from airflow_mdbackup.scheme import tree as tree_module
 from airflow_mdbackup.scheme.errors import DestinationBusy, DestinationFull, DestinationRefused
 from airflow_mdbackup.scheme.history import commits
 from airflow_mdbackup.scheme.past import Content, Past
@@ -190,6 +192,85 @@ def test_a_restore_that_is_killed_at_any_step_goes_on_where_it_was(
             assert files_in(target) == files_of_a(pair)
         if not killed:
             break
+
+
+@pytest.fixture
+def placeholders(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A filesystem that cannot rename only where a name is free, as NFS and many of FUSE."""
+    monkeypatch.setattr(tree_module, "rename_if_free", lambda *names: False)
+
+
+@pytest.mark.guarantee("11. Getting it back")
+def test_a_restore_that_is_killed_where_names_take_placeholders_goes_on_where_it_was(
+    pair: Pair, cases: Cases, tmp_path: Path, placeholders: None
+) -> None:
+    """The placeholder that the kill leaves is not taken for somebody's file."""
+    two_runs(pair)
+    pair.put("empty")
+    pair.put("odd\nname", b"odd")
+    pair.backup()
+    left = 0
+    for number in count(1):
+        target = tmp_path / str(number)
+        with cases.one():
+            killed = crash_at(number, partial(back, pair, target, threads=1))
+            found = {path: file for path, file in files_in(target).items() if b"/.mdbackup-" not in path}
+            left += len(found.items() - files_of_a(pair).items())
+            assert {each.came for each in back(pair, target)} <= {Came.RESTORED, Came.THERE}
+            assert files_in(target) == files_of_a(pair)
+        if not killed:
+            break
+    assert left, "no kill left a placeholder"
+
+
+@pytest.mark.usefixtures("placeholders")
+def test_a_placeholder_is_gone_also_if_the_renaming_fails_and_it_could_not_be_taken_away(
+    pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a disk that is away for a moment."""
+    two_runs(pair)
+    with monkeypatch.context() as patched:
+
+        def refuse(*names: object, **options: object) -> None:
+            raise OSError(errno.ENOTCONN, "Transport endpoint is not connected")
+
+        patched.setattr(os, "rename", refuse)
+        patched.setattr(tree_module, "_PLACEHOLDERS", {False: (tree_module._make_file, refuse)})
+        with pytest.raises(OSError, match="not connected"):
+            back(pair, tmp_path / "target")
+    assert not files_in(tmp_path / "target")
+    back(pair, tmp_path / "target")
+    assert files_in(tmp_path / "target") == files_of_a(pair)
+
+
+@pytest.mark.usefixtures("placeholders")
+def test_only_a_placeholder_is_taken_for_one(pair: Pair, tmp_path: Path) -> None:
+    """Not what has bytes, or another mode, or a name of which a note was cut off."""
+    two_runs(pair)
+    work = tmp_path / ".mdbackup-restoring"
+    work.mkdir(mode=0o700)
+    (work / "naming").write_bytes(b"/held\0/bytes\0/mode\0/directory\0/not/there\0\0/cut off")
+    (work / "7").write_bytes(b"not named")
+    (tmp_path / "directory").mkdir()
+    for name, content, mode in (("held", b"", 0o600), ("bytes", b"1", 0o600), ("mode", b"", 0o640)):
+        (tmp_path / name).write_bytes(content)
+        (tmp_path / name).chmod(mode)
+    (tmp_path / "cut off").touch(mode=0o600)
+    (work / "naming").chmod(0o600)
+    with OpenTarget(trusted(tmp_path)) as target:
+        assert os.listdir(target.work.descriptor) == []
+    assert {path.name for path in tmp_path.iterdir()} >= {"bytes", "mode", "directory", "cut off"}
+    assert not (tmp_path / "held").exists() and not work.exists()
+
+
+def test_nothing_is_noted_where_names_take_no_placeholders(
+    pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two_runs(pair)
+    noted: list[bytes] = []
+    monkeypatch.setattr(target_module, "write_all", lambda descriptor, data: noted.append(data))
+    back(pair, tmp_path / "target")
+    assert files_in(tmp_path / "target") == files_of_a(pair) and not noted
 
 
 def test_bytes_that_are_gone_are_taken_from_where_else_they_are(pair: Pair, tmp_path: Path) -> None:
