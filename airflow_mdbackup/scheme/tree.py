@@ -392,12 +392,13 @@ class Tree:
         return open_for_owner(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, directory=parent)
 
     def give(self, path: bytes) -> None:
-        """Give the file at ``path`` to the owner of its directory, if it is root's and root gives it.
+        """Give the file at ``path`` to the owner of its directory, if root does this, and it is root's.
 
-        :raises FileNotFoundError: there is none.
+        :raises FileNotFoundError: there is none, and root does this.
         """
-        with self.opened(path) as descriptor:
-            give_to_owner(descriptor, self._parent(path)[0])
+        if os.geteuid() == 0:
+            with self.opened(path) as descriptor:
+                give_to_owner(descriptor, self._parent(path)[0])
 
     def put(self, source: Folder, file: bytes, path: bytes) -> None:
         """Move a file of ``source`` to ``path`` in one step, over a file that stands there.
