@@ -1,10 +1,13 @@
 """A paramiko connection whose server can fill neither our memory nor the task's log.
 
-paramiko grants a server a window and takes whatever comes; it reads packets and greetings of any size, and
-logs each message that it does not know. Here each of these ends the connection with :class:`Overrun`::
+paramiko grants a server a window and takes whatever comes; it reads packets and greetings of any size, and as
+many items as a message says that it has; and it logs each message that it does not know. Here each of these
+ends the connection with :class:`Overrun`::
 
     more data on a channel than its window has left           RFC 4254, section 5.2
     a packet, or lines before the version, that are too large RFC 4253, sections 4.2 and 6.1; OpenSSH's limits
+    a packet that is too large once it is decompressed
+    a message that counts more items than it holds            paramiko reads zeros past its end
     more to log than a server has to say
 
 What this does not give: a server may keep the processor busy with messages that mean nothing, until the
@@ -15,6 +18,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar
@@ -23,6 +27,7 @@ import paramiko
 from paramiko.common import MSG_CHANNEL_DATA, MSG_CHANNEL_EXTENDED_DATA
 
 _PACKET = (256 << 10) + 1024  # bytes; we ask for at most 32 KiB of data in one
+_PAST_END = 100  # fields that may be read past the end of a message; of one that lacks its last, a few are
 _GREETING = 64 << 10  # bytes before the server's version
 _LINES = 100  # that one connection may log; an honest one has a handful, an audit some dozens
 _STDERR = 1
@@ -32,8 +37,39 @@ class Overrun(paramiko.SSHException):
     """The server sent more than it may, which has ended the connection."""
 
 
+class _Decompressor:
+    def __init__(self) -> None:
+        self._zlib = zlib.decompressobj()
+
+    def __call__(self, data: bytes) -> bytes:
+        packet = self._zlib.decompress(data, _PACKET + 1)
+        if len(packet) > _PACKET:
+            raise Overrun(
+                f"the server sent a packet of {len(data):,} bytes that decompresses to more than SSH allows"
+            )
+        return packet
+
+
+class _Message(paramiko.Message):
+    _past_end = 0
+
+    def get_bytes(self, n: int) -> bytes:
+        at = self.packet.tell()
+        data = super().get_bytes(n)
+        if self.packet.tell() < at + n:
+            self._past_end += 1
+            if self._past_end > _PAST_END:
+                raise Overrun("the server sent a message that counts more items than it holds")
+        return data
+
+
 class _Packetizer(paramiko.Packetizer):  # type: ignore[name-defined]
     _greeting = 0
+
+    def read_message(self) -> tuple[int, paramiko.Message]:
+        kind, message = super().read_message()
+        message.__class__ = _Message
+        return kind, message
 
     def read_all(self, n: int, check_rekey: bool = False) -> Any:
         if n > _PACKET:
@@ -82,6 +118,11 @@ class BoundedTransport(paramiko.Transport):
         **paramiko.Transport._channel_handler_table,  # type: ignore[attr-defined]
         MSG_CHANNEL_DATA: _feed,
         MSG_CHANNEL_EXTENDED_DATA: _feed_extended,
+    }
+
+    _compression_info: ClassVar = {
+        name: (compressor, decompressor and _Decompressor)
+        for name, (compressor, decompressor) in paramiko.Transport._compression_info.items()  # type: ignore[attr-defined]
     }
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

@@ -15,13 +15,18 @@ from typing import Any
 
 import paramiko
 import pytest
-from paramiko.common import MSG_CHANNEL_DATA, MSG_CHANNEL_EXTENDED_DATA, MSG_CHANNEL_OPEN_FAILURE
+from paramiko.common import (
+    MSG_CHANNEL_DATA,
+    MSG_CHANNEL_EXTENDED_DATA,
+    MSG_CHANNEL_OPEN_FAILURE,
+    MSG_EXT_INFO,
+)
 
 from airflow_mdbackup.hooks import bounded
 from airflow_mdbackup.hooks.bounded import ToldChannel
 from airflow_mdbackup.hooks.provider import ProviderHook
 from airflow_mdbackup.provider_side import IndexRequest
-from airflow_mdbackup.scheme.errors import ConnectionLost
+from airflow_mdbackup.scheme.errors import AccessRefused, ConnectionLost
 
 SetConnection = Callable[[str, dict[str, Any]], None]
 Attack = Callable[[paramiko.Channel], None]
@@ -75,8 +80,13 @@ class Attacker(paramiko.ServerInterface):
 
 
 @contextmanager
-def attacked_by(attack: Attack, set_connection: SetConnection) -> Iterator[ProviderHook]:
-    """A hook whose server attacks."""
+def attacked_by(
+    attack: Attack, set_connection: SetConnection, *, attacker: type[Attacker] = Attacker, **options: Any
+) -> Iterator[ProviderHook]:
+    """A hook whose server attacks.
+
+    :param options: extras of the connection.
+    """
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def serve() -> None:
@@ -84,12 +94,13 @@ def attacked_by(attack: Attack, set_connection: SetConnection) -> Iterator[Provi
             transports.append(paramiko.Transport(connection))
             transports[0].set_log_channel("attacker")  # its own lines are not what is counted
             transports[0].add_server_key(KEY)
-            transports[0].start_server(server=Attacker(attack))
+            transports[0].use_compression(bool(options.get("compress")))
+            transports[0].start_server(server=attacker(attack))
 
         transports: list[paramiko.Transport] = []
         threading.Thread(target=serve, daemon=True).start()
         connection = {"conn_type": "ssh", "host": "127.0.0.1", "port": listener.getsockname()[1]}
-        extra = {"host_key": f"ssh-rsa {KEY.get_base64()}", "cmd_timeout": None}
+        extra = {"host_key": f"ssh-rsa {KEY.get_base64()}", "cmd_timeout": None, **options}
         set_connection("attacked", {**connection, "login": "x", "password": "x", "extra": extra})
         try:
             with ProviderHook("attacked", stall_timeout=20) as hook:
@@ -146,7 +157,8 @@ def test_reader_says_what_the_server_did(set_connection: SetConnection) -> None:
         hook._paramiko_reader()
 
 
-def test_window_is_granted_again_as_data_are_read(set_connection: SetConnection) -> None:
+@pytest.mark.parametrize("compress", [False, True])
+def test_window_is_granted_again_as_data_are_read(set_connection: SetConnection, compress: bool) -> None:
     """An honest server may fill it to the last byte, many times over, by both streams."""
     size = 8 * WINDOW
 
@@ -155,7 +167,7 @@ def test_window_is_granted_again_as_data_are_read(set_connection: SetConnection)
             (channel.sendall if begin % 131072 else channel.sendall_stderr)(bytes(65536))
         channel.shutdown_write()
 
-    with attacked_by(attack, set_connection) as hook:
+    with attacked_by(attack, set_connection, compress=compress) as hook:
         channel = hook._session(WINDOW)
         channel.set_combine_stderr(True)
         channel.exec_command("x")
@@ -220,6 +232,57 @@ def test_packet_that_is_too_large_is_not_read(set_connection: SetConnection) -> 
     told = pytest.raises(ConnectionLost, match=r"broke: the server sent a packet of \d{3},\d{3} bytes")
     with attacked_by(attack, set_connection) as hook, told:
         hook.build_index(REQUEST)
+
+
+def test_packet_that_is_too_large_once_decompressed_is_not_kept(set_connection: SetConnection) -> None:
+    """On the line it is a thousandth of that."""
+
+    def attack(channel: paramiko.Channel) -> None:
+        send(channel, 2, bytes(2 * bounded._PACKET))
+        channel.send_exit_status(0)
+
+    told = pytest.raises(ConnectionLost, match=r"a packet of [\d,]+ bytes that decompresses to more than SSH")
+    with attacked_by(attack, set_connection, compress=True) as hook, told:
+        hook.build_index(REQUEST)
+
+
+def test_extensions_are_not_counted_beyond_their_message(set_connection: SetConnection) -> None:
+    """paramiko would look for each; of four billion, for hours."""
+
+    def attack(channel: paramiko.Channel) -> None:
+        send(channel, MSG_EXT_INFO, 1 << 20, b"name", b"value")
+        channel.send_exit_status(0)
+
+    told = pytest.raises(ConnectionLost, match="broke: the server sent a message that counts more items")
+    with attacked_by(attack, set_connection) as hook, told:
+        hook.build_index(REQUEST)
+
+
+def test_questions_at_login_are_not_counted_beyond_their_message(
+    set_connection: SetConnection, caplog: pytest.LogCaptureFixture
+) -> None:
+    """paramiko would keep each; four billion fill any memory. It tells its log alone how that ended."""
+
+    class Questions(list[tuple[str, bool]]):
+        def __len__(self) -> int:
+            return 1 << 20
+
+    class Curious(Attacker):
+        def get_allowed_auths(self, username: str) -> str:
+            return "keyboard-interactive"
+
+        def check_auth_password(self, username: str, password: str) -> int:
+            return paramiko.common.AUTH_FAILED
+
+        def check_auth_interactive(self, username: str, submethods: str) -> paramiko.InteractiveQuery:
+            query = paramiko.InteractiveQuery()
+            query.prompts = Questions()
+            return query
+
+    told = pytest.raises(AccessRefused, match="allowed types:")
+    with attacked_by(overflow, set_connection, attacker=Curious) as hook, told:
+        hook.get_conn()
+    assert "the server sent a message that counts more items than it holds" in caplog.text
 
 
 def test_greeting_without_end_is_not_read(set_connection: SetConnection) -> None:
