@@ -20,7 +20,10 @@ from airflow_mdbackup.provider_side import STOP, Done, read_request
 from airflow_mdbackup.provider_side.conversation import Conversation
 from airflow_mdbackup.scheme.errors import AccessRefused, BackupError, ConnectionLost
 from airflow_mdbackup.scheme.names import to_text
+from airflow_mdbackup.triggers import bounded
 
+# A server may ask for XON/XOFF as often as it likes, and asyncssh logs it each time.
+logging.getLogger("asyncssh").addFilter(lambda record: "XON/XOFF" not in str(record.msg))
 logging.getLogger("asyncssh").addFilter(Printable())
 
 _CONNECT = 60.0  # seconds for connection and login
@@ -76,7 +79,8 @@ class BuildProviderIndexTrigger(BaseTrigger):
         async with asyncio.timeout(_STOPPING):
             if self._running is None:
                 # It may be between two connections; the same request joins its build, and can so stop it.
-                await self._connect()
+                with bounded.connections():
+                    await self._connect()
                 await self._converse(self._conversation(), stop=True)
                 return
             process, conversation = self._running
@@ -101,11 +105,13 @@ class BuildProviderIndexTrigger(BaseTrigger):
             conversation = self._conversation()
             began = clock()
             try:
-                await self._connect()
+                with bounded.connections():
+                    await self._connect()
                 while not conversation.ends(await self._converse(conversation)):
                     pass
                 return conversation.result()
-            except _LOST as error:
+            except _LOST as broken:
+                error = bounded.overrun_of(self._connection) or broken
                 await self.cleanup()
                 lasted = conversation.begun and clock() - began >= _LASTING
                 tries = 1 if lasted or conversation.reached > reached else tries + 1
