@@ -240,6 +240,7 @@ def test_packet_that_is_too_large_once_decompressed_is_not_kept(set_connection: 
     def attack(channel: paramiko.Channel) -> None:
         send(channel, 2, bytes(2 * bounded._PACKET))
         channel.send_exit_status(0)
+        channel.shutdown_write()
 
     told = pytest.raises(ConnectionLost, match=r"a packet of [\d,]+ bytes that decompresses to more than SSH")
     with attacked_by(attack, set_connection, compress=True) as hook, told:
@@ -252,6 +253,7 @@ def test_extensions_are_not_counted_beyond_their_message(set_connection: SetConn
     def attack(channel: paramiko.Channel) -> None:
         send(channel, MSG_EXT_INFO, 1 << 20, b"name", b"value")
         channel.send_exit_status(0)
+        channel.shutdown_write()
 
     told = pytest.raises(ConnectionLost, match="broke: the server sent a message that counts more items")
     with attacked_by(attack, set_connection) as hook, told:
