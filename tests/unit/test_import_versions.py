@@ -24,7 +24,7 @@ from airflow_mdbackup.scheme.adopt import Survey
 from airflow_mdbackup.scheme.history import commits, pending
 from airflow_mdbackup.scheme.import_versions import _Importing
 from airflow_mdbackup.scheme.mirror import Mirror
-from airflow_mdbackup.scheme.moments import moment_of
+from airflow_mdbackup.scheme.moments import moment_of, stamp_of
 from airflow_mdbackup.scheme.past import Past
 from airflow_mdbackup.scheme.verify import Found, unknown, verify
 
@@ -320,9 +320,10 @@ def test_what_changed_since_an_import_was_cut_off_is_not_taken_for_what_it_was(
         ((), "name the DIR"),
         (("DIR",), "--at PATH is missing"),
         (("DIR", "--at", "/x"), "say once when"),
-        (("DIR", "--at", "/x", "--displaced", "today", "--suffix", ".%Y"), "say once when"),
+        (("DIR", "--at", "/x", "--displaced", "today", "--suffix", ".%Y%j"), "say once when"),
         (("DIR", "--at", "/x", "--suffix", "~"), "say once when"),
         (("DIR", "--at", "/x", "--suffix", ".%B"), "only %Y, %m"),
+        (("DIR", "--at", "/x", "--suffix", ".%m-%d"), "For example '.%Y-%m-%d'"),
         (("nowhere", "--at", "/x", "--displaced", "today"), "is no directory"),
         (("DIR", "--at", "/x", "--displaced", "today"), "has no index yet"),
     ],
@@ -442,3 +443,39 @@ def test_a_suffix_that_is_missing_is_told(
 def test_what_is_no_suffix_is_refused(form: str) -> None:
     with pytest.raises(UsageError):
         Suffix(form)
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        *(".%m-%d", ".%j", "~%d", "-%H%M%S", ".%Y", ".%y", ".%Y-%m", ".%Y-%d", ".%Y%H", ".%Y%m%H%M"),
+        *(
+            ".%Y%m%d%M",
+            ".%Y%m%d%H%S",
+            ".%Y%j%S",
+            ".%Y%y%m%d",
+            ".%Y%m%d%j",
+            ".%Y%m%j",
+            ".%Y%Y%m%d",
+            ".%%Y%m%d",
+        ),
+    ],
+)
+def test_a_suffix_that_skips_a_part_of_the_time_is_refused(form: str) -> None:
+    """Else strptime would take it for that of the first of January 1900."""
+    with pytest.raises(UsageError, match=r"it skips a part, .* For example '\.%Y-%m-%d'"):
+        Suffix(form)
+
+
+@pytest.mark.parametrize(
+    ("form", "path", "moment"),
+    [
+        (".%d.%m.%y", b"/x.20.11.25", "2025-11-20"),  # in any order
+        (".%y%j%H", b"/x.2532403", "2025-11-20 03:00"),
+        ("-%H%M-%Y-%m-%d", b"/x-0315-2025-11-20", "2025-11-20 03:15"),
+        (".%Y%%m%m%d", b"/x.2025%m1120", "2025-11-20"),
+    ],
+)
+def test_a_suffix_that_tells_a_day_may_go_on_to_the_second(form: str, path: bytes, moment: str) -> None:
+    there = stamp_of(datetime.fromisoformat(moment).astimezone())
+    assert Suffix(form).cut(path) == (b"/x", there)
