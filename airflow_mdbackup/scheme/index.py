@@ -38,7 +38,7 @@ from itertools import groupby, islice
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from airflow_mdbackup.scheme.malformed import HOW, why_malformed, why_too_long
+from airflow_mdbackup.scheme.malformed import HOW, ends_in_cr_alone, why_malformed, why_too_long
 from airflow_mdbackup.scheme.names import to_text
 from airflow_mdbackup.scheme.ordered import Prefixes, batches
 from airflow_mdbackup.scheme.tree import not_followed
@@ -177,7 +177,7 @@ def parse_line(line: bytes) -> Entry:
     """
     line = line.removesuffix(b"\n")
     match = _LINE.fullmatch(line)
-    if match is None:
+    if match is None or ends_in_cr_alone(line):
         raise ValueError(why_malformed(line))
     if line.endswith(b"\r"):
         raise ValueError(
@@ -546,7 +546,9 @@ class _Received:
                 if self.complete:
                     raise self.refuse("a line after the end line")
                 try:
-                    if not line.startswith(b"#"):
+                    if not line.strip():
+                        raise ValueError(why_malformed(line, _next_text(file)))
+                    if not line.startswith(b"#") or ends_in_cr_alone(line):
                         files += 1
                         entry = parse_line(line)
                         yield entry.path, format_line(*entry)
@@ -597,6 +599,12 @@ class _Received:
         where = islice((str(again.line) for path, _ in again.lines() if path in paths), 2)
         names = " and ".join(to_text(path) for path in dict.fromkeys(paths))
         return MalformedIndex(f"{self.name}, lines {' and '.join(where)}: {why}: {names}")
+
+
+def _next_text(file: BinaryIO) -> bytes:
+    """Return the beginning of the next line that is not blank, if it comes soon."""
+    lines = islice(iter(partial(file.readline, _MAX_LINE), b""), 5)
+    return next((line for line in lines if line.strip()), b"")
 
 
 def _seconds(digits: bytes) -> int:
