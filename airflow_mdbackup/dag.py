@@ -157,21 +157,9 @@ def provider_dag(provider: Provider) -> DAG:
         params=_PARAMS,
         on_failure_callback=[teller.tell_failed_run] if teller else None,
     ) as dag:
-        fetch = FetchIndex(
-            task_id="fetch_index",
-            **common,
-            sftp_conn_id=provider.sftp_conn_id,
-            index=provider.index,
-            max_index_age=provider.max_index_age,
-            max_index_size=provider.max_index_size,
-            mount=provider.mount,
-            stall_timeout=provider.stall_timeout,
-            built=provider.ssh_conn_id is not None,
-            execution_timeout=timeouts.fetch_index,
-            **({"inlets": [asset]} if provider.ssh_conn_id else first),
-        )
+        built: Any = None
         if provider.ssh_conn_id is not None:
-            build = BuildProviderIndex(
+            built = BuildProviderIndex(
                 task_id="build_provider_index",
                 provider=provider.name,
                 ssh_conn_id=provider.ssh_conn_id,
@@ -183,8 +171,20 @@ def provider_dag(provider: Provider) -> DAG:
                 execution_timeout=timeouts.build_provider_index,
                 **({} if provider.deferrable is None else {"deferrable": provider.deferrable}),
                 **first,
-            )
-            build >> fetch
+            ).output
+        fetch = FetchIndex(
+            task_id="fetch_index",
+            **common,
+            sftp_conn_id=provider.sftp_conn_id,
+            index=provider.index,
+            max_index_age=provider.max_index_age,
+            max_index_size=provider.max_index_size,
+            mount=provider.mount,
+            stall_timeout=provider.stall_timeout,
+            built=built,
+            execution_timeout=timeouts.fetch_index,
+            **({"inlets": [asset]} if built is not None else first),
+        )
         diff = DiffIndexes(
             task_id="diff_indexes",
             **common,

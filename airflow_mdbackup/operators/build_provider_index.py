@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -29,6 +30,9 @@ class BuildProviderIndex(BaseOperator):
     index, and fails the run at its end; this task stays green. A lost connection does not stop the build, and
     a retry joins it; a task that is killed stops it. A provider of which nothing is heard for three minutes
     counts as a lost connection.
+
+    Returns counts and ``ended``: when the build ended, in Unix seconds by the clock of this side, with which
+    FetchIndex judges the clocks of both.
 
     With an account whose key has the indexer as forced command, what is indexed and how is fixed on the
     provider, and the parameters below say nothing but what is expected.
@@ -87,7 +91,7 @@ class BuildProviderIndex(BaseOperator):
             if self._killed:  # while there was no hook yet
                 self._hook.stop_build()
             done = self._hook.build_index(request)
-        return self._told(done)
+        return self._told(done, time.time())
 
     def _defer(self, request: IndexRequest) -> NoReturn:
         # Here, because asyncssh is slow to import, and every parse of a DAG file would pay for it.
@@ -107,9 +111,10 @@ class BuildProviderIndex(BaseOperator):
         if "error" in event:
             kind: type[errors.BackupError] = getattr(errors, event["error"])
             raise kind(event["message"])
-        return self._told(Done(**event["done"]))
+        # It may have waited for a worker since.
+        return self._told(Done(**event["done"]), event.get("ended", time.time()))
 
-    def _told(self, done: Done) -> dict[str, Any]:
+    def _told(self, done: Done, ended: float) -> dict[str, Any]:
         self.log.info(
             "%s: %s files, %s; %s hashed in %.1f s; %s unreadable, %s rotten",
             *(self.provider, done.files, megabytes(done.bytes), done.hashed, done.seconds),
@@ -122,6 +127,7 @@ class BuildProviderIndex(BaseOperator):
             "unreadable": done.unreadable,
             "rotten": done.rotten,
             "seconds": done.seconds,
+            "ended": round(ended),
         }
 
     def on_kill(self) -> None:

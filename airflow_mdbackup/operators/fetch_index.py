@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -27,10 +27,14 @@ class FetchIndex(BackupOperator):
     :param max_index_size: how many bytes the index may have.
     :param mount: a path that must be a mount point on the worker.
     :param stall_timeout: how long the connection may be silent.
-    :param built: whether the run has just had the index built, so that its age tells of the clocks.
+    :param built: what BuildProviderIndex returned in this run (its ``output``): so the index's age tells of
+        the clocks. None: this run does not build the index.
     """
 
-    template_fields: Sequence[str] = (*BackupOperator.template_fields, "sftp_conn_id", "index", "mount")
+    template_fields: Sequence[str] = (
+        *BackupOperator.template_fields,
+        *("sftp_conn_id", "index", "mount", "built"),
+    )
     ui_color = "#f5e6cc"
 
     def __init__(
@@ -42,7 +46,7 @@ class FetchIndex(BackupOperator):
         max_index_size: int = MAX_SIZE,
         mount: str | None = None,
         stall_timeout: timedelta = timedelta(seconds=60),
-        built: bool = False,
+        built: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -71,7 +75,7 @@ class FetchIndex(BackupOperator):
                 max_age=max_age,
                 max_size=self.max_index_size,
                 attempt=context["ti"].try_number,
-                built=self.built and context["ti"].try_number == 1,  # a cleared task may come much later
+                built=(self.built or {}).get("ended"),
             )
         if fetched.clock:
             self.log.warning("%s: %s", self.provider, fetched.clock)

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 _OLDEST = "20260101T000000.000000Z"
 """No clock that is right says less than this, for then there was no such program."""
 _AHEAD = timedelta(hours=1)  # by which two clocks may differ
-_ODD = timedelta(days=2)  # an index that was built just now is not older, unless one of two clocks is wrong
+_ODD = timedelta(days=2)  # an index that is not older, and was not built by this run, is taken for today's
 _LAST_SECOND = 253402300799  # that datetime knows
 _TICK = timedelta(microseconds=1)
 
@@ -154,22 +154,27 @@ def _fill(times: dict[int, datetime], before: int, behind: int, now: datetime) -
         times[before + place] = begin + (end - begin) * place / (number + 1)
 
 
-def doubt(now: datetime, last: str, index: int, built: bool) -> str | None:
+def doubt(now: datetime, last: str, index: int, built: bool, since: timedelta = timedelta()) -> str | None:
     """Return, for people, why the clock of this machine may be wrong; None if nothing speaks for it.
 
     :param last: when the last commit was, as a stamp, by what the clock said then; empty if there was none.
     :param index: when the provider's index was written, in Unix seconds, by the provider's clock.
-    :param built: whether that was a moment ago, in this very run.
+    :param built: whether it was this very run that had it written,
+    :param since: so long ago, by the clock of this machine.
     """
     here = f"the clock of this machine says {in_words(stamp_of(now))}"
     behind = "Set it right (timedatectl), or see `mdbackup clock`"
     if stamp_of(now) < _OLDEST:
         return f"{here}, which is before this program was written. {behind}"
     there = datetime.fromtimestamp(min(max(index, 0), _LAST_SECOND), UTC)
-    if -_AHEAD <= now - there <= _ODD:  # whatever it was when the last commit was, it is right now
+    since = max(since, timedelta())  # less, if the clock was set back after the build
+    oldest = _AHEAD + since if built else _ODD
+    if -_AHEAD <= now - there <= oldest:  # whatever it was when the last commit was, it is right now
         return None
     if last and moment_in(last) > now + _AHEAD:
         return f"{here}, but the last commit was at {in_words(last)} by it. {behind}"
-    if there > now + _AHEAD or (built and there < now - _ODD):
-        return f"{here}, that of the provider {in_words(stamp_of(there))}: one of them is wrong. {behind}"
+    if there > now + _AHEAD or built:
+        meanwhile = datetime.fromtimestamp(min(max(index, 0) + since.total_seconds(), _LAST_SECOND), UTC)
+        told = in_words(stamp_of(meanwhile))
+        return f"{here}, that of the provider {told}: one of them is wrong. {behind}"
     return None

@@ -83,7 +83,7 @@ def fetch_index(
     max_size: int = MAX_SIZE,
     still: float = _STILL,
     attempt: int = 0,
-    built: bool = False,
+    built: float | None = None,
 ) -> FetchedIndex:
     """Fetch and check the provider index, and begin the run's directory with it.
 
@@ -93,7 +93,7 @@ def fetch_index(
     :param still: seconds that an index without end line must hold still.
     :param attempt: counts the tries of this run's fetch. One that was thought dead, and goes on once a later
         one has its index, would take that away from the steps that go on from it.
-    :param built: whether this run has just had it built.
+    :param built: when this run had it built, in Unix seconds by the consumer's clock; None if it did not.
     :raises NotOnProvider: there is none.
     :raises AccessRefused: it cannot be read.
     :raises IndexRefused: it is malformed, truncated, too large, or too old.
@@ -129,14 +129,15 @@ def _fetch_index(
     max_size: int,
     still: float,
     attempt: int,
-    built: bool,
+    built: float | None,
 ) -> FetchedIndex:
     run.begin_again()
     order = mirror.next_order()
     reader = connect()
     fetched = _fetch(mirror.provider, run, reader, index, max_age, max_size, still)
     written = round(time.time()) - fetched.age
-    clock = doubt(moment_in(mirror.now()), last_claimed(mirror), written, built)
+    since = timedelta(seconds=0 if built is None else time.time() - built)
+    clock = doubt(moment_in(mirror.now()), last_claimed(mirror), written, built is not None, since)
     fetched = replace(fetched, clock=clock)
     at = datetime.now(UTC).isoformat(timespec="seconds")
     told = {"attempt": attempt, "fetched": at, "round_trip": reader.round_trip}

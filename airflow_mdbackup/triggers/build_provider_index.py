@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import time
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import suppress
 from dataclasses import asdict
@@ -40,10 +41,10 @@ Result = TypeVar("Result")
 class BuildProviderIndexTrigger(BaseTrigger):
     """Have the provider build its index, and fire once with what became of it.
 
-    The event's payload has ``done``, the fields of a :class:`.Done`, or ``error`` and ``message``, the class
-    and the text of a :class:`.BackupError`. A lost connection does not stop the build: the trigger connects
-    again and joins it, as does the same trigger in a triggerer that was started anew. When a person ends the
-    task, the build is stopped.
+    The event's payload has ``done``, the fields of a :class:`.Done`, and ``ended``, when that came, in Unix
+    seconds; or ``error`` and ``message``, the class and the text of a :class:`.BackupError`. A lost
+    connection does not stop the build: the trigger connects again and joins it, as does the same trigger in a
+    triggerer that was started anew. When a person ends the task, the build is stopped.
 
     Host keys are verified: by the connection's extra ``host_key``, else by ``known_hosts`` of the triggerer.
 
@@ -72,7 +73,7 @@ class BuildProviderIndexTrigger(BaseTrigger):
         except BackupError as error:
             yield TriggerEvent({"error": type(error).__name__, "message": str(error)})
         else:
-            yield TriggerEvent({"done": asdict(done)})
+            yield TriggerEvent({"done": asdict(done), "ended": time.time()})
 
     async def on_kill(self) -> None:
         """Stop the build, because a person has ended the task."""

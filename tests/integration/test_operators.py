@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import threading
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -26,6 +27,8 @@ from airflow_mdbackup.operators import (
 )
 from airflow_mdbackup.scheme import errors
 from airflow_mdbackup.scheme.index import read_entries
+from airflow_mdbackup.scheme.mirror import Mirror
+from airflow_mdbackup.scheme.records import read_header
 from demo.sshd import ProviderServer
 
 SetConnection = Callable[[str, dict[str, Any]], None]
@@ -382,6 +385,24 @@ def test_named_subsystem_of_the_seed_is_used(tmp_path: Path, set_connection: Set
         assert backup.run("manual__1")["files"] == 1
 
 
+def test_fetch_judges_the_clocks_by_when_the_build_of_its_run_ended(backup: Backup) -> None:
+    """Also one that comes hours after it."""
+    index = backup.server.tree / ".mdbackup" / "index.md5"
+    state = Mirror(backup.dest, "srv1").run(backup.run_id).state
+    built = backup.build()
+
+    def doubt(hours: float, built: dict[str, Any] | None) -> str | None:
+        """Return what a fetch says of an index that is so many hours old."""
+        written = time.time() - hours * 3600
+        os.utime(index, (written, written))
+        backup.fetch(built=built)
+        return read_header(state)["index"]["clock"]
+
+    assert doubt(0, built) is doubt(2, built | {"ended": built["ended"] - 2 * 3600}) is None
+    assert "one of them is wrong" in (doubt(3, built) or "")
+    assert doubt(3, None) is doubt(3, {}) is None  # such as an older BuildProviderIndex returned
+
+
 def test_fetch_that_is_killed_ends_its_connection(backup: Backup) -> None:
     """While it waits whether an index without end line holds still."""
     path = backup.server.tree / ".mdbackup" / "index.md5"
@@ -421,7 +442,8 @@ def test_provider_without_python_builds_its_index_with_the_shell(
     monkeypatch.setattr(
         "airflow_mdbackup.provider_side.conversation.python_command", lambda: "exec /bin/sh -c 'exit 127'"
     )
-    assert backup.build() == python | {"seconds": pytest.approx(python["seconds"], abs=30)}
+    times = {name: pytest.approx(python[name], abs=300) for name in ("seconds", "ended")}
+    assert backup.build() == python | times
     assert list(_provider_entries(backup)) == entries
     assert backup.run("manual__1")["files"] == 2
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -290,7 +291,12 @@ def test_where_no_clock_was_wrong_there_is_nothing_to_tell(pair: Pair) -> None:
     ("clock", "last", "index", "built", "words"),
     [
         (NOW, ago(1), NOW, True, None),
-        (NOW, None, ago(1), True, None),
+        (NOW, None, NOW - timedelta(minutes=59), True, None),
+        (NOW, None, NOW - timedelta(minutes=61), True, "that of the provider"),
+        (NOW, ago(30), ago(1), True, "that of the provider"),
+        (NOW, None, ago(1.9), False, None),
+        (NOW, ago(-0.1), ago(1.9), False, None),
+        (NOW, ago(-0.1), NOW - timedelta(minutes=10), True, None),
         (NOW, None, ago(30), False, None),
         (NOW, ago(1), NOW + timedelta(minutes=10), True, None),
         (DEAD, ago(1), NOW, True, "which is before this program was written"),
@@ -334,6 +340,28 @@ def test_a_clock_that_is_right_again_is_not_doubted_for_what_the_last_commit_say
     set_clock(NOW)
     assert pair.backup().clock is None
     assert look(pair.mirror, None, datetime.now(UTC)).state == State.GOOD
+
+
+@pytest.mark.parametrize("hours", [0, 3, 40])
+def test_an_index_that_the_run_had_built_is_as_old_as_the_build_is_past(pair: Pair, hours: int) -> None:
+    """A fetch may be tried again hours later, or have waited for a worker."""
+    pair.put("file", b"1")
+    pair.build_index()
+
+    def told(behind: float, built: float | None) -> str | None:
+        """Return the doubt of a fetch, the provider's clock being so many hours behind."""
+        written = time.time() - (hours + behind) * 3600
+        os.utime(pair.index, (written, written))
+        return pair.fetch(pair.new_run(), built=built).clock
+
+    then = time.time() - hours * 3600
+    assert told(0, then) is told(0.9, then) is told(-0.9 if hours else 0, then) is None
+    (doubted,) = {told(1.1, then) is None, told(40, then) is None}
+    assert not doubted
+    assert "that of the provider" in (told(-hours - 1.1, then) or "")
+    assert told(1.1, None) is None  # which another did, whenever that was
+    # By a clock that was set back since, the build is yet to come.
+    assert told(-hours, time.time() + 7200) is None
 
 
 def test_no_index_says_a_time_that_nobody_can_read() -> None:

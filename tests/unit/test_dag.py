@@ -65,6 +65,14 @@ def downstream(dag: DAG) -> dict[str, set[str]]:
     return {task.task_id: task.downstream_task_ids for task in dag.tasks}
 
 
+def test_fetch_is_given_when_the_index_of_its_run_was_built(tmp_path: Path) -> None:
+    """So it knows how old the index may be; one that somebody else builds may be of any age."""
+    built: Any = dags(tmp_path, FULL)["mdbackup_full"].get_task("fetch_index")
+    assert built.built.operator.task_id in built.upstream_task_ids == {"build_provider_index"}
+    alone: Any = dags(tmp_path, GOOD)["mdbackup_web"].get_task("fetch_index")
+    assert alone.built is None
+
+
 def test_dag_of_a_provider_that_builds_its_index_itself_begins_with_fetch_index(tmp_path: Path) -> None:
     """Without ssh_conn_id there is no build task; archive and commit follow diff and the finished shards."""
     dag = dags(tmp_path, GOOD)["mdbackup_web"]
