@@ -16,6 +16,7 @@ from typing import Any
 from airflow_mdbackup.cli import UsageError, printable
 from airflow_mdbackup.cli.mirrors import mirror_of, selection_of
 from airflow_mdbackup.scheme.history import FORGET, REPAIR, Change, What
+from airflow_mdbackup.scheme.last_run import LastRun
 from airflow_mdbackup.scheme.mirror import Mirror
 from airflow_mdbackup.scheme.moments import in_words
 from airflow_mdbackup.scheme.names import to_text
@@ -27,11 +28,17 @@ from airflow_mdbackup.scheme.tree import Tree
 GOOD, WRONG = 0, 1
 _LEFT = {
     "": "gone from the provider since {}",
-    FORGET: "taken out of the index by `mdbackup forget` on {}, for the next run to copy it again",
-    REPAIR: "taken out of the index by a repair (`verify`) on {}, for the next run to copy it again",
+    FORGET: "taken out of the index by `mdbackup forget` on {}",
+    REPAIR: "taken out of the index by a repair (`verify`) on {}",
     UNKNOWN: "out of the index since {}; history was rebuilt, and does not say why",
 }
 """Why an entry left the index."""
+_SINCE = {
+    None: ", for the next run to copy it again",
+    False: "; the provider's index of {} no longer has it",
+    True: "; the provider's index of {} has it, but that run did not copy it again",
+}
+"""What came of an entry that a person took out, by what :class:`.LastRun` says."""
 
 
 def log(args: argparse.Namespace) -> int:
@@ -127,6 +134,7 @@ def versions(args: argparse.Namespace) -> int:
     wanted = selection_of(words)
     with Past(mirror, wanted) as past, _tree(mirror) as tree:
         wanted.settle(past.knows)
+        last = LastRun(mirror)
         for path, contents in groupby(past.contents(), key=lambda content: content.path):
             if not wanted.take(path):
                 continue
@@ -139,7 +147,7 @@ def versions(args: argparse.Namespace) -> int:
                 if args.format == "json":
                     _print_json(**_facts(mirror, content, holder, same))
                 else:
-                    _print_content(mirror, content, holder, same)
+                    _print_content(mirror, content, holder, same, _why_left(content, last))
         return max(tell_problems(past), tell_not_found(wanted))
 
 
@@ -186,10 +194,21 @@ def _facts(mirror: Mirror, content: Content, holder: bytes | None, same: bytes |
     }
 
 
-def _print_content(mirror: Mirror, content: Content, holder: bytes | None, same: bytes | None) -> None:
+def _why_left(content: Content, last: LastRun) -> str:
+    """Return why an entry left the index, and what became of it; an empty text if it did not."""
+    if not content.left:
+        return ""
+    why = ", " + _LEFT[content.taken_out].format(in_words(content.left))
+    if content.taken_out not in (FORGET, REPAIR):
+        return why
+    return why + _SINCE[last.lists(content)].format(in_words(last.fetched))
+
+
+def _print_content(
+    mirror: Mirror, content: Content, holder: bytes | None, same: bytes | None, left: str
+) -> None:
     since = in_words(content.since) or "an unknown moment"
     until = f"until {in_words(content.until)}" if content.until else "live"
-    left = f", {_LEFT[content.taken_out].format(in_words(content.left))}" if content.left else ""
     size = "size unknown" if content.size is None else f"{content.size:,} bytes"
     print(f"  from {since} {until}{left}: {size}, md5 {_text(content.md5)}")
     if holder is not None:

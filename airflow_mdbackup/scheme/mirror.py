@@ -353,6 +353,11 @@ class Mirror:
         ]
         return sorted(found, key=itemgetter(0), reverse=True)
 
+    def last_finished(self) -> Run | None:
+        """Return the last run that was finished, of those whose directory is there; None if there is none."""
+        finished = [(of, run) for run, of in self._runs_with_order() if of and run.done.exists()]
+        return max(finished, key=itemgetter(0))[1] if finished else None
+
     def in_use_since(self) -> float:
         """Return when the oldest run that may still be committed got its index, in Unix seconds; else now."""
         order = str(self.read_status().get("order", ""))
@@ -365,7 +370,11 @@ class Mirror:
 
     def _runs_with_order(self) -> Iterator[tuple[Run, str]]:
         """Yield the runs that can be told of, each with its place among all."""
-        for folder in self._runs.iterdir():
+        try:
+            folders = list(self._runs.iterdir())
+        except FileNotFoundError:  # as on a disk that was rescued in part
+            return
+        for folder in folders:
             if folder.name.startswith(_REMOVED):
                 continue
             try:

@@ -37,6 +37,7 @@ from airflow_mdbackup.scheme.disk import free
 from airflow_mdbackup.scheme.errors import DestinationFull, DestinationRefused
 from airflow_mdbackup.scheme.history import taken_out_by
 from airflow_mdbackup.scheme.index import has_path, read_entries
+from airflow_mdbackup.scheme.last_run import LastRun
 from airflow_mdbackup.scheme.mirror import Mirror, versions_on_disk
 from airflow_mdbackup.scheme.moments import Asked, NoSuchMoment, in_words
 from airflow_mdbackup.scheme.names import from_text, to_text
@@ -165,17 +166,19 @@ class State:
     :ivar past: where it is from.
     :ivar said: as of when, and by what that is known; for people.
     :ivar needs_history: whether it may lack what is wrong with the history.
-    :param taken_out: paths that it lacks because a person took them out of the index; asked for once.
+    :param taken_out: what it lacks because a person took it out of the index, in path order; asked for once.
     """
 
     def __init__(
         self,
+        mirror: Mirror,
         past: Past,
         wanted: Selection,
         read: Callable[[], Iterator[Content]],
         said: str,
-        taken_out: Iterable[bytes],
+        taken_out: Iterable[Content],
     ) -> None:
+        self._mirror = mirror
         self.past = past
         self.said = said
         self.needs_history = True
@@ -205,12 +208,19 @@ class State:
 
         :param option: by which they ask for what had gone.
         """
-        number = sum(1 for path in self._taken_out if self._wanted(path))
-        files = f"{number:,} files are" if number > 1 else "1 file is"
+        last = LastRun(self._mirror)
+        taken = [last.lists(content) for content in self._taken_out if self._wanted(content.path)]
+        gone = taken.count(False)
+        since = {
+            "no run had pulled the file since": len(taken) - gone,
+            f"the provider's index of {in_words(last.fetched)} no longer has the file": gone,
+        }
         return [
-            f"{files} left out: `forget` or `verify --repair` had taken the entry out of the index, and no "
-            f"run had pulled the file since; {option} takes what is left of it"
-        ] * bool(number)
+            f"{number:,} file{'s are' if number > 1 else ' is'} left out: `forget` or `verify --repair` had "
+            f"taken the entry out of the index, and {why}; {option} takes what is left of it"
+            for why, number in since.items()
+            if number
+        ]
 
 
 @contextmanager
@@ -236,21 +246,21 @@ def state_of(
                 said += f"; the last commit was at {in_words(last.time)}"
             present = index
             taken_out = _not_in(present, _taken_out(past, last))
-            state = State(past, wanted, lambda: past.present(present), said, taken_out)
+            state = State(mirror, past, wanted, lambda: past.present(present), said, taken_out)
         else:
             moment = _moment(past, as_of)
             said = f"As of {in_words(moment.time)}, by {to_text(os.fsencode(moment.run_id))}"
             if moment.rebuilt:
                 said += "; its history was lost, and told anew: there may be too much"
             taken_out = _taken_out(past, None if gone else moment)
-            state = State(past, wanted, lambda: past.state(moment, gone=gone), said, taken_out)
+            state = State(mirror, past, wanted, lambda: past.state(moment, gone=gone), said, taken_out)
         # The index tells what is there now, and no history is needed for that.
         state.needs_history = as_of is not None
         yield state
 
 
-def _taken_out(past: Past, moment: Moment | None) -> Iterator[bytes]:
-    """Yield the paths that a person took out of the index by a moment, if none had come back by then."""
+def _taken_out(past: Past, moment: Moment | None) -> Iterator[Content]:
+    """Yield what a person took out of the index by a moment, if none had come back by then."""
     if moment is None:
         return
     by_hand = [m for m in past.moments if m.number <= moment.number and taken_out_by(m.run_id, m.stamp)]
@@ -258,13 +268,13 @@ def _taken_out(past: Past, moment: Moment | None) -> Iterator[bytes]:
     for path in past.forgotten(by_hand):
         for content in past.state(moment, gone=True, first=path, last=path):
             if content.left in times:
-                yield path
+                yield content
 
 
-def _not_in(index: Path, paths: Iterable[bytes]) -> Iterator[bytes]:
-    """Yield those of some paths, in path order, that an index does not have."""
+def _not_in(index: Path, contents: Iterable[Content]) -> Iterator[Content]:
+    """Yield those of some contents, in path order, whose paths an index does not have."""
     entries = Alongside(read_entries(index))
-    yield from (path for path in paths if entries.find(path) is None)
+    yield from (content for content in contents if entries.find(content.path) is None)
 
 
 def _moment(past: Past, as_of: datetime | Asked | None) -> Moment:

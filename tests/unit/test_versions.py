@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from airflow_mdbackup.scheme.mirror import stamp_of_file
 from airflow_mdbackup.scheme.moments import in_words
 
 from .conftest import Pair
@@ -50,6 +51,54 @@ def test_versions_says_who_took_an_entry_out_of_the_index(pair: Pair) -> None:
     pair.backup()
     (said,) = versions_as_json(pair, "same")
     assert (said["left"], said["taken_out"]) == (None, None)
+
+
+def test_versions_and_restore_say_of_what_was_taken_out_whether_a_run_can_copy_it_again(
+    pair: Pair, tmp_path: Path
+) -> None:
+    """Not once the provider has it no more: then no run will."""
+    two_runs(pair)
+    dest = str(pair.mirror.dest)
+    paths = [os.fsdecode(pair.path(name)) for name in ("new", "same", "twin")]
+    assert mdbackup("forget", "--dest", dest, *paths)[0] == 0
+
+    def said(name: str) -> str:
+        return versions(pair, name).splitlines()[1].partition("`mdbackup forget` on ")[2][25:].split(": ")[0]
+
+    def left_out() -> list[str]:
+        told = mdbackup("restore", "--dest", dest, "--to", str(tmp_path / "target"), "--dry-run")[2]
+        return [line for line in told.splitlines() if " left out: " in line]
+
+    waits = ", for the next run to copy it again"
+    assert said("same") == said("new") == waits
+    (told,) = left_out()
+    assert told.startswith("3 files are left out") and "no run had pulled the file since" in told
+    os.unlink(pair.path("same"))
+    pair.build_index()
+    run = pair.prepare()  # and is not finished
+    assert said("same") == said("new") == waits
+    pair.finish(run)
+    fetched = in_words(stamp_of_file(run.state))
+    assert said("same") == f"; the provider's index of {fetched} no longer has it"
+    (told,) = left_out()
+    assert told.startswith("1 file is left out") and "no run had pulled" not in told
+    assert f"the provider's index of {fetched} no longer has the file; --include-gone" in told
+    assert mdbackup("forget", "--dest", dest, paths[0], paths[2])[0] == 0
+    assert said("new") == waits and "no longer has it" in said("same")
+    assert [line.split(" left")[0] for line in left_out()] == ["2 files are", "1 file is"]
+    for spoil in (lambda: run.index.write_bytes(b""), run.index.unlink, lambda: shutil.rmtree(run.folder)):
+        spoil()
+        assert said("same") == waits and len(left_out()) == 1
+
+
+def test_versions_says_of_what_was_taken_out_that_a_run_had_it_and_did_not_copy_it(pair: Pair) -> None:
+    two_runs(pair)
+    assert mdbackup("forget", "--dest", str(pair.mirror.dest), os.fsdecode(pair.path("same")))[0] == 0
+    rot(pair.live("same"))
+    pair.build_index()
+    pair.put("same", b"other bytes than the index says")
+    pair.finish(pair.prepare())
+    assert "has it, but that run did not copy it again" in versions(pair, "same")
 
 
 def test_versions_says_of_bytes_that_rotted_and_came_again_that_they_are_live(pair: Pair) -> None:
