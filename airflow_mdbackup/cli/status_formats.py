@@ -11,7 +11,9 @@ from typing import Any
 from airflow_mdbackup.cli import printable
 from airflow_mdbackup.scheme.disk import amount
 from airflow_mdbackup.scheme.durations import in_words
-from airflow_mdbackup.scheme.status import Commit, State, Status
+from airflow_mdbackup.scheme.moments import in_words as in_local_words
+from airflow_mdbackup.scheme.moments import stamp_of
+from airflow_mdbackup.scheme.status import Commit, State, Status, Unfinished
 from airflow_mdbackup.scheme.totals import OnDisk
 
 _FORMAT = 1
@@ -65,16 +67,25 @@ def _summary(report: Report) -> str:
         first = f"{len(report.bad)} of {total} backups not good: {told}"
     else:
         first = f"{total} of {total} backups good"
-    failed = {
-        status.provider: status.last_commit.failures for status in report.statuses if status.last_commit
-    }
-    told = _some(
-        [f"{name} had {n:,} failure{'s' * (n > 1)} in its last run" for name, n in failed.items() if n]
-    )
+    told = _some([word for status in report.statuses if (word := _last_word(status))])
     first += f"; {told}" if told else ""
     if problems:
         first += f"; {problems} problem{'s' * (problems > 1)} in the configuration"
     return first
+
+
+def _last_word(status: Status) -> str:
+    """Return what is wrong with the last run, other than its age; nothing if that is not known yet."""
+    run, last = status.unfinished, status.last_commit
+    if run is not None and not run.at_work:
+        return _one_line(f"{status.provider}: the run {run.run_id}, {_begun(run)}, has not come to its end")
+    if last is None or not last.failures:
+        return ""
+    return f"{status.provider} had {last.failures:,} failure{'s' * (last.failures > 1)} in its last run"
+
+
+def _begun(run: Unfinished) -> str:
+    return f"begun on {in_local_words(stamp_of(run.since))}"
 
 
 def _some(told: list[str]) -> str:
@@ -97,6 +108,10 @@ def _told(status: Status, now: datetime) -> Iterable[str]:
         outcomes = ", ".join(f"{number} {outcome}" for outcome, number in last.outcomes.items())
         how = "was limited to some paths" if last.partial else "was not good"
         yield f"last run {last.at:%Y-%m-%d %H:%M} UTC {how}: {outcomes} ({last.run_id})"
+    if (run := status.unfinished) is not None and run.at_work:
+        yield f"a run has been going on since {in_local_words(stamp_of(run.since))} ({run.run_id})"
+    elif run is not None:
+        yield f"the run {run.run_id}, {_begun(run)}, has not come to its end"
 
 
 def _details(status: Status) -> Iterable[str]:
@@ -142,6 +157,7 @@ def _object(status: Status, now: datetime) -> dict[str, Any]:
         "next_run": None if status.next_run is None else _iso(status.next_run),
         "last_good": _commit(last_good),
         "last_commit": _commit(status.last_commit),
+        "unfinished": _unfinished(status.unfinished),
     }
 
 
@@ -155,6 +171,10 @@ def _commit(commit: Commit | None) -> dict[str, Any] | None:
     if commit is None:
         return None
     return {"run_id": commit.run_id, "at": _iso(commit.at), "outcomes": commit.outcomes}
+
+
+def _unfinished(run: Unfinished | None) -> dict[str, Any] | None:
+    return None if run is None else {"run_id": run.run_id, "since": _iso(run.since), "at_work": run.at_work}
 
 
 def _iso(at: datetime) -> str:

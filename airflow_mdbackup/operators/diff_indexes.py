@@ -94,7 +94,7 @@ class DiffIndexes(BackupOperator):
             with folded(self.log, f"The plan: {plan.pull} to pull, {plan.gone} to forget"):
                 for line in in_lines(run, plan):
                     self.log.info("%s", line)
-            run.begin_again()  # or else clearing a later task would carry it out
+            run.end_with_plan()  # or else clearing a later task would carry it out
             raise AirflowSkipException(f"{self.provider}: a dry run ends with the plan; nothing was changed")
         return [{"shard": shard, "files": files} for shard, files in enumerate(plan.shards)]
 

@@ -133,6 +133,8 @@ def _fetch_index(
 ) -> FetchedIndex:
     run.begin_again()
     order = mirror.next_order()
+    at = datetime.now(UTC).isoformat(timespec="seconds")
+    write_state(run.begun, {"run_id": run.run_id, "provider": mirror.provider, "order": order, "at": at})
     reader = connect()
     fetched = _fetch(mirror.provider, run, reader, index, max_age, max_size, still)
     written = round(time.time()) - fetched.age

@@ -358,6 +358,25 @@ class Mirror:
         finished = [(of, run) for run, of in self._runs_with_order() if of and run.done.exists()]
         return max(finished, key=itemgetter(0))[1] if finished else None
 
+    def last_begun(self) -> tuple[Run, dict[str, Any]] | None:
+        """Return the run that has begun last, with what it said then, if it is not known to have ended well.
+
+        That is the one with which nothing newer was committed, and which is not finished.
+
+        :raises OSError, DestinationRefused: that cannot be told.
+        """
+        begun = []
+        for folder in self._run_folders():
+            run = Run(folder, "")
+            with suppress(FileNotFoundError, NotADirectoryError):
+                told = read_header(run.begun)
+                begun.append((str(told.get("order", "")), run, told))
+        if not begun:
+            return None
+        order, run, told = max(begun, key=itemgetter(0))
+        is_over = run.done.exists() or order <= str(self.read_status().get("order", ""))
+        return None if is_over else (run, told)
+
     def in_use_since(self) -> float:
         """Return when the oldest run that may still be committed got its index, in Unix seconds; else now."""
         order = str(self.read_status().get("order", ""))
@@ -370,13 +389,7 @@ class Mirror:
 
     def _runs_with_order(self) -> Iterator[tuple[Run, str]]:
         """Yield the runs that can be told of, each with its place among all."""
-        try:
-            folders = list(self._runs.iterdir())
-        except FileNotFoundError:  # as on a disk that was rescued in part
-            return
-        for folder in folders:
-            if folder.name.startswith(_REMOVED):
-                continue
+        for folder in self._run_folders():
             try:
                 run, of = Run(folder, ""), ""  # one that never had an index that was accepted
                 if run.state.exists():
@@ -386,6 +399,12 @@ class Mirror:
                 log.info("Left alone: %s (%s)", folder, error)
             else:
                 yield run, of
+
+    def _run_folders(self) -> list[Path]:
+        try:
+            return [folder for folder in self._runs.iterdir() if not folder.name.startswith(_REMOVED)]
+        except FileNotFoundError:  # as on a disk that was rescued in part
+            return []
 
     def removed_runs(self) -> Iterator[Path]:
         """Return what is left of runs that were removed."""
@@ -569,6 +588,7 @@ class Run:
     def __init__(self, folder: Path, run_id: str) -> None:
         self.folder = folder
         self.run_id = run_id
+        self.begun = folder / "begun.json"
         self.state = folder / "run.json"
         self.received = folder / "received.md5"
         self.index = folder / "provider.md5"
@@ -654,6 +674,22 @@ class Run:
             else:
                 yield True
 
+    def is_at_work(self) -> bool:
+        """Whether a step of it is at work now, as far as that shows from here. Changes nothing."""
+        try:
+            file = os.open(self.folder / "run.lock", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError:
+            return False
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:  # as on NFS, where that needs a file that may be written
+            return False
+        finally:
+            os.close(file)
+        return False
+
     @contextmanager
     def shard_lock(self, shard: int, provider: str, wait: float = LOCK_WAIT) -> Iterator[None]:
         """Hold the lock on one shard, so that a task that is thought dead does not pull beside its retry.
@@ -691,6 +727,11 @@ class Run:
         """Take back an earlier plan: until there is a new one, later steps have nothing to go on from."""
         self.plan.unlink(missing_ok=True)
         self.done.unlink(missing_ok=True)
+
+    def end_with_plan(self) -> None:
+        """End a dry run: no later step has anything to go on from, and nobody waits for its end."""
+        self.begin_again()
+        self.begun.unlink(missing_ok=True)
 
     def made_by(self, path: Path) -> int:
         """Return which try has made one of the run's states with which it goes on; 0 if none has."""

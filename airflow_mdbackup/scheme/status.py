@@ -7,7 +7,7 @@ Airflow remembers of it, for which the caller asks Airflow. :func:`judge` judges
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any
@@ -55,6 +55,20 @@ class Commit:
 
 
 @dataclass(frozen=True, slots=True)
+class Unfinished:
+    """A run that has begun since the last commit, and not come to its end.
+
+    :ivar since: when it began to fetch the index, in its last try at that.
+    :ivar at_work: whether a step of it is at work at this moment. If not, the run may have failed, or waits
+        for a worker, a retry or a person: Airflow knows.
+    """
+
+    run_id: str
+    since: datetime
+    at_work: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Status:
     """What there is to say of one provider's backup.
 
@@ -66,6 +80,7 @@ class Status:
     :ivar came: bytes that came in the last 30 days.
     :ivar starts: what starts its runs, in words; empty if that is not known.
     :ivar next_run: when the next run begins; None if that is not known beforehand.
+    :ivar unfinished: a run that has begun since the last commit, if it has not come to its end.
     """
 
     provider: str
@@ -79,6 +94,7 @@ class Status:
     came: int | None = None
     starts: str = ""
     next_run: datetime | None = None
+    unfinished: Unfinished | None = None
 
 
 def look(mirror: Mirror, max_age: timedelta | None, now: datetime) -> Status:
@@ -106,7 +122,19 @@ def look(mirror: Mirror, max_age: timedelta | None, now: datetime) -> Status:
         state, message = State.CLOCK, f"in the last run {found['clock']}"
     totals = stored_totals(found)
     disk, came = (totals.disk, totals.came(now)) if totals is not None else (None, None)
-    return Status(provider, state, max_age, last_good, last_commit, files, message, disk, came)
+    told = Status(provider, state, max_age, last_good, last_commit, files, message, disk, came)
+    return replace(told, unfinished=_unfinished(mirror))
+
+
+def _unfinished(mirror: Mirror) -> Unfinished | None:
+    try:
+        last = mirror.last_begun()
+        if last is None:
+            return None
+        run, told = last
+        return Unfinished(str(told["run_id"]), moment(str(told["at"])), run.is_at_work())
+    except (OSError, KeyError, ValueError, BackupError):
+        return None
 
 
 def _commit(found: Any) -> Commit | None:

@@ -9,13 +9,13 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from airflow.sdk.exceptions import AirflowFailException
+from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from airflow_mdbackup.operators import (
     ArchiveOld,
@@ -29,6 +29,7 @@ from airflow_mdbackup.scheme import errors
 from airflow_mdbackup.scheme.index import read_entries
 from airflow_mdbackup.scheme.mirror import Mirror
 from airflow_mdbackup.scheme.records import read_header
+from airflow_mdbackup.scheme.status import look
 from demo.sshd import ProviderServer
 
 SetConnection = Callable[[str, dict[str, Any]], None]
@@ -383,6 +384,20 @@ def test_named_subsystem_of_the_seed_is_used(tmp_path: Path, set_connection: Set
         backup = Backup(server, tmp_path / "dest")
         backup.put(b"one", b"1")
         assert backup.run("manual__1")["files"] == 1
+
+
+def test_a_dry_run_is_not_told_to_have_failed(backup: Backup) -> None:
+    """It ends with the plan, and nobody waits for more; until then it is a run like any other."""
+    backup.put(b"one", b"1")
+    backup.run("manual__1")
+    backup.run_id, backup.params = "manual__2", {"dry_run": True}
+    mirror = Mirror(backup.dest, "srv1")
+    backup.build()
+    backup.fetch()
+    assert look(mirror, None, datetime.now(UTC)).unfinished is not None
+    with pytest.raises(AirflowSkipException):
+        backup.diff()
+    assert look(mirror, None, datetime.now(UTC)).unfinished is None
 
 
 def test_fetch_judges_the_clocks_by_when_the_build_of_its_run_ended(backup: Backup) -> None:

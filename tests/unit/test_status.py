@@ -22,11 +22,15 @@ from airflow_mdbackup.config import load, next_run
 from airflow_mdbackup.config.max_age import default_max_age
 from airflow_mdbackup.config.schedule import Assets, Timetable
 from airflow_mdbackup.config.settings import default_timezone
+from airflow_mdbackup.scheme import moments
 from airflow_mdbackup.scheme.durations import apart, in_words
+from airflow_mdbackup.scheme.errors import GuardTripped
+from airflow_mdbackup.scheme.fetch import fetch_index
 from airflow_mdbackup.scheme.mirror import Mirror
 from airflow_mdbackup.scheme.quantities import parse_duration
-from airflow_mdbackup.scheme.records import write_state
-from airflow_mdbackup.scheme.status import Commit, State, Status, is_due, judge, look
+from airflow_mdbackup.scheme.records import read_header, write_state
+from airflow_mdbackup.scheme.sftp import Reader
+from airflow_mdbackup.scheme.status import Commit, State, Status, Unfinished, is_due, judge, look
 
 from .conftest import Pair
 
@@ -160,6 +164,103 @@ def test_status_is_what_a_real_run_left(pair: Pair) -> None:
     later = look(pair.mirror, 26 * HOUR, datetime.now(UTC) + 27 * HOUR)
     assert later.state == State.STALE
     assert sorted((str(path), path.lstat().st_mtime_ns) for path in pair.mirror.dest.rglob("*")) == before
+
+
+def told_of(pair: Pair, capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    """Return what `mdbackup status` prints of a pair, which is good."""
+    file = pair.a.parent / "providers.yaml"
+    keys = {"sftp_conn_id": "a", "source": "/b", "dest": str(pair.mirror.dest)}
+    file.write_text(json.dumps({"providers": {"srv1": keys}}))
+    assert main(["status", "--providers-file", str(file), *words]) == 0
+    return capsys.readouterr().out
+
+
+def test_a_run_that_failed_before_its_commit_is_told_until_another_ends(
+    pair: Pair, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Here its diff does, by the guard; then one of which nothing came but that it began."""
+    for number in range(101):
+        pair.put(f"{number}", b"%d" % number)
+    pair.backup()
+    assert told_of(pair, capsys).startswith("1 of 1 backups good\n")
+    for number in range(101):
+        pair.put(f"{number}", b"other")
+    with pytest.raises(GuardTripped):
+        pair.backup()
+    with pytest.raises(ConnectionRefusedError):
+        fetch_index(pair.mirror, pair.new_run(), refusing, pair.index)
+    begun = in_words_of(read_header(pair.mirror.run("manual__3").begun)["at"])
+    told = f"the run manual__3, begun on {begun}, has not come to its end"
+    first, line = told_of(pair, capsys).splitlines()
+    assert first == f"1 of 1 backups good; srv1: {told}"
+    assert line.split()[1] == "good" and line.endswith(f"; {told}")
+    (said,) = json.loads(told_of(pair, capsys, "--format", "json"))["providers"]
+    since = said["unfinished"].pop("since")
+    assert said["state"] == "good" and said["unfinished"] == {"run_id": "manual__3", "at_work": False}
+    assert in_words_of(since) == begun
+    for number in range(101):
+        pair.put(f"{number}", b"%d" % number)
+    pair.backup()
+    assert told_of(pair, capsys).startswith("1 of 1 backups good\n")
+
+
+def refusing() -> Reader:
+    raise ConnectionRefusedError
+
+
+def in_words_of(text: str) -> str:
+    return moments.in_words(moments.stamp_of(datetime.fromisoformat(text)))
+
+
+def test_a_first_run_that_fails_is_told_beside_that_there_was_none(pair: Pair) -> None:
+    pair.mirror.claim()
+    with pytest.raises(ConnectionRefusedError):
+        fetch_index(pair.mirror, pair.new_run(), refusing, pair.index)
+    status = look(pair.mirror, None, datetime.now(UTC))
+    assert status.state == State.NEVER
+    assert status.unfinished is not None and status.unfinished.run_id == "manual__1"
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_run_that_is_at_work_is_not_told_to_have_failed(
+    pair: Pair, capsys: pytest.CaptureFixture[str], shared: bool
+) -> None:
+    """A task of it holds a lock; shards share theirs. Between two tasks nobody here can tell."""
+    pair.put("one", b"1")
+    pair.backup()
+    pair.build_index()
+    run = pair.prepare()
+    with run.lock("a step", "srv1", shared=shared):
+        first, line = told_of(pair, capsys).splitlines()
+        assert first == "1 of 1 backups good"
+        assert "; a run has been going on since 20" in line and line.endswith(" (manual__2)")
+        assert "has not come" not in line
+    assert "manual__2, begun on 20" in told_of(pair, capsys).splitlines()[0]
+    pair.finish(run)
+    assert "manual__2" not in told_of(pair, capsys).splitlines()[0]
+
+
+def test_a_run_that_came_before_the_last_commit_is_not_told(pair: Pair) -> None:
+    """Nor what is no run, or is damaged; and reading changes nothing."""
+    pair.put("one", b"1")
+    pair.build_index()
+    pair.prepare()
+    pair.backup()
+    assert look(pair.mirror, None, datetime.now(UTC)).unfinished is None
+    run = pair.prepare()
+    before = sorted((str(path), path.lstat().st_mtime_ns) for path in pair.mirror.dest.rglob("*"))
+    assert look(pair.mirror, None, datetime.now(UTC)).unfinished is not None
+    assert sorted((str(path), path.lstat().st_mtime_ns) for path in pair.mirror.dest.rglob("*")) == before
+    (run.folder / "run.lock").unlink()
+    assert look(pair.mirror, None, datetime.now(UTC)).unfinished is not None
+    for text in (
+        "",
+        '{"format": 1, "order": "n9"}\n',
+        '{"format": 1, "order": "n9", "run_id": 1, "at": "x"}\n',
+    ):
+        run.begun.write_text(f"{text}\n")
+        status = look(pair.mirror, None, datetime.now(UTC))
+        assert (status.state, status.unfinished) == (State.GOOD, None)
 
 
 def set_up(dest: Path, **status: Any) -> Mirror:
@@ -303,7 +404,7 @@ def test_json_has_each_provider_with_the_same_keys(file: Path, capsys: pytest.Ca
         "stale": "stale",
     }
     keys = {"provider", "state", "message", "age", "max_age", "files", "disk", "starts", "next_run"}
-    keys |= {"last_good", "last_commit"}
+    keys |= {"last_good", "last_commit", "unfinished"}
     assert all(set(provider) == keys for provider in said["providers"])
     stale = said["providers"][3]
     assert (stale["disk"], stale["starts"]) == (None, "schedule @daily")
@@ -527,7 +628,8 @@ def test_odd_names_cannot_break_the_formats_or_the_terminal() -> None:
     """Whatever a status file or a file of the configuration says."""
     odd = 'a"b\\c\nd\x1b[31m'
     commit = Commit(odd, NOW, {odd: 1})
-    report = Report(NOW, (Status("web", State.STALE, HOUR, None, commit, 1, odd),), (odd,))
+    run = Unfinished(odd, NOW, at_work=False)
+    report = Report(NOW, (Status("web", State.STALE, HOUR, None, commit, 1, odd, unfinished=run),), (odd,))
     assert len(as_text(report).splitlines()) == 3
     outcomes = [labels for name, labels in parsed(as_prometheus(report)) if name.endswith("outcomes")]
     assert outcomes == [of(provider="web", outcome='a"b\\c\nd\\x1b[31m')]
