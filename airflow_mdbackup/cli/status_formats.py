@@ -85,7 +85,7 @@ def _last_word(status: Status) -> str:
 
 
 def _begun(run: Unfinished) -> str:
-    return f"begun on {in_local_words(stamp_of(run.since))}"
+    return f"begun on {_local(run.since)}"
 
 
 def _some(told: list[str]) -> str:
@@ -100,16 +100,16 @@ def _told(status: Status, now: datetime) -> Iterable[str]:
         at = status.last_good.at
         limit = f", of at most {in_words(status.max_age)}" if status.max_age is not None else ""
         ago = "" if status.message else f" ({in_words(now - at)} ago{limit})"
-        yield f"last good {at:%Y-%m-%d %H:%M} UTC{ago}"
+        yield f"last good {_local(at)}{ago}"
     if status.files is not None:
         yield f"{status.files} files"
     last = status.last_commit
     if last is not None and last != status.last_good:
         outcomes = ", ".join(f"{number} {outcome}" for outcome, number in last.outcomes.items())
         how = "was limited to some paths" if last.partial else "was not good"
-        yield f"last run {last.at:%Y-%m-%d %H:%M} UTC {how}: {outcomes} ({last.run_id})"
+        yield f"last run {_local(last.at)} {how}: {outcomes} ({last.run_id})"
     if (run := status.unfinished) is not None and run.at_work:
-        yield f"a run has been going on since {in_local_words(stamp_of(run.since))} ({run.run_id})"
+        yield f"a run has been going on since {_local(run.since)} ({run.run_id})"
     elif run is not None:
         yield f"the run {run.run_id}, {_begun(run)}, has not come to its end"
 
@@ -122,9 +122,14 @@ def _details(status: Status) -> Iterable[str]:
             f" with {amount(disk.version_bytes)}; {amount(came)} came in the last 30 days"
         )
     if status.next_run is not None:
-        yield f"next run {status.next_run:%Y-%m-%d %H:%M} UTC ({status.starts})"
+        yield f"next run {_local(status.next_run)} ({status.starts})"
     elif status.starts:
         yield f"next run: {status.starts}"
+
+
+def _local(moment: datetime) -> str:
+    """Return a moment as `mdbackup log` prints it, and `--as-of` takes it."""
+    return in_local_words(stamp_of(moment))
 
 
 def _one_line(text: str) -> str:

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from datetime import UTC, datetime, timedelta, tzinfo
 from pathlib import Path
 from typing import Any
@@ -210,6 +211,26 @@ def refusing() -> Reader:
 
 def in_words_of(text: str) -> str:
     return moments.in_words(moments.stamp_of(datetime.fromisoformat(text)))
+
+
+def test_a_time_that_the_status_prints_means_that_run_to_other_commands(
+    pair: Pair, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is as exact as `log`, and of the same time zone."""
+    monkeypatch.setenv("TZ", "Asia/Kathmandu")
+    time.tzset()
+    try:
+        pair.put("file", b"1")
+        pair.backup()
+        line = told_of(pair, capsys).splitlines()[1]
+        at = line.partition("last good ")[2].partition(" (")[0]
+        assert re.fullmatch(r"20\d\d-\d\d-\d\d \d\d:\d\d:\d\d \+0545", at)
+        dest, target = str(pair.mirror.dest), tmp_path / "target"
+        assert main(["restore", "--dest", dest, "--to", str(target), "--as-of", at]) == 0
+        assert Path(f"{target}{os.fsdecode(pair.path('file'))}").read_bytes() == b"1"
+    finally:
+        monkeypatch.undo()
+        time.tzset()
 
 
 def test_a_first_run_that_fails_is_told_beside_that_there_was_none(pair: Pair) -> None:
@@ -474,7 +495,9 @@ def test_figures_of_a_backup_are_told_in_each_format(pair: Pair, capsys: pytest.
     assert lines[2] == (
         "on the disk: 1 files with 5.0 B, 1 versions with 3.0 B; 8.0 B came in the last 30 days"
     )
-    assert re.fullmatch(r"next run 20\d\d-\d\d-\d\d 03:00 UTC \(schedule 0 3 \* \* \*\)", lines[3])
+    assert re.fullmatch(
+        r"next run 20\d\d-\d\d-\d\d \d\d:\d\d:00 [+-]\d{4} \(schedule 0 3 \* \* \*\)", lines[3]
+    )
     main([*command, "--format", "json"])
     (told,) = json.loads(capsys.readouterr().out)["providers"]
     sizes = {"live": 1, "live_bytes": 5, "versions": 1, "version_bytes": 3, "came_30_days": 8}
