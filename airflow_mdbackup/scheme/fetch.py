@@ -2,10 +2,11 @@
 
 ::
 
+    begun          is noted, with the run's place among all: for nothing else may come of it
     fetched        as the backup account sees it, into the run directory, up to a limit
     without end line (somebody's own md5sum job): it must hold still for 5 s, else it is fetched again
     canonicalised  strictly; one bad line refuses the whole, and nothing is changed
-    told           the run's state: digest, counts, age, and the run's place among all runs
+    told           the run's state: digest, counts, age, and that place again
 
 Whatever the provider sends, no more than the limit of it comes to the disk, and with the canonical form and
 what sorting takes no more than seven times the limit. After a refusal nothing of it stays.

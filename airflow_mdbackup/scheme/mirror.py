@@ -363,12 +363,12 @@ class Mirror:
 
         That is the one with which nothing newer was committed, and which is not finished.
 
-        :raises OSError, DestinationRefused: that cannot be told.
+        :raises OSError, DestinationRefused: the status cannot be read.
         """
         begun = []
         for folder in self._run_folders():
             run = Run(folder, "")
-            with suppress(FileNotFoundError, NotADirectoryError):
+            with suppress(OSError, DestinationRefused):  # none is told by it, and others may be
                 told = read_header(run.begun)
                 begun.append((str(told.get("order", "")), run, told))
         if not begun:

@@ -282,6 +282,11 @@ def test_a_run_that_came_before_the_last_commit_is_not_told(pair: Pair) -> None:
         run.begun.write_text(f"{text}\n")
         status = look(pair.mirror, None, datetime.now(UTC))
         assert (status.state, status.unfinished) == (State.GOOD, None)
+    run.begun.unlink()
+    run.begun.mkdir()
+    pair.prepare()
+    status = look(pair.mirror, None, datetime.now(UTC))
+    assert status.unfinished is not None and status.unfinished.run_id == "manual__4"
 
 
 def set_up(dest: Path, **status: Any) -> Mirror:
