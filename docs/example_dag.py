@@ -33,7 +33,9 @@ with DAG(
         chroot="/home/backupop",
         source=SOURCE,
     )
-    fetch = FetchIndex(task_id="fetch_index", **BACKUP, sftp_conn_id="srv1_backupop", inlets=[ASSET])
+    fetch = FetchIndex(
+        task_id="fetch_index", **BACKUP, sftp_conn_id="srv1_backupop", built=build.output, inlets=[ASSET]
+    )
     diff = DiffIndexes(task_id="diff_indexes", **BACKUP, source=SOURCE, exclude=["*.tmp"], shards=4)
     pull = PullChanged.partial(
         task_id="pull_changed", **BACKUP, sftp_conn_id="srv1_backupop", source=SOURCE
