@@ -634,8 +634,8 @@ def copy_of(source: int, target: int) -> bytes:
 
     Blocks are shared where the filesystem can.
     """
-    # Cloning replaces only as much as there is to be cloned. What is empty is left so, since ext4 brings a file
-    # that was truncated onto the disk as soon as it is closed.
+    # Cloning replaces only as much as there is to be cloned. What is empty is left so, since ext4 brings a
+    # file that was truncated onto the disk as soon as it is closed.
     if os.fstat(target).st_size:
         os.ftruncate(target, 0)
     os.lseek(target, 0, os.SEEK_SET)
