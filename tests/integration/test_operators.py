@@ -312,7 +312,7 @@ def test_dest_that_cannot_be_made_is_told_with_the_command_that_makes_it(
     def refused(*_: Any, **__: Any) -> None:
         raise PermissionError(13, "Permission denied", str(backup.dest))
 
-    monkeypatch.setattr(Path, "mkdir", refused)
+    monkeypatch.setattr(os, "mkdir", refused)
     with pytest.raises(errors.DestinationRefused, match=rf"As root: install -d -o .* {backup.dest}"):
         backup.fetch()
 
