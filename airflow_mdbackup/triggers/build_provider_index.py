@@ -33,6 +33,9 @@ _TRIES = 6  # connections in a row that come to nothing: ...
 _LASTING = 300.0  # ... no further than those before, and broken before so many seconds
 _STOPPING = 10.0  # seconds that a build gets to stop
 _BLOCK = 16384  # bytes of output to look at before other triggers get their turn
+# Seconds before which no event is fired. Where a scheduler hears of the event before it hears that the task
+# was deferred, it fails that: "finished with state success, but the task instance's state ... is queued".
+_SOONEST = 5.0
 _pause = asyncio.sleep
 
 Result = TypeVar("Result")
@@ -68,12 +71,18 @@ class BuildProviderIndexTrigger(BaseTrigger):
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Yield the one event."""
+        clock = asyncio.get_running_loop().time
+        began = clock()
+        event: dict[str, Any]
         try:
             done = await self._build()
         except BackupError as error:
-            yield TriggerEvent({"error": type(error).__name__, "message": str(error)})
+            event = {"error": type(error).__name__, "message": str(error)}
         else:
-            yield TriggerEvent({"done": asdict(done), "ended": time.time()})
+            event = {"done": asdict(done), "ended": time.time()}
+        if (early := began + _SOONEST - clock()) > 0:
+            await _pause(early)
+        yield TriggerEvent(event)
 
     async def on_kill(self) -> None:
         """Stop the build, because a person has ended the task."""

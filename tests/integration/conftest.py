@@ -9,14 +9,22 @@ from typing import Any
 import pytest
 
 from airflow_mdbackup.hooks import provider as provider_module
+from airflow_mdbackup.triggers import build_provider_index as trigger_module
 
 LONG_LINE = provider_module._LONG
+SOONEST = trigger_module._SOONEST
 
 
 @pytest.fixture(autouse=True)
 def short_line(monkeypatch: pytest.MonkeyPatch) -> None:
     """Take no line for a long one because the machine is busy: `ssh` is not used over those."""
     monkeypatch.setattr(provider_module, "_LONG", 2.0)
+
+
+@pytest.fixture(autouse=True)
+def no_race(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No scheduler is here to be late."""
+    monkeypatch.setattr(trigger_module, "_SOONEST", 0.0)
 
 
 @pytest.fixture

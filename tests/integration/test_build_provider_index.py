@@ -34,6 +34,7 @@ from airflow_mdbackup.provider_side import Done, IndexRequest, conversation, ind
 from airflow_mdbackup.scheme.errors import AccessRefused, ConnectionLost, NotOnProvider
 from airflow_mdbackup.triggers.build_provider_index import BuildProviderIndexTrigger
 from demo.sshd import ProviderServer
+from tests.integration.conftest import SOONEST
 from tests.waiting import until
 
 SetConnection = Callable[[str, dict[str, Any]], None]
@@ -325,6 +326,25 @@ def trigger(request: IndexRequest) -> BuildProviderIndexTrigger:
     """Return a trigger as it is after a journey through the database."""
     _, values = BuildProviderIndexTrigger("index", request_line(request).decode()).serialize()
     return BuildProviderIndexTrigger(**values)
+
+
+def test_a_trigger_fires_no_sooner_than_a_scheduler_knows_of_the_deferral(
+    server: ProviderServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However fast the build is, or fails."""
+    waited: list[float] = []
+
+    async def pause(seconds: float) -> None:
+        waited.append(seconds)
+
+    module = BuildProviderIndexTrigger.__module__
+    monkeypatch.setattr(f"{module}._SOONEST", 1000.0)
+    monkeypatch.setattr(f"{module}._pause", pause)
+    assert SOONEST >= 5
+    assert "done" in asyncio.run(fire(trigger(request(server))))
+    server.force_index_command("echo hello")
+    assert "error" in asyncio.run(fire(trigger(request(server, id="2"))))
+    assert len(waited) == 2 and all(900 < seconds <= 1000 for seconds in waited)
 
 
 def test_deferred_task_takes_up_what_the_trigger_found(server: ProviderServer) -> None:
