@@ -65,9 +65,9 @@ def audit(conn_id: str, source: Sequence[bytes], index: bytes) -> tuple[str, lis
         of_files: list[Finding] = []
         try:
             with account.session() as channel:
-                requests = subsystem_start(account, channel, account.hook.subsystem)
+                requests = subsystem_start(account, channel, account.reached.subsystem)
                 if requests is None:
-                    raise Unanswered(f"the server does not start the subsystem {account.hook.subsystem}")
+                    raise Unanswered(f"the server does not start the subsystem {account.reached.subsystem}")
                 of_files = run(NAME, Files(requests, index, tuple(source)), _FILES)
         except Unanswered as error:
             change = "Subsystem in sshd_config, and the extra subsystem of the Airflow connection"
@@ -91,7 +91,7 @@ def _shell(account: Account) -> Seen:
 
 def _other_subsystems(account: Account, index: bytes, source: Sequence[bytes]) -> Seen:
     """Start what else there may be, which must be as locked as the expected one."""
-    names = {"sftp", "sftpi", "netconf", f"mdbackup-{secrets.token_hex(4)}"} - {account.hook.subsystem}
+    names = {"sftp", "sftpi", "netconf", f"mdbackup-{secrets.token_hex(4)}"} - {account.reached.subsystem}
     locked: list[str] = []
     loose: list[str] = []
     unclear: list[str] = []
@@ -114,7 +114,7 @@ def _other_subsystems(account: Account, index: bytes, source: Sequence[bytes]) -
     if loose or unclear:
         return Seen(Verdict.LOOSER if loose else Verdict.UNKNOWN, "; ".join(loose + unclear))
     others = f"{', '.join(locked)} as locked as it" if locked else f"none of {len(names)} others tried"
-    return Seen(Verdict.TIGHT, f"{account.hook.subsystem}, and {others}")
+    return Seen(Verdict.TIGHT, f"{account.reached.subsystem}, and {others}")
 
 
 def _running(index: bytes, source: Sequence[bytes]) -> list[Check[Account]]:

@@ -19,8 +19,9 @@ from typing import Any, TypeVar
 import paramiko
 from paramiko.common import MSG_CHANNEL_OPEN, MSG_CHANNEL_REQUEST
 
-from airflow_mdbackup.hooks.bounded import BoundedTransport
-from airflow_mdbackup.hooks.provider import ProviderHook
+from airflow_mdbackup.account.bounded import BoundedTransport
+from airflow_mdbackup.account.client import client_of
+from airflow_mdbackup.hooks.provider import account
 from airflow_mdbackup.scheme.names import to_text
 
 PATIENCE = 5.0
@@ -93,10 +94,6 @@ _LOG = "airflow_mdbackup.account.transport"
 logging.getLogger(_LOG).setLevel(logging.CRITICAL)
 
 
-class _Hook(ProviderHook):
-    transport_class = _Transport
-
-
 class Account:
     """An account of a provider, connected to. A context manager.
 
@@ -106,12 +103,13 @@ class Account:
     """
 
     def __init__(self, conn_id: str) -> None:
-        self.hook = _Hook(conn_id)
-        transport = self.hook.get_conn().get_transport()
+        self.reached = account(conn_id)
+        self._client = client_of(self.reached, _Transport)
+        transport = self._client.get_transport()
         assert isinstance(transport, _Transport)
         self.transport = transport
         # Whatever paramiko waits for then, ends.
-        self._bound = threading.Timer(_ALL, self.hook.close)
+        self._bound = threading.Timer(_ALL, self._client.close)
         self._bound.daemon = True
         self._bound.start()
 
@@ -120,12 +118,12 @@ class Account:
 
     def __exit__(self, *error: object) -> None:
         self._bound.cancel()
-        self.hook.close()
+        self._client.close()
 
     @property
     def login(self) -> str:
         """The name under which the account logs in."""
-        return str(self.hook.username)
+        return self.reached.user
 
     @property
     def offered(self) -> tuple[str, ...]:

@@ -113,19 +113,10 @@ def common_checks() -> list[Check[Account]]:
 
 def host_key(account: Account) -> Seen:
     """See by what the worker knew the server."""
-    hook = account.hook
     key = account.transport.get_remote_server_key()
     shown = f"{key.get_name()} {key.fingerprint}"
-    if hook.host_key is not None:
+    if account.reached.pinned:
         return Seen(Verdict.TIGHT, f"pinned in the connection: {shown}")
-    if hook.no_host_key_check:
-        pin = f'"host_key": "{key.get_name()} {key.get_base64()}"'
-        return Seen(
-            Verdict.LOOSER,
-            "the connection says no_host_key_check: any server is believed to be this one",
-            f"its Airflow connection {hook.ssh_conn_id}: instead of no_host_key_check, and compared with the"
-            f" server's own key, {pin}",
-        )
     return Seen(Verdict.TIGHT, f"known_hosts of this worker has it: {shown}")
 
 

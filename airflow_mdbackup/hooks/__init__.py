@@ -1,5 +1,5 @@
 """Connections to providers."""
 
-from airflow_mdbackup.hooks.provider import ProviderHook
+from airflow_mdbackup.hooks.provider import IndexHook, ProviderHook
 
-__all__ = ["ProviderHook"]
+__all__ = ["IndexHook", "ProviderHook"]

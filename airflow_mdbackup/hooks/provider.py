@@ -1,38 +1,44 @@
-"""A connection to a provider, as the backup scheme wants it: verified, uncompressed, with a fast cipher.
+"""The two accounts of a provider, reached through ordinary Airflow connections of type ``sftp`` and ``ssh``.
 
-Both accounts of a provider are reached through ordinary Airflow connections of type ``ssh`` or ``sftp``;
-their extras are those of Airflow's SSH provider package, and ``subsystem``.
+What such a connection may be is in :mod:`.connection`; all that a backup does goes over :mod:`.session`.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import Any
 
+import asyncssh
 import paramiko
-from airflow.providers.ssh.hooks.ssh import SSHHook
-from airflow.sdk.exceptions import AirflowException, AirflowNotFoundException
-from paramiko.ssh_exception import IncompatiblePeer
+from airflow.providers.common.compat.connection import get_async_connection
+from airflow.providers.sftp.hooks.sftp import SFTPHook
+from airflow.providers.ssh.hooks.ssh import SSHHook, SSHHookAsync
+from airflow.sdk import BaseHook
+from airflow.sdk.exceptions import AirflowNotFoundException
 
-from airflow_mdbackup.hooks.bounded import (
-    BoundedTransport,
-    Overrun,
-    ToldChannel,
-    clients_with,
-    raise_for_overrun,
-)
+from airflow_mdbackup.config.configuration import load
+from airflow_mdbackup.config.settings import providers_file
+from airflow_mdbackup.hooks.connection import CONNECT, SshAccount, account_of
+from airflow_mdbackup.hooks.session import Connection, NoCommonAlgorithm, Session, connect, refused
 from airflow_mdbackup.hooks.ssh_program import SshChannel, program_for
 from airflow_mdbackup.provider_side import STOP, Done, IndexRequest
 from airflow_mdbackup.provider_side.conversation import Conversation
-from airflow_mdbackup.scheme.errors import AccessRefused, ConnectionLost, NotOnProvider
+from airflow_mdbackup.scheme.errors import AccessRefused, BackupError, ConnectionLost
 from airflow_mdbackup.scheme.names import to_text
-from airflow_mdbackup.scheme.sftp import PATIENCE, WINDOW, Reader
+from airflow_mdbackup.scheme.sftp import PATIENCE, Attributes, Reader, Stated
+from airflow_mdbackup.triggers.bounded import BoundedClient
 
-_LONGEST = 4096  # characters of what paramiko or asyncssh logs
+_LONGEST = 4096  # characters of what asyncssh or paramiko logs
+# Seconds of a round trip from which on asyncssh, whose window we choose, outruns ssh, whose window is 2 MiB.
+_LONG = 0.03
+_OUTSIDE = "/etc/passwd"  # what is in every machine, and in no chroot for backups
+_SILENCES = 5  # stall timeouts in which more than a trickle must come
+_LISTEN = 10.0  # seconds between two looks whether a silent connection is still alive
+_STOPPING = 3.0  # seconds that a build gets to stop; Airflow kills a task after five
+_ENDING = 10.0  # seconds that a server gets to end a session, where it may allow only one
 
 
 class Printable(logging.Filter):
@@ -48,67 +54,68 @@ class Printable(logging.Filter):
 
 
 logging.getLogger("paramiko.transport").addFilter(Printable())
-
-_FAST = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com")
-_BROKEN = (paramiko.SSHException, OSError, EOFError)  # what paramiko raises when a connection ends
-_CONNECT = 30  # seconds for each of: TCP connection, banner, authentication
-# Seconds of a round trip from which on paramiko, whose window we choose, outruns ssh, whose window is 2 MiB.
-_LONG = 0.03
-_SILENCES = 5  # stall timeouts in which more than a trickle must come
-_LISTEN = 10.0  # seconds between two looks whether a silent connection is still alive
-_STOPPING = 3.0  # seconds that a build gets to stop; Airflow kills a task after five
+logging.getLogger("asyncssh").addFilter(Printable())
+# A server may ask for XON/XOFF as often as it likes, and asyncssh logs it each time.
+logging.getLogger("asyncssh").addFilter(lambda record: "XON/XOFF" not in str(record.msg))
+logging.getLogger("asyncssh").setLevel(logging.WARNING)
 
 
-class ProviderHook(SSHHook):
-    """An SSH connection to one of a provider's accounts. Use as a context manager.
+def account(conn_id: str) -> SshAccount:
+    """Return the account that an Airflow connection leads to.
 
-    Host keys are verified. Compression is off unless the connection asks for it (``"compress": true``).
+    :raises AccessRefused: there is no such connection, or it is of no use as it is.
+    """
+    try:
+        connection = BaseHook.get_connection(conn_id)
+    except AirflowNotFoundException as error:
+        raise no_such_connection(conn_id) from error
+    return account_of(conn_id, connection)
+
+
+def no_such_connection(conn_id: str) -> AccessRefused:
+    return AccessRefused(
+        f"the connection {conn_id} does not exist. Make it in the Airflow UI, or by: airflow connections add "
+        f"{conn_id} ..."
+    )
+
+
+class IndexHookAsync(SSHHookAsync):
+    """The index account, for triggers, whose event loop is everybody's."""
+
+    def __init__(self, conn_id: str) -> None:
+        super().__init__(ssh_conn_id=conn_id)
+
+    async def _get_conn(self) -> asyncssh.SSHClientConnection:
+        """Connect, so that the server can take neither the memory nor the turns of others.
+
+        :raises AccessRefused, ConnectionLost: see :func:`.session.connect`.
+        """
+        try:
+            connection = await get_async_connection(self.ssh_conn_id)
+        except AirflowNotFoundException as error:
+            raise no_such_connection(self.ssh_conn_id) from error
+        return await connect(account_of(self.ssh_conn_id, connection), BoundedClient)
+
+
+class _Connected:
+    """What both hooks share: the account, and a connection to it. Context managers.
 
     :param conn_id: the Airflow connection.
-    :param stall_timeout: seconds that an SFTP transfer may be silent. In five times as many, and at least
-        five minutes, more than a trickle must come.
-    :cvar transport_class: of paramiko's transport, by which it connects.
+    :param stall_timeout: seconds that a transfer may be silent.
+    :raises AccessRefused: it is of no use.
     """
 
-    transport_class: type[BoundedTransport] = BoundedTransport
+    ssh_conn_id: str | None
 
     def __init__(self, conn_id: str, *, stall_timeout: float = 60.0) -> None:
-        try:
-            extra = self.get_connection(conn_id).extra_dejson
-            if not isinstance(extra, dict):
-                raise ValueError("its extra is no JSON object")
-            super().__init__(
-                ssh_conn_id=conn_id,
-                conn_timeout=_CONNECT,
-                banner_timeout=_CONNECT,
-                auth_timeout=_CONNECT,
-                conn_retry_attempts=1,
-            )
-        except AirflowNotFoundException as error:
-            raise AccessRefused(
-                f"the connection {conn_id} does not exist. Make it in the Airflow UI, or by: airflow "
-                f"connections add {conn_id} ..."
-            ) from error
-        except (ValueError, AirflowException, paramiko.SSHException) as error:
-            raise AccessRefused(
-                f"the connection {conn_id} is of no use: {_said(error)}. Its extra host_key must look like "
-                '"ssh-ed25519 AAAA...", and key_file or private_key hold a private key.'
-            ) from error
+        self.ssh_conn_id = conn_id
         self.stall_timeout = stall_timeout
+        self.account = account(conn_id)
         self._patience = max(PATIENCE, _SILENCES * stall_timeout)
-        self.compress = str(extra.get("compress", "false")).lower() == "true"
-        self.subsystem = str(extra.get("subsystem", "sftp"))
-        self._key_text = None if extra.get("private_key_passphrase") else extra.get("private_key")
-        self._channels: list[SshChannel] = []
-        self._building: tuple[paramiko.Channel, Conversation] | None = None
+        self._connection: Connection | None = None
         self._ended = False
-        if self.allow_host_key_change:
-            raise AccessRefused(
-                f"the connection {conn_id} sets allow_host_key_change, which trusts any server. Remove that, "
-                "and pin the key in its extra host_key."
-            )
 
-    def __enter__(self) -> ProviderHook:
+    def __enter__(self) -> Any:
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -117,111 +124,90 @@ class ProviderHook(SSHHook):
     def close(self) -> None:
         """End the connection for good, and what waits on it. May be called from another thread."""
         self._ended = True
-        channels, self._channels = self._channels, []
-        for channel in channels:
-            channel.close()
-        if self.client is not None:
-            self.client.close()
+        if self._connection is not None:
+            self._connection.close()
+        client: paramiko.SSHClient | None = getattr(self, "client", None)  # of Airflow's hook
+        if client is not None:
+            client.close()
 
-    # --- connecting ---------------------------------------------------------------------------------
-
-    def get_conn(self) -> paramiko.SSHClient:
-        """Return the connected client.
+    def connected(self) -> Connection:
+        """Return the connection, which is made if there is none.
 
         :raises AccessRefused: the host key is not the expected one, or the account is refused.
         :raises ConnectionLost: the server cannot be reached, or the connection has been ended.
         """
-        where = self._where
-        try:
-            client = self._connected_fast()
-            if self._ended:  # meanwhile, so that nobody would end this one
-                client.close()
-                raise ConnectionLost(f"{where}: the connection was ended on this side")
-        except paramiko.BadHostKeyException as error:
-            raise AccessRefused(
-                f"{where}: the server's host key is not the expected one: it has {error.key.fingerprint}, "
-                f"expected was {error.expected_key.fingerprint}. Somebody may be in between. If the server "
-                "really has a new key, pin that in the connection's extra host_key."
-            ) from error
-        except paramiko.SSHException as error:
-            raise _classified(where, error) from error
-        except (FileNotFoundError, PermissionError) as error:
-            if error.filename is None:  # it is of the network, as where a firewall rejects
-                raise ConnectionLost(f"{where}: {_said(error)}") from error
-            raise AccessRefused(f"{where}: the key cannot be read on this worker: {_said(error)}") from error
-        except (paramiko.hostkeys.InvalidHostKey, UnicodeError) as error:
-            raise AccessRefused(
-                f"{where}: known_hosts on this worker, or the host's name, is malformed: {_said(error)}"
-            ) from error
-        except (OSError, EOFError) as error:
-            raise ConnectionLost(f"{where}: {_said(error)}") from error
-        self._check_pinned(client)
-        return client
+        if self._connection is None or not self._connection.alive:
+            self._connection = Connection(self.account)
+        if self._ended:  # meanwhile, so that nobody would end this one
+            self._connection.close()
+            raise ConnectionLost(f"{self.account.where}: the connection was ended on this side")
+        return self._connection
 
-    def _check_pinned(self, client: paramiko.SSHClient) -> None:
-        """Refuse a server that only known_hosts knows, where the connection pins another key."""
-        transport: Any = client.get_transport()
-        if self.host_key is None or transport is None or not transport.is_active():
-            return
-        shown = transport.get_remote_server_key()
-        if shown != self.host_key:
-            self.close()
-            raise AccessRefused(
-                f"{self._where}: the server's host key is not the expected one: it has {shown.fingerprint}, "
-                f"as has known_hosts on this worker, but the connection's extra host_key is "
-                f"{self.host_key.fingerprint}. Correct whichever of the two is wrong."
-            )
 
-    @property
-    def _where(self) -> str:
-        return f"{self.username}@{self.remote_host}:{self.port} (connection {self.ssh_conn_id})"
+class ProviderHook(_Connected, SFTPHook):
+    """The backup account, over SFTP.
 
-    def _connected_fast(self) -> paramiko.SSHClient:
-        """Connect with a cipher that today's processors are fast at, or with what the server has.
+    It is Airflow's :class:`SFTPHook`, too: what that offers goes over paramiko, as ever, and is made when it
+    is asked for. Backups use :meth:`reader`, which goes::
 
-        The only way to a preference that holds from the first key exchange is to disable the other ciphers.
+        over the program ssh    if there is one, and the line is short: it decrypts on another core
+        over asyncssh           else, or if ssh cannot: its window fills a long line
+        over ssh all the same   if asyncssh and the server have no algorithm in common
+    """
+
+    def __init__(self, conn_id: str, *, stall_timeout: float = 60.0) -> None:
+        super().__init__(conn_id, stall_timeout=stall_timeout)
+        self._channels: list[SshChannel] = []
+
+    def get_conn(self) -> paramiko.SFTPClient:  # type: ignore[override]
+        """Return an SFTP client of paramiko's, as Airflow's hook does."""
+        self._be_made()
+        return super().get_conn()
+
+    def get_managed_conn(self) -> Any:
+        """Hold an SFTP client of paramiko's, as Airflow's hook does."""
+        self._be_made()
+        return super().get_managed_conn()
+
+    def test_connection(self) -> tuple[bool, str]:
+        """Tell whether host key, account, chroot and index are as they should be.
+
+        It asks for attributes only, since the account may list nothing.
         """
-        if self.client is not None or self.ciphers or (self.disabled_algorithms or {}).get("ciphers"):
-            return self._connected()
-        asked = self.disabled_algorithms
-        others = [name for name in _known_ciphers() if name not in _FAST]
-        self.disabled_algorithms = {**(asked or {}), "ciphers": others}
         try:
-            return self._connected()
-        except IncompatiblePeer as error:
-            if "ciphers" not in str(error):
-                raise
-            self.log.info("Connecting again, with any cipher: %s", _said(error))
-            self.disabled_algorithms = asked
-            # A proxy command is of use for one connection only, and SSHHook keeps it.
-            self.__dict__.pop("host_proxy", None)
-            return self._connected()
-        finally:
-            self.disabled_algorithms = asked
+            reader = self.reader()
+            found = [f"{self.account.where}: logged in, {self.account.known_by}, SFTP answers"]
+            chrooted = _attributes(reader, _OUTSIDE) is None
+            found.append("chrooted" if chrooted else f"NOT chrooted: it sees {_OUTSIDE}")
+            missing = 0
+            for name, index in self._indexes():
+                there = _attributes(reader, index)
+                missing += there is None
+                found.append(f"{name}: the index {index} is {'NOT there yet' if there is None else 'there'}")
+        except BackupError as error:
+            return False, str(error)
+        return chrooted and not missing, "; ".join(found)
 
-    def _connected(self) -> paramiko.SSHClient:
-        if self.client is not None:  # no more than a look at it, unless it has broken
-            transport = self.client.get_transport()
-            if transport is not None and transport.is_active():
-                return self.client
-        with clients_with(self.transport_class):
-            return super().get_conn()
+    def _indexes(self) -> list[tuple[str, str]]:
+        """Return provider and index, for each one that is configured with this connection."""
+        configured = load(providers_file()).providers
+        return [(each.name, each.index) for each in configured if each.sftp_conn_id == self.ssh_conn_id]
 
-    def _session(self, window: int | None = None) -> paramiko.Channel:
-        transport = self.get_conn().get_transport()
-        if transport is None:
-            raise ConnectionLost(f"the connection {self.ssh_conn_id} broke while it was made")
-        try:
-            return transport.open_session(window_size=window, timeout=_CONNECT)
-        except _BROKEN as error:
-            raise ConnectionLost(f"the server opens no session: {_said(error)}") from error
+    def _be_made(self) -> None:
+        """Have Airflow's hook read the connection, too, which it does in its own way."""
+        if not hasattr(self, "remote_host"):
+            SFTPHook.__init__(self, self.ssh_conn_id)
 
-    # --- the backup account -------------------------------------------------------------------------
+    def close(self) -> None:
+        super().close()
+        channels, self._channels = self._channels, []
+        for channel in channels:
+            channel.close()
 
     def reader(
         self, throttle: Callable[[int], int | None] | None = None, round_trip: float | None = None
     ) -> Reader:
-        """Return an SFTP reader on a new channel: of the ``ssh`` program if that will do, or of paramiko.
+        """Return an SFTP reader on a new session.
 
         :param throttle: as for a reader.
         :param round_trip: seconds, as an earlier reader found, so that a long line is known as such.
@@ -230,57 +216,87 @@ class ProviderHook(SSHHook):
         :raises ConnectionLost: the connection broke, or what answers is no SFTP server.
         """
         is_long = round_trip is not None and round_trip > _LONG
-        reader = (None if is_long else self._fast_reader()) or self._paramiko_reader()
+        reader = (None if is_long else self._over_ssh(_LONG)) or self._over_asyncssh()
         reader.throttle = throttle  # not before, since what waits does not tell how long the line is
         return reader
 
-    def _fast_reader(self) -> Reader | None:
-        """Return a reader over ``ssh``, or None where paramiko must do, or has to tell what is wrong."""
-        channel = None
+    def _over_asyncssh(self) -> Reader:
         try:
-            program = program_for(self, self._key_text)
+            session = self.connected().session(self.stall_timeout, subsystem=self.account.subsystem)
+        except NoCommonAlgorithm:
+            if reader := self._over_ssh(float("inf")):
+                return reader
+            raise
+        return Reader(session, patience=self._patience)
+
+    def _over_ssh(self, longest: float) -> Reader | None:
+        """Return a reader over ``ssh``, or None where asyncssh must do, or has to tell what is wrong.
+
+        :param longest: seconds of a round trip, from which on asyncssh is faster.
+        :raises AccessRefused: the server refuses the account.
+        :raises ConnectionLost: it cannot be reached.
+        """
+        try:
+            program = program_for(self.account)
             if program is None:
                 return None
             with program:  # it has read its files before the server answers
                 channel = SshChannel(program.command, self.stall_timeout)
                 self._channels.append(channel)
                 reader = Reader(channel, patience=self._patience)
-                if reader.round_trip < _LONG:
-                    return reader
-            why = "the line is long"
-        except (OSError, ValueError) as error:  # it does not start
-            why = _said(error)
+        except OSError as error:  # it does not start
+            self.log.info("Connecting without the program ssh: %s", error)
+            return None
         except ConnectionLost as error:
-            assert channel is not None
             if channel not in self._channels:  # it was closed meanwhile, and is not wanted any more
                 raise
-            why = channel.said() or str(error)
-        if channel is not None:
             channel.close()
-        if "connect to host" in why or "resolve hostname" in why:
-            raise ConnectionLost(f"{self._where}: {why}")
-        self.log.info("Connecting again, without the program ssh: %s", why)
+            self._raise_for(channel.said() or str(error))
+            return None
+        if reader.round_trip < longest:
+            return reader
+        channel.close()
+        self.log.info("Connecting again, without the program ssh: the line is long")
         return None
 
-    def _paramiko_reader(self) -> Reader:
-        channel = self._session(window=2 * WINDOW)
-        channel.settimeout(self.stall_timeout)
-        asked = time.monotonic()
-        try:
-            with _at_most(_CONNECT, channel):
-                channel.invoke_subsystem(self.subsystem)
-        except _BROKEN as error:
-            overrun = isinstance(error, Overrun)
-            if overrun or not self._alive(channel) or time.monotonic() - asked >= _CONNECT:
-                raise ConnectionLost(f"no SFTP server answered: {_said(error)}") from error
-            raise NotOnProvider(
-                f"connection {self.ssh_conn_id}: the server does not start the subsystem {self.subsystem!r} "
-                f"({_said(error)}). Check `Subsystem` in its sshd_config, and the connection's extra "
-                "subsystem."
-            ) from error
-        return Reader(ToldChannel(channel), patience=self._patience)
+    def _raise_for(self, said: str) -> None:
+        """Raise what another way would come to as well, without another failed login."""
+        if "Permission denied" in said and self.account.password is None:  # which ssh cannot be told
+            raise refused(self.account, said)
+        no_way = ["connect to host", "resolve hostname", "proxy", "Proxy"]
+        if self.account.options.proxy_command:  # which has ended, without a word of the server
+            no_way.append("kex_exchange_identification")
+        if any(words in said for words in no_way):
+            raise ConnectionLost(f"{self.account.where}: {said}")
+        self.log.info("Connecting again, without the program ssh: %s", said)
 
-    # --- the index account --------------------------------------------------------------------------
+
+def _attributes(reader: Reader, path: str) -> Attributes | None:
+    """Return the attributes of a path; None if it cannot be seen."""
+    reader.submit_stat(path.encode(), None)
+    (answer,) = reader.wait()
+    assert isinstance(answer, Stated)
+    return answer.attributes
+
+
+class IndexHook(_Connected, SSHHook):
+    """The index account, which runs one command. It is Airflow's :class:`SSHHook`, too."""
+
+    _building: tuple[Session, Conversation] | None = None
+
+    def test_connection(self) -> tuple[bool, str]:
+        """Tell whether host key and account are as they should be. Nothing is run."""
+        try:
+            self.connected()
+        except BackupError as error:
+            return False, str(error)
+        return True, f"{self.account.where}: logged in, {self.account.known_by}"
+
+    def get_conn(self) -> paramiko.SSHClient:
+        """Return a client of paramiko's, as Airflow's hook does."""
+        if not hasattr(self, "remote_host"):
+            SSHHook.__init__(self, self.ssh_conn_id)
+        return super().get_conn()
 
     def build_index(self, request: IndexRequest) -> Done:
         """Have the provider build its index, and return what it reports.
@@ -297,42 +313,35 @@ class ProviderHook(SSHHook):
 
     def _converse(self, conversation: Conversation) -> int | None:
         """Run the command of a conversation to its end, and return its exit status, if the server tells."""
-        channel = self._session()
+        connection = self.connected()
+        session = connection.session(_LISTEN, command=conversation.command)
+        self._building = session, conversation
         try:
-            channel.set_combine_stderr(True)
-            with _at_most(_CONNECT, channel):
-                channel.exec_command(conversation.command)
-                channel.sendall(conversation.opening)
-            self._building = channel, conversation
-            for data in self._output(channel, conversation):
+            session.sendall(conversation.opening)
+            for data in self._output(session, conversation):
                 if answer := conversation.hear(data):
-                    with _at_most(_CONNECT, channel):
-                        channel.sendall(answer)
+                    session.sendall(answer)
             # Its output has ended; a server that then tells no status has none to tell.
-            return channel.recv_exit_status() if channel.status_event.wait(_CONNECT) else None
-        except _BROKEN as error:
-            raise ConnectionLost(f"the connection broke: {_said(error)}") from error
+            session.closed.wait(CONNECT)
+            if session.exit_status is None and not session.was_killed and not connection.alive:
+                raise ConnectionLost("the connection broke while the provider was building its index")
+            return session.exit_status
+        except EOFError as error:
+            raise ConnectionLost(f"the connection broke: {error}") from error
         finally:
             self._building = None
-            _close(channel)
+            session.close(_ENDING)
 
-    def _output(self, channel: paramiko.Channel, conversation: Conversation) -> Iterator[bytes]:
+    def _output(self, session: Session, conversation: Conversation) -> Iterator[bytes]:
         """Yield what the other side writes, to its end."""
         conversation.listen()
         while True:
-            channel.settimeout(min(_LISTEN, conversation.patience()))
+            session.settimeout(min(_LISTEN, conversation.patience()))
             try:
-                data = channel.recv(65536)
+                data = session.recv(65536)
             except TimeoutError:
-                if self._alive(channel):
-                    continue
-                data = b""
+                continue
             if not data:
-                raise_for_overrun(channel)
-                # A server ends the output before the channel. And where the connection breaks, paramiko ends
-                # the channels first, while it still says that it is alive.
-                if channel.exit_status == -1 and not (channel.eof_received and self._alive(channel)):
-                    raise ConnectionLost("the connection broke while the provider was building its index")
                 return
             yield data
 
@@ -340,71 +349,15 @@ class ProviderHook(SSHHook):
         """Have a running build stop, and end the connection. May be called from a signal's handler."""
 
         def stop() -> None:
-            with suppress(*_BROKEN):
+            with suppress(EOFError):
                 # What has not been given its request yet ends with the connection.
                 if building is not None and building[1].begun:
                     building[0].sendall(STOP)
-                    building[0].status_event.wait(_STOPPING)
+                    building[0].closed.wait(_STOPPING)
 
         building = self._building
-        # A thread of its own, because the interrupted one may be holding a lock of paramiko's.
+        # A thread of its own, because the interrupted one may be holding a lock.
         stopping = threading.Thread(target=stop, daemon=True)
         stopping.start()
         stopping.join(_STOPPING)
         self.close()
-
-    @staticmethod
-    def _alive(channel: paramiko.Channel) -> bool:
-        transport: Any = channel.get_transport()
-        return bool(transport.is_active())
-
-
-def _known_ciphers() -> tuple[str, ...]:
-    return tuple(paramiko.Transport._preferred_ciphers)  # type: ignore[attr-defined]
-
-
-@contextmanager
-def _at_most(seconds: float, channel: paramiko.Channel) -> Iterator[None]:
-    """Close the channel if what is asked of the server takes longer; paramiko itself would wait for ever."""
-    timer = threading.Timer(seconds, _close, [channel])
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
-
-
-def _close(channel: paramiko.Channel) -> None:
-    """Close a channel, of whose end the server need not hear any more."""
-    with suppress(*_BROKEN):
-        channel.close()
-
-
-def _classified(where: str, error: paramiko.SSHException) -> AccessRefused | ConnectionLost:
-    """Tell a refusal, which no retry heals, from a connection that broke on the way."""
-    said = _said(error)
-    # paramiko has the same type for a refused key as for a server that went away in the middle.
-    broken = "timeout" in said.lower() or "EOF" in said
-    if isinstance(error, paramiko.AuthenticationException) and not broken:
-        return AccessRefused(
-            f"{where}: the server refuses the account's key or password ({said}). Check login and key_file "
-            "of the connection, the AuthorizedKeysFile on the server, and whether from= of the key there "
-            "names this machine's address as the server sees it; the server's log says which."
-        )
-    if "known_hosts" in said:
-        return AccessRefused(
-            f"{where}: the host key is unknown. Pin it in the connection's extra host_key (ssh-keyscan shows "
-            "it; compare it with the server's own), or add it to known_hosts."
-        )
-    if "private key" in said:
-        return AccessRefused(f"{where}: the key is of no use: {said}")
-    return ConnectionLost(f"{where}: {said}")
-
-
-def _said(error: BaseException) -> str:
-    """Return what an error says. A server's own words may be in it, so that nothing may act on a terminal."""
-    text = str(error)
-    if isinstance(error, OSError) and error.errno is None and error.strerror:
-        text = error.strerror  # paramiko's have no number, which would be told as None
-    return to_text(text.encode("utf-8", "backslashreplace")) or type(error).__name__

@@ -1,12 +1,12 @@
-"""A channel over the installed ``ssh`` program, which decrypts outside of Python and on another core.
+"""A session over the installed ``ssh`` program, which decrypts outside of Python and on another core.
 
-It takes the same Airflow connection as the rest of the hook, and has the same calls as a paramiko channel as
-far as an SFTP reader needs them. It accepts no host key that paramiko would not accept. An inline key and
-the host keys reach ``ssh`` from memory: no secret is on a command line, in an environment or on the disk.
+It is given what :mod:`.connection` has found out, and has the same calls as a :class:`.Session`, as far as
+an SFTP reader needs them. The key and the host keys reach ``ssh`` from memory: no secret is on a command
+line, in an environment or on the disk.
 
-What this does not give: its window is 2 MiB, so that a long line is not filled. Not every connection can be
-told to ``ssh``; see :func:`program_for`. And if this process is killed outright, ``ssh`` ends as soon as it
-is logged in; before that, with a server that has become silent, only when that hangs up.
+What this does not give: its window is 2 MiB, so that a long line is not filled. A password cannot be told
+to it. And if this process is killed outright, ``ssh`` ends as soon as it is logged in; before that, with a
+server that has become silent, only when that hangs up.
 
 Sources: ssh(1), ssh_config(5), memfd_create(2), ptrace(2) on who may look into ``/proc/<pid>/fd``.
 """
@@ -21,29 +21,32 @@ import subprocess
 import time
 from collections import deque
 from contextlib import ExitStack, suppress
-from typing import TYPE_CHECKING
+from pathlib import Path
 
-import paramiko
-from paramiko.config import SSH_PORT
-
+from airflow_mdbackup.hooks.connection import KEEPALIVE, SshAccount
 from airflow_mdbackup.scheme.names import to_text
 from airflow_mdbackup.scheme.sftp import WINDOW
 
-if TYPE_CHECKING:
-    from airflow_mdbackup.hooks.provider import ProviderHook
-
 _PIPE = 1 << 20  # the largest that an unprivileged user may have
 _AHEAD = 2 * WINDOW  # bytes that may arrive while we send: more than a reader ever asks for
+_FAILED = 255  # the program's exit status for errors of its own
 _ENDING = 5.0  # seconds that the program gets to end by itself
-_HOST = "provider"  # under which ssh looks up the host keys that we give it
+# Options of ssh_config(5), by what asyncssh calls them.
+_ALGORITHMS = {
+    "encryption_algs": "Ciphers",
+    "mac_algs": "MACs",
+    "kex_algs": "KexAlgorithms",
+    "server_host_key_algs": "HostKeyAlgorithms",
+    "signature_algs": "PubkeyAcceptedAlgorithms",
+}
 
 
 class Program(ExitStack):
     """How to call ``ssh``, and the files that this names. They are there until it is closed."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, config: str) -> None:
         super().__init__()
-        self.command = [path, "-F", "none"]
+        self.command = [path, "-F", config]
 
     def option(self, name: str, value: str) -> None:
         """Set an option of ssh_config(5)."""
@@ -64,25 +67,18 @@ class Program(ExitStack):
         return f"/proc/{holder.pid}/fd/1"
 
 
-def program_for(hook: ProviderHook, private_key: str | None) -> Program | None:
-    """Return how to call ``ssh`` for a connection, or None where paramiko must do.
+def program_for(account: SshAccount) -> Program | None:
+    """Return how to call ``ssh`` for an account; None if there is no ``ssh``, or the account has no key.
 
-    That is where there is no ``ssh``, for passwords, passphrases and proxy commands, for algorithms that are
-    disabled, and where no host key is known.
-
-    :param private_key: the text of the key in the connection's extra, if it is there.
     :raises OSError: no file can be made for it.
     """
     ssh = shutil.which("ssh")
-    if ssh is None or not hasattr(os, "memfd_create") or hook.password or hook.host_proxy_cmd:
+    if ssh is None or not hasattr(os, "memfd_create") or account.key is None:
         return None
-    # As in paramiko, a key in the extra comes before a file, which ~/.ssh/config may have told.
-    has_key = private_key if hook.pkey is not None else hook.key_file
-    host_keys = _host_keys(hook)
-    if not has_key or not host_keys or hook.disabled_algorithms:
-        return None
-    program = Program(ssh)
+    config = Path("~/.ssh/config").expanduser()
+    program = Program(ssh, str(config) if config.is_file() else "none")
     program.option("BatchMode", "yes")
+    program.option("LogLevel", "ERROR")  # or else the server's banner is among its words
     program.option("IdentitiesOnly", "yes")
     program.option("IdentityAgent", "none")
     program.option("IdentityFile", "none")  # or else the keys in ~/.ssh, if ours cannot be read
@@ -90,42 +86,25 @@ def program_for(hook: ProviderHook, private_key: str | None) -> Program | None:
     program.option("CheckHostIP", "no")
     program.option("GlobalKnownHostsFile", "none")
     program.option("UpdateHostKeys", "no")
-    program.option("Compression", "yes" if hook.compress else "no")
-    program.option("Ciphers", ",".join(hook.ciphers or ("^aes128-gcm@openssh.com", "aes256-gcm@openssh.com")))
-    program.option("ConnectTimeout", str(hook.conn_timeout))
-    program.option("ServerAliveInterval", str(hook.keepalive_interval))
-    program.option("HostKeyAlias", _HOST)
-    lines = (f"{_HOST} {key.get_name()} {key.get_base64()}\n" for key in host_keys)
+    program.option("Compression", "yes" if account.compress else "no")
+    for name, algorithms in account.algorithms.items():
+        program.option(_ALGORITHMS[name], algorithms if isinstance(algorithms, str) else ",".join(algorithms))
+    program.option("ConnectTimeout", str(account.patience))
+    program.option("ServerAliveInterval", str(KEEPALIVE))
+    # By which it looks the keys up, and which a host certificate has to name.
+    known_as = account.options.host_key_alias or account.address
+    program.option("HostKeyAlias", known_as)
     try:
-        program.option("UserKnownHostsFile", program.file("".join(lines)))
-        program.command += ["-i", program.file(f"{private_key}\n") if private_key else str(hook.key_file)]
+        program.option("UserKnownHostsFile", program.file(account.host_keys.lines(known_as)))
+        program.command += ["-i", program.file(account.key.export_private_key().decode())]
+        if account.certificate is not None:
+            program.option("CertificateFile", program.file(account.certificate.export_certificate().decode()))
     except BaseException:
         program.close()
         raise
-    program.command += ["-p", str(hook.port), "-l", str(hook.username)]
-    program.command += ["-s", "--", hook.remote_host, hook.subsystem]
+    program.command += ["-p", str(account.port), "-l", account.user]
+    program.command += ["-s", "--", account.host, account.subsystem]
     return program
-
-
-def _host_keys(hook: ProviderHook) -> list[paramiko.PKey]:
-    """Return the keys that the server may have.
-
-    They are read as paramiko reads them: from the known_hosts of $HOME, while ``ssh`` would look in the
-    home of the passwd entry, and only if there are none from the connection. Where the two contradict each
-    other there is none: paramiko has to tell.
-    """
-    known = paramiko.HostKeys()
-    try:
-        known.load(os.path.expanduser("~/.ssh/known_hosts"))
-    except OSError:
-        pass
-    except paramiko.hostkeys.InvalidHostKey:
-        return []
-    host = hook.remote_host if hook.port == SSH_PORT else f"[{hook.remote_host}]:{hook.port}"
-    keys = list(dict(known.lookup(host) or {}).values())
-    if hook.host_key is None:
-        return keys
-    return [hook.host_key] if not keys or hook.host_key in keys else []
 
 
 def _environment() -> dict[str, str]:
@@ -134,7 +113,7 @@ def _environment() -> dict[str, str]:
 
 
 class SshChannel:
-    """A running ``ssh``, as a channel. One thread at a time, but :meth:`close` may come from another.
+    """A running ``ssh``, as a session. One thread at a time, but :meth:`close` may come from another.
 
     :param command: its path and arguments.
     :param timeout: seconds that a call may wait.
@@ -210,9 +189,19 @@ class SshChannel:
             return data[:size]
         self._wait(self._waiting)
         data = os.read(self._out, size)
-        if not data and (said := self.said()):
+        if not data and (said := self.said() or self._failed()):
             raise EOFError(said)
         return data
+
+    def _failed(self) -> str:
+        """Return what is to be said of an ``ssh`` that has ended without a word, if it has failed.
+
+        At this log level it does not say itself that the server has gone, or is silent.
+        """
+        with suppress(subprocess.TimeoutExpired):
+            if self._process.wait(_ENDING) == _FAILED:
+                return "ssh has ended: the server has closed the connection, or does not answer any more"
+        return ""
 
     def said(self) -> str:
         """Return the last that ``ssh`` wrote for people, such as why it gave up, as printable text."""

@@ -19,7 +19,7 @@ from airflow_mdbackup.scheme.mirror import Mirror, Run
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-    from airflow_mdbackup.hooks.provider import ProviderHook
+    from airflow_mdbackup.hooks.provider import IndexHook, ProviderHook
 
 RETRY_POLICY = ExceptionRetryPolicy(
     rules=[
@@ -88,11 +88,18 @@ class BackupOperator(BaseOperator):
 
 
 def provider_hook(conn_id: str, stall_timeout: timedelta = timedelta(seconds=60)) -> ProviderHook:
-    """Return the hook for one of a provider's accounts."""
-    # Here, because paramiko is slow to import, and every parse of a DAG file would pay for it.
+    """Return the hook for a provider's backup account."""
+    # Here, because SSH is slow to import, and every parse of a DAG file would pay for it.
     from airflow_mdbackup.hooks.provider import ProviderHook
 
     return ProviderHook(conn_id, stall_timeout=stall_timeout.total_seconds())
+
+
+def index_hook(conn_id: str) -> IndexHook:
+    """Return the hook for a provider's index account."""
+    from airflow_mdbackup.hooks.provider import IndexHook
+
+    return IndexHook(conn_id)
 
 
 def refused(why: str) -> AirflowFailException:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from airflow.providers.common.compat.sdk import conf
 from airflow.sdk import BaseOperator
 
-from airflow_mdbackup.operators.base import megabytes, provider_hook
+from airflow_mdbackup.operators.base import index_hook, megabytes
 from airflow_mdbackup.provider_side import Done, IndexRequest, request_line
 from airflow_mdbackup.scheme import errors
 from airflow_mdbackup.scheme.names import to_text
@@ -18,7 +18,7 @@ from airflow_mdbackup.scheme.names import to_text
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-    from airflow_mdbackup.hooks.provider import ProviderHook
+    from airflow_mdbackup.hooks.provider import IndexHook
 
 REHASH = "rehash"  # a parameter of a run that a person starts
 
@@ -73,7 +73,7 @@ class BuildProviderIndex(BaseOperator):
         self.exclude = exclude
         self.indexer = dict(indexer or {})
         self.deferrable = deferrable
-        self._hook: ProviderHook | None = None
+        self._hook: IndexHook | None = None
         self._killed = False
 
     def execute(self, context: Context) -> dict[str, Any]:
@@ -87,7 +87,7 @@ class BuildProviderIndex(BaseOperator):
         )
         if self.deferrable:
             self._defer(request)
-        with provider_hook(self.ssh_conn_id) as self._hook:
+        with index_hook(self.ssh_conn_id) as self._hook:
             if self._killed:  # while there was no hook yet
                 self._hook.stop_build()
             done = self._hook.build_index(request)

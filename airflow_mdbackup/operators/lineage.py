@@ -27,11 +27,11 @@ def tell_lineage(hook: ProviderHook, provider: str, source: Sequence[str]) -> No
     :param source: absolute paths, as the backup account sees them.
     """
     collector = get_hook_lineage_collector()
-    host = f"[{hook.remote_host}]" if ":" in hook.remote_host else hook.remote_host
+    host = f"[{hook.account.address}]" if ":" in hook.account.address else hook.account.address
     asset = provider_asset(provider)
     try:
         for path in source:
-            collector.add_input_asset(hook, uri=f"sftp://{host}:{hook.port or 22}{quote(path)}")
+            collector.add_input_asset(hook, uri=f"sftp://{host}:{hook.account.port or 22}{quote(path)}")
         collector.add_output_asset(hook, uri=asset.uri, name=asset.name, group=asset.group)
     except ValueError as error:  # no asset may have a path as long as that
         log.warning("%s: Airflow is told of no lineage: %s", provider, error)

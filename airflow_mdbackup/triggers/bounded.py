@@ -16,12 +16,11 @@ asyncssh cannot pause, a turn takes as much as was read at once, up to 256 KiB.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import Any
 
 import asyncssh
+
+from airflow_mdbackup.hooks.session import Client, PatientConnection
 
 _PIECE = 4096  # bytes; at least 28 make a packet, which takes some 40 microseconds
 # What one connection may send: so much at once, and so much more for each second. A conversation takes 10,000
@@ -50,7 +49,7 @@ class _Budget:
             )
 
 
-class _Connection(asyncssh.SSHClientConnection):
+class _Connection(PatientConnection):
     def bound(self) -> None:
         """Begin to count. Called once, before anything is received."""
         self._arrived = b""
@@ -96,35 +95,13 @@ class _Connection(asyncssh.SSHClientConnection):
         super()._force_close(exc)
 
 
-class _Client(asyncssh.SSHClient):
+class BoundedClient(Client):
+    """What to connect as, so that the connection is bounded."""
+
     def connection_made(self, conn: asyncssh.SSHClientConnection) -> None:
         conn.__class__ = _Connection  # asyncssh lets nobody choose it
         assert isinstance(conn, _Connection)
         conn.bound()
-
-
-_bounding: ContextVar[bool] = ContextVar("_bounding", default=False)
-_usual_connect = asyncssh.connect
-
-
-def _connect(*args: Any, **options: Any) -> Any:
-    """Connect as asyncssh does, and bounded where :func:`connections` says so."""
-    if _bounding.get():
-        options |= {"client_factory": _Client, "compression_algs": ["none"]}
-    return _usual_connect(*args, **options)
-
-
-asyncssh.connect = _connect
-
-
-@contextmanager
-def connections() -> Iterator[None]:
-    """Bound what this task connects with, by SSHHookAsync, which offers no other way. Nobody else's is."""
-    before = _bounding.set(True)
-    try:
-        yield
-    finally:
-        _bounding.reset(before)
 
 
 def overrun_of(connection: asyncssh.SSHClientConnection | None) -> Overrun | None:

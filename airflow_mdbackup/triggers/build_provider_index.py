@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import random
 import time
 from collections.abc import AsyncIterator, Awaitable
@@ -12,20 +11,15 @@ from dataclasses import asdict
 from typing import Any, TypeVar
 
 import asyncssh
-from airflow.providers.ssh.hooks.ssh import SSHHookAsync
-from airflow.sdk.exceptions import AirflowException, AirflowNotFoundException
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
-from airflow_mdbackup.hooks.provider import Printable
+from airflow_mdbackup.hooks.provider import IndexHookAsync
+from airflow_mdbackup.hooks.session import open_session
 from airflow_mdbackup.provider_side import STOP, Done, read_request
 from airflow_mdbackup.provider_side.conversation import Conversation
-from airflow_mdbackup.scheme.errors import AccessRefused, BackupError, ConnectionLost
+from airflow_mdbackup.scheme.errors import BackupError, ConnectionLost
 from airflow_mdbackup.scheme.names import to_text
 from airflow_mdbackup.triggers import bounded
-
-# A server may ask for XON/XOFF as often as it likes, and asyncssh logs it each time.
-logging.getLogger("asyncssh").addFilter(lambda record: "XON/XOFF" not in str(record.msg))
-logging.getLogger("asyncssh").addFilter(Printable())
 
 _CONNECT = 60.0  # seconds for connection and login
 _LOST = (ConnectionLost, asyncssh.Error, OSError, EOFError)
@@ -77,7 +71,9 @@ class BuildProviderIndexTrigger(BaseTrigger):
         try:
             done = await self._build()
         except BackupError as error:
-            event = {"error": type(error).__name__, "message": str(error)}
+            # The task looks for it among those, whatever hooks make of it.
+            kind = next(kind for kind in type(error).__mro__ if kind.__module__ == BackupError.__module__)
+            event = {"error": kind.__name__, "message": str(error)}
         else:
             event = {"done": asdict(done), "ended": time.time()}
         if (early := began + _SOONEST - clock()) > 0:
@@ -89,8 +85,7 @@ class BuildProviderIndexTrigger(BaseTrigger):
         async with asyncio.timeout(_STOPPING):
             if self._running is None:
                 # It may be between two connections; the same request joins its build, and can so stop it.
-                with bounded.connections():
-                    await self._connect()
+                await self._connect()
                 await self._converse(self._conversation(), stop=True)
                 return
             process, conversation = self._running
@@ -115,8 +110,7 @@ class BuildProviderIndexTrigger(BaseTrigger):
             conversation = self._conversation()
             began = clock()
             try:
-                with bounded.connections():
-                    await self._connect()
+                await self._connect()
                 while not conversation.ends(await self._converse(conversation)):
                     pass
                 return conversation.result()
@@ -142,28 +136,9 @@ class BuildProviderIndexTrigger(BaseTrigger):
         """Connect with the index account.
 
         :raises AccessRefused: the host key is not the expected one, or the account is refused.
+        :raises ConnectionLost: the server cannot be reached.
         """
-        try:
-            connecting = SSHHookAsync(ssh_conn_id=self.ssh_conn_id).get_conn()
-            self._connection = await _within(connecting, f"{self._where}: the server does not answer")
-        except asyncssh.HostKeyNotVerifiable as error:
-            raise AccessRefused(
-                f"{self._where}: the server's host key is not the expected one, or unknown. Pin it in the "
-                "connection's extra host_key (ssh-keyscan shows it; compare it with the server's own)."
-            ) from error
-        except asyncssh.PermissionDenied as error:
-            raise AccessRefused(
-                f"{self._where}: the server refuses the account's key or password. Check login and key_file "
-                "of the connection, and the AuthorizedKeysFile on the server."
-            ) from error
-        except (asyncssh.KeyImportError, FileNotFoundError, PermissionError, ValueError) as error:
-            if isinstance(error, PermissionError) and error.filename is None:
-                raise  # it is of the network, as where a firewall rejects
-            raise AccessRefused(f"{self._where}: its key is of no use on the triggerer: {error}") from error
-        except AirflowNotFoundException as error:
-            raise AccessRefused(f"{self._where} does not exist") from error
-        except AirflowException as error:
-            raise AccessRefused(f"{self._where}: {error}") from error
+        self._connection = await IndexHookAsync(self.ssh_conn_id).get_conn()
 
     async def _converse(self, conversation: Conversation, *, stop: bool = False) -> int | None:
         """Run the command of a conversation to its end, and return its exit status, if the server tells.
@@ -172,7 +147,8 @@ class BuildProviderIndexTrigger(BaseTrigger):
         :raises ConnectionLost: nothing there answers as an indexer does, or not any more.
         """
         assert self._connection is not None
-        opening = self._connection.create_process(conversation.command, stderr=asyncssh.STDOUT, encoding=None)
+        create = self._connection.create_process
+        opening = open_session(lambda: create(conversation.command, stderr=asyncssh.STDOUT, encoding=None))
         process = await _within(opening, f"{self._where}: the server opens no session")
         self._running = process, conversation
         process.stdin.write(conversation.opening)

@@ -24,11 +24,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import asyncssh
-import paramiko
 import pytest
 from airflow.sdk.exceptions import TaskDeferred
 
-from airflow_mdbackup.hooks.provider import ProviderHook
+from airflow_mdbackup.hooks.provider import IndexHook
+from airflow_mdbackup.hooks.session import Session
 from airflow_mdbackup.operators import BuildProviderIndex
 from airflow_mdbackup.provider_side import Done, IndexRequest, conversation, indexer, request_line
 from airflow_mdbackup.scheme.errors import AccessRefused, ConnectionLost, NotOnProvider
@@ -70,17 +70,22 @@ def make_slow(server: ProviderServer) -> None:
 
 
 def build(request: IndexRequest) -> Done:
-    with ProviderHook("index") as hook:
+    with IndexHook("index") as hook:
         return hook.build_index(request)
 
 
 @contextmanager
-def building(server: ProviderServer, request: IndexRequest) -> Iterator[tuple[ProviderHook, Any]]:
+def building(server: ProviderServer, request: IndexRequest) -> Iterator[tuple[IndexHook, Any]]:
     """A build that has begun, in a thread: its hook, and the future result."""
-    with ThreadPoolExecutor(1) as pool, ProviderHook("index") as hook:
+    with ThreadPoolExecutor(1) as pool, IndexHook("index") as hook:
         future = pool.submit(hook.build_index, request)
         until(lambda: (hook._building and hook._building[1].begun and running(server)) or future.done())
         yield hook, future
+
+
+def break_off(hook: IndexHook) -> None:
+    """Break a hook's connection, as a network does."""
+    hook.connected()._connection.get_extra_info("socket").shutdown(socket.SHUT_RDWR)
 
 
 def running(server: ProviderServer) -> list[int]:
@@ -149,9 +154,7 @@ def test_retry_joins_the_build_that_a_lost_connection_left_behind(
     make_slow(server)
     same = request(server, id="run 1", limit=SLOW)
     with building(server, same) as (hook, first):
-        transport = hook.get_conn().get_transport()
-        assert transport is not None
-        transport.sock.close()
+        break_off(hook)
         with pytest.raises(ConnectionLost, match="broke"):
             first.result(20)
     assert running(server)
@@ -160,24 +163,18 @@ def test_retry_joins_the_build_that_a_lost_connection_left_behind(
     assert "Joined on the provider: the build of this request" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("deferred", [False, True], ids=["worker", "triggerer"])
 def test_connection_that_breaks_is_told_as_such_at_whatever_moment(
-    server: ProviderServer, monkeypatch: pytest.MonkeyPatch
+    server: ProviderServer, deferred: bool, impatient: list[float]
 ) -> None:
-    """paramiko ends the channels a moment before it says that the connection is gone."""
-    make_slow(server)
-    unlink = paramiko.Channel._unlink
-
-    def slowly(channel: paramiko.Channel) -> None:
-        unlink(channel)
-        time.sleep(0.5)
-
-    with building(server, request(server, id="run 1", limit=SLOW)) as (hook, future):
-        transport = hook.get_conn().get_transport()
-        assert transport is not None
-        monkeypatch.setattr(paramiko.Channel, "_unlink", slowly)
-        transport.sock.shutdown(socket.SHUT_RDWR)
+    """The output has ended well, and before the server tells how the command did, it is gone."""
+    server.force_index_command("echo mdbackup ready request; read x; exec >&- 2>&-; sleep 0.5; kill -9 $PPID")
+    if deferred:
+        event = asyncio.run(fire_within(trigger(request(server, id="1")), 20))
+        assert (event["error"], "broke" in event["message"]) == ("ConnectionLost", True)
+    else:
         with pytest.raises(ConnectionLost, match="broke"):
-            future.result(20)
+            build(request(server, id="1"))
 
 
 @pytest.mark.parametrize("deferred", [False, True], ids=["worker", "triggerer"])
@@ -221,12 +218,12 @@ def test_connection_that_ends_while_it_is_closed_is_told_as_one_that_broke(
 ) -> None:
     """As when a task is killed just as its build stops: the other side's end comes in between."""
 
-    def close(channel: paramiko.Channel) -> None:
-        really_close(channel)
-        raise EOFError  # as paramiko's own does where it can no longer send
+    def close(session: Session, wait: float = 0.0) -> None:
+        until(session._loop.is_closed, 5, every=0.02)
+        really_close(session, wait)
 
-    really_close = paramiko.Channel.close
-    monkeypatch.setattr(paramiko.Channel, "close", close)
+    really_close = Session.close
+    monkeypatch.setattr(Session, "close", close)
     make_slow(server)
     with building(server, request(server, id="run 1", limit=SLOW)) as (hook, future):
         hook.stop_build()
@@ -235,9 +232,7 @@ def test_connection_that_ends_while_it_is_closed_is_told_as_one_that_broke(
     until(lambda: not running(server), 5)
 
 
-@pytest.mark.parametrize(
-    "moment", ["operators.build_provider_index.provider_hook", "hooks.provider.SSHHook.get_conn"]
-)
+@pytest.mark.parametrize("moment", ["operators.build_provider_index.index_hook", "hooks.provider.Connection"])
 def test_task_that_is_killed_before_it_is_connected_begins_no_build(
     server: ProviderServer, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
@@ -378,7 +373,7 @@ def test_deferred_task_takes_up_what_the_trigger_found(server: ProviderServer) -
             "host key is not the expected one",
         ),
         ({"key_file": "backupop"}, AccessRefused, "refuses the account's key"),
-        ({"key_file": "/nowhere"}, AccessRefused, "of no use on the triggerer"),
+        ({"key_file": "/nowhere"}, AccessRefused, "cannot be read on this machine"),
     ],
     ids=["host key", "key", "no key"],
 )
@@ -532,7 +527,13 @@ def test_flood_of_lines_leaves_other_triggers_their_turns(
         options: dict[str, Any] = {"server_host_keys": [key], "process_factory": flood, "encoding": None}
         async with asyncssh.listen("127.0.0.1", 0, server_factory=Open, **options) as server:
             host_key = " ".join(key.export_public_key().decode().split()[:2])
-            connection = {"conn_type": "ssh", "host": "127.0.0.1", "port": server.get_port(), "login": "x"}
+            connection = {
+                "conn_type": "ssh",
+                "host": "127.0.0.1",
+                "port": server.get_port(),
+                "login": "x",
+                "password": "x",
+            }
             set_connection("index", connection | {"extra": {"host_key": host_key}})
             beside = asyncio.create_task(other())
             try:
@@ -592,7 +593,13 @@ def test_trigger_gives_up_a_server_that_opens_no_session(
         key = asyncssh.generate_private_key("ssh-ed25519")
         listener = await asyncssh.create_server(Mute, "127.0.0.1", 0, server_host_keys=[key])
         host_key = key.export_public_key().decode().strip()
-        connection = {"conn_type": "ssh", "host": "127.0.0.1", "port": listener.get_port(), "login": "x"}
+        connection = {
+            "conn_type": "ssh",
+            "host": "127.0.0.1",
+            "port": listener.get_port(),
+            "login": "x",
+            "password": "x",
+        }
         set_connection("index", connection | {"extra": {"host_key": host_key}})
         try:
             return await fire_within(trigger(IndexRequest(b"/", (b"/a",), b"/i", id="1")), 20)
@@ -608,7 +615,7 @@ def test_words_of_a_server_act_on_no_terminal_that_shows_the_log_of_a_triggerer(
     impatient: list[float], set_connection: SetConnection, caplog: pytest.LogCaptureFixture
 ) -> None:
     """asyncssh logs them as they come."""
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, "asyncssh")
     logging.getLogger("asyncssh").addHandler(caplog.handler)
 
     class Rude(asyncssh.SSHServer):
@@ -631,7 +638,7 @@ def test_words_of_a_server_act_on_no_terminal_that_shows_the_log_of_a_triggerer(
                 "index",
                 {
                     "conn_type": "ssh", "host": "127.0.0.1", "port": server.get_port(), "login": "x",
-                    "extra": extra,
+                    "password": "x", "extra": extra,
                 },
             )  # fmt: skip
             request = IndexRequest(b"/", (b"/a",), b"/i")

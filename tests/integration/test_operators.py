@@ -244,7 +244,7 @@ def nothing_in(dest: Path) -> bool:
         ({"host_key": None}, errors.AccessRefused, "host key is unknown"),
         ({"host_key": "other"}, errors.AccessRefused, "host key is not the expected one"),
         ({"key_file": "other"}, errors.AccessRefused, "refuses the account's key"),
-        ({"key_file": "/no/such/key"}, errors.AccessRefused, "cannot be read on this worker"),
+        ({"key_file": "/no/such/key"}, errors.AccessRefused, "cannot be read on this machine"),
         ({"allow_host_key_change": True}, errors.AccessRefused, "allow_host_key_change"),
     ],
     ids=["unknown host key", "wrong host key", "wrong key", "no key file", "host key change allowed"],
@@ -288,10 +288,19 @@ def test_connection_that_does_not_exist_is_told_with_how_to_make_it(
         backup.fetch()
 
 
-def test_connection_with_a_spoilt_host_key_is_told(backup: Backup, set_connection: SetConnection) -> None:
-    """An empty file of ssh-keyscan, pasted into the extra."""
-    set_connection("backupop", backup.server.sftp_connection(host_key=""))
-    with pytest.raises(errors.AccessRefused, match=r"backupop is of no use.*host_key must look like"):
+@pytest.mark.parametrize(
+    ("host_key", "told"),
+    [
+        ("", r"backupop leads to a server whose host key is unknown. Pin it in its extra host_key"),
+        ("ssh-ed25519 AAAA", r"backupop has an extra host_key that is no public key: it must look like"),
+    ],
+)
+def test_connection_with_a_spoilt_host_key_is_told(
+    backup: Backup, set_connection: SetConnection, host_key: str, told: str
+) -> None:
+    """An empty file of ssh-keyscan, pasted into the extra; or a part of a key."""
+    set_connection("backupop", backup.server.sftp_connection(host_key=host_key))
+    with pytest.raises(errors.AccessRefused, match=told):
         backup.fetch()
 
 
@@ -429,21 +438,18 @@ def test_fetch_that_is_killed_ends_its_connection(backup: Backup) -> None:
         backup._execute(operator)
 
 
-def test_transfer_uses_a_fast_cipher_and_no_compression_unless_asked(
-    backup: Backup, set_connection: SetConnection
+@pytest.mark.parametrize("extra", [{}, {"compress": "true"}], ids=["plain", "compress"])
+def test_transfer_by_asyncssh_uses_a_fast_cipher_and_no_compression(
+    backup: Backup, set_connection: SetConnection, extra: dict[str, str]
 ) -> None:
-    """SSHHook would compress what mostly is compressed already, and take a slow cipher."""
+    """Others would be slow; and compression, which has no bound there, is left to the program ssh."""
     from airflow_mdbackup.hooks.provider import ProviderHook
 
+    set_connection("backupop", backup.server.sftp_connection(**extra))
     with ProviderHook("backupop") as hook:
-        transport = hook.get_conn().get_transport()
-        assert transport is not None
-        assert transport.remote_cipher == "aes128-gcm@openssh.com"
-        assert transport.remote_compression == "none"
-    set_connection("backupop", backup.server.sftp_connection(compress="true"))
-    with ProviderHook("backupop") as hook:
-        transport = hook.get_conn().get_transport()
-        assert transport is not None and transport.remote_compression != "none"
+        told = hook.connected()._connection.get_extra_info
+        assert (told("recv_cipher"), told("send_cipher")) == ("aes128-gcm@openssh.com",) * 2
+        assert told("recv_compression") == "none"
 
 
 def test_provider_without_python_builds_its_index_with_the_shell(
@@ -498,15 +504,14 @@ def test_big_files_and_many_shards_arrive_whole(backup: Backup) -> None:
     assert backup.live(b"big").stat().st_ino != backup.live(b"same").stat().st_ino
 
 
-@pytest.mark.parametrize("by_paramiko", [False, True])
+@pytest.mark.parametrize("by_asyncssh", [False, True])
 def test_pull_keeps_to_its_bandwidth_limit(
-    backup: Backup, by_paramiko: bool, set_connection: SetConnection
+    backup: Backup, by_asyncssh: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Written as in the configuration; over ssh, and over paramiko, which disabled ciphers take."""
+    """Written as in the configuration; over ssh, and over asyncssh, as where there is no ssh."""
     backup.put(b"big", os.urandom(3_000_000))
-    if by_paramiko:
-        disabled = {"ciphers": ["3des-cbc"]}
-        set_connection("backupop", backup.server.sftp_connection(disabled_algorithms=disabled))
+    if by_asyncssh:
+        monkeypatch.setattr("airflow_mdbackup.hooks.provider.program_for", lambda account: None)
     backup.build()
     backup.fetch()
     (shard,) = backup.diff()

@@ -1,10 +1,13 @@
 """SSH servers that send more than they may: neither memory nor a log grows with it.
 
 Each sends so much of it that it would go through unbounded, and then waits; nothing here depends on time.
+Backups go over asyncssh, audits over paramiko, and either has its own faults.
 """
 
 from __future__ import annotations
 
+import asyncio
+import io
 import logging
 import socket
 import struct
@@ -13,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
+import asyncssh
 import paramiko
 import pytest
 from paramiko.common import (
@@ -22,17 +26,23 @@ from paramiko.common import (
     MSG_EXT_INFO,
 )
 
-from airflow_mdbackup.hooks import bounded
-from airflow_mdbackup.hooks.bounded import ToldChannel
-from airflow_mdbackup.hooks.provider import ProviderHook
-from airflow_mdbackup.provider_side import IndexRequest
+from airflow_mdbackup.account import bounded
+from airflow_mdbackup.account.bounded import BoundedTransport
+from airflow_mdbackup.account.client import client_of
+from airflow_mdbackup.hooks import session as session_module
+from airflow_mdbackup.hooks.provider import IndexHook, ProviderHook, account
+from airflow_mdbackup.hooks.session import Session
+from airflow_mdbackup.provider_side import Done, IndexRequest
 from airflow_mdbackup.scheme.errors import AccessRefused, ConnectionLost
+
+from ..waiting import until
 
 SetConnection = Callable[[str, dict[str, Any]], None]
 Attack = Callable[[paramiko.Channel], None]
 KEY = paramiko.RSAKey.generate(2048)
-WINDOW = 1 << 20
+WINDOW = 1 << 20  # that a client of the audit has here
 REQUEST = IndexRequest(b"/", (b"/a",), b"/i", id="1")
+DONE = Done(files=1, bytes=1, hashed=1, unreadable=0, rotten=0, seconds=1.0)
 
 
 def send(channel: paramiko.Channel, kind: int, *fields: int | bytes) -> None:
@@ -80,34 +90,68 @@ class Attacker(paramiko.ServerInterface):
 
 
 @contextmanager
-def attacked_by(
-    attack: Attack, set_connection: SetConnection, *, attacker: type[Attacker] = Attacker, **options: Any
-) -> Iterator[ProviderHook]:
-    """A hook whose server attacks.
-
-    :param options: extras of the connection.
-    """
+def serving(
+    attack: Attack,
+    set_connection: SetConnection,
+    attacker: type[Attacker] = Attacker,
+    prepare: Callable[[paramiko.Transport], object] = lambda transport: None,
+) -> Iterator[None]:
+    """Serve the connection ``attacked``, by which everything is attacked."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
 
         def serve() -> None:
-            connection, _ = listener.accept()
-            transports.append(paramiko.Transport(connection))
-            transports[0].set_log_channel("attacker")  # its own lines are not what is counted
-            transports[0].add_server_key(KEY)
-            transports[0].use_compression(bool(options.get("compress")))
-            transports[0].start_server(server=attacker(attack))
+            with suppress(OSError):  # it is closed
+                while True:
+                    connection, _ = listener.accept()
+                    transport = paramiko.Transport(connection)
+                    transports.append(transport)
+                    transport.set_log_channel("attacker")  # its own lines are not what is counted
+                    transport.add_server_key(KEY)
+                    prepare(transport)
+                    transport.start_server(server=attacker(attack), event=threading.Event())
 
         transports: list[paramiko.Transport] = []
         threading.Thread(target=serve, daemon=True).start()
-        connection = {"conn_type": "ssh", "host": "127.0.0.1", "port": listener.getsockname()[1]}
-        extra = {"host_key": f"ssh-rsa {KEY.get_base64()}", "cmd_timeout": None, **options}
-        set_connection("attacked", {**connection, "login": "x", "password": "x", "extra": extra})
+        define(set_connection, listener.getsockname()[1])
         try:
-            with ProviderHook("attacked", stall_timeout=20) as hook:
-                yield hook
+            yield
         finally:
             for transport in transports:
                 transport.close()
+
+
+def define(set_connection: SetConnection, port: int) -> None:
+    connection = {"conn_type": "ssh", "host": "127.0.0.1", "port": port, "login": "x", "password": "x"}
+    set_connection("attacked", {**connection, "extra": {"host_key": f"ssh-rsa {KEY.get_base64()}"}})
+
+
+def audited() -> paramiko.SSHClient:
+    """Return a client as audits have it."""
+    return client_of(account("attacked"), BoundedTransport)
+
+
+def command(client: paramiko.SSHClient) -> paramiko.Channel:
+    """Have the server attack a client; what the command writes is then read from the channel."""
+    transport = client.get_transport()
+    assert transport is not None
+    channel = transport.open_session(window_size=WINDOW)
+    channel.settimeout(20)
+    channel.set_combine_stderr(True)
+    channel.exec_command("x")
+    channel.sendall(b"x")
+    return channel
+
+
+def end_of(client: paramiko.SSHClient) -> str:
+    """Have the server attack a client, and return why the connection has ended."""
+    channel = command(client)
+    transport: Any = channel.get_transport()
+    transport.join(30)
+    assert not transport.is_alive()
+    error = transport.get_exception()
+    assert isinstance(error, bounded.Overrun)
+    return str(error)
 
 
 def overflow(channel: paramiko.Channel) -> None:
@@ -127,55 +171,122 @@ def overflow_both(channel: paramiko.Channel) -> None:
         send(channel, MSG_CHANNEL_EXTENDED_DATA, channel.remote_chanid, 1, bytes(32768))
 
 
+# --- the window -------------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize("attack", [overflow, overflow_stderr, overflow_both])
-def test_more_than_the_window_ends_the_connection(attack: Attack, set_connection: SetConnection) -> None:
+def test_more_than_the_window_ends_the_connection_of_an_audit(
+    attack: Attack, set_connection: SetConnection
+) -> None:
     """Nobody reads meanwhile, so that nothing more is granted."""
-    with attacked_by(attack, set_connection) as hook:
-        channel = hook._session(WINDOW)
-        channel.exec_command("x")
-        channel.sendall(b"x")
-        transport = channel.get_transport()
+    with serving(attack, set_connection), audited() as client:
+        channel = command(client)
+        transport: Any = channel.get_transport()
         transport.join(30)
         assert not transport.is_alive()
         assert len(channel.in_buffer) + len(channel.in_stderr_buffer) <= WINDOW
-        with pytest.raises(EOFError, match="more than the window that it was granted, 1,048,576 bytes"):
-            while ToldChannel(channel).recv(65536):
+        told = "more than the window that it was granted, 1,048,576 bytes"
+        assert told in str(transport.get_exception())
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have sessions of asyncssh grant little, so that little has to be sent until it is too much."""
+    monkeypatch.setattr(session_module, "_WINDOW", WINDOW)
+    monkeypatch.setattr(session_module, "_UNREAD", WINDOW // 4)
+
+
+def held(session: Session) -> int:
+    """Return how many bytes wait to be read, here and in asyncssh."""
+    return session._size + sum(len(data) for data, _ in session._channel._recv_buf)
+
+
+@pytest.mark.parametrize("attack", [overflow, overflow_stderr, overflow_both])
+def test_more_than_the_window_ends_the_connection(
+    attack: Attack, set_connection: SetConnection, small: None
+) -> None:
+    """Nobody reads meanwhile, so that nothing more is granted."""
+    with serving(attack, set_connection), IndexHook("attacked") as hook:
+        session = hook.connected().session(20, command="x")
+        session.sendall(b"x")
+        assert session.closed.wait(30)
+        assert held(session) <= WINDOW + WINDOW // 4 + 65536
+        with pytest.raises(EOFError, match="Window exceeded"):
+            while session.recv(65536):
                 pass
-        with pytest.raises(EOFError, match="more than the window"):
-            ToldChannel(channel).sendall(b"x")
+        with pytest.raises(EOFError, match="Window exceeded"):
+            session.sendall(b"x")
+
+
+def test_server_that_keeps_to_its_window_waits_for_who_reads(
+    set_connection: SetConnection, small: None
+) -> None:
+    """However much it has to say, and however long nobody looks."""
+    with serving(much, set_connection), IndexHook("attacked") as hook:
+        session = hook.connected().session(20, command="x")
+        session.sendall(b"x")
+        until(lambda: session._is_paused and session._channel.get_recv_window() == WINDOW, every=0.01)
+        until(lambda: session._channel._recv_window < 65536, every=0.01)  # it has used up all of it
+        assert WINDOW <= held(session) <= WINDOW + WINDOW // 4 + 65536
+        read = 0
+        while data := session.recv(30000):
+            read += len(data)
+        assert read == MUCH + len(Attacker.opening)
+
+
+def test_window_of_an_audit_is_granted_again_as_data_are_read(set_connection: SetConnection) -> None:
+    """An honest server may fill it to the last byte, many times over, by both streams."""
+    with serving(much, set_connection), audited() as client:
+        channel = command(client)
+        read = 0
+        while data := channel.recv(30000):
+            read += len(data)
+        assert read == MUCH + len(Attacker.opening)
+
+
+MUCH = 8 * WINDOW
+
+
+def much(channel: paramiko.Channel) -> None:
+    for begin in range(0, MUCH, 65536):
+        (channel.sendall if begin % 131072 else channel.sendall_stderr)(bytes(65536))
+    channel.shutdown_write()
+
+
+def test_server_that_takes_none_of_our_answers_is_given_up(
+    set_connection: SetConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of its requests wants one, which would wait here until it takes it."""
+    monkeypatch.setattr(session_module, "_UNSENT", 65536)
+
+    def attack(channel: paramiko.Channel) -> None:
+        transport: Any = channel.get_transport()
+        transport.packetizer.read_message = lambda: threading.Event().wait()
+        question = paramiko.Message()
+        question.add_byte(bytes([80]))
+        question.add_string("x" * 10)
+        question.add_boolean(True)
+        while transport.is_active():
+            transport._send_user_message(question)
+
+    with serving(attack, set_connection), IndexHook("attacked") as hook:
+        wire = hook.connected()._connection.get_extra_info("socket")
+        wire.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65536)  # or it would hold megabytes
+        session = hook.connected().session(60, command="x")
+        session.sendall(b"x")
+        with pytest.raises(EOFError, match="does not take our answers"):
+            while session.recv(65536):
+                pass
+
+
+# --- what makes no sense ----------------------------------------------------------------------------
 
 
 def test_reader_says_what_the_server_did(set_connection: SetConnection) -> None:
-    """It may have got a part of it, which is no less true."""
-
-    def attack(channel: paramiko.Channel) -> None:
-        for _ in range(200):
-            send(channel, 5)
-
-    told = pytest.raises(ConnectionLost, match="the connection broke: the server sent 100 messages")
-    with attacked_by(attack, set_connection) as hook, told:
-        hook._paramiko_reader()
-
-
-@pytest.mark.parametrize("compress", [False, True])
-def test_window_is_granted_again_as_data_are_read(set_connection: SetConnection, compress: bool) -> None:
-    """An honest server may fill it to the last byte, many times over, by both streams."""
-    size = 8 * WINDOW
-
-    def attack(channel: paramiko.Channel) -> None:
-        for begin in range(0, size, 65536):
-            (channel.sendall if begin % 131072 else channel.sendall_stderr)(bytes(65536))
-        channel.shutdown_write()
-
-    with attacked_by(attack, set_connection, compress=compress) as hook:
-        channel = hook._session(WINDOW)
-        channel.set_combine_stderr(True)
-        channel.exec_command("x")
-        channel.sendall(b"x")
-        read = 0
-        while data := ToldChannel(channel).recv(30000):
-            read += len(data)
-        assert read == size + len(Attacker.opening)
+    """As asyncssh tells it."""
+    told = pytest.raises(ConnectionLost, match="the connection broke: Incomplete packet")
+    with serving(unknown, set_connection), ProviderHook("attacked") as hook, told:
+        hook.reader()
 
 
 def unknown(channel: paramiko.Channel) -> None:
@@ -202,49 +313,81 @@ def kind_of_data(channel: paramiko.Channel) -> None:
     send(channel, MSG_CHANNEL_EXTENDED_DATA, channel.remote_chanid, 2, b"x")
 
 
-@pytest.mark.parametrize("message", [unknown, unimplemented, refused, banner, kind_of_data])
-def test_messages_that_are_out_of_place_fill_no_log(
-    message: Attack, set_connection: SetConnection, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Beside what an indexer says, so that nobody's patience ends."""
-    caplog.set_level(logging.INFO)
+def flood_of(message: Attack) -> Attack:
+    """Return an indexer that ends well, and says much else before that."""
 
     def attack(channel: paramiko.Channel) -> None:
         for _ in range(2000):
             message(channel)
-        channel.sendall(b"mdbackup done files=1 bytes=1 hashed=1 unreadable=0 rotten=0 seconds=1.0\n")
-        channel.send_exit_status(0)
+        ends_well(channel)
 
-    told = pytest.raises(ConnectionLost, match="the connection broke: the server sent")
-    with attacked_by(attack, set_connection) as hook, told:
-        hook.build_index(REQUEST)
+    return attack
+
+
+def ends_well(channel: paramiko.Channel) -> None:
+    channel.sendall(b"mdbackup done files=1 bytes=1 hashed=1 unreadable=0 rotten=0 seconds=1.0\n")
+    channel.send_exit_status(0)
+    channel.close()
+
+
+MESSAGES = [unknown, unimplemented, refused, banner, kind_of_data]
+
+
+@pytest.mark.parametrize("message", MESSAGES)
+def test_messages_that_are_out_of_place_fill_no_log_of_an_audit(
+    message: Attack, set_connection: SetConnection, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And end its connection."""
+    caplog.set_level(logging.INFO)
+    with serving(flood_of(message), set_connection), audited() as client:
+        assert end_of(client).startswith("the server sent")
     said = [record.getMessage() for record in caplog.records if record.name == "paramiko.transport"]
     assert 0 < len(said) <= 100 and max(map(len, said)) < 10_000
 
 
+@pytest.mark.parametrize("message", MESSAGES)
+def test_messages_that_are_out_of_place_fill_no_log(
+    message: Attack, set_connection: SetConnection, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The first ends the connection, but for those that are not kept, and told nobody."""
+    with serving(flood_of(message), set_connection), IndexHook("attacked") as hook:
+        if message in (unimplemented, banner):
+            assert hook.build_index(REQUEST) == DONE
+        else:
+            with pytest.raises(ConnectionLost, match="the connection broke: "):
+                hook.build_index(REQUEST)
+    assert len([record for record in caplog.records if record.name.startswith("asyncssh")]) < 10
+
+
+def test_packet_of_an_audit_that_is_too_large_is_not_read(set_connection: SetConnection) -> None:
+    """Its length alone ends the connection."""
+    with serving(large, set_connection), audited() as client:
+        assert end_of(client).startswith("the server sent a packet of 5")
+
+
 def test_packet_that_is_too_large_is_not_read(set_connection: SetConnection) -> None:
     """Its length alone ends the connection."""
-
-    def attack(channel: paramiko.Channel) -> None:
-        send(channel, 2, bytes(2 * bounded._PACKET))  # it may be ignored, says its type
-        channel.send_exit_status(0)
-
-    told = pytest.raises(ConnectionLost, match=r"broke: the server sent a packet of \d{3},\d{3} bytes")
-    with attacked_by(attack, set_connection) as hook, told:
+    told = pytest.raises(ConnectionLost, match="the connection broke: Max packet size exceeded")
+    with serving(large, set_connection), IndexHook("attacked") as hook, told:
         hook.build_index(REQUEST)
 
 
-def test_packet_that_is_too_large_once_decompressed_is_not_kept(set_connection: SetConnection) -> None:
-    """On the line it is a thousandth of that."""
+def large(channel: paramiko.Channel) -> None:
+    send(channel, 2, bytes(2 * bounded._PACKET))  # it may be ignored, says its type
+    channel.send_exit_status(0)
 
-    def attack(channel: paramiko.Channel) -> None:
-        send(channel, 2, bytes(2 * bounded._PACKET))
-        channel.send_exit_status(0)
-        channel.shutdown_write()
 
-    told = pytest.raises(ConnectionLost, match=r"a packet of [\d,]+ bytes that decompresses to more than SSH")
-    with attacked_by(attack, set_connection, compress=True) as hook, told:
-        hook.build_index(REQUEST)
+def test_server_that_only_compresses_is_not_talked_to(set_connection: SetConnection) -> None:
+    """A packet of it may be a thousand times as large as it was on the line."""
+
+    def only_compress(transport: paramiko.Transport) -> None:
+        transport.get_security_options().compression = ("zlib@openssh.com", "zlib")
+
+    with serving(overflow, set_connection, prepare=only_compress):
+        with IndexHook("attacked") as hook, pytest.raises((AccessRefused, ConnectionLost)):
+            hook.connected()
+        with pytest.raises(ConnectionLost):
+            audited()
 
 
 def test_extensions_are_not_counted_beyond_their_message(set_connection: SetConnection) -> None:
@@ -255,9 +398,14 @@ def test_extensions_are_not_counted_beyond_their_message(set_connection: SetConn
         channel.send_exit_status(0)
         channel.shutdown_write()
 
-    told = pytest.raises(ConnectionLost, match="broke: the server sent a message that counts more items")
-    with attacked_by(attack, set_connection) as hook, told:
-        hook.build_index(REQUEST)
+    with serving(attack, set_connection):
+        with audited() as client:
+            assert end_of(client) == "the server sent a message that counts more items than it holds"
+        with IndexHook("attacked") as hook, pytest.raises(ConnectionLost, match="broke: Unexpected ext_info"):
+            hook.build_index(REQUEST)
+
+
+# --- before there is a session ----------------------------------------------------------------------
 
 
 def test_questions_at_login_are_not_counted_beyond_their_message(
@@ -281,38 +429,100 @@ def test_questions_at_login_are_not_counted_beyond_their_message(
             query.prompts = Questions()
             return query
 
-    told = pytest.raises(AccessRefused, match="allowed types:")
-    with attacked_by(overflow, set_connection, attacker=Curious) as hook, told:
-        hook.get_conn()
-    assert "the server sent a message that counts more items than it holds" in caplog.text
+    with serving(overflow, set_connection, Curious):
+        with pytest.raises(AccessRefused, match="allowed types:"):
+            audited()
+        assert "the server sent a message that counts more items than it holds" in caplog.text
+        with IndexHook("attacked") as hook, pytest.raises(ConnectionLost, match="Incomplete packet"):
+            hook.connected()
 
 
-def test_greeting_without_end_is_not_read(set_connection: SetConnection) -> None:
-    """Before the version a server may print lines; this one never ends its first."""
+def test_questions_without_end_are_given_up(
+    set_connection: SetConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After as long as a login may take."""
+    monkeypatch.setattr("airflow_mdbackup.hooks.connection.CONNECT", 1)
+
+    class Talkative(asyncssh.SSHServer):
+        def begin_auth(self, username: str) -> bool:
+            return True
+
+        def password_auth_supported(self) -> bool:
+            return False
+
+        def kbdint_auth_supported(self) -> bool:
+            return True
+
+        def get_kbdint_challenge(self, *_: str) -> Any:
+            return "", "", "", []
+
+        def validate_kbdint_response(self, *_: Any) -> Any:
+            return "", "", "", []
+
+    told = pytest.raises(ConnectionLost, match=r"Login timeout expired|does not let us in")
+    with served_by_asyncssh(Talkative, set_connection), IndexHook("attacked") as hook, told:
+        hook.connected()
+
+
+@contextmanager
+def served_by_asyncssh(server: type[asyncssh.SSHServer], set_connection: SetConnection) -> Iterator[None]:
+    """Serve the connection ``attacked``, in a thread of its own."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+    try:
+        key = asyncssh.import_private_key(pem(KEY))
+
+        async def listen() -> asyncssh.SSHAcceptor:
+            return await asyncssh.listen("127.0.0.1", 0, server_factory=server, server_host_keys=[key])
+
+        listener = asyncio.run_coroutine_threadsafe(listen(), loop).result(20)
+        define(set_connection, listener.get_port())
+        yield
+
+        async def end() -> None:
+            listener.close()
+            await listener.wait_closed()
+
+        asyncio.run_coroutine_threadsafe(end(), loop).result(20)
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(20)
+
+
+def pem(key: paramiko.RSAKey) -> str:
+    file = io.StringIO()
+    key.write_private_key(file)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("line", [bytes(4 * bounded._GREETING), b"hello\r\n" * 20_000], ids=["one", "many"])
+def test_greeting_without_end_is_not_read(set_connection: SetConnection, line: bytes) -> None:
+    """Before the version a server may print lines; this one never ends its first, or the last never comes."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def serve() -> None:
-            connection, _ = listener.accept()
-            with connection:
-                try:
-                    connection.sendall(bytes(4 * bounded._GREETING))
-                    while connection.recv(1000):
-                        pass
-                except OSError:
-                    pass
+            with suppress(OSError):
+                while True:
+                    connection, _ = listener.accept()
+                    connections.append(connection)
+                    with suppress(OSError):
+                        connection.sendall(line)
 
+        connections: list[socket.socket] = []
         threading.Thread(target=serve, daemon=True).start()
-        connection = {"conn_type": "ssh", "host": "127.0.0.1", "port": listener.getsockname()[1]}
-        extra = {"host_key": f"ssh-rsa {KEY.get_base64()}"}
-        set_connection("attacked", {**connection, "login": "x", "password": "x", "extra": extra})
-        with ProviderHook("attacked") as hook, pytest.raises(ConnectionLost, match="no version of SSH"):
-            hook.get_conn()
+        define(set_connection, listener.getsockname()[1])
+        with pytest.raises(ConnectionLost, match=r"no version of SSH|protocol version"):
+            audited()
+        with IndexHook("attacked") as hook, pytest.raises(ConnectionLost, match="anner line"):
+            hook.connected()
+    for connection in connections:
+        connection.close()
 
 
 def test_nobody_else_gets_a_client_of_ours(set_connection: SetConnection) -> None:
-    """Other hooks of the same process keep paramiko's own."""
-    usual = paramiko.SSHClient
-    with attacked_by(overflow, set_connection) as hook:
-        assert isinstance(hook.get_conn().get_transport(), bounded.BoundedTransport)
-        assert hook.get_conn() is hook.client
-    assert paramiko.SSHClient is usual
+    """Airflow's own part of our hooks, and others of the same process, keep paramiko's own."""
+    with serving(overflow, set_connection), audited() as client, IndexHook("attacked") as hook:
+        assert isinstance(client.get_transport(), BoundedTransport)
+        assert type(hook.get_conn().get_transport()) is paramiko.Transport
+        assert type(hook.connected()._connection) is session_module._BoundedConnection

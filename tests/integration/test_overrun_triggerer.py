@@ -107,7 +107,8 @@ def test_server_that_only_compresses_is_not_talked_to(set_connection: SetConnect
         await done(process)
 
     event = asyncio.run(fire_against(process, set_connection, compression_algs=["zlib@openssh.com"]))
-    assert (event["error"], sessions) == ("ConnectionLost", [])
+    assert (event["error"], sessions) == ("AccessRefused", [])
+    assert "no algorithm in common" in event["message"]
 
 
 def test_build_ends_well_where_a_server_keeps_within_bounds(set_connection: SetConnection) -> None:
@@ -143,7 +144,7 @@ def test_flood_below_the_lines_ends_the_build(
     set_connection: SetConnection, caplog: pytest.LogCaptureFixture, send: Send, what: str
 ) -> None:
     """Patience would not: an indexer may be silent for minutes, and go on then. No log is filled either."""
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.WARNING)  # as the hooks have set it for asyncssh
     logging.getLogger("asyncssh").addHandler(caplog.handler)
     try:
         event = asyncio.run(fire_against(flooding(send), set_connection))
@@ -272,12 +273,13 @@ def test_nobody_elses_connection_is_bounded(set_connection: SetConnection) -> No
         key = asyncssh.generate_private_key("ssh-ed25519")
         async with asyncssh.listen("127.0.0.1", 0, server_factory=Open, server_host_keys=[key]) as listener:
 
-            async def connect() -> asyncssh.SSHClientConnection:
-                return await asyncssh.connect("127.0.0.1", listener.get_port(), known_hosts=None)
+            async def connect(client: type[asyncssh.SSHClient]) -> asyncssh.SSHClientConnection:
+                return await asyncssh.connect(
+                    "127.0.0.1", listener.get_port(), known_hosts=None, client_factory=client
+                )
 
-            beside = asyncio.create_task(connect())
-            with bounded.connections():
-                ours = await connect()
+            beside = asyncio.create_task(connect(asyncssh.SSHClient))
+            ours = await connect(bounded.BoundedClient)
             async with await beside as theirs, ours:
                 assert isinstance(ours, bounded._Connection)
                 return theirs

@@ -14,10 +14,14 @@ from pathlib import Path
 import paramiko
 import pytest
 
+from airflow_mdbackup.account.bounded import BoundedTransport
+from airflow_mdbackup.account.client import client_of
 from airflow_mdbackup.cli.commands import main
-from airflow_mdbackup.hooks.provider import ProviderHook
+from airflow_mdbackup.hooks.provider import IndexHook, ProviderHook
+from airflow_mdbackup.hooks.provider import account as account_of
 from airflow_mdbackup.provider_side import IndexRequest
 from airflow_mdbackup.scheme.errors import AccessRefused, ConnectionLost
+from airflow_mdbackup.scheme.sftp import Fetched, Stream, Wanted
 from demo.provisioned import COPIED, DEBIAN, EMPTY, WITHOUT_INCLUDE, ProvisionedServer, connections
 from demo.sshd import _namespaces_allowed
 from demo.sshd_files import new_key
@@ -148,19 +152,17 @@ def give_cron(server: ProvisionedServer) -> None:
 def read(connection_id: str, path: bytes) -> bytes:
     """Return a file of the provider, by the way that backups take."""
     with ProviderHook(connection_id) as hook:
-        client = hook.get_conn().get_transport()
-        assert client is not None
-        channel = client.open_session()
-        channel.invoke_subsystem(hook.subsystem)
-        sftp = paramiko.SFTPClient(channel)
-        with sftp.open(path.decode()) as file:
-            return file.read()
+        reader = hook.reader()
+        reader.submit(Wanted(path, None, lambda _: Stream(len)))
+        (fetched,) = reader.wait()
+        assert isinstance(fetched, Fetched) and fetched.content is not None
+        return fetched.content
 
 
 def say(connection_id: str, command: str | None) -> str:
     """Return what an exec, or for None a shell, answers when it gets no input."""
-    with ProviderHook(connection_id) as hook:
-        transport = hook.get_conn().get_transport()
+    with client_of(account_of(connection_id), BoundedTransport) as client:
+        transport = client.get_transport()
         assert transport is not None
         channel = transport.open_session()
         channel.settimeout(10)
@@ -323,7 +325,7 @@ def test_page_tells_how_to_build_the_index_by_a_shell_account(
     shell = {**found["self_backupop"], "conn_type": "ssh", "login": "indexer"}
     shell["extra"] = {**shell["extra"], "key_file": str(tmp_path / "shell")}
     monkeypatch.setenv("AIRFLOW_CONN_SHELL", json.dumps(shell))
-    with ProviderHook("shell") as hook:
+    with IndexHook("shell") as hook:
         request = IndexRequest(b"/home/backupop", (b"/backups",), b"/.mdbackup/index.md5")
         assert hook.build_index(request).files == 1
     assert b"  /backups/alpha\n" in read("self_backupop", b"/.mdbackup/index.md5")
@@ -355,7 +357,7 @@ def test_backupop_reads_and_nothing_else(
     (server.root / "home/backupop/open").mkdir()
     (server.root / "home/backupop/open").chmod(0o777)
     with ProviderHook("web_backupop") as hook:
-        sftp = hook.get_conn().open_sftp()
+        sftp = hook.get_conn()
         assert sftp.stat("/backups/alpha").st_size == 17
         for forbidden in (
             lambda: sftp.listdir("/"),
@@ -390,7 +392,7 @@ def test_index_account_builds_what_the_configuration_on_a_says(
 ) -> None:
     """Through the forced command, without Python or anything else of the account's own."""
     connect(done(server, provision("web", "--bind", "/srv/www:/backups")))
-    with ProviderHook("web_index") as hook:
+    with IndexHook("web_index") as hook:
         standard_input, output, _ = hook.get_conn().exec_command("anything")
         request = {"id": None, "chroot": "/", "source": ["/etc"], "index": "/.mdbackup/index.md5"}
         standard_input.write(json.dumps(request) + "\n")
@@ -915,7 +917,7 @@ def test_indexer_of_the_shell_is_run_by_the_account_and_by_cron(
     give_cron(server)
     index = server.root / "home/backupop/.mdbackup/index.md5"
     connect(done(server, provision("web", "--bind", "/srv/www:/backups", "--cron", "@daily")))
-    with ProviderHook("web_index") as hook:
+    with IndexHook("web_index") as hook:
         standard_input, output, _ = hook.get_conn().exec_command("id")
         assert output.readline() == "mdbackup ready request\n"
         standard_input.write('{"id": null}\n')

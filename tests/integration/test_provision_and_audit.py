@@ -15,7 +15,7 @@ from collections.abc import Iterator
 import pytest
 
 from airflow_mdbackup.cli.commands import main
-from airflow_mdbackup.hooks.provider import ProviderHook
+from airflow_mdbackup.hooks.provider import IndexHook
 from airflow_mdbackup.provider_side import IndexRequest
 from demo.provisioned import ProvisionedServer, connections
 from demo.sshd import _namespaces_allowed
@@ -70,7 +70,7 @@ def test_provisioned_accounts_are_all_tight_before_and_after_an_index_exists(
     assert (status, len(found["tight"]), found["looser"], found["unknown"]) == (0, 42, set(), set())
     index = machine.root / "home/backupop/.mdbackup/index.md5"
     assert not index.exists()
-    with ProviderHook("web_index") as hook:
+    with IndexHook("web_index") as hook:
         done = hook.build_index(IndexRequest(b"/", (b"/etc",), b"/tmp/index.md5", id="1"))
     assert (done.files, done.unreadable) == (1, 0)
     assert b"/backups/alpha" in index.read_bytes()

@@ -1,4 +1,7 @@
-"""The way over the program ssh: what is asked of it, what it may accept, and how it ends."""
+"""The way over the program ssh: what is asked of it, what it may accept, and how it ends.
+
+Whatever a connection says holds for the other way as well, over asyncssh.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import ctypes
 import gc
 import logging
 import os
+import re
 import shutil
 import signal
 import socket
@@ -20,11 +24,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from airflow.providers.ssh.hooks.ssh import SSHHook
+from asyncssh import import_private_key
 
+import airflow_mdbackup.hooks.connection as connection_module
 import airflow_mdbackup.hooks.provider as provider_module
+import airflow_mdbackup.hooks.session as session_module
 import airflow_mdbackup.hooks.ssh_program as program_module
-from airflow_mdbackup.hooks.provider import ProviderHook
+from airflow_mdbackup.hooks.provider import IndexHook, ProviderHook
+from airflow_mdbackup.hooks.session import Session
 from airflow_mdbackup.hooks.ssh_program import SshChannel, program_for
 from airflow_mdbackup.scheme.errors import AccessRefused, ConnectionLost, NotOnProvider
 from airflow_mdbackup.scheme.sftp import Attributes, Fetched, Reader, Stream, Wanted
@@ -65,18 +72,46 @@ def fake_ssh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSsh:
 
 
 @pytest.fixture
-def no_paramiko(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fail the test that goes on with paramiko."""
+def no_asyncssh(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fail the test that goes on over asyncssh."""
 
-    def fail(_: SSHHook) -> None:
-        raise AssertionError("a second attempt, with paramiko")
+    def fail(_: object) -> None:
+        raise AssertionError("a second attempt, over asyncssh")
 
-    monkeypatch.setattr(SSHHook, "get_conn", fail)
+    monkeypatch.setattr(provider_module, "Connection", fail)
+
+
+@pytest.fixture(params=["ssh", "asyncssh"])
+def each_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """One way after the other: the only one that there is, and must do."""
+    if request.param == "ssh":
+        request.getfixturevalue("no_asyncssh")
+    else:
+        monkeypatch.setattr(provider_module, "program_for", lambda account: None)
+    return str(request.param)
+
+
+@pytest.fixture
+def connect_within(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """A function that sets how long a connection may take, in seconds."""
+
+    def connect_within(seconds: int) -> None:
+        for module in (connection_module, session_module):
+            monkeypatch.setattr(module, "CONNECT", seconds)
+
+    return connect_within
 
 
 def way(reader: Reader) -> str:
     """Return over what a reader reads."""
-    return "ssh" if isinstance(reader._channel, SshChannel) else "paramiko"
+    channel = reader._channel
+    assert isinstance(channel, SshChannel | Session)
+    return "ssh" if isinstance(channel, SshChannel) else "asyncssh"
+
+
+def over_ssh(hook: ProviderHook) -> Reader | None:
+    """Return a reader over ssh, or None where asyncssh has to tell what is wrong."""
+    return hook._over_ssh(provider_module._LONG)
 
 
 def children(name: str, parent: int | None = None) -> list[int]:
@@ -144,7 +179,7 @@ def test_reader_goes_over_ssh(
     with ProviderHook("backupop") as hook:
         reader = hook.reader()
         assert read(reader, put(provider, "file")).content == b"content"
-        assert way(reader) == "ssh" and hook.client is None
+        assert way(reader) == "ssh" and hook._connection is None
         (pid,) = children("ssh")
         command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
         assert b"Compression=" + (b"yes" if compress else b"no") in command
@@ -153,16 +188,16 @@ def test_reader_goes_over_ssh(
     assert not children("ssh")
 
 
-def test_named_subsystem_is_asked_for(tmp_path: Path, set_connection: SetConnection) -> None:
+def test_named_subsystem_is_asked_for(tmp_path: Path, set_connection: SetConnection, each_way: str) -> None:
     """The server has no other."""
     with ProviderServer(tmp_path / "server", subsystem="sftpi") as server:
         set_connection("backupop", server.sftp_connection())
         with ProviderHook("backupop") as hook:
-            assert way(hook.reader()) == "ssh"
+            assert way(hook.reader()) == each_way
 
 
 def test_task_that_hides_what_it_has_open_goes_over_ssh(
-    provider: ProviderServer, set_connection: SetConnection, no_paramiko: None
+    provider: ProviderServer, set_connection: SetConnection, no_asyncssh: None
 ) -> None:
     """As all of Airflow's do: /proc/<pid>/fd of a task is closed even to the programs that it starts."""
     connection = provider.sftp_connection(private_key=provider.backupop_key.read_text())
@@ -220,34 +255,47 @@ def _proxy(connection: dict[str, Any], folder: Path) -> None:
     (folder / "home/.ssh/config").write_text(f"Host *\n  ProxyCommand {sys.executable} {relay}\n")
 
 
-def _no_host_key_check(connection: dict[str, Any], folder: Path) -> None:
-    del connection["extra"]["host_key"]
-    connection["extra"]["no_host_key_check"] = "true"
-
-
 def _disabled_algorithms(connection: dict[str, Any], folder: Path) -> None:
     connection["extra"]["disabled_algorithms"] = {"kex": ["curve25519-sha256@libssh.org"]}
 
 
+def _host_name(connection: dict[str, Any], folder: Path) -> None:
+    config = f"Host elsewhere\n  HostName {connection['host']}\n  Port {connection.pop('port')}\n"
+    (folder / "home/.ssh/config").write_text(config)
+    connection["host"] = "elsewhere"
+
+
 @pytest.mark.parametrize(
-    "change",
-    [_passphrase, _passphrase_and_file, _password, _proxy, _no_host_key_check, _disabled_algorithms],
+    "change", [_passphrase, _passphrase_and_file, _password, _proxy, _disabled_algorithms, _host_name]
 )
-def test_what_ssh_cannot_be_told_goes_over_paramiko(
+def test_what_a_connection_and_its_user_say_holds_for_both_ways(
     provider: ProviderServer,
     set_connection: SetConnection,
     tmp_path: Path,
+    each_way: str,
     change: Callable[[dict[str, Any], Path], None],
 ) -> None:
-    """And works there."""
+    """Whatever is in the connection, and what ~/.ssh/config says of where it leads."""
     connection = provider.sftp_connection()
     change(connection, tmp_path)
     set_connection("backupop", connection)
     with ProviderHook("backupop") as hook:
-        assert program_for(hook, hook._key_text) is None
         reader = hook.reader()
-        assert way(reader) == "paramiko"
+        assert way(reader) == each_way
         assert read(reader, put(provider, "file")).content == b"content"
+
+
+def test_account_without_a_key_is_none_for_ssh(
+    provider: ProviderServer, set_connection: SetConnection
+) -> None:
+    """A password cannot be told to it. Here the server takes none."""
+    connection = provider.sftp_connection() | {"password": "open sesame"}
+    del connection["extra"]["key_file"]
+    set_connection("backupop", connection)
+    with ProviderHook("backupop") as hook:
+        assert program_for(hook.account) is None
+        with pytest.raises(AccessRefused, match="refuses the account's password"):
+            hook.reader()
 
 
 @pytest.mark.parametrize(
@@ -260,7 +308,7 @@ def test_what_ssh_cannot_be_told_goes_over_paramiko(
     ],
     ids=["no ssh", "an old ssh", "a broken ssh", "no cat"],
 )
-def test_machine_without_a_fit_ssh_goes_over_paramiko(
+def test_machine_without_a_fit_ssh_goes_over_asyncssh(
     provider: ProviderServer,
     set_connection: SetConnection,
     monkeypatch: pytest.MonkeyPatch,
@@ -278,16 +326,13 @@ def test_machine_without_a_fit_ssh_goes_over_paramiko(
     set_connection("backupop", provider.sftp_connection())
     with ProviderHook("backupop") as hook:
         reader = hook.reader()
-        assert way(reader) == "paramiko"
+        assert way(reader) == "asyncssh"
         assert read(reader, put(provider, "file")).content == b"content"
         assert not children("cat") and not children("ssh")
 
 
-# --- whom it trusts -----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("round_trip", "expected"), [(None, "ssh"), (0.001, "ssh"), (0.1, "paramiko")])
-def test_line_that_is_known_to_be_long_is_left_to_paramiko(
+@pytest.mark.parametrize(("round_trip", "expected"), [(None, "ssh"), (0.001, "ssh"), (0.1, "asyncssh")])
+def test_line_that_is_known_to_be_long_is_left_to_asyncssh(
     provider: ProviderServer,
     set_connection: SetConnection,
     monkeypatch: pytest.MonkeyPatch,
@@ -295,13 +340,16 @@ def test_line_that_is_known_to_be_long_is_left_to_paramiko(
     expected: str,
 ) -> None:
     """At once: with one login, not two."""
-    if expected == "paramiko":
+    if expected == "asyncssh":
         monkeypatch.setattr(provider_module, "_LONG", LONG_LINE)
     set_connection("backupop", provider.sftp_connection())
     before = provider.log_text().count("Accepted publickey")
     with ProviderHook("backupop") as hook:
         assert way(hook.reader(round_trip=round_trip)) == expected
     assert provider.log_text().count("Accepted publickey") == before + 1
+
+
+# --- whom it trusts -----------------------------------------------------------------------------------
 
 
 def test_other_host_key_than_the_pinned_is_refused(
@@ -315,15 +363,12 @@ def test_other_host_key_than_the_pinned_is_refused(
     set_connection("backupop", provider.sftp_connection(host_key=other))
     before = len(provider.log_text())
     with ProviderHook("backupop") as hook:
-        assert hook.host_key is not None
-        assert hook._fast_reader() is None
+        assert over_ssh(hook) is None
         with pytest.raises(AccessRefused, match="not the expected") as caught:
             hook.reader()
-        assert hook.host_key.fingerprint in str(caught.value)
-    right = subprocess.run(
-        ["ssh-keygen", "-lf", "-"], input=provider.host_key, capture_output=True, text=True
-    ).stdout
-    assert right.split()[1] in str(caught.value)
+    for key in (other, provider.host_key):
+        told = subprocess.run(["ssh-keygen", "-lf", "-"], input=key, capture_output=True, text=True).stdout
+        assert told.split()[1] in str(caught.value)
     assert "Host key verification failed" in capfd.readouterr().out
     assert "Accepted" not in provider.log_text()[before:]
 
@@ -333,97 +378,181 @@ def test_unknown_host_key_is_refused(provider: ProviderServer, set_connection: S
     connection = provider.sftp_connection()
     del connection["extra"]["host_key"]
     set_connection("backupop", connection)
-    before = len(provider.log_text())
-    with ProviderHook("backupop") as hook, pytest.raises(AccessRefused, match="host key is unknown"):
-        hook.reader()
-    assert "Accepted" not in provider.log_text()[before:]
+    before = provider.log_text()
+    with pytest.raises(AccessRefused, match="host key is unknown"):
+        ProviderHook("backupop")
+    assert provider.log_text() == before, "it was connected to"
+
+
+@pytest.fixture
+def known_hosts(
+    provider: ProviderServer, set_connection: SetConnection, home: Path, tmp_path: Path
+) -> Callable[..., None]:
+    """A function that writes known_hosts, with which a connection without pinned key has to do.
+
+    In its lines, {right} is the server's key, {wrong} another one, and {at} where the server listens.
+    """
+
+    def known_hosts(*lines: str, **extra: str) -> None:
+        words = {"right": provider.host_key, "wrong": new_key(tmp_path / "wrong")}
+        at = f"[127.0.0.1]:{provider.port}"
+        text = "".join(line.format(**words, at=at) + "\n" for line in lines)
+        (home / ".ssh/known_hosts").write_text(text, "latin-1")
+        connection = provider.sftp_connection(**extra)
+        if not extra:
+            del connection["extra"]["host_key"]
+        set_connection("backupop", connection)
+
+    return known_hosts
 
 
 @pytest.mark.parametrize("hashed", [False, True], ids=["plain", "hashed"])
 def test_known_hosts_of_home_is_honoured(
-    provider: ProviderServer, set_connection: SetConnection, home: Path, hashed: bool
+    known_hosts: Callable[..., None], home: Path, hashed: bool, each_way: str
 ) -> None:
-    """As paramiko reads it: with the port, in $HOME, while ssh would look where the passwd entry says."""
-    connection = provider.sftp_connection()
-    del connection["extra"]["host_key"]
-    set_connection("backupop", connection)
-    known_hosts = home / ".ssh/known_hosts"
-    known_hosts.write_text(f"[127.0.0.1]:{provider.port} {provider.host_key}\n")
+    """With the port, in $HOME, while ssh would look where the passwd entry says."""
+    known_hosts("{at} {right}")
     if hashed:
-        subprocess.run(["ssh-keygen", "-q", "-H", "-f", known_hosts], check=True, capture_output=True)
-        assert "127.0.0.1" not in known_hosts.read_text()
+        file = home / ".ssh/known_hosts"
+        subprocess.run(["ssh-keygen", "-q", "-H", "-f", file], check=True, capture_output=True)
+        assert "127.0.0.1" not in file.read_text()
     with ProviderHook("backupop") as hook:
-        assert way(hook.reader()) == "ssh"
+        assert way(hook.reader()) == each_way
 
 
-@pytest.mark.parametrize("line", ["127.0.0.1 {right}", "* {right}", "[127.0.0.1]:{port} {wrong}"])
-def test_known_hosts_without_the_servers_key_is_of_no_help(
-    provider: ProviderServer, set_connection: SetConnection, home: Path, tmp_path: Path, line: str
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["127.0.0.1 {right}"],
+        ["* {right}"],
+        ["{at} {wrong}", "{at} {right}"],
+        ["{at} {right}", "{at} {wrong}"],
+        ["@revoked {at} {wrong}", "{at} {right}"],
+        ["{at} ssh-ed25519 AAAAB", "nonsense", "@nonsense {at} {right}", "# caf\xe9", "caf\xe9 {wrong}",
+         "{at} {right} caf\xe9"],
+    ],
+    ids=["of no port", "a pattern", "old and new", "new and old", "another is revoked", "broken lines"],
+)  # fmt: skip
+def test_known_hosts_is_read_as_openssh_reads_it(
+    known_hosts: Callable[..., None], each_way: str, lines: list[str]
 ) -> None:
-    """Of another port, by a pattern that paramiko does not know, or of another key."""
-    connection = provider.sftp_connection()
-    del connection["extra"]["host_key"]
-    set_connection("backupop", connection)
-    words = {"right": provider.host_key, "wrong": new_key(tmp_path / "wrong"), "port": provider.port}
-    (home / ".ssh/known_hosts").write_text(line.format(**words) + "\n")
+    known_hosts(*lines)
     with ProviderHook("backupop") as hook:
-        assert hook._fast_reader() is None
-        with pytest.raises(AccessRefused, match="host key is"):
+        assert way(hook.reader()) == each_way
+
+
+def test_line_of_known_hosts_that_is_skipped_is_told(
+    known_hosts: Callable[..., None], home: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With file and line, so that it can be found."""
+    known_hosts("{at} {right}", "\x1b[2J")
+    with ProviderHook("backupop"):
+        pass
+    (warning,) = [record.getMessage() for record in caplog.records if "skipped" in record.getMessage()]
+    assert warning.startswith(f"{home}/.ssh/known_hosts, line 2, is skipped: ") and warning.isprintable()
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["{at} {wrong}"],
+        ["@revoked {at} {right}", "{at} {right}"],
+        ["@revoked * {right}", "{at} {right}", "{at} {wrong}"],
+        ["@cert-authority {at} {right}"],
+    ],
+    ids=["another", "revoked", "revoked everywhere", "an authority's"],
+)
+def test_server_whose_key_known_hosts_does_not_trust_is_refused(
+    provider: ProviderServer, known_hosts: Callable[..., None], lines: list[str]
+) -> None:
+    """By both ways."""
+    known_hosts(*lines)
+    before = len(provider.log_text())
+    with ProviderHook("backupop") as hook:
+        assert over_ssh(hook) is None
+        with pytest.raises(AccessRefused, match="host key is not the expected"):
             hook.reader()
+    assert "Accepted" not in provider.log_text()[before:]
 
 
-def test_known_hosts_that_contradicts_the_pinned_key_is_left_to_paramiko(
-    provider: ProviderServer, set_connection: SetConnection, home: Path, tmp_path: Path
+@pytest.mark.parametrize("line", ["[127.0.0.1]:1 {right}", "{at} ssh-ed25519 AAAAB", ""])
+def test_known_hosts_without_a_key_for_the_server_is_of_no_help(
+    provider: ProviderServer, known_hosts: Callable[..., None], line: str
 ) -> None:
-    """It lets known_hosts decide; ssh must not be the way around that."""
-    wrong = new_key(tmp_path / "wrong")
-    (home / ".ssh/known_hosts").write_text(f"[127.0.0.1]:{provider.port} {wrong}\n")
-    set_connection("backupop", provider.sftp_connection())
-    with ProviderHook("backupop") as hook, pytest.raises(AccessRefused, match="host key is not the expected"):
-        hook.reader()
+    """Of another port, malformed, or empty; which is told before anything is sent."""
+    known_hosts(line)
+    before = provider.log_text()
+    with pytest.raises(AccessRefused, match="host key is unknown"):
+        ProviderHook("backupop")
+    assert provider.log_text() == before, "it was connected to"
+
+
+@pytest.mark.parametrize("line", ["{at} {wrong}", "@revoked {at} {right}", "nonsense"])
+def test_pinned_key_decides_and_known_hosts_is_not_read(
+    provider: ProviderServer, known_hosts: Callable[..., None], each_way: str, line: str
+) -> None:
+    """Whoever pins a key means that one."""
+    known_hosts(line, host_key=provider.host_key)
+    with ProviderHook("backupop") as hook:
+        assert way(hook.reader()) == each_way
 
 
 def test_pinned_key_is_not_overruled_by_known_hosts(
     provider: ProviderServer, set_connection: SetConnection, home: Path, tmp_path: Path
 ) -> None:
-    """paramiko itself would take either; whoever pins a key means that one, on both accounts."""
+    """Not on either account."""
     (home / ".ssh/known_hosts").write_text(f"[127.0.0.1]:{provider.port} {provider.host_key}\n")
     pinned = new_key(tmp_path / "pinned")
-    for kind in (provider.sftp_connection, provider.ssh_connection):
-        set_connection("pinning", kind(host_key=pinned))
-        with (
-            ProviderHook("pinning") as hook,
-            pytest.raises(AccessRefused, match="known_hosts on this worker"),
-        ):
-            hook.get_conn()
-        assert hook.client is None or not hook.client.get_transport()
-        with (
-            ProviderHook("pinning") as hook,
-            pytest.raises(AccessRefused, match="host key is not the expected"),
-        ):
+    set_connection("pinning", provider.sftp_connection(host_key=pinned))
+    with ProviderHook("pinning") as hook:
+        assert over_ssh(hook) is None
+        with pytest.raises(AccessRefused, match="host key is not the expected"):
             hook.reader()
+    set_connection("pinning", provider.ssh_connection(host_key=pinned))
+    with IndexHook("pinning") as index, pytest.raises(AccessRefused, match="host key is not the expected"):
+        index.connected()
 
 
-def test_malformed_known_hosts_is_told(
-    provider: ProviderServer, set_connection: SetConnection, home: Path
+@pytest.mark.parametrize(
+    "extra",
+    [{"no_host_key_check": "true"}, {"no_host_key_check": True}, {"allow_host_key_change": "true"},
+     {"known_hosts": "none"}],
+    ids=str,
+)  # fmt: skip
+def test_connection_that_trusts_any_server_is_refused(
+    provider: ProviderServer, set_connection: SetConnection, extra: dict[str, Any]
 ) -> None:
-    """With the file named, not as an error of some library."""
-    (home / ".ssh/known_hosts").write_text(f"[127.0.0.1]:{provider.port} ssh-ed25519 AAAAB\n")
+    """Before anything is sent."""
     connection = provider.sftp_connection()
     del connection["extra"]["host_key"]
+    connection["extra"] |= extra
     set_connection("backupop", connection)
-    with ProviderHook("backupop") as hook, pytest.raises(AccessRefused, match="known_hosts on this worker"):
-        hook.reader()
+    with pytest.raises(AccessRefused, match=r"connection backupop sets .* trusts any server.*host_key"):
+        ProviderHook("backupop")
 
 
 def test_other_key_than_the_accounts_is_refused(
-    provider: ProviderServer, set_connection: SetConnection, tmp_path: Path
+    provider: ProviderServer, set_connection: SetConnection, tmp_path: Path, each_way: str
 ) -> None:
-    """The server knows no such key."""
+    """The server knows no such key; which is one failed login there, and not another one by the other way."""
     new_key(tmp_path / "wrong")
     set_connection("backupop", provider.sftp_connection(key_file=str(tmp_path / "wrong")))
+    before = len(provider.log_text())
     with ProviderHook("backupop") as hook, pytest.raises(AccessRefused, match="refuses the account's key"):
         hook.reader()
+    until(lambda: "authenticating user" in provider.log_text()[before:], 5)
+    assert provider.log_text()[before:].count("authenticating user") == 1
+
+
+def test_key_that_cannot_be_read_is_told_before_anything_is_sent(
+    provider: ProviderServer, set_connection: SetConnection, tmp_path: Path
+) -> None:
+    """No other one is tried in its stead."""
+    set_connection("backupop", provider.sftp_connection(key_file=str(tmp_path / "missing")))
+    before = provider.log_text()
+    with pytest.raises(AccessRefused, match="missing that cannot be read on this machine"):
+        ProviderHook("backupop")
+    assert provider.log_text() == before, "it was connected to"
 
 
 # --- what has no say ----------------------------------------------------------------------------------
@@ -435,6 +564,7 @@ def test_agent_and_configuration_of_the_user_have_no_say(
     monkeypatch: pytest.MonkeyPatch,
     home: Path,
     tmp_path: Path,
+    each_way: str,
 ) -> None:
     """No agent is asked, and a key that ~/.ssh/config names does not come before that of the connection."""
     new_key(tmp_path / "wrong")
@@ -448,17 +578,17 @@ def test_agent_and_configuration_of_the_user_have_no_say(
         agent.setblocking(False)
         monkeypatch.setenv("SSH_AUTH_SOCK", f"{short}/agent")
         with ProviderHook("backupop") as hook:
-            assert way(hook.reader()) == "ssh"
+            assert way(hook.reader()) == each_way
             with pytest.raises(BlockingIOError):
                 agent.accept()
 
 
 def test_ssh_itself_tells_that_nothing_else_has_a_say(
-    provider: ProviderServer, set_connection: SetConnection, tmp_path: Path
+    provider: ProviderServer, set_connection: SetConnection
 ) -> None:
-    """No file of settings is read. Where the key cannot be read it tries none, not those of ~/.ssh."""
-    set_connection("backupop", provider.sftp_connection(key_file=str(tmp_path / "missing")))
-    with ProviderHook("backupop") as hook, program_for(hook, None) or pytest.fail("no ssh") as program:
+    """No file of settings is read where there is none, and no key but ours is tried."""
+    set_connection("backupop", provider.sftp_connection())
+    with ProviderHook("backupop") as hook, program_for(hook.account) or pytest.fail("no ssh") as program:
         assert program.command[1:3] == ["-F", "none"]
         command = [program.command[0], "-G", *program.command[1:]]
         told = subprocess.run(command, capture_output=True, text=True).stdout.splitlines()
@@ -471,22 +601,22 @@ def test_ssh_itself_tells_that_nothing_else_has_a_say(
             "updatehostkeys false",
         ):
             assert line in told
-        assert [line for line in told if line.startswith("identityfile ")] == ["identityfile none"]
+        keys = [line for line in told if line.startswith("identityfile ")]
+        assert all(re.fullmatch(r"identityfile (none|/proc/\d+/fd/1)", line) for line in keys), keys
         assert any(line.startswith("userknownhostsfile /proc/") for line in told)
         assert any(line.startswith("ciphers aes128-gcm@openssh.com,aes256-gcm@openssh.com,") for line in told)
-        with pytest.raises(AccessRefused, match="cannot be read on this worker"):
-            hook.reader()
 
 
 def test_ciphers_of_the_connection_are_the_only_ones(
     provider: ProviderServer, set_connection: SetConnection
 ) -> None:
-    """They hold from the first exchange of keys on, unlike with paramiko."""
+    """By both ways."""
     set_connection("backupop", provider.sftp_connection(ciphers=["aes256-ctr", "aes192-ctr"]))
     with ProviderHook("backupop") as hook:
         assert way(hook.reader()) == "ssh"
         (pid,) = children("ssh")
         assert b"\0Ciphers=aes256-ctr,aes192-ctr\0" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        assert hook.connected()._connection.get_extra_info("recv_cipher") == "aes256-ctr"
 
 
 def test_secret_is_on_no_command_line_in_no_environment_and_not_on_the_disk(
@@ -502,7 +632,9 @@ def test_secret_is_on_no_command_line_in_no_environment_and_not_on_the_disk(
     monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
     monkeypatch.setattr(tempfile, "tempdir", None)
     key = provider.backupop_key.read_text()
-    secret = key.splitlines()[3].encode()
+    # ssh is given it as it is written anew, of which the first lines are never the same.
+    written = [line for line in import_private_key(key).export_private_key().splitlines()[1:-1] if line]
+    secrets = {key.splitlines()[3].encode(), *written[2:]}
     connection = provider.sftp_connection(private_key=key)
     del connection["extra"]["key_file"]
     set_connection("backupop", connection)
@@ -516,13 +648,16 @@ def test_secret_is_on_no_command_line_in_no_environment_and_not_on_the_disk(
         if os.path.isdir(name)
     }
 
+    def has_secret(data: bytes) -> bool:
+        return any(secret in data for secret in secrets)
+
     def seen() -> list[str]:
         found = []
         for pid in descendants(os.getpid()):
             with suppress(OSError):
-                if secret in Path(f"/proc/{pid}/cmdline").read_bytes():
+                if has_secret(Path(f"/proc/{pid}/cmdline").read_bytes()):
                     found.append(f"command line of {_program(pid)}")
-                if secret in Path(f"/proc/{pid}/environ").read_bytes():
+                if has_secret(Path(f"/proc/{pid}/environ").read_bytes()):
                     found.append(f"environment of {_program(pid)}")
         places = [tmp_path, home]
         for folder, before in there.items():
@@ -530,7 +665,7 @@ def test_secret_is_on_no_command_line_in_no_environment_and_not_on_the_disk(
             places += [path for path in new if not path.name.startswith(PREFIX)]
         for file in (file for place in places for file in (place, *place.rglob("*")) if file.is_file()):
             with suppress(OSError), file.open("rb") as opened:
-                if secret in opened.read(MEGABYTE):
+                if has_secret(opened.read(MEGABYTE)):
                     found.append(str(file))
         return found
 
@@ -543,7 +678,9 @@ def test_secret_is_on_no_command_line_in_no_environment_and_not_on_the_disk(
         thread.join(10)
         assert raised == [] and way(readers[0]) == "ssh"
         assert seen() == []
-    assert secret in provider.backupop_key.read_bytes()  # what was looked for can be found
+        # What was looked for can be found.
+        assert has_secret(provider.backupop_key.read_bytes())
+        assert hook.account.key is not None and has_secret(hook.account.key.export_private_key())
 
 
 def test_environment_of_ssh_has_nothing_of_the_workers(
@@ -553,7 +690,7 @@ def test_environment_of_ssh_has_nothing_of_the_workers(
     fake_ssh(f"#!/bin/sh\ncat /proc/$$/environ > {tmp_path}/environment\nexit 1\n")
     set_connection("backupop", provider.sftp_connection())
     with ProviderHook("backupop") as hook:
-        assert hook._fast_reader() is None
+        assert over_ssh(hook) is None
     given = dict(line.split("=", 1) for line in (tmp_path / "environment").read_text().split("\0") if line)
     assert given == {"PATH": os.environ["PATH"], "LC_ALL": "C"}
 
@@ -562,7 +699,9 @@ def test_environment_of_ssh_has_nothing_of_the_workers(
 
 
 @pytest.mark.parametrize("field", ["host", "login", "subsystem"])
-@pytest.mark.parametrize("odd", ["-oProxyCommand=touch {0}", "$(touch {0})", "x'; touch {0}; '", "-V"])
+@pytest.mark.parametrize(
+    "odd", ["-oProxyCommand=touch {0}", "$(touch {0})", "x'; touch {0}; '", "-V", "$(touch${{IFS}}{0})"]
+)
 def test_no_name_is_an_option_or_a_command(
     provider: ProviderServer, set_connection: SetConnection, tmp_path: Path, field: str, odd: str
 ) -> None:
@@ -574,8 +713,12 @@ def test_no_name_is_an_option_or_a_command(
     else:
         connection[field] = odd
     set_connection("backupop", connection)
+    if field == "host" and (odd.startswith("-") or " " in odd):
+        with pytest.raises(AccessRefused, match="leads to no host"):
+            ProviderHook("backupop")
+        return
     with ProviderHook("backupop") as hook:
-        program = program_for(hook, None)
+        program = program_for(hook.account)
         assert program is not None
         with program, pytest.raises(ConnectionLost):
             Reader(SshChannel(program.command, 10))
@@ -585,7 +728,7 @@ def test_no_name_is_an_option_or_a_command(
 def test_subsystem_that_the_server_has_not_is_told_of(
     provider: ProviderServer, set_connection: SetConnection
 ) -> None:
-    """By paramiko, after ssh has failed."""
+    """By asyncssh, after ssh has failed."""
     set_connection("backupop", provider.sftp_connection(subsystem="sftpi"))
     with ProviderHook("backupop") as hook, pytest.raises(NotOnProvider, match="sftpi"):
         hook.reader()
@@ -600,21 +743,21 @@ def test_address_of_version_6_and_odd_login_reach_ssh_as_they_are(
     del connection["port"]
     set_connection("backupop", connection)
     with ProviderHook("backupop") as hook:
-        assert hook._fast_reader() is None
+        assert over_ssh(hook) is None
     told = (tmp_path / "arguments").read_text().splitlines()
     assert told[-8:] == ["-p", "22", "-l", "a b@c:d%h", "-s", "--", "fe80::1%eth0", "sftp"]
 
 
 def test_address_of_version_6_is_connected_to(
-    provider: ProviderServer, set_connection: SetConnection, home: Path
+    provider: ProviderServer, set_connection: SetConnection, home: Path, each_way: str
 ) -> None:
-    """Here it is one that stands for 127.0.0.1, known by the name that paramiko would look for."""
+    """Here it is one that stands for 127.0.0.1, and is known as itself."""
     connection = provider.sftp_connection() | {"host": "::ffff:127.0.0.1"}
     del connection["extra"]["host_key"]
     (home / ".ssh/known_hosts").write_text(f"[::ffff:127.0.0.1]:{provider.port} {provider.host_key}\n")
     set_connection("backupop", connection)
     with ProviderHook("backupop") as hook:
-        assert way(hook.reader()) == "ssh"
+        assert way(hook.reader()) == each_way
 
 
 # --- how it ends --------------------------------------------------------------------------------------
@@ -695,21 +838,21 @@ def _kill(pid: int) -> None:
         os.kill(pid, signal.SIGKILL)
 
 
-def test_words_of_ssh_say_why_a_transfer_ended(
-    provider: ProviderServer, set_connection: SetConnection, relay: Relay
+def test_end_of_ssh_is_told_as_what_it_may_mean(
+    provider: ProviderServer, set_connection: SetConnection, relay: Relay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Here that the server did not answer to a sign of life, which nobody would guess from a closed pipe."""
+    """Here the server did not answer to a sign of life, which nobody would guess from a closed pipe."""
     path = put(provider, "large", 1000 * MEGABYTE)
     set_connection("backupop", provider.sftp_connection() | {"port": relay.port})
+    monkeypatch.setattr(program_module, "KEEPALIVE", 1)
     with ProviderHook("backupop") as hook:
-        hook.keepalive_interval = 1
         reader = hook.reader()
-        with pytest.raises(ConnectionLost, match=r"Timeout, server 127\.0\.0\.1 not responding"):
+        with pytest.raises(ConnectionLost, match="or does not answer any more"):
             read(reader, path, lambda _: relay.frozen.set())
 
 
 def test_silence_in_mid_transfer_is_a_lost_connection(
-    provider: ProviderServer, set_connection: SetConnection, relay: Relay
+    provider: ProviderServer, set_connection: SetConnection, relay: Relay, each_way: str
 ) -> None:
     """After as long as the connection may be silent."""
     path = put(provider, "large", 1000 * MEGABYTE)
@@ -725,10 +868,13 @@ def test_silence_in_mid_transfer_is_a_lost_connection(
 
 @pytest.mark.parametrize("words", [b"", b"SSH-2.0-silent\r\n"], ids=["at once", "after its banner"])
 def test_server_that_is_silent_is_a_lost_connection(
-    provider: ProviderServer, set_connection: SetConnection, monkeypatch: pytest.MonkeyPatch, words: bytes
+    provider: ProviderServer,
+    set_connection: SetConnection,
+    connect_within: Callable[[int], None],
+    words: bytes,
 ) -> None:
     """In bounded time: both ways are tried, each as long as it may take."""
-    monkeypatch.setattr(provider_module, "_CONNECT", 1)
+    connect_within(1)
     with server_that_says(words) as port:
         set_connection("backupop", provider.sftp_connection() | {"port": port})
         began = time.monotonic()
@@ -740,7 +886,7 @@ def test_server_that_is_silent_is_a_lost_connection(
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "nowhere.invalid"])
 def test_server_that_is_not_there_is_a_lost_connection_at_once(
-    provider: ProviderServer, set_connection: SetConnection, no_paramiko: None, host: str
+    provider: ProviderServer, set_connection: SetConnection, each_way: str, host: str
 ) -> None:
     """With its name and port in the message, and no second attempt."""
     set_connection("backupop", provider.sftp_connection() | {"host": host, "port": CLOSED_PORT})
@@ -763,12 +909,13 @@ def test_words_of_a_server_act_on_no_terminal(
     set_connection: SetConnection,
     capfd: pytest.CaptureFixture[str],
     caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
+    connect_within: Callable[[int], None],
     words: bytes,
 ) -> None:
-    """Neither in our errors nor in what is logged, by us or by paramiko."""
+    """Neither in our errors nor in what is logged, by us or by asyncssh."""
     caplog.set_level(logging.DEBUG)
-    monkeypatch.setattr(provider_module, "_CONNECT", 1)
+    caplog.set_level(logging.DEBUG, "asyncssh")
+    connect_within(1)
     with server_that_says(words) as port:
         set_connection("backupop", provider.sftp_connection() | {"port": port})
         with ProviderHook("backupop", stall_timeout=1) as hook, pytest.raises(ConnectionLost) as caught:
@@ -792,14 +939,14 @@ def test_words_of_ssh_act_on_no_terminal(
     )
     set_connection("backupop", provider.sftp_connection())
     with ProviderHook("backupop") as hook:
-        assert hook._fast_reader() is None
+        assert over_ssh(hook) is None
     (line,) = (line for line in capfd.readouterr().out.split("\n") if "program ssh" in line)
     assert line.isprintable()
     assert r"program ssh: \x1b]0;owned\x07 / why\xff " in line
 
 
 def test_close_from_another_thread_ends_a_transfer(
-    provider: ProviderServer, set_connection: SetConnection
+    provider: ProviderServer, set_connection: SetConnection, each_way: str
 ) -> None:
     """As Airflow does when a task is to be stopped."""
     path = put(provider, "large", 100_000 * MEGABYTE)
@@ -815,7 +962,7 @@ def test_close_from_another_thread_ends_a_transfer(
 
 
 def test_close_while_ssh_logs_in_ends_that(
-    provider: ProviderServer, set_connection: SetConnection, no_paramiko: None
+    provider: ProviderServer, set_connection: SetConnection, no_asyncssh: None
 ) -> None:
     """Who is told to stop does not begin again by another way."""
     with server_that_says(b"SSH-2.0-silent\r\n") as port:
@@ -829,26 +976,36 @@ def test_close_while_ssh_logs_in_ends_that(
             until(lambda: not children("ssh") and not children("cat"), 5, every=0.02)
 
 
-def test_nothing_is_left_of_many_connections(provider: ProviderServer, set_connection: SetConnection) -> None:
-    """No descriptor and no process, be they good or bad."""
+def test_nothing_is_left_of_many_connections(
+    provider: ProviderServer, set_connection: SetConnection, tmp_path: Path, each_way: str
+) -> None:
+    """No descriptor, no thread and no process, be they good, bad or refused."""
+    new_key(tmp_path / "wrong")
     set_connection("good", provider.sftp_connection())
     set_connection("bad", provider.sftp_connection() | {"port": CLOSED_PORT})
+    set_connection("refused", provider.sftp_connection(key_file=str(tmp_path / "wrong")))
 
     def connect(times: int) -> None:
         for _ in range(times):
             with ProviderHook("good") as hook:
-                assert way(hook.reader()) == "ssh"
+                assert way(hook.reader()) == each_way
             with ProviderHook("bad") as hook, pytest.raises(ConnectionLost):
                 hook.reader()
+            with ProviderHook("refused") as hook, pytest.raises(AccessRefused):
+                hook.reader()
+
+    def left() -> tuple[int, int]:
+        return len(os.listdir("/proc/self/fd")), threading.active_count()
 
     connect(1)
     gc.collect()
     gc.disable()  # nothing may depend on it
     try:
-        files, processes = len(os.listdir("/proc/self/fd")), set(descendants(os.getpid()))
-        connect(50)
+        until(lambda: not [one for one in threading.enumerate() if one.name.startswith("ssh to")], 5)
+        (files, threads), processes = left(), set(descendants(os.getpid()))
+        connect(15)
         # What earlier tests left may end meanwhile.
-        assert len(os.listdir("/proc/self/fd")) <= files
+        until(lambda: left()[0] <= files and left()[1] <= threads, 5, every=0.02)
         until(lambda: not set(descendants(os.getpid())) - processes, 5, every=0.02)
     finally:
         gc.enable()
@@ -858,11 +1015,11 @@ def test_nothing_is_left_of_many_connections(provider: ProviderServer, set_conne
 def test_nothing_is_left_of_a_task_that_is_killed(
     provider: ProviderServer,
     set_connection: SetConnection,
-    monkeypatch: pytest.MonkeyPatch,
+    connect_within: Callable[[int], None],
     logged_in: bool,
 ) -> None:
     """As the kernel kills for want of memory: without a chance to end anything."""
-    monkeypatch.setattr(provider_module, "_CONNECT", 2)
+    connect_within(2)
     path = put(provider, "large", 100_000 * MEGABYTE)
     with server_that_says(b"") as silent:
         set_connection("backupop", provider.sftp_connection() | ({} if logged_in else {"port": silent}))
@@ -874,7 +1031,7 @@ def test_nothing_is_left_of_a_task_that_is_killed(
             finally:
                 os._exit(1)
         try:
-            running = {"ssh": 1, "cat": 0 if logged_in else 1}
+            running = {"ssh": 1, "cat": 0 if logged_in else 2}
             until(lambda: {name: len(children(name, task)) for name in running} == running, 5, every=0.02)
             left = descendants(task)
         finally:

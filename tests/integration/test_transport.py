@@ -41,11 +41,11 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
 
 
-@pytest.fixture(params=["ssh", "paramiko"])
+@pytest.fixture(params=["ssh", "asyncssh"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Over what a reader reads: either must do."""
-    if request.param == "paramiko":
-        monkeypatch.setattr(provider_module, "program_for", lambda hook, key: None)
+    if request.param == "asyncssh":
+        monkeypatch.setattr(provider_module, "program_for", lambda account: None)
     return str(request.param)
 
 

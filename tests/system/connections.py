@@ -43,8 +43,9 @@ def environment(server: ProviderServer, keys: Path, mail_port: int) -> dict[str,
         "index": index,
         "imposter": server.ssh_connection(host_key=OTHER_HOST_KEY),
         "nowhere": index | {"port": CLOSED_PORT},
-        # Airflow itself ends a task's programs; without `ssh`, only the task does.
-        "paramiko": server.sftp_connection(disabled_algorithms={"macs": ["hmac-md5"]}),
+        # Airflow itself ends a task's programs, such as `ssh`; what goes over asyncssh, only the task does.
+        # `ssh` does not know the second of these ciphers.
+        "asyncssh": server.sftp_connection(ciphers=["aes128-gcm@openssh.com", "seed-cbc@ssh.com"]),
         "plain": _with_key(backupop, (keys / "plain").read_text()),
         "locked": _with_key(backupop, (keys / "locked").read_text(), PASSPHRASE) | {"password": PASSWORD},
         "index_locked": _with_key(index, (keys / "index").read_text(), PASSPHRASE),

@@ -34,7 +34,7 @@ def site(shared_airflow: SharedAirflow) -> Site:
             "guarded": {},
             "deferred": {"deferrable": True, "retries": 1, **slow},
             "building": {"retries": 1, **slow},
-            "pulling": {"sftp_conn_id": "paramiko", "bandwidth_limit": "500KB", "retries": 1},
+            "pulling": {"sftp_conn_id": "asyncssh", "bandwidth_limit": "500KB", "retries": 1},
             "refused": {"ssh_conn_id": "imposter", "retries": 2, "retry_delay": "1s"},
             "unreached": {"ssh_conn_id": "nowhere", "retries": 2, "retry_delay": "1s"},
             "pooled": {"pool": "disks"},

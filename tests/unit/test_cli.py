@@ -159,10 +159,10 @@ def test_name_that_the_terminal_cannot_show_is_escaped(monkeypatch: pytest.Monke
             2,
             "names the key /missing/key, which is not on this machine",
         ),
-        ({"extra": {"host_key": "no key"}}, 3, "web: the connection web is of no use"),
-        ({"host": "127.0.0.1\x1b[31m", "login": "x\x1b[31m"}, 3, "web: x\\x1b[31m@127.0.0.1\\x1b[31m:22"),
+        ({"host": "127.0.0.1"}, 3, "web: the connection web has no login"),
+        ({"host": "127.0.0.1\x1b[31m", "login": "x\x1b[31m"}, 3, "leads to no host ('127.0.0.1\\\\x1b[31m')"),
     ],
-    ids=["missing", "extra", "key", "host key", "escapes"],
+    ids=["missing", "extra", "key", "login", "escapes"],
 )
 def test_audit_tells_what_is_wrong_with_a_connection(
     connection: dict[str, object] | None,

@@ -22,7 +22,7 @@ def collector(monkeypatch: pytest.MonkeyPatch) -> HookLineageCollector:
 
 
 def connection(host: str, port: int | None = None) -> Any:
-    return SimpleNamespace(remote_host=host, port=port)
+    return SimpleNamespace(account=SimpleNamespace(address=host, port=port))
 
 
 def test_sources_and_backup_are_told_by_their_uris(collector: HookLineageCollector) -> None:

@@ -6,9 +6,10 @@ ends the connection with :class:`Overrun`::
 
     more data on a channel than its window has left           RFC 4254, section 5.2
     a packet, or lines before the version, that are too large RFC 4253, sections 4.2 and 6.1; OpenSSH's limits
-    a packet that is too large once it is decompressed
     a message that counts more items than it holds            paramiko reads zeros past its end
     more to log than a server has to say
+
+Compression is not asked for, so that no packet is larger than it was on the line.
 
 What this does not give: a server may keep the processor busy with messages that mean nothing, until the
 caller's patience ends.
@@ -17,10 +18,6 @@ caller's patience ends.
 from __future__ import annotations
 
 import logging
-import threading
-import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import paramiko
@@ -35,19 +32,6 @@ _STDERR = 1
 
 class Overrun(paramiko.SSHException):
     """The server sent more than it may, which has ended the connection."""
-
-
-class _Decompressor:
-    def __init__(self) -> None:
-        self._zlib = zlib.decompressobj()
-
-    def __call__(self, data: bytes) -> bytes:
-        packet = self._zlib.decompress(data, _PACKET + 1)
-        if len(packet) > _PACKET:
-            raise Overrun(
-                f"the server sent a packet of {len(data):,} bytes that decompresses to more than SSH allows"
-            )
-        return packet
 
 
 class _Message(paramiko.Message):
@@ -120,11 +104,6 @@ class BoundedTransport(paramiko.Transport):
         MSG_CHANNEL_EXTENDED_DATA: _feed_extended,
     }
 
-    _compression_info: ClassVar = {
-        name: (compressor, decompressor and _Decompressor)
-        for name, (compressor, decompressor) in paramiko.Transport._compression_info.items()  # type: ignore[attr-defined]
-    }
-
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._lines = 0
         super().__init__(*args, **{"packetizer_class": _Packetizer, **kwargs})
@@ -137,59 +116,3 @@ class BoundedTransport(paramiko.Transport):
             if self._lines > _LINES:  # where paramiko logs that it ends, which our caller says better
                 return
         super()._log(level, msg, *args)  # type: ignore[misc]
-
-
-_making_clients = threading.Lock()
-
-
-@contextmanager
-def clients_with(transport: type[BoundedTransport]) -> Iterator[None]:
-    """Make SSHHook connect by ``transport``, which it offers no other way for.
-
-    Somebody else's client, made in this moment by another thread, is merely bounded too.
-    """
-
-    class Client(paramiko.SSHClient):
-        def connect(self, *args: Any, **kwargs: Any) -> None:
-            super().connect(*args, **{"transport_factory": transport, **kwargs})
-
-    with _making_clients:
-        usual = paramiko.SSHClient
-        paramiko.SSHClient = Client  # type: ignore[misc]
-        try:
-            yield
-        finally:
-            paramiko.SSHClient = usual  # type: ignore[misc]
-
-
-class ToldChannel:
-    """What a reader needs of a channel; where the server has overrun us, its end says so.
-
-    :param channel: a session of a :class:`BoundedTransport`.
-    """
-
-    def __init__(self, channel: paramiko.Channel) -> None:
-        self._channel = channel
-
-    def sendall(self, data: bytes) -> None:
-        try:
-            self._channel.sendall(data)
-        except OSError:
-            raise_for_overrun(self._channel)
-            raise
-
-    def recv(self, size: int) -> bytes:
-        data = self._channel.recv(size)
-        if not data:
-            raise_for_overrun(self._channel)
-        return data
-
-
-def raise_for_overrun(channel: paramiko.Channel) -> None:
-    """Say why a channel has ended, if its server has overrun us.
-
-    :raises EOFError: it has.
-    """
-    error = channel.get_transport().saved_exception
-    if isinstance(error, Overrun):
-        raise EOFError(str(error)) from error
