@@ -41,6 +41,7 @@ if command -v systemctl >/dev/null; then
         case $package in
             openssh-server) systemctl --quiet disable ssh.service ssh.socket 2>/dev/null || true ;;
             postgresql) systemctl --quiet disable postgresql.service 2>/dev/null || true ;;
+            proftpd-core) systemctl --quiet disable proftpd.service 2>/dev/null || true ;;
             redis-server) systemctl --quiet disable redis-server.service 2>/dev/null || true ;;
         esac
     done

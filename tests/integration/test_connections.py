@@ -1,0 +1,394 @@
+"""Connections of every kind, against real servers: each works over all ways, or is refused with the cure."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import hashlib
+import json
+import os
+import random
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+from asyncssh.mac import get_mac_algs
+
+from airflow_mdbackup.hooks.connection import CONNECT
+from airflow_mdbackup.hooks.provider import IndexHook, ProviderHook
+from airflow_mdbackup.hooks.ssh_program import SshChannel
+from airflow_mdbackup.provider_side import IndexRequest, request_line
+from airflow_mdbackup.scheme.errors import AccessRefused
+from airflow_mdbackup.scheme.sftp import Attributes, Fetched, Reader, Stream, Wanted
+from airflow_mdbackup.triggers.build_provider_index import BuildProviderIndexTrigger
+from tests.integration.connections_table import (
+    BY_ASYNCSSH,
+    BY_SSH,
+    CASES,
+    COMMAND,
+    REFUSED,
+    Case,
+    in_page,
+    table,
+)
+from tests.integration.ssh_servers import CONTENT, AsyncsshServer, Dropbear, Keys, Names, ProFtpd, Sshd
+from tests.waiting import until
+
+Way = Callable[[], str]
+LONG = 60.0  # seconds of a round trip
+SETTINGS = {
+    "usual": (),
+    "of chacha20": ("Ciphers chacha20-poly1305@openssh.com",),
+    "of umac": ("Ciphers aes128-ctr,aes256-ctr", "MACs umac-128-etm@openssh.com,umac-64@openssh.com"),
+    "of curve25519": ("KexAlgorithms curve25519-sha256",),
+    "of sntrup761": ("KexAlgorithms sntrup761x25519-sha512@openssh.com",),
+}
+PROXY = """
+import os, socket, sys, threading
+there = socket.create_connection((sys.argv[1], int(sys.argv[2])))
+def up():
+    while data := os.read(0, 65536):
+        there.sendall(data)
+threading.Thread(target=up, daemon=True).start()
+while data := there.recv(65536):
+    os.write(1, data)
+"""
+
+
+class Nobody:
+    """A port at which a connection is noticed, and not answered."""
+
+    backupop, index_user, prefix = "backupop", "mdbackup-index", ""
+
+    def __init__(self) -> None:
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener.setblocking(False)
+        self.port = self._listener.getsockname()[1]
+
+    def was_asked(self) -> bool:
+        try:
+            self._listener.accept()[0].close()
+        except BlockingIOError:
+            return False
+        return True
+
+
+class Place:
+    """The keys, and the servers, each of which is started when it is asked for first."""
+
+    def __init__(self, folder: Path, stack: ExitStack) -> None:
+        self.folder, self._stack = folder, stack
+        self.keys = Keys(folder)
+        self._servers: dict[str, Any] = {"nobody": Nobody()}
+        (folder / "proxy.py").write_text(PROXY)
+        self.proxy = f"{sys.executable} -I -S {folder / 'proxy.py'}"
+
+    def server(self, name: str) -> Any:
+        if name not in self._servers:
+            folder = self.folder / name.replace(" ", "-")
+            server = (
+                AsyncsshServer(folder, self.keys)
+                if name == "of passwords"
+                else Sshd(folder, self.keys, *SETTINGS[name])
+            )
+            self._servers[name] = self._stack.enter_context(server)
+        return self._servers[name]
+
+    def started(self, name: str, *settings: str, **more: Any) -> Sshd:
+        """Return an sshd with settings of its own."""
+        server: Sshd = self._stack.enter_context(Sshd(self.folder / name, self.keys, *settings, **more))
+        return server
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    with ExitStack() as stack:
+        yield Place(tmp_path_factory.mktemp("connections"), stack)
+
+
+def set_up(case: Case, place: Place, server: Any, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the home and the two connections of a case."""
+    names = Names(place.keys, server.port, proxy=place.proxy, jumper=server.index_user, home=str(home))
+
+    def filled(value: Any) -> Any:
+        return value.format_map(names) if isinstance(value, str) else value
+
+    shutil.rmtree(home, ignore_errors=True)
+    (home / ".ssh").mkdir(parents=True)
+    shutil.copy(place.keys.folder / "ed25519", home / ".ssh" / "id_ed25519")
+    shutil.copy(place.keys.folder / "ed25519", home / "my key")
+    (home / "other hosts").write_text(filled("[127.0.0.1]:{port} {host ed25519}\n"))
+    if case.known_hosts is not None:
+        (home / ".ssh" / "known_hosts").write_bytes(filled(case.known_hosts).encode("latin-1"))
+    if case.config is not None:
+        (home / ".ssh" / "config").write_bytes(filled(case.config).encode("latin-1"))
+    monkeypatch.setenv("HOME", str(home))
+    extra = {"key_file": "{keys}/ed25519"}
+    extra |= {} if case.known_hosts is not None else {"host_key": "{host ed25519}"}
+    extra = {name: filled(value) for name, value in (extra | dict(case.extra)).items() if value is not None}
+    for conn_id, kind, login in (("backup", "sftp", server.backupop), ("index", "ssh", server.index_user)):
+        fields = {"conn_type": kind, "host": "127.0.0.1", "port": server.port, "login": login, "extra": extra}
+        fields |= {name: filled(value) for name, value in case.fields.items()}
+        monkeypatch.setenv(f"AIRFLOW_CONN_{conn_id.upper()}", json.dumps(fields))
+
+
+# --- the ways ---------------------------------------------------------------------------------------
+
+
+def read(reader: Reader, path: bytes) -> bytes | None:
+    """Read one file."""
+    parts: list[bytes] = []
+
+    def sink(_: Attributes) -> Stream:
+        return Stream(lambda data: parts.append(bytes(data)))
+
+    reader.submit(Wanted(path, None, sink))
+    (fetched,) = reader.wait()
+    assert isinstance(fetched, Fetched) and fetched.refusal is None, fetched
+    return fetched.content if fetched.content is not None else b"".join(parts)
+
+
+def backup(server: Any, round_trip: float | None) -> str:
+    """Read a file, and return over what."""
+    with ProviderHook("backup") as hook:
+        reader = hook.reader(round_trip=round_trip)
+        assert read(reader, f"{server.prefix}/file".encode()) == CONTENT
+        return over(reader)
+
+
+def over(reader: Reader) -> str:
+    return BY_SSH if isinstance(reader._channel, SshChannel) else BY_ASYNCSSH
+
+
+def index() -> str:
+    """Run a command, as a build that is not deferred does."""
+    with IndexHook("index") as hook:
+        session = hook.connected().session(10, command="echo built")
+        said = b"".join(iter(lambda: session.recv(1000), b""))
+    assert said == b"built\n"
+    return BY_ASYNCSSH
+
+
+def deferred() -> str:
+    """Run a command over the connection of the trigger."""
+
+    async def run() -> object:
+        trigger = BuildProviderIndexTrigger("index", "{}")
+        try:
+            await trigger._connect()
+            assert trigger._connection is not None
+            return (await trigger._connection.run("echo built")).stdout
+        finally:
+            await trigger.cleanup()
+
+    assert asyncio.run(run()) == "built\n"
+    return BY_ASYNCSSH
+
+
+def all_ways(server: Any) -> list[Way]:
+    return [lambda: backup(server, None), lambda: backup(server, LONG), index, deferred]
+
+
+def tried(way: Way) -> tuple[str, str]:
+    """Return over what it went; or that it was refused, and the words."""
+    try:
+        return way(), ""
+    except AccessRefused as error:
+        return REFUSED, str(error)
+    except Exception as error:
+        return type(error).__name__, str(error)
+
+
+@contextmanager
+def as_nobody() -> Iterator[None]:
+    """Have this thread read no file that only root may; see setfsuid(2)."""
+    if os.geteuid():
+        yield
+        return
+    libc = ctypes.CDLL(None)
+    libc.setfsuid(65534)
+    try:
+        yield
+    finally:
+        libc.setfsuid(0)
+
+
+# --- the table --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("group", CASES)
+def test_each_case_works_or_is_refused_with_words_that_name_the_cure(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, group: str
+) -> None:
+    """As the table says; and all ways agree, but for what takes another one."""
+    wrong = []
+    for case in CASES[group]:
+        if case.server == "of umac" and b"umac-128@openssh.com" not in get_mac_algs():
+            continue  # asyncssh has found no libnettle
+        server = place.server(case.server)
+        set_up(case, place, server, tmp_path / "home", monkeypatch)
+        unreadable = "may not be read" in case.what
+        for expected, way in zip(case.ways, all_ways(server), strict=True):
+            with as_nobody() if unreadable else nullcontext():
+                came, words = tried(way)
+            if came != expected or (came == REFUSED and case.says not in words) or not words.isprintable():
+                wrong.append(f"{case.what}: {expected} {case.says!r} was expected, and not {came}: {words}")
+            if case.server == "nobody" and server.was_asked():
+                wrong.append(f"{case.what}: something was sent to the server")
+        if group == "known_hosts" and "known_hosts" not in case.extra:
+            agrees = ssh_works(place, server, tmp_path / "home") == (case.ways[0] != REFUSED)
+            wrong += [] if agrees else [f"{case.what}: ssh itself does not agree"]
+    assert not wrong, "\n".join(wrong)
+
+
+def ssh_works(place: Place, server: Any, home: Path) -> bool:
+    """Return whether plain `ssh` gets on with known_hosts."""
+    if isinstance(server, Nobody):
+        server = place.server("usual")
+    options = ["BatchMode=yes", "StrictHostKeyChecking=yes", "CheckHostIP=no", "IdentitiesOnly=yes",
+               f"UserKnownHostsFile={home}/.ssh/known_hosts", "GlobalKnownHostsFile=none"]  # fmt: skip
+    command = ["ssh", "-F", "none", "-i", str(place.keys.folder / "ed25519"), "-p", str(server.port)]
+    command += [word for option in options for word in ("-o", option)]
+    command += ["-l", server.backupop, "-s", "127.0.0.1", "sftp"]
+    return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=60).returncode == 0
+
+
+def test_the_page_has_the_table() -> None:
+    assert in_page() == table(), f"docs/connections.md is out of date: run `{COMMAND}`"
+
+
+# --- servers of other kinds -------------------------------------------------------------------------
+
+SIZES = (0, 1, 100, (32 << 10) - 1, 32 << 10, (32 << 10) + 1, (256 << 10) + 1, 2_000_003)
+
+
+class BadHabits(Sshd):
+    """sshd with `bad_habits` as the SFTP server of the index account."""
+
+    def __init__(self, folder: Path, keys: Keys) -> None:
+        super().__init__(folder, keys, program="/usr/bin/python3 -I -S {tree}/bad_habits.py /")
+
+    def empty_tree(self) -> None:
+        super().empty_tree()
+        shutil.copy(Path(__file__).with_name("bad_habits.py"), self.tree)
+
+
+@pytest.mark.parametrize("kind", [Dropbear, ProFtpd, AsyncsshServer, BadHabits])
+def test_files_come_whole_from_other_servers(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Callable[[Path, Keys], Any]
+) -> None:
+    """Over the program ssh and over asyncssh, however large they are, and many at a time."""
+    if kind in (Dropbear, ProFtpd) and os.geteuid():
+        pytest.skip("these are run by root")
+    with kind(tmp_path / "server", place.keys) as server:
+        prefix, login = server.prefix, server.backupop
+        if kind is BadHabits:
+            prefix, login = server.seen, server.index_user
+        names = [f"{size}-{number}" for size in SIZES for number in range(4)]
+        for name in names:
+            (server.tree / name).write_bytes(content_of(name))
+        set_up(Case("", fields={"login": login}), place, server, tmp_path / "home", monkeypatch)
+        for expected, round_trip in ((BY_SSH, None), (BY_ASYNCSSH, LONG)):
+            with ProviderHook("backup") as hook:
+                reader = hook.reader(round_trip=round_trip)
+                assert over(reader) == expected
+                wanted = {
+                    f"{prefix}/{name}".encode(): hashlib.md5(content_of(name)).hexdigest() for name in names
+                }
+                assert md5s(reader, list(wanted)) == wanted
+
+
+def content_of(name: str) -> bytes:
+    return random.Random(name).randbytes(int(name.partition("-")[0]))
+
+
+def md5s(reader: Reader, paths: list[bytes]) -> dict[bytes, str]:
+    """Read files, and return the md5 of each."""
+    found: dict[bytes, str] = {}
+    while paths or reader.busy:
+        while paths and reader.room:
+            reader.submit(Wanted(paths.pop(), None, lambda _: Stream(len)))
+        for fetched in reader.wait():
+            assert isinstance(fetched, Fetched) and fetched.refusal is None, fetched
+            found[fetched.wanted.path] = fetched.md5.decode()
+    return found
+
+
+# --- what a server may be like ----------------------------------------------------------------------
+
+
+def test_a_build_works_where_one_session_at_a_time_is_allowed(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also without Python there, which takes a second session."""
+    server = place.started("one-session", "MaxSessions 1", "SetEnv PATH={tree}/bin")
+    (server.tree / "bin").mkdir()
+    for name in os.listdir("/usr/bin"):
+        if not name.startswith(("python", "pydoc")):
+            (server.tree / "bin" / name).symlink_to(f"/usr/bin/{name}")
+    (server.tree / "backups").mkdir()
+    (server.tree / "backups" / "x").write_bytes(b"x")
+    set_up(Case(""), place, server, tmp_path / "home", monkeypatch)
+    chroot = server.chroot.encode() if server.chrooted else b"/"
+    base = server.prefix.encode()
+    request = IndexRequest(chroot, (base + b"/backups",), base + b"/.mdbackup/index.md5")
+
+    async def deferred_build() -> int:
+        trigger = BuildProviderIndexTrigger("index", request_line(request).decode())
+        (event,) = [event async for event in trigger.run()]
+        await trigger.cleanup()
+        return int(event.payload["done"]["files"])
+
+    with IndexHook("index") as hook:
+        assert hook.build_index(request).files == 1
+    assert asyncio.run(deferred_build()) == 1
+    assert server.log_text().count("Connection from") == 3  # with the one of `started`
+
+
+def test_a_proxy_that_ends_is_told_at_once(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not as a server that does not answer."""
+    for command in ("/nonexistent/nc %h %p", "false %h", "echo proxy says no >&2; exit 3"):
+        case = Case("", config=f"Host *\n  ProxyCommand {command}\n")
+        set_up(case, place, place.server("nobody"), tmp_path / "home", monkeypatch)
+        for way in all_ways(place.server("nobody")):
+            began = time.monotonic()
+            came, words = tried(way)
+            assert came in ("ConnectionLost", REFUSED), (came, words)
+            assert "proxy" in words.lower(), (command, words)
+            assert time.monotonic() - began < CONNECT
+    assert not place.server("nobody").was_asked()
+
+
+def test_words_of_a_banner_are_not_taken_for_those_of_ssh(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A key that works, works; another one is refused, and is one failed login for each way."""
+    server = place.started("banner", "Banner {tree}/banner")
+    words = "Permission denied (publickey).\nDo not connect to host systems; no proxy either\n"
+    (server.tree / "banner").write_text(words)
+    set_up(Case(""), place, server, tmp_path / "home", monkeypatch)
+    assert [tried(way) for way in all_ways(server)] == [(way, "") for way in Case("").ways]
+    # One that ssh cannot use: it is asyncssh's turn, whatever the banner says.
+    set_up(Case("", config="Host *\n  UnknownOption yes\n"), place, server, tmp_path / "home", monkeypatch)
+    assert tried(all_ways(server)[0]) == (BY_ASYNCSSH, "")
+    set_up(Case("", extra={"key_file": "{keys}/wrong"}), place, server, tmp_path / "home", monkeypatch)
+    for number, way in enumerate(all_ways(server), 1):
+        came, words = tried(way)
+        assert came == REFUSED and "refuses the account's key" in words
+        until(lambda number=number: failed_logins(server) >= number)
+    # Refused connections are closed: there is sshd alone.
+    until(lambda: len(server.processes()) == (server.way == "namespace"))
+    assert failed_logins(server) == len(all_ways(server))
+
+
+def failed_logins(server: Sshd) -> int:
+    return server.log_text().count("Failed publickey")
