@@ -261,6 +261,7 @@ def test_server_that_takes_none_of_our_answers_is_given_up(
 
     def attack(channel: paramiko.Channel) -> None:
         transport: Any = channel.get_transport()
+        transport.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)  # likewise
         transport.packetizer.read_message = lambda: threading.Event().wait()
         question = paramiko.Message()
         question.add_byte(bytes([80]))
@@ -272,7 +273,7 @@ def test_server_that_takes_none_of_our_answers_is_given_up(
     with serving(attack, set_connection), IndexHook("attacked") as hook:
         wire = hook.connected()._connection.get_extra_info("socket")
         wire.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65536)  # or it would hold megabytes
-        session = hook.connected().session(60, command="x")
+        session = hook.connected().session(180, command="x")
         session.sendall(b"x")
         with pytest.raises(EOFError, match="does not take our answers"):
             while session.recv(65536):
