@@ -251,7 +251,7 @@ def tell_stopped(name: str, error: OSError) -> None:
 def tell_not_found(wanted: Selection) -> int:
     """Complain of words for which there was nothing, and return the exit status for it."""
     for word in wanted.not_found:
-        print(printable(f"{nothing_under(word)}"), file=sys.stderr)
+        print(printable(nothing_under(word)), file=sys.stderr)
     return WRONG if wanted.not_found else GOOD
 
 

@@ -14,11 +14,10 @@ import asyncssh
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from airflow_mdbackup.hooks.provider import IndexHookAsync
-from airflow_mdbackup.hooks.session import open_session
+from airflow_mdbackup.hooks.session import open_session, said
 from airflow_mdbackup.provider_side import STOP, Done, read_request
 from airflow_mdbackup.provider_side.conversation import Conversation
 from airflow_mdbackup.scheme.errors import BackupError, ConnectionLost
-from airflow_mdbackup.scheme.names import to_text
 from airflow_mdbackup.triggers import bounded
 
 _CONNECT = 60.0  # seconds for connection and login
@@ -120,7 +119,7 @@ class BuildProviderIndexTrigger(BaseTrigger):
                 lasted = conversation.begun and clock() - began >= _LASTING
                 tries = 1 if lasted or conversation.reached > reached else tries + 1
                 reached = max(reached, conversation.reached)
-                why = to_text(str(error).encode("utf-8", "backslashreplace")) or type(error).__name__
+                why = said(error)
                 if tries >= _TRIES and isinstance(error, ConnectionLost):
                     raise
                 if tries >= _TRIES:
