@@ -8,6 +8,7 @@ from urllib.parse import quote
 from airflow.sdk import BaseOperatorLink
 
 from airflow_mdbackup.config import web_path
+from airflow_mdbackup.scheme.errors import BackupError
 from airflow_mdbackup.scheme.mirror import Mirror
 
 if TYPE_CHECKING:
@@ -21,7 +22,11 @@ class LastGoodRunLink(BaseOperatorLink):
 
     def get_link(self, operator: Any, *, ti_key: TaskInstanceKey) -> str:
         """Return the run's page, or an empty text if there is none yet. Called where dest is."""
-        last_good = Mirror(operator.dest, operator.provider).read_status().get("last_good")
+        mirror = Mirror(_parameter(operator, "dest"), _parameter(operator, "provider"))
+        try:
+            last_good = mirror.read_status().get("last_good")
+        except (BackupError, OSError):  # which other messages tell of
+            return ""
         return _run_page(ti_key.dag_id, last_good["run_id"]) if last_good else ""
 
 
@@ -32,11 +37,17 @@ class RunReportLink(BaseOperatorLink):
 
     def get_link(self, operator: Any, *, ti_key: TaskInstanceKey) -> str:
         """Return the page of the provider's commit, this or one that follows; else an empty text."""
+        provider = _parameter(operator, "provider")
         for task in (operator, *operator.get_flat_relatives()):
-            if task.task_type == "CommitBackup" and task.provider == operator.provider:
+            if task.task_type == "CommitBackup" and task.provider == provider:
                 run = _run_page(ti_key.dag_id, ti_key.run_id)
                 return f"{run}/tasks/{quote(task.task_id, safe='')}/xcom"
         return ""
+
+
+def _parameter(operator: Any, name: str) -> Any:
+    """Return a parameter of a task, also of a mapped one that failed before it could be expanded."""
+    return operator.partial_kwargs[name] if hasattr(operator, "partial_kwargs") else getattr(operator, name)
 
 
 def _run_page(dag_id: str, run_id: str) -> str:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,8 +23,11 @@ from airflow_mdbackup.assets import provider_asset
 from airflow_mdbackup.config import load
 from airflow_mdbackup.config.foreign import unusable
 from airflow_mdbackup.dag import provider_dags
+from airflow_mdbackup.links import LastGoodRunLink, RunReportLink
 from airflow_mdbackup.operators import VerifyMirror
 from airflow_mdbackup.restoration import restore_dags
+from airflow_mdbackup.scheme.mirror import Mirror
+from airflow_mdbackup.scheme.records import write_state
 from airflow_mdbackup.verification import verify_dags
 
 PROJECT = Path(__file__).parents[2]
@@ -108,6 +112,22 @@ def test_build_task_asks_for_what_the_configuration_says(tmp_path: Path) -> None
     assert (build.indexer["jobs"], build.indexer["rehash"], build.indexer["nice"]) == (2, 1.0, 10)
     other = dags(tmp_path, FULL.replace("    deferrable: true\n", ""))["mdbackup_full"]
     assert other.get_task("build_provider_index").deferrable is False
+
+
+def test_links_of_a_mapped_task_that_could_not_be_expanded_are_made(tmp_path: Path) -> None:
+    """Airflow asks for them all the same; an error of ours would be one more traceback in the log."""
+    dag = dags(tmp_path, FULL)["mdbackup_full"]
+    task, run = dag.get_task("pull_changed"), SimpleNamespace(dag_id="mdbackup_full", run_id="today")
+    page = "/dags/mdbackup_full/runs/today/tasks/commit_backup/xcom"
+    last_good, report = LastGoodRunLink(), RunReportLink()
+    assert report.get_link(task, ti_key=run).endswith(page)
+    assert last_good.get_link(task, ti_key=run) == ""
+    mirror = Mirror(tmp_path / "full", "full")
+    mirror.make_directories()
+    write_state(mirror.status, {"last_good": {"run_id": "yesterday"}})
+    assert last_good.get_link(task, ti_key=run).endswith("/dags/mdbackup_full/runs/yesterday")
+    mirror.status.write_text("{")
+    assert last_good.get_link(task, ti_key=run) == ""
 
 
 def test_only_the_join_after_the_shards_has_a_trigger_rule_of_its_own(tmp_path: Path) -> None:
