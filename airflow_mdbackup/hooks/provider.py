@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import asyncssh
@@ -143,6 +143,16 @@ class _Connected:
             raise ConnectionLost(f"{self.account.where}: the connection was ended on this side")
         return self._connection
 
+    def _raise_for(self, said: str) -> None:
+        """Raise what another way would come to as well, without another failed login."""
+        if "Permission denied" in said and self.account.password is None:  # which ssh cannot be told
+            raise refused(self.account, said)
+        no_way = ["connect to host", "resolve hostname", "proxy", "Proxy"]
+        if self.account.options.proxy_command:  # which has ended, without a word of the server
+            no_way.append("kex_exchange_identification")
+        if any(words in said for words in no_way):
+            raise ConnectionLost(f"{self.account.where}: {said}")
+
 
 class ProviderHook(_Connected, SFTPHook):
     """The backup account, over SFTP.
@@ -251,24 +261,15 @@ class ProviderHook(_Connected, SFTPHook):
             if channel not in self._channels:  # it was closed meanwhile, and is not wanted any more
                 raise
             channel.close()
-            self._raise_for(channel.said() or str(error))
+            said = channel.said() or str(error)
+            self._raise_for(said)
+            self.log.info("Connecting again, without the program ssh: %s", said)
             return None
         if reader.round_trip < longest:
             return reader
         channel.close()
         self.log.info("Connecting again, without the program ssh: the line is long")
         return None
-
-    def _raise_for(self, said: str) -> None:
-        """Raise what another way would come to as well, without another failed login."""
-        if "Permission denied" in said and self.account.password is None:  # which ssh cannot be told
-            raise refused(self.account, said)
-        no_way = ["connect to host", "resolve hostname", "proxy", "Proxy"]
-        if self.account.options.proxy_command:  # which has ended, without a word of the server
-            no_way.append("kex_exchange_identification")
-        if any(words in said for words in no_way):
-            raise ConnectionLost(f"{self.account.where}: {said}")
-        self.log.info("Connecting again, without the program ssh: %s", said)
 
 
 def _attributes(reader: Reader, path: str) -> Attributes | None:
@@ -282,7 +283,7 @@ def _attributes(reader: Reader, path: str) -> Attributes | None:
 class IndexHook(_Connected, SSHHook):
     """The index account, which runs one command. It is Airflow's :class:`SSHHook`, too."""
 
-    _building: tuple[Session, Conversation] | None = None
+    _building: tuple[Session | SshChannel, Conversation] | None = None
 
     def test_connection(self) -> tuple[bool, str]:
         """Tell whether host key and account are as they should be. Nothing is run."""
@@ -313,26 +314,63 @@ class IndexHook(_Connected, SSHHook):
 
     def _converse(self, conversation: Conversation) -> int | None:
         """Run the command of a conversation to its end, and return its exit status, if the server tells."""
-        connection = self.connected()
-        session = connection.session(_LISTEN, command=conversation.command)
-        self._building = session, conversation
         try:
-            session.sendall(conversation.opening)
-            for data in self._output(session, conversation):
-                if answer := conversation.hear(data):
-                    session.sendall(answer)
-            # Its output has ended; a server that then tells no status has none to tell.
-            session.closed.wait(CONNECT)
-            if session.exit_status is None and not session.was_killed and not connection.alive:
-                raise ConnectionLost("the connection broke while the provider was building its index")
-            return session.exit_status
+            with self.running(conversation.command) as session:
+                self._building = session, conversation
+                session.sendall(conversation.opening)
+                for data in self._output(session, conversation):
+                    if answer := conversation.hear(data):
+                        session.sendall(answer)
+                # Its output has ended; a server that then tells no status has none to tell.
+                status = session.wait(CONNECT)
+                alive = self._connection is not None and self._connection.alive
         except EOFError as error:
             raise ConnectionLost(f"the connection broke: {error}") from error
         finally:
             self._building = None
-            session.close(_ENDING)
+        if status is None and not session.was_killed and not alive:
+            raise ConnectionLost("the connection broke while the provider was building its index")
+        return status
 
-    def _output(self, session: Session, conversation: Conversation) -> Iterator[bytes]:
+    @contextmanager
+    def running(self, command: str) -> Iterator[Session | SshChannel]:
+        """Run a command: over asyncssh; over the program ``ssh`` where that has no algorithm for the server.
+
+        :raises AccessRefused, NotOnProvider, ConnectionLost: see :meth:`.Connection.session`.
+        """
+        session: Session | SshChannel
+        with ExitStack() as stack:
+            try:
+                session = self.connected().session(_LISTEN, command=command)
+            except NoCommonAlgorithm as error:
+                session = stack.enter_context(self._over_ssh(command, error))
+            try:
+                yield session
+            finally:
+                session.close()
+                session.wait(_ENDING)
+
+    @contextmanager
+    def _over_ssh(self, command: str, why: NoCommonAlgorithm) -> Iterator[SshChannel]:
+        """Run a command over the program ``ssh``.
+
+        :param why: asyncssh does not do; raised if ``ssh`` does not either.
+        """
+        program = program_for(self.account, command)
+        if program is None:
+            raise why
+        self.log.info("Connecting by the program ssh: %s", why)
+        with program:
+            channel = SshChannel(program.command, _LISTEN, runs_command=True)
+            try:
+                yield channel
+            except EOFError as error:
+                if channel.answered:
+                    raise
+                self._raise_for(str(error))
+                raise why from error
+
+    def _output(self, session: Session | SshChannel, conversation: Conversation) -> Iterator[bytes]:
         """Yield what the other side writes, to its end."""
         conversation.listen()
         while True:
@@ -353,7 +391,7 @@ class IndexHook(_Connected, SSHHook):
                 # What has not been given its request yet ends with the connection.
                 if building is not None and building[1].begun:
                     building[0].sendall(STOP)
-                    building[0].closed.wait(_STOPPING)
+                    building[0].wait(_STOPPING)
 
         building = self._building
         # A thread of its own, because the interrupted one may be holding a lock.
@@ -361,3 +399,5 @@ class IndexHook(_Connected, SSHHook):
         stopping.start()
         stopping.join(_STOPPING)
         self.close()
+        if building is not None:
+            building[0].close()

@@ -378,9 +378,12 @@ class Session:
         """Have a call wait no longer than so."""
         self.timeout = seconds
 
-    def close(self, wait: float = 0.0) -> None:
-        """End it; wait at most so many seconds until the server has, too."""
+    def wait(self, seconds: float) -> int | None:
+        """Wait at most so many seconds until the server has ended it, and return its exit status, if told."""
+        self.closed.wait(seconds)
+        return self.exit_status
+
+    def close(self) -> None:
+        """End it; :meth:`wait` tells when the server has, too."""
         with suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._channel.close)
-        if wait:
-            self.closed.wait(wait)

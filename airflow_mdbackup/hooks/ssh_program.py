@@ -1,8 +1,7 @@
 """A session over the installed ``ssh`` program, which decrypts outside of Python and on another core.
 
-It is given what :mod:`.connection` has found out, and has the same calls as a :class:`.Session`, as far as
-an SFTP reader needs them. The key and the host keys reach ``ssh`` from memory: no secret is on a command
-line, in an environment or on the disk.
+It is given what :mod:`.connection` has found out, and has the same calls as a :class:`.Session`. The key and
+the host keys reach ``ssh`` from memory: no secret is on a command line, in an environment or on the disk.
 
 What this does not give: its window is 2 MiB, so that a long line is not filled. A password cannot be told
 to it. And if this process is killed outright, ``ssh`` ends as soon as it is logged in; before that, with a
@@ -67,9 +66,10 @@ class Program(ExitStack):
         return f"/proc/{holder.pid}/fd/1"
 
 
-def program_for(account: SshAccount) -> Program | None:
+def program_for(account: SshAccount, command: str | None = None) -> Program | None:
     """Return how to call ``ssh`` for an account; None if there is no ``ssh``, or the account has no key.
 
+    :param command: what is to run there, instead of SFTP.
     :raises OSError: no file can be made for it.
     """
     ssh = shutil.which("ssh")
@@ -103,7 +103,10 @@ def program_for(account: SshAccount) -> Program | None:
         program.close()
         raise
     program.command += ["-p", str(account.port), "-l", account.user]
-    program.command += ["-s", "--", account.host, account.subsystem]
+    if command is None:
+        program.command += ["-s", "--", account.host, account.subsystem]
+    else:
+        program.command += ["--", account.host, command]
     return program
 
 
@@ -117,11 +120,19 @@ class SshChannel:
 
     :param command: its path and arguments.
     :param timeout: seconds that a call may wait.
+    :param runs_command: the other side runs a command. What that writes to standard error is not taken for
+        the words of ``ssh``, and comes at the end of its output.
+    :ivar answered: whether anything has come from the other side.
+    :ivar was_killed: whether a signal ended the command; of which ``ssh`` says nothing, and fails.
     :raises OSError: it cannot be started.
     """
 
-    def __init__(self, command: list[str], timeout: float) -> None:
+    was_killed = False
+
+    def __init__(self, command: list[str], timeout: float, *, runs_command: bool = False) -> None:
         self._timeout = timeout
+        self._runs_command = runs_command
+        self.answered = False
         self._early: deque[bytes] = deque()  # what came while we were sending
         self._ahead = 0  # bytes of it
         self._said = b""
@@ -188,9 +199,13 @@ class SshChannel:
             self._ahead -= len(data[:size])
             return data[:size]
         self._wait(self._waiting)
-        data = os.read(self._out, size)
-        if not data and (said := self.said() or self._failed()):
-            raise EOFError(said)
+        if data := os.read(self._out, size):
+            self.answered = True
+            return data
+        if self._runs_command and not self._failed():
+            data, self._said = self._said, b""
+        elif failed := self.said() or self._failed():
+            raise EOFError(failed)
         return data
 
     def _failed(self) -> str:
@@ -217,6 +232,16 @@ class SshChannel:
             return False
         self._said = (self._said + data)[-2000:]
         return not data
+
+    def settimeout(self, seconds: float) -> None:
+        """Have a call wait no longer than so."""
+        self._timeout = seconds
+
+    def wait(self, seconds: float) -> int | None:
+        """Wait at most so many seconds until ``ssh`` has ended, and return its exit status: the command's."""
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(seconds)
+        return self._process.returncode
 
     def close(self) -> None:
         """End ``ssh`` and the connection. May be called again.

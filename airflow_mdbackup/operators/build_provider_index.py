@@ -77,7 +77,12 @@ class BuildProviderIndex(BaseOperator):
         self._killed = False
 
     def execute(self, context: Context) -> dict[str, Any]:
-        request = IndexRequest(
+        if self.deferrable:
+            self._defer(self._request(context))
+        return self._build(context)
+
+    def _request(self, context: Context) -> IndexRequest:
+        return IndexRequest(
             self.chroot.encode(),
             tuple(path.encode() for path in self.source),
             self.index.encode(),
@@ -85,12 +90,12 @@ class BuildProviderIndex(BaseOperator):
             exclude=tuple(self.exclude),
             **self.indexer | ({"rehash": "all"} if context["params"].get(REHASH) else {}),
         )
-        if self.deferrable:
-            self._defer(request)
+
+    def _build(self, context: Context) -> dict[str, Any]:
         with index_hook(self.ssh_conn_id) as self._hook:
             if self._killed:  # while there was no hook yet
                 self._hook.stop_build()
-            done = self._hook.build_index(request)
+            done = self._hook.build_index(self._request(context))
         return self._told(done, time.time())
 
     def _defer(self, request: IndexRequest) -> NoReturn:
@@ -104,10 +109,13 @@ class BuildProviderIndex(BaseOperator):
         )
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
-        """Return what the trigger found.
+        """Return what the trigger found; or build here, where it has no way to.
 
         :raises BackupError: as ``execute`` does.
         """
+        if "no_way" in event:
+            self.log.info("Building in this task, and not in the triggerer: %s", event["no_way"])
+            return self._build(context)
         if "error" in event:
             kind: type[errors.BackupError] = getattr(errors, event["error"])
             raise kind(event["message"])

@@ -14,7 +14,7 @@ import asyncssh
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from airflow_mdbackup.hooks.provider import IndexHookAsync
-from airflow_mdbackup.hooks.session import open_session, said
+from airflow_mdbackup.hooks.session import NoCommonAlgorithm, open_session, said
 from airflow_mdbackup.provider_side import STOP, Done, read_request
 from airflow_mdbackup.provider_side.conversation import Conversation
 from airflow_mdbackup.scheme.errors import BackupError, ConnectionLost
@@ -38,7 +38,8 @@ class BuildProviderIndexTrigger(BaseTrigger):
     """Have the provider build its index, and fire once with what became of it.
 
     The event's payload has ``done``, the fields of a :class:`.Done`, and ``ended``, when that came, in Unix
-    seconds; or ``error`` and ``message``, the class and the text of a :class:`.BackupError`. A lost
+    seconds; or ``error`` and ``message``, the class and the text of a :class:`.BackupError`; or ``no_way``,
+    why asyncssh has none to this server: the task may have one, by the program ``ssh``. A lost
     connection does not stop the build: the trigger connects again and joins it, as does the same trigger in a
     triggerer that was started anew. When a person ends the task, the build is stopped.
 
@@ -69,6 +70,8 @@ class BuildProviderIndexTrigger(BaseTrigger):
         event: dict[str, Any]
         try:
             done = await self._build()
+        except NoCommonAlgorithm as error:
+            event = {"no_way": str(error)}
         except BackupError as error:
             # The task looks for it among those, whatever hooks make of it.
             kind = next(kind for kind in type(error).__mro__ if kind.__module__ == BackupError.__module__)

@@ -218,9 +218,9 @@ def test_connection_that_ends_while_it_is_closed_is_told_as_one_that_broke(
 ) -> None:
     """As when a task is killed just as its build stops: the other side's end comes in between."""
 
-    def close(session: Session, wait: float = 0.0) -> None:
+    def close(session: Session) -> None:
         until(session._loop.is_closed, 5, every=0.02)
-        really_close(session, wait)
+        really_close(session)
 
     really_close = Session.close
     monkeypatch.setattr(Session, "close", close)
