@@ -221,10 +221,11 @@ COMMANDS = (
     ),
     Command(
         "init",
-        "Make the pools that the configuration names, and tell what is missing",
+        "Make the pools that the configuration names, and report what is missing",
         "Make in Airflow each pool that the configuration names and that is missing: without its pool, no"
-        " task ever starts. Tell of connections that are missing, and of providers that are not configured"
-        " validly. Exit status 1: there are such.",
+        " task ever starts. Report connections that are missing or cannot be used on this machine, and"
+        " providers that are not configured validly; no server is asked. Exit status 1: there are such. Run"
+        " this on a worker, as its user, since keys are looked for.",
         (("after each change of the configuration", "init"), ("two tasks at a time", "init --slots 2")),
         (
             _argument(

@@ -37,7 +37,10 @@ def provider_of(args: argparse.Namespace) -> Provider:
 
 def sentence(provider: Provider, error: Exception) -> str:
     """Return what an error says, ended by a full stop, and without the name with which most of them begin."""
-    return str(error).removeprefix(f"{provider.name}: ").rstrip(".") + "."
+    said = str(error).removeprefix(f"{provider.name}: ").rstrip(".") + "."
+    if isinstance(error, NotOnProvider) and provider.ssh_conn_id:
+        said += " Each run of this provider has the index built first, and so has the first one."
+    return said
 
 
 @dataclass(frozen=True, slots=True)

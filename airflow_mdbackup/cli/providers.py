@@ -81,11 +81,33 @@ def check_connection(connection_id: str) -> None:
             f"there is no connection {connection_id}: paste the lines `airflow connections add ...` that the"
             " script of `mdbackup provision` printed on the server"
         )
+    check_key_file(connection_id, connection)
     if connection.key_file and not os.access(os.path.expanduser(connection.key_file), os.R_OK):
         raise UsageError(
             f"the connection {connection_id} names the key {connection.key_file}, which is not on this"
-            " machine, or not readable for you: run this where the Airflow workers run, as their user"
+            " machine, or not readable for you: run this where the Airflow workers run, as their user, or"
+            " correct the path"
         )
+
+
+def check_key_file(connection_id: str, connection: Connection) -> None:
+    """Refuse what is no name of a file.
+
+    :raises UsageError: it is the key itself, which is not quoted; or no file can have this name.
+    """
+    from airflow_mdbackup.hooks.files import is_key_text, path_of
+
+    if is_key_text(connection.key_file):
+        raise UsageError(
+            f"the connection {connection_id} has the key itself in its extra key_file: move it to"
+            " private_key. key_file is the name of a file"
+        )
+    try:
+        path_of(connection.key_file)
+    except ValueError as error:
+        raise UsageError(
+            f"the connection {connection_id} has an extra key_file that is no name of a file: {error}"
+        ) from error
 
 
 def connections_are_kept() -> bool:

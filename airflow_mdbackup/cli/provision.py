@@ -16,7 +16,13 @@ from pydantic import ValidationError
 
 from airflow_mdbackup.account.provision import Account, Bind, CannotProvision, Setup, script, undo_script
 from airflow_mdbackup.cli import UsageError, printable
-from airflow_mdbackup.cli.providers import Connection, connections_are_kept, find_connection, find_provider
+from airflow_mdbackup.cli.providers import (
+    Connection,
+    check_key_file,
+    connections_are_kept,
+    find_connection,
+    find_provider,
+)
 from airflow_mdbackup.config import Provider, providers_file
 from airflow_mdbackup.config.problem import explain
 from airflow_mdbackup.config.provider import Indexer
@@ -111,11 +117,13 @@ def _account(
         folder = Path(arguments.keys) if arguments.keys else providers_file().parent / "keys"
         key_file = str(folder.absolute() / connection_id)
     else:
+        check_key_file(connection_id, connection)
         key_file = connection.key_file
         if not os.path.exists(key_file):
             raise UsageError(
                 f"the connection {connection_id} names the key {key_file}, which is not on this machine: run"
-                " this where the Airflow workers run, or have another pair made by --keys DIR"
+                " this where the Airflow workers run, correct the path, or have another pair made by --keys"
+                " DIR"
             )
     return Account(login, connection_id, key_file)
 

@@ -5,11 +5,13 @@ What such a connection may be is in :mod:`.connection`; all that a backup does g
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import asyncssh
 import paramiko
@@ -22,20 +24,32 @@ from airflow.sdk.exceptions import AirflowNotFoundException
 from airflow_mdbackup.config.configuration import load
 from airflow_mdbackup.config.settings import providers_file
 from airflow_mdbackup.hooks.connection import CONNECT, SshAccount, account_of
-from airflow_mdbackup.hooks.session import Connection, NoCommonAlgorithm, Session, connect, refused
-from airflow_mdbackup.hooks.ssh_program import SshChannel, program_for
+from airflow_mdbackup.hooks.session import (
+    Connection,
+    NoCommonAlgorithm,
+    Session,
+    connect,
+    ended_here,
+    lost,
+    refused,
+)
+from airflow_mdbackup.hooks.ssh_program import Program, SshChannel, program_for
 from airflow_mdbackup.provider_side import STOP, Done, IndexRequest
 from airflow_mdbackup.provider_side.conversation import Conversation
 from airflow_mdbackup.scheme.errors import AccessRefused, BackupError, ConnectionLost
 from airflow_mdbackup.scheme.names import to_text
-from airflow_mdbackup.scheme.sftp import PATIENCE, Attributes, Reader, Stated
+from airflow_mdbackup.scheme.sftp import PATIENCE, Attributes, NoSftp, Reader, Stated
 from airflow_mdbackup.triggers.bounded import BoundedClient
 
+_VARIABLE = "AIRFLOW_CONN_"  # begins the names of those that hold connections
 _LONGEST = 4096  # characters of what asyncssh or paramiko logs
 # Seconds of a round trip from which on asyncssh, whose window we choose, outruns ssh, whose window is 2 MiB.
 _LONG = 0.03
 _OUTSIDE = "/etc/passwd"  # what is in every machine, and in no chroot for backups
 _SILENCES = 5  # stall timeouts in which more than a trickle must come
+# What ssh says where it has no algorithm in common with the server, or does not know one it is to use.
+_NO_ALGORITHM = ("Unable to negotiate", "no matching", "Bad SSH2 ", "Bad key types")
+_REFUSED = ("Permission denied", "Too many authentication failures")
 _LISTEN = 10.0  # seconds between two looks whether a silent connection is still alive
 _STOPPING = 3.0  # seconds that a build gets to stop; Airflow kills a task after five
 _ENDING = 10.0  # seconds that a server gets to end a session, where it may allow only one
@@ -73,9 +87,16 @@ def account(conn_id: str) -> SshAccount:
 
 
 def no_such_connection(conn_id: str) -> AccessRefused:
+    variable = f"{_VARIABLE}{conn_id.upper()}"
+    if variable in os.environ:  # for Airflow, what it cannot parse is not there
+        return AccessRefused(
+            f"the connection {conn_id} cannot be read: the variable {variable} is set, and is neither a "
+            "connection in JSON nor a URI with a number as its port"
+        )
     return AccessRefused(
-        f"the connection {conn_id} does not exist. Make it in the Airflow UI, or by: airflow connections add "
-        f"{conn_id} ..."
+        f"the connection {conn_id} does not exist, as far as this process sees: outside a task, Airflow's "
+        "database is not asked, except by `airflow mdbackup ...`. Make it in the Airflow UI, or by: airflow "
+        f"connections add {conn_id} ..."
     )
 
 
@@ -94,7 +115,9 @@ class IndexHookAsync(SSHHookAsync):
             connection = await get_async_connection(self.ssh_conn_id)
         except AirflowNotFoundException as error:
             raise no_such_connection(self.ssh_conn_id) from error
-        return await connect(account_of(self.ssh_conn_id, connection), BoundedClient)
+        # In a thread, because an encrypted key takes seconds to open.
+        account = await asyncio.to_thread(account_of, self.ssh_conn_id, connection)
+        return await connect(account, BoundedClient)
 
 
 class _Connected:
@@ -113,6 +136,7 @@ class _Connected:
         self.account = account(conn_id)
         self._patience = max(PATIENCE, _SILENCES * stall_timeout)
         self._connection: Connection | None = None
+        self._channels: list[SshChannel] = []
         self._ended = False
 
     def __enter__(self) -> Any:
@@ -121,12 +145,32 @@ class _Connected:
     def __exit__(self, *error: object) -> None:
         self.close()
 
+    if not TYPE_CHECKING:  # to mypy, any attribute would be there
+
+        def __getattr__(self, name: str) -> Any:
+            """Have Airflow's hook read the connection, too, once an attribute of it is asked for.
+
+            It does so in its own way, and cannot use all that backups can.
+            """
+            if name.startswith("__") or vars(self).get("_is_airflows"):
+                raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+            self._is_airflows = True
+            try:
+                super().__init__(self.ssh_conn_id)
+            except BaseException:
+                self._is_airflows = False
+                raise
+            return getattr(self, name)
+
     def close(self) -> None:
         """End the connection for good, and what waits on it. May be called from another thread."""
         self._ended = True
         if self._connection is not None:
             self._connection.close()
-        client: paramiko.SSHClient | None = getattr(self, "client", None)  # of Airflow's hook
+        channels, self._channels = self._channels, []
+        for channel in channels:
+            channel.close()
+        client: paramiko.SSHClient | None = vars(self).get("client")  # of Airflow's hook
         if client is not None:
             client.close()
 
@@ -136,22 +180,65 @@ class _Connected:
         :raises AccessRefused: the host key is not the expected one, or the account is refused.
         :raises ConnectionLost: the server cannot be reached, or the connection has been ended.
         """
+        self._check_not_ended()
         if self._connection is None or not self._connection.alive:
             self._connection = Connection(self.account)
-        if self._ended:  # meanwhile, so that nobody would end this one
+            if not self._ended:  # else nobody would end this one
+                self._connection.connect()
+        if self._ended:
             self._connection.close()
-            raise ConnectionLost(f"{self.account.where}: the connection was ended on this side")
+        self._check_not_ended()
         return self._connection
 
-    def _raise_for(self, said: str) -> None:
-        """Raise what another way would come to as well, without another failed login."""
-        if "Permission denied" in said and self.account.password is None:  # which ssh cannot be told
-            raise refused(self.account, said)
-        no_way = ["connect to host", "resolve hostname", "proxy", "Proxy"]
-        if self.account.options.proxy_command:  # which has ended, without a word of the server
-            no_way.append("kex_exchange_identification")
-        if any(words in said for words in no_way):
-            raise ConnectionLost(f"{self.account.where}: {said}")
+    def _check_not_ended(self) -> None:
+        """:raises ConnectionLost: the hook has been closed, or a build stopped, which is final."""
+        if self._ended:
+            raise ended_here(self.account)
+
+    def _channel(self, program: Program, timeout: float, *, runs_command: bool = False) -> SshChannel:
+        """Start ``ssh``, which is ended when the hook is closed."""
+        self._check_not_ended()
+        channel = SshChannel(program.command, timeout, log=program.log, runs_command=runs_command)
+        self._channels.append(channel)
+        if self._ended:  # meanwhile, so that nobody would end this one
+            channel.close()
+            self._check_not_ended()
+        return channel
+
+    def _raise_why(self, channel: SshChannel, error: Exception, why: NoCommonAlgorithm | None) -> None:
+        """Raise why a connection by ``ssh`` came to nothing, unless asyncssh may do better.
+
+        :param why: asyncssh cannot, so that this is the last word.
+        """
+        channel.close()
+        self._check_not_ended()
+        said = channel.said() or str(error)
+        self._raise_for(said, channel.overheard())
+        if why is None:
+            return
+        if any(words in said for words in _NO_ALGORITHM):
+            raise why
+        if "Host key verification failed" in said:
+            raise AccessRefused(
+                f"{self.account.where}: the server's host key is not the expected one ({said}). Somebody may"
+                " be in between. If the server really has a new key, pin that in the connection's extra"
+                " host_key, or correct known_hosts"
+            ) from error
+        raise ConnectionLost(f"{self.account.where}: {said}") from error
+
+    def _raise_for(self, said: str, overheard: str) -> None:
+        """Raise what another way would come to as well, without another failed login.
+
+        :param said: by ``ssh`` itself; ``overheard``: by a proxy, or by the server.
+        """
+        account = self.account
+        is_refused = any(words in said for words in _REFUSED)
+        if is_refused and account.password is None:  # which ssh cannot be told
+            raise refused(account, said)
+        if account.proxy is not None and not is_refused and not any(words in said for words in _NO_ALGORITHM):
+            raise lost(account, overheard or said)
+        if "connect to host" in said or "resolve hostname" in said:
+            raise ConnectionLost(f"{account.where}: {said}")
 
 
 class ProviderHook(_Connected, SFTPHook):
@@ -164,20 +251,6 @@ class ProviderHook(_Connected, SFTPHook):
         over asyncssh           else, or if ssh cannot: its window fills a long line
         over ssh all the same   if asyncssh and the server have no algorithm in common
     """
-
-    def __init__(self, conn_id: str, *, stall_timeout: float = 60.0) -> None:
-        super().__init__(conn_id, stall_timeout=stall_timeout)
-        self._channels: list[SshChannel] = []
-
-    def get_conn(self) -> paramiko.SFTPClient:  # type: ignore[override]
-        """Return an SFTP client of paramiko's, as Airflow's hook does."""
-        self._be_made()
-        return super().get_conn()
-
-    def get_managed_conn(self) -> Any:
-        """Hold an SFTP client of paramiko's, as Airflow's hook does."""
-        self._be_made()
-        return super().get_managed_conn()
 
     def test_connection(self) -> tuple[bool, str]:
         """Tell whether host key, account, chroot and index are as they should be.
@@ -203,17 +276,6 @@ class ProviderHook(_Connected, SFTPHook):
         configured = load(providers_file()).providers
         return [(each.name, each.index) for each in configured if each.sftp_conn_id == self.ssh_conn_id]
 
-    def _be_made(self) -> None:
-        """Have Airflow's hook read the connection, too, which it does in its own way."""
-        if not hasattr(self, "remote_host"):
-            SFTPHook.__init__(self, self.ssh_conn_id)
-
-    def close(self) -> None:
-        super().close()
-        channels, self._channels = self._channels, []
-        for channel in channels:
-            channel.close()
-
     def reader(
         self, throttle: Callable[[int], int | None] | None = None, round_trip: float | None = None
     ) -> Reader:
@@ -226,23 +288,26 @@ class ProviderHook(_Connected, SFTPHook):
         :raises ConnectionLost: the connection broke, or what answers is no SFTP server.
         """
         is_long = round_trip is not None and round_trip > _LONG
-        reader = (None if is_long else self._over_ssh(_LONG)) or self._over_asyncssh()
+        reader = (None if is_long else self._over_ssh()) or self._over_asyncssh()
         reader.throttle = throttle  # not before, since what waits does not tell how long the line is
         return reader
 
     def _over_asyncssh(self) -> Reader:
         try:
             session = self.connected().session(self.stall_timeout, subsystem=self.account.subsystem)
-        except NoCommonAlgorithm:
-            if reader := self._over_ssh(float("inf")):
+        except NoCommonAlgorithm as error:
+            if reader := self._over_ssh(error):
                 return reader
             raise
-        return Reader(session, patience=self._patience)
+        try:
+            return Reader(session, patience=self._patience)
+        except ConnectionLost as error:
+            raise self._no_sftp(error) from error
 
-    def _over_ssh(self, longest: float) -> Reader | None:
+    def _over_ssh(self, why: NoCommonAlgorithm | None = None) -> Reader | None:
         """Return a reader over ``ssh``, or None where asyncssh must do, or has to tell what is wrong.
 
-        :param longest: seconds of a round trip, from which on asyncssh is faster.
+        :param why: asyncssh cannot, so that ``ssh`` must do, however long the line is.
         :raises AccessRefused: the server refuses the account.
         :raises ConnectionLost: it cannot be reached.
         """
@@ -251,25 +316,33 @@ class ProviderHook(_Connected, SFTPHook):
             if program is None:
                 return None
             with program:  # it has read its files before the server answers
-                channel = SshChannel(program.command, self.stall_timeout)
-                self._channels.append(channel)
+                channel = self._channel(program, self.stall_timeout)
                 reader = Reader(channel, patience=self._patience)
         except OSError as error:  # it does not start
             self.log.info("Connecting without the program ssh: %s", error)
             return None
         except ConnectionLost as error:
-            if channel not in self._channels:  # it was closed meanwhile, and is not wanted any more
-                raise
-            channel.close()
-            said = channel.said() or str(error)
-            self._raise_for(said)
-            self.log.info("Connecting again, without the program ssh: %s", said)
+            self._check_not_ended()
+            if channel.answered:
+                channel.close()
+                raise self._no_sftp(error) from error
+            self._raise_why(channel, error, why)
+            self.log.info("Connecting again, without the program ssh: %s", channel.said() or error)
             return None
-        if reader.round_trip < longest:
+        if why is not None or reader.round_trip < _LONG:
             return reader
         channel.close()
         self.log.info("Connecting again, without the program ssh: the line is long")
         return None
+
+    def _no_sftp(self, error: ConnectionLost) -> BackupError:
+        """Return what is told of a server that lets us in, and does not speak SFTP."""
+        if isinstance(error, NoSftp) and b"mdbackup ready" in error.sent:
+            return AccessRefused(
+                f"{self.account.where} leads to the index account. Have sftp_conn_id of the provider name the"
+                " connection of the backup account, and ssh_conn_id this one"
+            )
+        return ConnectionLost(f"{self.account.where}: {error}")
 
 
 def _attributes(reader: Reader, path: str) -> Attributes | None:
@@ -286,18 +359,16 @@ class IndexHook(_Connected, SSHHook):
     _building: tuple[Session | SshChannel, Conversation] | None = None
 
     def test_connection(self) -> tuple[bool, str]:
-        """Tell whether host key and account are as they should be. Nothing is run."""
+        """Tell whether host key and account are as they should be. Nothing is built."""
         try:
-            self.connected()
-        except BackupError as error:
+            try:
+                self.connected()
+            except NoCommonAlgorithm as error:
+                with self._over_ssh("exit", error) as channel:
+                    channel.recv(1)
+        except (BackupError, TimeoutError) as error:
             return False, str(error)
         return True, f"{self.account.where}: logged in, {self.account.known_by}"
-
-    def get_conn(self) -> paramiko.SSHClient:
-        """Return a client of paramiko's, as Airflow's hook does."""
-        if not hasattr(self, "remote_host"):
-            SSHHook.__init__(self, self.ssh_conn_id)
-        return super().get_conn()
 
     def build_index(self, request: IndexRequest) -> Done:
         """Have the provider build its index, and return what it reports.
@@ -325,11 +396,13 @@ class IndexHook(_Connected, SSHHook):
                 status = session.wait(CONNECT)
                 alive = self._connection is not None and self._connection.alive
         except EOFError as error:
-            raise ConnectionLost(f"the connection broke: {error}") from error
+            raise ConnectionLost(f"{self.account.where}: the connection broke: {error}") from error
         finally:
             self._building = None
         if status is None and not session.was_killed and not alive:
-            raise ConnectionLost("the connection broke while the provider was building its index")
+            raise ConnectionLost(
+                f"{self.account.where}: the connection broke while the provider was building its index"
+            )
         return status
 
     @contextmanager
@@ -356,19 +429,23 @@ class IndexHook(_Connected, SSHHook):
 
         :param why: asyncssh does not do; raised if ``ssh`` does not either.
         """
-        program = program_for(self.account, command)
-        if program is None:
-            raise why
-        self.log.info("Connecting by the program ssh: %s", why)
-        with program:
-            channel = SshChannel(program.command, _LISTEN, runs_command=True)
+        with ExitStack() as stack:
+            try:
+                program = program_for(self.account, command)
+                if program is None:
+                    raise why
+                self.log.info("Connecting by the program ssh: %s", why)
+                stack.enter_context(program)
+                channel = self._channel(program, _LISTEN, runs_command=True)
+            except OSError as error:  # it does not start
+                raise why from error
+            stack.callback(channel.close)
             try:
                 yield channel
             except EOFError as error:
-                if channel.answered:
-                    raise
-                self._raise_for(str(error))
-                raise why from error
+                if not channel.answered:
+                    self._raise_why(channel, error, why)
+                raise
 
     def _output(self, session: Session | SshChannel, conversation: Conversation) -> Iterator[bytes]:
         """Yield what the other side writes, to its end."""
@@ -399,5 +476,3 @@ class IndexHook(_Connected, SSHHook):
         stopping.start()
         stopping.join(_STOPPING)
         self.close()
-        if building is not None:
-            building[0].close()

@@ -10,7 +10,7 @@ A server can fill no memory: what nobody reads is taken until the window that it
 connection ends where the server does not take our answers to what it sends.
 
 What this does not give: a server may keep the processor busy with messages that mean nothing, until the
-caller's patience ends. And through a ``ProxyCommand``, our answers are not bounded.
+caller's patience ends.
 
 Sources: RFC 4252 to 4254; asyncssh's documentation of sessions.
 """
@@ -18,17 +18,23 @@ Sources: RFC 4252 to 4254; asyncssh's documentation of sessions.
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import socket
+import subprocess
 import threading
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
+from concurrent.futures import CancelledError
 from contextlib import suppress
+from tempfile import TemporaryFile
 from typing import Any, TypeVar
 
 import asyncssh
 from asyncssh.constants import OPEN_REQUEST_SESSION_FAILED
 
 from airflow_mdbackup.hooks.connection import CONNECT, SshAccount
+from airflow_mdbackup.hooks.ssh_config import environment
 from airflow_mdbackup.scheme.errors import AccessRefused, ConnectionLost, NotOnProvider
 from airflow_mdbackup.scheme.names import to_text
 from airflow_mdbackup.scheme.sftp import WINDOW
@@ -37,6 +43,8 @@ _WINDOW = 2 * WINDOW  # more than a reader asks for, so that no line is too long
 _UNREAD = WINDOW // 2  # bytes that wait here before no more of the window is granted
 _UNSENT = 4 << 20  # bytes; whoever does not take so much of what we say has ill in mind
 _PACKET = 256 << 10
+_LAST_WORDS = 1.0  # seconds that a proxy gets to say what is wrong
+_ENDING = 5.0  # seconds that a connection gets to end
 _MAKING_ROOM = (0.05, 0.2, 1.0, 3.0)  # seconds
 Result = TypeVar("Result")
 
@@ -45,13 +53,57 @@ class NoCommonAlgorithm(AccessRefused):
     """The server and asyncssh have no algorithm of some kind in common. The program ssh may have one."""
 
 
+class Proxy:
+    """A running ``ProxyCommand``, whose input and output are a socket.
+
+    :raises OSError: it cannot be started.
+    """
+
+    def __init__(self, account: SshAccount) -> None:
+        self._words = TemporaryFile()  # noqa: SIM115 - until it ends
+        self.socket, theirs = socket.socketpair()
+        with theirs:
+            self._process = subprocess.Popen(
+                account.proxy_command,
+                stdin=theirs.fileno(),
+                stdout=theirs.fileno(),
+                stderr=self._words.fileno(),
+                env=environment(),
+                start_new_session=True,  # so that all that the line starts can be ended
+            )
+
+    def last_words(self) -> str:
+        """Return the last that it wrote for people, which it may be doing just now."""
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(_LAST_WORDS)
+        self._words.seek(0)
+        return last_lines(self._words.read())
+
+    def end(self) -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        self.socket.close()
+        self._words.close()
+
+
 class Client(asyncssh.SSHClient):
-    """What asyncssh tells of a connection.
+    """What asyncssh reports of a connection.
 
     :ivar shown: the server's host key, if it is none of those that are trusted.
+    :ivar proxy: what makes the connection, if that is a proxy. It ends with the connection.
     """
 
     shown: asyncssh.SSHKey | None = None
+    proxy: Proxy | None = None
+    is_connected = False
+
+    def auth_completed(self) -> None:
+        self.is_connected = True
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self.is_connected and self.proxy is not None:
+            self.proxy.end()
 
     def validate_host_public_key(self, host: str, addr: str, port: int, key: asyncssh.SSHKey) -> bool:
         self.shown = key
@@ -76,8 +128,7 @@ class _BoundedConnection(PatientConnection):
 class _BoundedClient(Client):
     def connection_made(self, conn: asyncssh.SSHClientConnection) -> None:
         conn.__class__ = _BoundedConnection  # asyncssh lets nobody choose it
-        with suppress(AttributeError):  # a ProxyCommand has no such limits
-            conn._transport.set_write_buffer_limits(_UNSENT)  # type: ignore[union-attr]
+        conn._transport.set_write_buffer_limits(_UNSENT)  # type: ignore[union-attr]
 
 
 async def connect(account: SshAccount, client: type[Client]) -> asyncssh.SSHClientConnection:
@@ -89,10 +140,13 @@ async def connect(account: SshAccount, client: type[Client]) -> asyncssh.SSHClie
     """
     where, told = account.where, client()
     try:
+        told.proxy = Proxy(account) if account.proxy is not None else None
         return await asyncssh.connect(
-            account.host,
+            account.address,
             account.port,
+            sock=told.proxy.socket if told.proxy is not None else None,
             username=account.user,
+            config=None,
             client_factory=lambda: told,
             options=account.options,
         )
@@ -120,7 +174,45 @@ async def connect(account: SshAccount, client: type[Client]) -> asyncssh.SSHClie
     except socket.gaierror as error:
         raise ConnectionLost(f"{where}: the name {account.address} is not known: {error.strerror}") from error
     except (asyncssh.Error, OSError, EOFError) as error:
-        raise ConnectionLost(f"{where}: {said(error)}") from error
+        if "Too many authentication failures" in said(error):
+            raise refused(account, said(error)) from error
+        words = await asyncio.to_thread(told.proxy.last_words) if told.proxy is not None else ""
+        raise lost(account, words or f"{said(error)}{_hint(error)}") from error
+    finally:
+        if not told.is_connected and told.proxy is not None:
+            told.proxy.end()
+
+
+def last_lines(output: bytes) -> str:
+    """Return the last that a program wrote for people, as printable text."""
+    lines = [to_text(words) for line in output.splitlines() if (words := line.strip(b" @"))]
+    return " / ".join(lines[-2:])[-2000:]
+
+
+def lost(account: SshAccount, why: str) -> AccessRefused | ConnectionLost:
+    """Return what a connection that does not come about is reported as: final, if a jump host refuses us."""
+    if account.jumps and ("Permission denied" in why or "Host key verification failed" in why):
+        return AccessRefused(
+            f"{account.where}: the jump host does not let us through ({why}). It is reached by ~/.ssh/config"
+            " alone: see its Host there (User, IdentityFile) and known_hosts, and what plain ssh to it says"
+        )
+    return ConnectionLost(f"{account.where}: {why}")
+
+
+def _hint(error: Exception) -> str:
+    """Return what may be the cause where a server does not say, and what to do."""
+    if "timeout" in said(error).lower():
+        return (
+            f": something accepts the connection there, and does not log us in within {CONNECT} seconds. Is"
+            " that an SSH port?"
+        )
+    if isinstance(error, asyncssh.ConnectionLost | ConnectionResetError | EOFError):
+        return (
+            ": the server closed the connection before we were logged in. Is that an SSH port? If so, it may"
+            " refuse this address for now: see its log, MaxStartups and PerSourcePenalties of sshd, fail2ban,"
+            " and firewalls on the way"
+        )
+    return ""
 
 
 def _shown(told: Client, account: SshAccount) -> str:
@@ -135,10 +227,15 @@ def _shown(told: Client, account: SshAccount) -> str:
 def refused(account: SshAccount, why: str) -> AccessRefused:
     """Return what a server's refusal of an account is told as."""
     return AccessRefused(
-        f"{account.where}: the server refuses the account's {'key' if account.key else 'password'} ({why})."
+        f"{account.where}: the server refuses the account's {'key' if account.keys else 'password'} ({why})."
         " Check login and key_file of the connection, the AuthorizedKeysFile on the server, and whether from="
         " of the key there names this machine's address as the server sees it; the server's log says which"
     )
+
+
+def ended_here(account: SshAccount) -> ConnectionLost:
+    """Return what is told to whoever waits for a connection that has been closed."""
+    return ConnectionLost(f"{account.where}: the connection was ended on this side")
 
 
 def said(error: BaseException) -> str:
@@ -146,30 +243,59 @@ def said(error: BaseException) -> str:
     return to_text(str(error).encode("utf-8", "backslashreplace")) or type(error).__name__
 
 
-class Connection:
-    """A connection to an account, to be used by any thread.
+class _Loop(asyncio.SelectorEventLoop):
+    """One that ends the programs it has started, such as a ProxyCommand, before it is closed."""
 
-    :raises AccessRefused, ConnectionLost: see :func:`connect`.
-    """
+    def __init__(self) -> None:
+        super().__init__()
+        self._programs: list[asyncio.SubprocessTransport] = []
+
+    async def subprocess_exec(self, *args: Any, **kwargs: Any) -> Any:
+        started = await super().subprocess_exec(*args, **kwargs)
+        self._programs.append(started[0])
+        return started
+
+    async def end(self) -> None:
+        """End all that goes on here, and wait a while until it has ended."""
+        tasks = asyncio.all_tasks(self) - {asyncio.current_task(self)}
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=_ENDING)
+        until = self.time() + _ENDING
+        for program in self._programs:
+            program.close()
+            while program.get_returncode() is None and self.time() < until:
+                await asyncio.sleep(0.01)
+
+
+class Connection:
+    """A connection to an account, to be used by any thread. It is there once :meth:`connect` returns."""
 
     def __init__(self, account: SshAccount) -> None:
         self.account = account
-        self._loop = asyncio.new_event_loop()
+        self._connection: asyncssh.SSHClientConnection | None = None
+        self._loop = _Loop()
+        self._ended = asyncio.Event()
         self._thread = threading.Thread(target=self._run, name=f"ssh to {account.host}", daemon=True)
         self._thread.start()
+
+    def connect(self) -> None:
+        """Log in. :meth:`close` ends the attempt, too.
+
+        :raises AccessRefused, ConnectionLost: see :func:`connect`.
+        """
         try:
-            connecting = connect(account, _BoundedClient)  # which has its own limit
-            self._connection = self.do(connecting, account.patience + 3 * CONNECT)
+            connecting = connect(self.account, _BoundedClient)  # which has its own limit
+            self._connection = self.do(connecting, self.account.patience + 3 * CONNECT)
         except BaseException:
             self.close()
             raise
 
     def _run(self) -> None:
         try:
-            self._loop.run_forever()
-            for task in asyncio.all_tasks(self._loop):
-                task.cancel()
-            self._loop.run_until_complete(asyncio.sleep(0))
+            self._loop.run_until_complete(self._ended.wait())
+            self._loop.run_until_complete(self._loop.end())
         finally:
             self._loop.close()
 
@@ -182,16 +308,18 @@ class Connection:
             future = asyncio.run_coroutine_threadsafe(what, self._loop)
         except RuntimeError:  # the loop is closed
             what.close()
-            raise ConnectionLost(f"{self.account.where}: the connection was ended on this side") from None
+            raise ended_here(self.account) from None
         try:
             return future.result(seconds)
-        except (TimeoutError, asyncio.CancelledError):
+        except CancelledError:
+            raise ended_here(self.account) from None
+        except TimeoutError:
             future.cancel()
             raise ConnectionLost(f"{self.account.where}: the server does not answer") from None
 
     @property
     def alive(self) -> bool:
-        return not self._connection.is_closed()
+        return self._connection is not None and not self._connection.is_closed()
 
     def session(self, timeout: float, *, command: str | None = None, subsystem: str | None = None) -> Session:
         """Start a command, or a subsystem.
@@ -201,9 +329,11 @@ class Connection:
         :raises ConnectionLost: the connection broke.
         """
         session = Session(timeout)
+        connection = self._connection
+        assert connection is not None
 
         def open_it() -> Coroutine[Any, Any, Any]:
-            return self._connection.create_session(
+            return connection.create_session(
                 lambda: session.events,
                 command,
                 subsystem=subsystem,
@@ -229,10 +359,9 @@ class Connection:
         """End the connection, and what waits on it. May be called again, and from another thread."""
 
         def end() -> None:
-            connection = getattr(self, "_connection", None)
-            if connection is not None:
-                connection.abort()
-            self._loop.stop()
+            if self._connection is not None:
+                self._connection.abort()
+            self._ended.set()
 
         with suppress(RuntimeError):  # it is closed already
             self._loop.call_soon_threadsafe(end)

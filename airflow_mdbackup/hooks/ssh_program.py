@@ -20,16 +20,18 @@ import subprocess
 import time
 from collections import deque
 from contextlib import ExitStack, suppress
-from pathlib import Path
+from typing import BinaryIO
 
 from airflow_mdbackup.hooks.connection import KEEPALIVE, SshAccount
-from airflow_mdbackup.scheme.names import to_text
+from airflow_mdbackup.hooks.session import last_lines
+from airflow_mdbackup.hooks.ssh_config import environment
 from airflow_mdbackup.scheme.sftp import WINDOW
 
 _PIPE = 1 << 20  # the largest that an unprivileged user may have
 _AHEAD = 2 * WINDOW  # bytes that may arrive while we send: more than a reader ever asks for
 _FAILED = 255  # the program's exit status for errors of its own
 _ENDING = 5.0  # seconds that the program gets to end by itself
+_MOMENT = 0.02  # seconds between two looks whether it has ended
 # Options of ssh_config(5), by what asyncssh calls them.
 _ALGORITHMS = {
     "encryption_algs": "Ciphers",
@@ -41,11 +43,19 @@ _ALGORITHMS = {
 
 
 class Program(ExitStack):
-    """How to call ``ssh``, and the files that this names. They are there until it is closed."""
+    """How to call ``ssh``, and the files that this names. They are there until it is closed.
+
+    :ivar log: what ``ssh`` itself has to say; on standard error, the other side and a ProxyCommand speak.
+    """
 
     def __init__(self, path: str, config: str) -> None:
         super().__init__()
-        self.command = [path, "-F", config]
+        read, write = os.pipe()
+        self.log = open(read, "rb", buffering=0)  # noqa: SIM115 - the channel reads it after us
+        try:
+            self.command = [path, "-F", config, "-E", self._held(write)]
+        finally:
+            os.close(write)
 
     def option(self, name: str, value: str) -> None:
         """Set an option of ssh_config(5)."""
@@ -60,7 +70,10 @@ class Program(ExitStack):
         with open(os.memfd_create("mdbackup"), "wb", buffering=0) as memory:
             os.fchmod(memory.fileno(), 0o600)
             memory.write(content.encode())
-            holder = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=memory, env=_environment())
+            return self._held(memory.fileno())
+
+    def _held(self, descriptor: int) -> str:
+        holder = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=descriptor, env=environment())
         self.enter_context(holder)
         self.callback(holder.kill)
         return f"/proc/{holder.pid}/fd/1"
@@ -73,15 +86,16 @@ def program_for(account: SshAccount, command: str | None = None) -> Program | No
     :raises OSError: no file can be made for it.
     """
     ssh = shutil.which("ssh")
-    if ssh is None or not hasattr(os, "memfd_create") or account.key is None:
+    if ssh is None or not hasattr(os, "memfd_create") or not account.keys:
         return None
-    config = Path("~/.ssh/config").expanduser()
-    program = Program(ssh, str(config) if config.is_file() else "none")
+    program = Program(ssh, "none")  # what ~/.ssh/config says is in the account
     program.option("BatchMode", "yes")
-    program.option("LogLevel", "ERROR")  # or else the server's banner is among its words
+    program.option("LogLevel", "INFO")  # below that, it does not say why a connection ends
     program.option("IdentitiesOnly", "yes")
     program.option("IdentityAgent", "none")
     program.option("IdentityFile", "none")  # or else the keys in ~/.ssh, if ours cannot be read
+    if account.proxy is not None:
+        program.option("ProxyCommand", account.proxy.replace("%", "%%"))
     program.option("StrictHostKeyChecking", "yes")
     program.option("CheckHostIP", "no")
     program.option("GlobalKnownHostsFile", "none")
@@ -92,27 +106,25 @@ def program_for(account: SshAccount, command: str | None = None) -> Program | No
     program.option("ConnectTimeout", str(account.patience))
     program.option("ServerAliveInterval", str(KEEPALIVE))
     # By which it looks the keys up, and which a host certificate has to name.
-    known_as = account.options.host_key_alias or account.address
+    known_as = account.host_key_alias or account.address
     program.option("HostKeyAlias", known_as)
     try:
         program.option("UserKnownHostsFile", program.file(account.host_keys.lines(known_as)))
-        program.command += ["-i", program.file(account.key.export_private_key().decode())]
-        if account.certificate is not None:
-            program.option("CertificateFile", program.file(account.certificate.export_certificate().decode()))
+        for each in account.keys:
+            program.command += ["-i", program.file(each.key.export_private_key().decode())]
+            if each.certificate is not None:
+                program.option(
+                    "CertificateFile", program.file(each.certificate.export_certificate().decode())
+                )
     except BaseException:
         program.close()
         raise
     program.command += ["-p", str(account.port), "-l", account.user]
     if command is None:
-        program.command += ["-s", "--", account.host, account.subsystem]
+        program.command += ["-s", "--", account.address, account.subsystem]
     else:
-        program.command += ["--", account.host, command]
+        program.command += ["--", account.address, command]
     return program
-
-
-def _environment() -> dict[str, str]:
-    """Return what a program needs. A worker's environment has secrets, which are not to be handed on."""
-    return {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C"}
 
 
 class SshChannel:
@@ -120,38 +132,42 @@ class SshChannel:
 
     :param command: its path and arguments.
     :param timeout: seconds that a call may wait.
-    :param runs_command: the other side runs a command. What that writes to standard error is not taken for
-        the words of ``ssh``, and comes at the end of its output.
+    :param log: where ``ssh`` itself writes why it fails; see :class:`Program`.
+    :param runs_command: the other side runs a command, whose standard error comes at the end of its output.
     :ivar answered: whether anything has come from the other side.
-    :ivar was_killed: whether a signal ended the command; of which ``ssh`` says nothing, and fails.
+    :ivar was_killed: whether a signal ended the command. ``ssh`` does not say; its exit status is 255 then.
     :raises OSError: it cannot be started.
     """
 
     was_killed = False
 
-    def __init__(self, command: list[str], timeout: float, *, runs_command: bool = False) -> None:
+    def __init__(
+        self, command: list[str], timeout: float, *, log: BinaryIO | None = None, runs_command: bool = False
+    ) -> None:
         self._timeout = timeout
         self._runs_command = runs_command
         self.answered = False
         self._early: deque[bytes] = deque()  # what came while we were sending
         self._ahead = 0  # bytes of it
-        self._said = b""
         pipe = subprocess.PIPE
         self._process = subprocess.Popen(
-            command, stdin=pipe, stdout=pipe, stderr=pipe, bufsize=0, env=_environment()
+            command, stdin=pipe, stdout=pipe, stderr=pipe, bufsize=0, env=environment()
         )
         assert self._process.stdin and self._process.stdout and self._process.stderr
         self._in, self._out = self._process.stdin.fileno(), self._process.stdout.fileno()
+        self._log = log  # kept open, since another thread may wait for it
         self._err = self._process.stderr.fileno()
-        os.set_blocking(self._in, False)
-        os.set_blocking(self._err, False)
+        # The last that was written for people: by ssh itself, and by whoever writes to its standard error.
+        self._words = {self._err: b""} | ({log.fileno(): b""} if log else {})
+        for descriptor in (self._in, *self._words):
+            os.set_blocking(descriptor, False)
         with suppress(OSError):  # an unprivileged user may have used up what he may have of it
             fcntl.fcntl(self._out, fcntl.F_SETPIPE_SZ, _PIPE)
         self._waiting = select.poll()
         self._sending = select.poll()
         for waiting in (self._waiting, self._sending):
-            waiting.register(self._out, select.POLLIN)
-            waiting.register(self._err, select.POLLIN)
+            for descriptor in (self._out, *self._words):
+                waiting.register(descriptor, select.POLLIN)
         self._sending.register(self._in, select.POLLOUT)
 
     def sendall(self, data: bytes) -> None:
@@ -163,35 +179,36 @@ class SshChannel:
             except BlockingIOError:
                 self._wait_to_send()
             except BrokenPipeError:
-                raise EOFError(self.said() or "ssh has ended") from None
+                raise EOFError(self._why_it_ended() or "ssh has ended") from None
 
     def _wait(self, waiting: select.poll) -> set[int]:
-        """Return what is ready; the words of ``ssh`` are taken in, since a full pipe would stop it."""
+        """Return what is ready; words are taken in, since a full pipe would stop ``ssh``."""
         deadline = time.monotonic() + self._timeout
         while True:
             ready = {descriptor for descriptor, _ in waiting.poll(max(0, deadline - time.monotonic()) * 1000)}
             if not ready:
                 raise TimeoutError("timed out")
-            if self._err not in ready:
-                return ready
-            if self._listen():
-                for each in (self._waiting, self._sending):
-                    each.unregister(self._err)
-            if ready := ready - {self._err}:
+            for words in ready & self._words.keys():
+                self._listen(words)
+            if ready := ready - self._words.keys():
                 return ready
 
     def _wait_to_send(self) -> None:
         if self._out in self._wait(self._sending):
             received = os.read(self._out, _PIPE)
             if not received:
-                raise EOFError(self.said() or "ssh has ended")
+                raise EOFError(self._why_it_ended() or "ssh has ended")
             self._early.append(received)
             self._ahead += len(received)
             if self._ahead > _AHEAD:
                 raise EOFError("the server sends more than it was asked for")
 
     def recv(self, size: int) -> bytes:
-        """Return what has arrived, at most ``size`` bytes; nothing once ``ssh`` has ended without a word."""
+        """Return what has arrived, at most ``size`` bytes; nothing once all has come.
+
+        :raises TimeoutError: nothing came in time.
+        :raises EOFError: ``ssh`` has failed.
+        """
         if self._early:
             data = self._early.popleft()
             if len(data) > size:
@@ -202,45 +219,60 @@ class SshChannel:
         if data := os.read(self._out, size):
             self.answered = True
             return data
-        if self._runs_command and not self._failed():
-            data, self._said = self._said, b""
-        elif failed := self.said() or self._failed():
-            raise EOFError(failed)
+        if why := self._why_it_ended():
+            raise EOFError(why)
+        if self._runs_command:
+            data, self._words[self._err] = self._words[self._err], b""
         return data
 
-    def _failed(self) -> str:
-        """Return what is to be said of an ``ssh`` that has ended without a word, if it has failed.
-
-        At this log level it does not say itself that the server has gone, or is silent.
-        """
-        with suppress(subprocess.TimeoutExpired):
-            if self._process.wait(_ENDING) == _FAILED:
-                return "ssh has ended: the server has closed the connection, or does not answer any more"
-        return ""
+    def _why_it_ended(self) -> str:
+        """Return why ``ssh`` itself has failed; nothing if it is the other side that has ended."""
+        status = self.wait(_ENDING)
+        if status is not None and status < 0:
+            return f"the program ssh was ended by signal {-status}"
+        return self.said() if status == _FAILED else ""
 
     def said(self) -> str:
-        """Return the last that ``ssh`` wrote for people, such as why it gave up, as printable text."""
-        self._listen()
-        lines = [to_text(words) for line in self._said.splitlines() if (words := line.strip(b" @"))]
-        return " / ".join(lines[-2:])
+        """Return the last that ``ssh`` itself wrote, such as why it gave up, as printable text."""
+        return self._last_of(*self._words.keys() - {self._err})
 
-    def _listen(self) -> bool:
-        """Take in the last that ``ssh`` wrote for people, and return whether there will be no more."""
+    def overheard(self) -> str:
+        """Return the last that others wrote to its standard error: the server, or a ProxyCommand."""
+        return self._last_of(self._err)
+
+    def _last_of(self, *descriptors: int) -> str:
+        for each in descriptors:
+            self._listen(each)
+        written = b"\n".join(self._words[each] for each in descriptors)
+        return last_lines(written)
+
+    def _listen(self, words: int) -> None:
+        """Take in the last that was written there for people."""
         try:
-            data = os.read(self._err, 1 << 16)
+            data = os.read(words, 1 << 16)
         except BlockingIOError:
-            return False
-        self._said = (self._said + data)[-2000:]
-        return not data
+            return
+        self._words[words] = (self._words[words] + data)[-2000:]
+        if not data:  # there will be no more
+            for each in (self._waiting, self._sending):
+                with suppress(KeyError):
+                    each.unregister(words)
 
     def settimeout(self, seconds: float) -> None:
         """Have a call wait no longer than so."""
         self._timeout = seconds
 
     def wait(self, seconds: float) -> int | None:
-        """Wait at most so many seconds until ``ssh`` has ended, and return its exit status: the command's."""
-        with suppress(subprocess.TimeoutExpired):
-            self._process.wait(seconds)
+        """Wait at most so many seconds until ``ssh`` has ended, and return its exit status: the command's.
+
+        It may have much to write before it ends, which is taken in.
+        """
+        deadline = time.monotonic() + seconds
+        while self._process.poll() is None and (left := deadline - time.monotonic()) > 0:
+            for words in self._words:
+                self._listen(words)
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(min(left, _MOMENT))
         return self._process.returncode
 
     def close(self) -> None:
@@ -249,8 +281,9 @@ class SshChannel:
         The pipes are closed with the last reference to them, since another thread may wait for them.
         """
         self._process.terminate()
-        try:
+        with suppress(subprocess.TimeoutExpired):
             self._process.wait(_ENDING)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+            return
+        self._process.kill()
+        with suppress(subprocess.TimeoutExpired):  # the interrupted thread of a signal may be waiting for it
+            self._process.wait(_ENDING)

@@ -122,6 +122,19 @@ class Channel(Protocol):
     def recv(self, size: int, /) -> bytes: ...
 
 
+class NoSftp(ConnectionLost):
+    """The server does not speak SFTP.
+
+    :ivar sent: what it sent instead.
+    """
+
+    def __init__(self, sent: bytes) -> None:
+        self.sent = sent
+        super().__init__(
+            f"the server does not speak SFTP; it sent {to_text(sent)!r}. Does a login shell print text?"
+        )
+
+
 class Attributes(NamedTuple):
     """What the server tells of a file; None for what it leaves out. ``mtime`` in Unix seconds."""
 
@@ -559,10 +572,7 @@ class Reader:
             while size - position >= 4:
                 (length,) = _LENGTH(data, position)
                 if not 5 <= length <= _MAX_PACKET:
-                    sent = to_text(data[position : position + 40])
-                    raise ConnectionLost(
-                        f"the server does not speak SFTP; it sent {sent!r}. Does a login shell print text?"
-                    )
+                    raise NoSftp(data[position : position + 40])
                 start, position = position, position + 4 + length
                 if position > size:
                     self._needed, position = 4 + length, start

@@ -8,9 +8,6 @@ Here::
     each packet     at most 256 KiB, as asyncssh has it
     all packets     a budget for their number, their bytes, and for key exchanges, each of which costs more
     turns           one for every 4 KiB; meanwhile, nothing is read from the socket
-
-What this does not give: through a ``ProxyCommand`` of the triggerer's own ``~/.ssh/config``, whose output
-asyncssh cannot pause, a turn takes as much as was read at once, up to 256 KiB.
 """
 
 from __future__ import annotations
@@ -59,9 +56,6 @@ class _Connection(PatientConnection):
         self.overrun: Overrun | None = None
 
     def data_received(self, data: bytes, datatype: Any = None) -> None:
-        if not hasattr(self._transport, "pause_reading"):
-            super().data_received(data)
-            return
         self._arrived += data
         if len(self._arrived) == len(data):  # else the next turn is planned already
             self._work_off()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 PAGE = Path(__file__).parents[2] / "docs" / "connections.md"
@@ -120,6 +121,10 @@ def _keys() -> Iterator[Case]:
             yield _here(f"{what}, in {_of(place)}", says, extra=_at(place, name))
     yield _here("a key whose lines are separated by `\\n`, written out", "real ones, not \\n",
                 extra=_at("private_key", "escaped"))  # fmt: skip
+    yield _here("the key itself, in `key_file`", "key_file: move it to private_key",
+                extra={"key_file": "{key ed25519}"})  # fmt: skip
+    yield _here("the name of a file, in `private_key`", "write it into key_file",
+                extra={"key_file": None, "private_key": "{keys}/ed25519"})  # fmt: skip
     yield _here("no such file", "No such file", extra={"key_file": "{keys}/missing"})
     yield _here("a directory", "Is a directory", extra={"key_file": "{keys}"})
     yield _here("a file that may not be read", "Permission denied", extra={"key_file": "{keys}/unreadable"})
@@ -127,6 +132,7 @@ def _keys() -> Iterator[Case]:
         encrypted = {"key_file": f"{{keys}}/{name}-secret"}
         cure = "write it into the extra private_key_passphrase"
         yield _here(f"{FORMS[name]}, encrypted, without a passphrase", cure, extra=encrypted)
+        cure = "correct its extra private_key_passphrase"
         yield _here(
             f"{FORMS[name]}, encrypted, with another passphrase",
             cure,
@@ -135,7 +141,7 @@ def _keys() -> Iterator[Case]:
     yield _here("none at all", "name one in its extra key_file",
                 extra={"key_file": None, "look_for_keys": "false"})  # fmt: skip
     yield _here(
-        "none, with an extra that nobody knows", "keyfile",
+        "none, with an extra that nobody knows", "nobody knows its extra keyfile: key_file?",
         extra={"key_file": None, "keyfile": "{keys}/ed25519", "look_for_keys": "false"},
     )  # fmt: skip
     yield _here("both `key_file` and `private_key`", "remove one of them",
@@ -162,6 +168,9 @@ def _host_keys() -> Iterator[Case]:
     yield _there("`host_key` of another server", changed, extra={"host_key": "{host other}"})
     yield _there("`host_key` of another server, RSA", changed, extra={"host_key": "{host other-rsa}"})
     yield _here("`host_key` that is none", "must look like", extra={"host_key": "SHA256:abcdef"})
+    yield _here(
+        "`host_key` with a marker", "begins with @revoked", extra={"host_key": "@revoked {host ed25519}"}
+    )
     yield _here("`host_key` that is a number", "host_key that is not a text", extra={"host_key": 12345})
     yield _here(
         "neither `host_key` nor known_hosts", "Pin it in its extra host_key", extra={"host_key": None}
@@ -192,10 +201,18 @@ def _known_hosts() -> Iterator[Case]:
         ("`@cert-authority`, which signed the server's certificate", "@cert-authority 127.0.0.* {host ca}"),
         ("`@cert-authority` of other hosts, beside the key",
          f"@cert-authority *.example.org {{host ca}}\n{here} {{host ed25519}}"),
+        ("`@cert-authority` without a port, beside another key of the port",
+         f"{here} {{host other}}\n@cert-authority 127.0.0.1 {{host ca}}"),
+        ("`@cert-authority` of all ports that did not sign, beside the key without a port",
+         "@cert-authority * {host other}\n127.0.0.1 {host ed25519}"),
         ("`@cert-authority` that did not sign, beside the key",
          f"@cert-authority * {{host other}}\n{here} {{host ed25519}}"),
         ("`@revoked` key of another server, beside the key",
          f"@revoked * {{host other}}\n{here} {{host ed25519}}"),
+        ("`@revoked` key without a port, beside the same with it",
+         f"@revoked 127.0.0.1 {{host ed25519}}\n{here} {{host ed25519}}"),
+        ("keys of kinds that nobody knows, beside the key",
+         f"{here} ssh-strange AAAA\n{here} 1024 35 1234567\n{here} {{host ed25519}}"),
         ("broken lines, beside the key",
          "example.org\n@cert-authority\n@strange * {host ca}\n|1|x|y {host ca}\n10.0.0.1/99 {host ca}\n"
          f"x ssh-ed25519 AAAA\n{here} {{host ed25519}}"),
@@ -214,6 +231,9 @@ def _known_hosts() -> Iterator[Case]:
          f"@revoked {here} {{host ed25519}}\n{here} {{host ed25519}}"),
         ("a `@revoked` key, which a line without a port has, too",
          f"@revoked {here} {{host ed25519}}\n127.0.0.1 {{host ed25519}}"),
+        ("a `@revoked` key without a port, beside another with it, and a `@cert-authority` without",
+         f"@revoked 127.0.0.1 {{host ed25519}}\n{here} {{host other}}\n"
+         "@cert-authority 127.0.0.1 {host ca}"),
         ("a `@cert-authority` that did not sign", "@cert-authority * {host other}"),
         ("a `@cert-authority` that is `@revoked`", "@cert-authority * {host ca}\n@revoked * {host ca}"),
     ):  # fmt: skip
@@ -222,6 +242,8 @@ def _known_hosts() -> Iterator[Case]:
         ("an empty file", ""),
         ("other hosts alone", "example.org {host ed25519}"),
         ("another port alone", "[127.0.0.1]:1 {host ed25519}"),
+        ("a network", "127.0.0.0/8 {host ed25519}"),
+        ("`@CERT-AUTHORITY` in upper case", "@CERT-AUTHORITY * {host ca}"),
         ("a wildcard that leaves it out", "*,!*127.0.0.1* {host ed25519}"),
     ):
         yield _here(what, unknown, known_hosts=lines)
@@ -238,6 +260,8 @@ def _algorithms() -> Iterator[Case]:
     yield Case("`disabled_algorithms`", extra={"disabled_algorithms": {
         "ciphers": ["aes128-gcm@openssh.com"], "macs": ["umac-64-etm@openssh.com", "hmac-sha1"],
         "kex": ["curve25519-sha256"], "keys": ["ssh-rsa"], "pubkeys": ["ssh-rsa"]}})  # fmt: skip
+    yield Case("`disabled_algorithms` that nobody has, and `compression`", extra={"disabled_algorithms": {
+        "ciphers": ["blowfish-cbc"], "macs": ["foo"], "compression": ["zlib"]}})  # fmt: skip
     chosen = "Ciphers aes256-ctr\n  MACs hmac-sha2-256\n  KexAlgorithms ecdh-sha2-nistp256\n"
     yield Case("`Ciphers`, `MACs` and `KexAlgorithms` of `~/.ssh/config`", config=f"Host *\n  {chosen}")
     yield _there(
@@ -259,10 +283,12 @@ def _rest() -> Iterator[Case]:
                config="Host *\n  HostKeyAlias web.example.org\n")  # fmt: skip
     yield Case(
         "`HostKeyAlias` of `~/.ssh/config`, which the server's certificate has",
-        fields={"host": "localhost"},
+        fields={"host": "127.1"},
         known_hosts="@cert-authority * {host ca}",
         config="Host *\n  HostKeyAlias web.example.org\n",
     )
+    yield Case("a host in upper case, and a certificate", fields={"host": "LOCALHOST"},
+               known_hosts="@cert-authority LocalHost {host ca}")  # fmt: skip
     yield Case("`ProxyCommand` of `~/.ssh/config`, with `%h` and `%p`",
                config="Host *\n  ProxyCommand {proxy} %h %p\n")  # fmt: skip
     yield Case("`ProxyCommand` that is more than a program and its arguments",
@@ -276,11 +302,71 @@ def _rest() -> Iterator[Case]:
     yield Case("`~/.ssh/config` with bytes of latin-1", config="# caf\xe9\nHost *\n  Port 1\n")
     yield _here("no login", "has no login", fields={"login": None})
     yield _here("no host", "leads to no host", fields={"host": ""})
+    for host in ("someone@127.0.0.1", "127.0.0.1:22", "sftp://127.0.0.1"):
+        yield _here(f"`{host}` as host", "write its name or address alone", fields={"host": host})
+    yield _here("the port 70000", "there are 1 to 65535", fields={"port": 70000})
     yield _here("an extra that is encoded twice", "encoded twice", fields={"extra": '"{{}}"'})
     yield _here("an extra that is no JSON", "no JSON", fields={"extra": "key_file=/x"})
     yield _here("a mistake in `~/.ssh/config`", ".ssh/config", config="Host *\n  Port many\n",
                 fields={"port": None})  # fmt: skip
+    yield _here("`compress: yes`", "compress that is neither true nor false", extra={"compress": "yes"})
     yield _here("`conn_timeout` that is a text", "no number of seconds", extra={"conn_timeout": "soon"})
+
+
+def _config() -> Iterator[Case]:
+    """What must have no effect, and what ssh itself refuses."""
+    for option in (
+        "PubkeyAuthentication no",
+        "PreferredAuthentications password",
+        "RequestTTY force",
+        "SessionType none",
+        "StdinNull yes",
+        "ConnectTimeout 1m",
+        "User somebody",
+        "RemoteCommand false",
+        "LocalCommand touch {home}/touched",
+        "KnownHostsCommand /bin/echo x",
+        "CertificateFile {keys}/certified-cert.pub",
+    ):
+        yield Case(f"`{option.split()[0]}`, which has no effect", config=f"Host *\n  {option}\n")
+    key_of_other = {"host_key": "{host other}"}
+    print_right = "/bin/echo 127.0.0.1 {host ed25519}"
+    yield _there("`KnownHostsCommand` with the right key, and another one pinned", "is not the expected one",
+                 extra=key_of_other, config=f"Host *\n  KnownHostsCommand {print_right}\n")  # fmt: skip
+    yield _there("`IdentityFile` with the right key, and a wrong `key_file`", "refuses the account's key",
+                 extra={"key_file": "{keys}/wrong"},
+                 config="Host *\n  IdentityFile {keys}/ed25519\n")  # fmt: skip
+    yield Case("several `IdentityFile`, the last of them right", extra={"key_file": None},
+               config="Host *\n  IdentityFile {keys}/wrong\n  IdentityFile {keys}/ecdsa\n")  # fmt: skip
+    yield Case("`Include`, `Match`, and a comment behind a value", fields={"host": "web", "port": None},
+               config='Match originalhost web exec "true"\n  Hostname 127.0.0.1 # us\n'
+               "  Include {home}/port\n")  # fmt: skip
+    yield Case("`ProxyCommand` with a variable", config="Host *\n  ProxyCommand {proxy} ${{HOME:+%h}} %p\n")
+    jump = (
+        "Host jump\n  HostName 127.0.0.1\n  Port {port}\n  User {jumper}\n  UserKnownHostsFile {home}/jump\n"
+    )
+    refuses = "the jump host does not let us through"
+    inside = {"host": "inside", "port": None}
+    through = "Host inside\n  HostName 127.0.0.1\n  Port {port}\n  ProxyJump jump\n"
+    for what, says, key, known in (
+        ("known by known_hosts", "", "ed25519", "jump"),
+        ("that refuses its key", refuses, "wrong", "jump"),
+        ("that is unknown", refuses, "ed25519", "nothing"),
+    ):
+        config = f"{jump.replace('/jump', f'/{known}')}  IdentityFile {{keys}}/{key}\n{through}"
+        case = partial(_there, says=says) if says else Case
+        yield case(f"`ProxyJump` to a jump host {what}", fields=inside, config=config)
+    in_file = "[127.0.0.1]:{port} {host ed25519}"
+    for what, known_hosts in (("pinned", None), ("in known_hosts", in_file)):
+        yield _there(f"`RevokedHostKeys` with the server's key, {what}", "is not the expected one",
+                     known_hosts=known_hosts,
+                     config="Host *\n  RevokedHostKeys {home}/revoked\n")  # fmt: skip
+    yield _here("`RevokedHostKeys` that are no keys", "no list of public keys",
+                config="Host *\n  RevokedHostKeys {home}/port\n")  # fmt: skip
+    yield _here("`ProxyJump` to itself", "jumphost loop", config="Host *\n  ProxyJump jump\n")
+    yield _here("two jump hosts, each behind the other", "goes round in circles",
+                config="Host a\n  ProxyJump b\nHost *\n  ProxyJump a\n")  # fmt: skip
+    yield _here("an unknown option", "Bad configuration option", config="Host *\n  UnknownOption yes\n")
 
 
 CASES: dict[str, list[Case]] = {
@@ -289,6 +375,7 @@ CASES: dict[str, list[Case]] = {
     "known_hosts": list(_known_hosts()),
     "Algorithms": list(_algorithms()),
     "The rest": list(_rest()),
+    "`~/.ssh/config`": list(_config()),
 }
 
 

@@ -53,7 +53,7 @@ class Keys:
                 "-I",
                 "x",
                 "-n",
-                "127.0.0.1,web.example.org",
+                "127.0.0.1,localhost,web.example.org",
                 f"{self.host / 'ed25519'}.pub",
             ]
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import socket
 import subprocess
@@ -14,11 +15,12 @@ import asyncssh
 import paramiko
 import pytest
 
+import airflow_mdbackup.hooks.connection as connection_module
 import airflow_mdbackup.hooks.provider as provider_module
 import airflow_mdbackup.provider_side.conversation as conversation_module
 from airflow_mdbackup.account.bounded import BoundedTransport
 from airflow_mdbackup.account.client import client_of
-from airflow_mdbackup.hooks.provider import IndexHook, ProviderHook, account
+from airflow_mdbackup.hooks.provider import IndexHook, IndexHookAsync, ProviderHook, account
 from airflow_mdbackup.provider_side import Done, IndexRequest
 from airflow_mdbackup.scheme.errors import AccessRefused, ConnectionLost
 from demo.sshd import ProviderServer
@@ -200,3 +202,40 @@ def test_what_is_sent_to_a_command_that_has_ended_is_no_matter(
         assert session.closed.wait(20)
         session.sendall(b"x")
         assert (session.recv(100), session.recv(100), session.exit_status) == (b"hello\n", b"", 127)
+
+
+def test_methods_of_airflows_hooks_work_without_a_client_made_first(
+    provider: ProviderServer, set_connection: SetConnection
+) -> None:
+    """They read the connection in their own way, but only when they are asked."""
+    (provider.tree / "file").write_bytes(b"content")
+    set_connection("index", provider.ssh_connection())
+    with ProviderHook("index") as hook:
+        assert "remote_host" not in vars(hook)
+        assert hook.path_exists(str(provider.tree)) or provider.chrooted
+        assert not hook.path_exists("/nowhere")
+        with pytest.raises(AttributeError, match="'ProviderHook' object has no attribute 'nothing'"):
+            hook.nothing  # type: ignore[attr-defined]  # noqa: B018
+    with IndexHook("index") as index:
+        assert index.remote_host == "127.0.0.1"
+        assert index.get_conn().exec_command("echo hi")[1].read() == b"hi\n"
+
+
+def test_key_is_opened_beside_the_loop_of_the_triggerer(
+    provider: ProviderServer, set_connection: SetConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An encrypted one may take seconds, in which no other trigger would have its turn."""
+    set_connection("index", provider.ssh_connection())
+    threads: list[threading.Thread] = []
+
+    def account_of(*given: Any) -> Any:
+        threads.append(threading.current_thread())
+        return connection_module.account_of(*given)
+
+    monkeypatch.setattr(provider_module, "account_of", account_of)
+
+    async def connect() -> None:
+        (await IndexHookAsync("index").get_conn()).close()
+
+    asyncio.run(connect())
+    assert len(threads) == 1 and threads[0] is not threading.current_thread()

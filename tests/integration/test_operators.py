@@ -288,10 +288,20 @@ def test_connection_that_does_not_exist_is_told_with_how_to_make_it(
         backup.fetch()
 
 
+@pytest.mark.parametrize("broken", ["{", "sftp://backupop@127.0.0.1:ssh", '{"port": "ssh"}'])
+def test_connection_in_a_variable_that_cannot_be_parsed_is_not_taken_for_missing(
+    backup: Backup, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    """Airflow says of both that there is none, and somebody would make it a second time."""
+    monkeypatch.setenv("AIRFLOW_CONN_BACKUPOP", broken)
+    with pytest.raises(errors.AccessRefused, match=r"backupop cannot be read: .*CONN_BACKUPOP is set"):
+        backup.fetch()
+
+
 @pytest.mark.parametrize(
     ("host_key", "told"),
     [
-        ("", r"backupop leads to a server whose host key is unknown. Pin it in its extra host_key"),
+        ("", r"backupop leads to a server whose host key is unknown: .* Pin it in its extra host_key"),
         ("ssh-ed25519 AAAA", r"backupop has an extra host_key that is no public key: it must look like"),
     ],
 )

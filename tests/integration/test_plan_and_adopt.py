@@ -62,3 +62,25 @@ def test_an_rsync_tree_becomes_a_backup_whose_first_run_transfers_what_differs(
     set_connection("backupop", {**provider.sftp_connection(), "port": 1})
     assert main(["plan", "srv1", "--format", "json"]) == 3
     assert json.loads(capsys.readouterr().out)["provider"] == "srv1"
+
+
+def test_plan_before_the_first_run_says_that_a_run_builds_the_index(
+    provider: ProviderServer,
+    set_connection: SetConnection,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Without an index account nothing does, and nothing of the kind is said."""
+    set_connection("backupop", provider.sftp_connection())
+    keys = {"sftp_conn_id": "backupop", "source": "/backups", "chroot": provider.prefix or "/home/backupop"}
+    keys |= {"dest": str(tmp_path / "dest"), "index": f"{provider.prefix}/.mdbackup/index.md5"}
+    monkeypatch.setenv("AIRFLOW__MDBACKUP__PROVIDERS_FILE", str(tmp_path / "providers.yaml"))
+
+    def told(**more: str) -> str:
+        (tmp_path / "providers.yaml").write_text(json.dumps({"providers": {"srv1": keys | more}}))
+        assert main(["plan", "srv1"]) == 3
+        return capsys.readouterr().err
+
+    assert "Each run of this provider has the index built first" in told(ssh_conn_id="index")
+    assert "is not there. Has it been built yet?" in (alone := told()) and "built first" not in alone

@@ -45,6 +45,7 @@ from tests.waiting import until
 SetConnection = Callable[[str, dict[str, Any]], None]
 FakeSsh = Callable[[str], None]
 SSH = shutil.which("ssh")
+TO_LOG = 'while [ "$1" != -E ]; do shift; done; exec 2>"$2"\n'  # in a script: have its words be those of ssh
 MEGABYTE = 1 << 20
 
 
@@ -111,7 +112,7 @@ def way(reader: Reader) -> str:
 
 def over_ssh(hook: ProviderHook) -> Reader | None:
     """Return a reader over ssh, or None where asyncssh has to tell what is wrong."""
-    return hook._over_ssh(provider_module._LONG)
+    return hook._over_ssh()
 
 
 def children(name: str, parent: int | None = None) -> list[int]:
@@ -302,7 +303,10 @@ def test_account_without_a_key_is_none_for_ssh(
     "programs",
     [
         {},
-        {"ssh": "#!/bin/sh\necho 'command-line line 0: Bad SSH2 cipher spec' >&2; exit 255\n", "cat": None},
+        {
+            "ssh": f"#!/bin/sh\n{TO_LOG}echo 'command-line line 0: Bad SSH2 cipher spec' >&2; exit 255\n",
+            "cat": None,
+        },
         {"ssh": "no program", "cat": None},
         {"ssh": None},
     ],
@@ -680,7 +684,7 @@ def test_secret_is_on_no_command_line_in_no_environment_and_not_on_the_disk(
         assert seen() == []
         # What was looked for can be found.
         assert has_secret(provider.backupop_key.read_bytes())
-        assert hook.account.key is not None and has_secret(hook.account.key.export_private_key())
+        assert has_secret(hook.account.keys[0].key.export_private_key())
 
 
 def test_environment_of_ssh_has_nothing_of_the_workers(
@@ -692,7 +696,8 @@ def test_environment_of_ssh_has_nothing_of_the_workers(
     with ProviderHook("backupop") as hook:
         assert over_ssh(hook) is None
     given = dict(line.split("=", 1) for line in (tmp_path / "environment").read_text().split("\0") if line)
-    assert given == {"PATH": os.environ["PATH"], "LC_ALL": "C"}
+    kept = {name: os.environ[name] for name in ("HOME", "USER", "LOGNAME") if name in os.environ}
+    assert given == {"PATH": os.environ["PATH"], "LC_ALL": "C", **kept}
 
 
 # --- odd names ----------------------------------------------------------------------------------------
@@ -703,9 +708,15 @@ def test_environment_of_ssh_has_nothing_of_the_workers(
     "odd", ["-oProxyCommand=touch {0}", "$(touch {0})", "x'; touch {0}; '", "-V", "$(touch${{IFS}}{0})"]
 )
 def test_no_name_is_an_option_or_a_command(
-    provider: ProviderServer, set_connection: SetConnection, tmp_path: Path, field: str, odd: str
+    provider: ProviderServer,
+    set_connection: SetConnection,
+    tmp_path: Path,
+    home: Path,
+    field: str,
+    odd: str,
 ) -> None:
-    """It is just a name that nobody has."""
+    """It is refused where it is none, or else just a name that nobody has; also for a ProxyCommand."""
+    (home / ".ssh" / "config").write_text("Host *\n  ProxyCommand true %h %r\n")
     odd = odd.format(tmp_path / "pwned")
     connection = provider.sftp_connection()
     if field == "subsystem":
@@ -713,9 +724,10 @@ def test_no_name_is_an_option_or_a_command(
     else:
         connection[field] = odd
     set_connection("backupop", connection)
-    if field == "host" and (odd.startswith("-") or " " in odd):
-        with pytest.raises(AccessRefused, match="leads to no host"):
+    if field in ("host", "login"):
+        with pytest.raises(AccessRefused, match=r"backupop (leads to no host|cannot be used)"):
             ProviderHook("backupop")
+        assert not (tmp_path / "pwned").exists()
         return
     with ProviderHook("backupop") as hook:
         program = program_for(hook.account)
@@ -847,7 +859,7 @@ def test_end_of_ssh_is_told_as_what_it_may_mean(
     monkeypatch.setattr(program_module, "KEEPALIVE", 1)
     with ProviderHook("backupop") as hook:
         reader = hook.reader()
-        with pytest.raises(ConnectionLost, match="or does not answer any more"):
+        with pytest.raises(ConnectionLost, match=r"Timeout, server .* not responding"):
             read(reader, path, lambda _: relay.frozen.set())
 
 
@@ -934,7 +946,7 @@ def test_words_of_ssh_act_on_no_terminal(
 ) -> None:
     """A server's words are in them. The last are the reason; before them may be a notice of any length."""
     fake_ssh(
-        "#!/bin/sh\n"
+        f"#!/bin/sh\n{TO_LOG}"
         "printf '%8000s\\n\\033]0;owned\\007\\r\\n@@@@@@\\r\\nwhy\\377\\r\\n' notice >&2; exit 255\n"
     )
     set_connection("backupop", provider.sftp_connection())
@@ -1031,7 +1043,7 @@ def test_nothing_is_left_of_a_task_that_is_killed(
             finally:
                 os._exit(1)
         try:
-            running = {"ssh": 1, "cat": 0 if logged_in else 2}
+            running = {"ssh": 1, "cat": 0 if logged_in else 3}
             until(lambda: {name: len(children(name, task)) for name in running} == running, 5, every=0.02)
             left = descendants(task)
         finally:
@@ -1126,7 +1138,7 @@ def test_server_that_talks_without_end_fills_no_memory(channel: Callable[[str], 
     ssh = channel("while True: os.write(2, b'word ' * 1000 + b'\\n')")
     with pytest.raises(TimeoutError):
         ssh.recv(1)
-    assert len(ssh.said()) <= 2000
+    assert len(ssh.overheard()) <= 2000
     ssh.close()
 
 
@@ -1134,7 +1146,11 @@ def test_new_keys_are_agreed_on_in_mid_transfer(
     provider: ProviderServer, set_connection: SetConnection, fake_ssh: FakeSsh, tmp_path: Path
 ) -> None:
     """ssh then has to know the host key again, although what told it is gone."""
-    fake_ssh(f'#!/bin/sh\nexec {SSH} -v -E {tmp_path}/log -o RekeyLimit=1M "$@"\n')
+    fake_ssh(
+        f"#!{sys.executable}\nimport os, sys\narguments = sys.argv[1:]\n"
+        f"arguments[arguments.index('-E') + 1] = '{tmp_path}/log'\n"
+        f"os.execv('{SSH}', ['ssh', '-v', '-o', 'RekeyLimit=1M', *arguments])\n"
+    )
     path = put(provider, "large", 20 * MEGABYTE)
     set_connection("backupop", provider.sftp_connection())
     with ProviderHook("backupop") as hook:
@@ -1155,21 +1171,29 @@ def test_server_that_tells_no_limits_is_reached_by_ssh_too(
             assert way(hook.reader()) == "ssh"
 
 
-def test_words_of_ssh_never_stop_it() -> None:
-    """A server's log may come that way; what was said last is kept."""
+def test_words_never_stop_ssh(tmp_path: Path) -> None:
+    """Neither its own nor those of others; what was said last is kept of each."""
     script = """
-import os
+import os, sys
+log = os.open(sys.argv[1], os.O_WRONLY)
 for number in range(300):
     os.read(0, 5)
     os.write(2, b"%d" % number + b"x" * 400 + b"\\n")
+    os.write(log, b"%d" % number + b"y" * 400 + b"\\n")
     os.write(1, b"hello")
+sys.exit(255)
 """
-    channel = SshChannel([sys.executable, "-c", script], 5)
+    fifo = tmp_path / "log"
+    os.mkfifo(fifo)
+    log = open(os.open(fifo, os.O_RDONLY | os.O_NONBLOCK), "rb", buffering=0)  # noqa: SIM115
+    channel = SshChannel([sys.executable, "-c", script, str(fifo)], 5, log=log)
     try:
         for _ in range(300):
             channel.sendall(b"12345")
             assert channel.recv(10) == b"hello"
-        with pytest.raises(EOFError, match="299x"):
+        with pytest.raises(EOFError, match="299y"):
             channel.recv(10)
+        assert "299x" in channel.overheard() and "y" not in channel.overheard()
     finally:
         channel.close()
+        log.close()

@@ -18,6 +18,7 @@ from airflow_mdbackup.cli.commands import COMMANDS, Command, get_airflow_command
 from airflow_mdbackup.get_provider_info import get_provider_info
 
 A_SCREEN = 50
+KEY_TEXT = "-----BEGIN OPENSSH PRIVATE KEY-----"
 
 
 def command_that(function: str) -> Command:
@@ -159,10 +160,16 @@ def test_name_that_the_terminal_cannot_show_is_escaped(monkeypatch: pytest.Monke
             2,
             "names the key /missing/key, which is not on this machine",
         ),
+        (
+            {"extra": {"key_file": f"{KEY_TEXT}\n"}},
+            2,
+            "has the key itself in its extra key_file: move it to private_key",
+        ),
+        ({"extra": {"key_file": "~nobody-of-this-name/x"}}, 2, "an extra key_file that is no name of a file"),
         ({"host": "127.0.0.1"}, 3, "web: the connection web has no login"),
         ({"host": "127.0.0.1\x1b[31m", "login": "x\x1b[31m"}, 3, "leads to no host ('127.0.0.1\\\\x1b[31m')"),
     ],
-    ids=["missing", "extra", "key", "login", "escapes"],
+    ids=["missing", "extra", "key", "key text", "no name", "login", "escapes"],
 )
 def test_audit_tells_what_is_wrong_with_a_connection(
     connection: dict[str, object] | None,
@@ -182,7 +189,7 @@ def test_audit_tells_what_is_wrong_with_a_connection(
     assert main(["audit", "web"]) == status
     told = capsys.readouterr()
     assert told.out == ""
-    assert because in told.err
+    assert because in told.err and KEY_TEXT not in told.err
     assert "\nmdbackup audit: " in "\n" + told.err
     assert main(["audit", "web", "--format", "json"]) == status
     again = capsys.readouterr()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +12,8 @@ from typing import Any
 import asyncssh
 import pytest
 
-from airflow_mdbackup.hooks.connection import HostKeys, SshAccount, account_of
+from airflow_mdbackup.hooks.connection import SshAccount, account_of
+from airflow_mdbackup.hooks.host_keys import HostKeys
 from airflow_mdbackup.scheme.errors import AccessRefused
 
 KEY = asyncssh.generate_private_key("ssh-ed25519")
@@ -48,7 +50,7 @@ def known(home: Path, *lines: str | bytes) -> HostKeys:
 def test_all_that_is_said_stands_in_the_account() -> None:
     found = account({"compress": "True", "subsystem": "sftpi", "ciphers": ["aes256-ctr"]})
     assert (found.host, found.address, found.port, found.user) == (*["web.example.org"] * 2, 2222, "backupop")
-    assert found.key == KEY and found.password is None and found.certificate is None
+    assert [key[0] for key in found.keys] == [KEY] and found.password is None
     assert found.compress and found.pinned and found.subsystem == "sftpi"
     assert found.algorithms == {"encryption_algs": ["aes256-ctr"]}
     assert found.where == "backupop@web.example.org:2222 (connection web)"
@@ -67,7 +69,7 @@ def test_config_says_what_the_connection_leaves_open(home: Path) -> None:
     found = account(port=None)
     assert (found.host, found.address, found.port) == ("web.example.org", "192.0.2.1", 4444)
     assert found.user == "backupop" and account().port == 2222
-    assert found.options.proxy_command[-1].endswith("exec nc 192.0.2.1 4444")
+    assert found.proxy == "nc 192.0.2.1 4444"
     assert "through the ProxyCommand of ~/.ssh/config" in found.where
 
 
@@ -103,11 +105,97 @@ def test_an_extra_that_is_no_object_is_refused(extra: str, words: str) -> None:
         account(extra=extra)
 
 
-@pytest.mark.parametrize("host", ["", None, "-oProxyCommand=x", "a b", "a\nb"])
-def test_a_host_that_is_none_is_refused(host: str | None) -> None:
-    """It would be an option of `ssh`, or a line of a file."""
+@pytest.mark.parametrize(
+    "host",
+    [
+        *("", None, "-oProxyCommand=x", "a b", "a\nb", "a\0b", "\ud800", "$(id)", "a;b", "a,b", "*", "#a"),
+        *("a@b", "sftp://a", "a/b", "a:22", "[::1]", "a..b", "a" * 80),
+    ],
+    ids=repr,
+)
+def test_a_host_that_is_none_is_refused(host: str | None, home: Path) -> None:
+    """It would be an option of `ssh`, or a line of a file; or it is more than a host."""
     with pytest.raises(AccessRefused, match="leads to no host"):
         account(host=host)
+
+
+@pytest.mark.parametrize(
+    "host", ["::1", "fe80::1%eth0", "192.0.2.1", "b\xfccher.example", "web_1.", "web+db"]
+)
+def test_a_host_may_be_a_name_an_address_or_an_alias(host: str) -> None:
+    assert account(host=host).address == host
+
+
+def test_a_name_in_config_that_is_none_is_refused(home: Path) -> None:
+    (home / ".ssh" / "config").write_text("Host *\n  HostName a..b\n")
+    with pytest.raises(AccessRefused, match=r"leads to no host .*the HostName of"):
+        account()
+
+
+def test_no_password_before_a_host_is_quoted() -> None:
+    with pytest.raises(AccessRefused) as refused:
+        account(host="sftp://someone:open sesame@web.example.org")
+    assert "sesame" not in str(refused.value) and "web.example.org" in str(refused.value)
+
+
+@pytest.mark.parametrize("port", [0, -1, 65536, 70000, "x"])
+def test_a_port_that_is_none_is_refused(port: object) -> None:
+    with pytest.raises(
+        AccessRefused, match=f"^the connection web has the port {port!r}: there are 1 to 65535"
+    ):
+        account(port=port)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"login": "a\0b"}, "has a login with a character"),
+        ({"login": "\ud800"}, "has a login with half a character"),
+        ({"password": "\udc80"}, "has a password with half a character"),
+        ({"extra": "[" * 100_000}, "no JSON"),
+        ({"extra": '{"conn_timeout": Infinity, "private_key": "x", "host_key": "x"}'}, "private_key"),
+    ],
+)
+def test_fields_that_no_server_could_take_are_refused(fields: dict[str, Any], words: str) -> None:
+    with pytest.raises(AccessRefused, match=words):
+        account(**fields)
+
+
+@pytest.mark.parametrize("seconds", [float("inf"), float("nan"), -5, 0, 10**30, "soon"])
+def test_a_timeout_that_is_none_is_refused(seconds: object) -> None:
+    with pytest.raises(AccessRefused, match="conn_timeout that is no number of seconds"):
+        account({"conn_timeout": seconds})
+
+
+@pytest.mark.parametrize(
+    "name", ["private_key", "private_key_passphrase", "host_key", "known_hosts", "subsystem"]
+)
+def test_half_a_character_in_an_extra_is_refused(name: str) -> None:
+    with pytest.raises(AccessRefused, match=f"an extra {name} with half a character"):
+        account({name: "\ud800"})
+
+
+def test_an_extra_that_nobody_knows_is_told_and_what_was_meant(caplog: pytest.LogCaptureFixture) -> None:
+    """With every refusal; or else as a warning."""
+    with pytest.raises(
+        AccessRefused, match=r"host key is unknown.* \(nobody knows its extra hostkey: host_key\?\)"
+    ):
+        account({"host_key": None, "hostkey": public(HOST)})
+    assert account({"con_timeout": 5, "purpose": "\x1b"})
+    assert "the connection web: nobody knows its extra con_timeout: conn_timeout?, purpose" in caplog.text
+    caplog.clear()
+    assert account({"cmd_timeout": 5, "look_for_keys": "False"}) and not caplog.text
+
+
+@pytest.mark.parametrize("name", ["compress", "look_for_keys", "no_host_key_check"])
+def test_a_switch_that_is_neither_on_nor_off_is_refused(name: str) -> None:
+    with pytest.raises(AccessRefused, match=f"{name} that is neither true nor false"):
+        account({name: "yes"})
+
+
+def test_texts_of_a_uri_are_refused_with_the_way_out() -> None:
+    with pytest.raises(AccessRefused, match=r"is not an object, .*\?__extra__="):
+        account({"disabled_algorithms": '{"macs": ["hmac-md5"]}'})
 
 
 @pytest.mark.parametrize("value", [True, "true", "True"])
@@ -125,6 +213,16 @@ def test_algorithms_are_taken_away_and_named() -> None:
     assert found["mac_algs"] == "-hmac-md5,hmac-sha1" and "kex_algs" not in found
 
 
+def test_algorithms_that_asyncssh_has_not_may_be_taken_away() -> None:
+    """`ssh` may have them. Compression is chosen by another extra."""
+    without = {"macs": ["foo", "hmac-sha1"], "kex": ["foo"], "ciphers": ["foo"], "compression": ["zlib"]}
+    found = account({"disabled_algorithms": without})
+    assert (found.algorithms["mac_algs"], found.algorithms["kex_algs"]) == ("-foo,hmac-sha1", "-foo")
+    assert b"hmac-sha1" not in found.options.mac_algs and found.options.mac_algs
+    with pytest.raises(AccessRefused, match="disabled_algorithms"):
+        account({"disabled_algorithms": {"macs": ["\0"]}})
+
+
 # --- the key ----------------------------------------------------------------------------------------
 
 
@@ -138,16 +236,87 @@ def test_a_passphrase_opens_the_key_and_is_no_password_then(form: str, place: st
         found = account(secret, password="open sesame")
     else:
         found = account(secret | {place: "open sesame"}, password="a password")
-    assert found.key == key
+    assert found.keys[0].key == key
     assert found.password == (None if place == "password" else "a password")
-    with pytest.raises(AccessRefused, match="write it into the extra private_key_passphrase"):
+    with pytest.raises(AccessRefused, match="correct its extra private_key_passphrase"):
         account(secret | {"private_key_passphrase": "wrong"})
+    with pytest.raises(AccessRefused, match="write it into the extra private_key_passphrase"):
+        account(secret)
 
 
 def test_no_secret_is_in_what_is_printed_of_an_account() -> None:
     """An error may have it, and a log."""
     text = repr(account(password="a password"))
     assert "a password" not in text and "PRIVATE" not in text
+
+
+SECRET = KEY.export_private_key().decode()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        SECRET,
+        SECRET.replace("\n", "\\n"),
+        SECRET.splitlines()[1],
+        KEY.export_private_key("pkcs8-pem").decode(),
+    ],
+    ids=["file", "one line", "its body", "PKCS #8"],
+)
+@pytest.mark.parametrize(("name", "place"), [("key_file", "private_key"), ("known_hosts", "host_key")])
+def test_a_key_in_place_of_its_file_is_not_quoted(name: str, place: str, text: str) -> None:
+    with pytest.raises(
+        AccessRefused, match=f"the key itself in its extra {name}: move it to {place}"
+    ) as refused:
+        account({"private_key": None, name: text})
+    assert refused.value.__cause__ is None and refused.value.__suppress_context__
+    assert not any(line in str(refused.value) for line in text.splitlines())
+
+
+@pytest.mark.parametrize("name", ["/keys/web", "~/.ssh/id_rsa"])
+def test_a_file_in_place_of_the_key_is_told(name: str) -> None:
+    with pytest.raises(AccessRefused, match="that is the name of a file: write it into key_file"):
+        account({"private_key": name})
+
+
+@pytest.mark.parametrize("extra", ["key_file", "known_hosts"])
+@pytest.mark.parametrize("name", ["~nobody-of-this-name/x", "/x\0y"], ids=repr)
+def test_what_no_file_can_be_called_is_refused(extra: str, name: str) -> None:
+    with pytest.raises(AccessRefused, match=f"an extra {extra} that is no name of a file"):
+        account({"private_key": None, "host_key": None, extra: name})
+
+
+@pytest.mark.parametrize("name", ["key", "hosts", "good-cert.pub"])
+def test_nobody_waits_for_what_is_no_file(home: Path, name: str) -> None:
+    """The triggerer's loop would wait, too."""
+    os.mkfifo(home / name)
+    KEY.write_private_key(home / "good")
+    key, hosts = "~/key" if name == "key" else "~/good", "~/hosts" if name == "hosts" else None
+    with pytest.raises(AccessRefused, match="Not a regular file"):
+        account({"private_key": None, "host_key": None, "key_file": key, "known_hosts": hosts})
+
+
+def test_a_certificate_of_another_key_is_told(home: Path) -> None:
+    KEY.write_private_key(home / "key")
+    AUTHORITY.generate_user_certificate(OTHER, "x").write_certificate(home / "key-cert.pub")
+    with pytest.raises(AccessRefused, match=r"key-cert\.pub, that is of another key"):
+        account({"private_key": None, "key_file": "~/key"})
+
+
+def test_a_key_may_have_the_mark_of_utf_8() -> None:
+    assert account({"private_key": "\ufeff" + SECRET}).keys[0].key == KEY
+
+
+@pytest.mark.filterwarnings("ignore:.*bcrypt.kdf")
+def test_a_key_that_may_be_encrypted_in_an_unknown_way_can_be_written_anew() -> None:
+    key = KEY.export_private_key("pkcs8-pem", "open sesame").decode()
+    with pytest.raises(AccessRefused, match="`ssh-keygen -p -f KEY`"):
+        account({"private_key": key, "private_key_passphrase": "wrong"})
+
+
+def test_blanks_belong_to_a_password() -> None:
+    extra = {"private_key": None, "look_for_keys": "false"}
+    assert account(extra, password=" pass word ").password == " pass word "
 
 
 def test_a_certificate_that_cannot_be_read_is_told(home: Path) -> None:
@@ -166,6 +335,12 @@ def test_a_pinned_key_is_the_only_one(home: Path) -> None:
     assert account().host_keys == HostKeys(trusted=(HOST.convert_to_public(),))
 
 
+@pytest.mark.parametrize("marker", ["@revoked", "@cert-authority *"])
+def test_a_pinned_key_has_no_marker(marker: str) -> None:
+    with pytest.raises(AccessRefused, match=f"begins with {marker.split()[0]}"):
+        account({"host_key": f"{marker} {public(HOST)}"})
+
+
 def test_lines_say_what_is_trusted_signed_and_revoked(home: Path) -> None:
     found = known(
         home,
@@ -182,16 +357,85 @@ def test_a_line_with_the_port_counts_before_one_without(home: Path) -> None:
     assert known(home, *lines).trusted == (HOST.convert_to_public(),)
 
 
-def test_a_key_that_is_revoked_for_the_port_is_so_whatever_else_is_trusted(home: Path) -> None:
-    lines = f"@revoked [web.example.org]:2222 {public(HOST)}", f"web.example.org {public(HOST)}"
-    assert known(home, *lines).revoked == (HOST.convert_to_public(),)
+def test_authorities_count_with_the_port_and_without(home: Path) -> None:
+    """Whatever keys there are; and they hide no key."""
+    with_port = (
+        f"[web.example.org]:2222 {public(OTHER)}",
+        f"@cert-authority web.example.org {public(AUTHORITY)}",
+    )
+    found = known(home, *with_port)
+    assert (found.trusted, found.authorities) == (
+        (OTHER.convert_to_public(),),
+        (AUTHORITY.convert_to_public(),),
+    )
+    found = known(home, f"@cert-authority * {public(AUTHORITY)}", f"web.example.org {public(HOST)}")
+    assert (found.trusted, found.authorities) == (
+        (HOST.convert_to_public(),),
+        (AUTHORITY.convert_to_public(),),
+    )
+
+
+@pytest.mark.parametrize(
+    ("revoked", "trusted", "is_revoked"),
+    [
+        ("[web.example.org]:2222", "[web.example.org]:2222", True),
+        ("[web.example.org]:2222", "web.example.org", True),
+        ("web.example.org", "web.example.org", True),
+        ("*", "[web.example.org]:2222", True),
+        ("web.example.org", "[web.example.org]:2222", False),
+    ],
+)
+@pytest.mark.parametrize("marker", ["", "@cert-authority "])
+def test_only_a_line_without_the_port_does_not_revoke_what_is_trusted_with_it(
+    home: Path, marker: str, revoked: str, trusted: str, is_revoked: bool
+) -> None:
+    found = known(home, f"@revoked {revoked} {public(HOST)}", f"{marker}{trusted} {public(HOST)}")
+    assert found.revoked == (HOST.convert_to_public(),) * is_revoked
 
 
 def test_names_are_compared_as_openssh_does(home: Path) -> None:
     """Whatever their case; the key's own is left alone."""
-    for line in (f"[WEB.example.ORG]:2222 {public(HOST)}", f"*.Example.Org {public(HOST)}"):
-        assert known(home, line).trusted == (HOST.convert_to_public(),)
+    for names in ("[WEB.example.ORG]:2222", "*.Example.Org", "web.example.or?", "x,*,!y", "[web.*]:22*"):
+        assert known(home, f"{names} {public(HOST)}").trusted == (HOST.convert_to_public(),)
     assert account({"host_key": None}, host="Web.Example.ORG").host_keys.trusted
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *(
+            "192.0.2.0/24",
+            "192.0.2.?,!192.0.2.1",
+            "!192.0.2.1",
+            "192.0.2",
+            "192.0.2.1x",
+            "[0-9]*",
+            "192x0x2x1",
+        ),
+        *("@CERT-AUTHORITY *", "@cert-authority,revoked *", "@revoked *", "[192.0.2.1]:22"),
+    ],
+)
+def test_nothing_is_trusted_that_openssh_would_not_trust(home: Path, line: str) -> None:
+    (home / ".ssh" / "known_hosts").write_text(f"{line} {public(HOST)}\n")
+    with pytest.raises(AccessRefused, match="host key is unknown"):
+        account({"host_key": None}, host="192.0.2.1")
+
+
+def test_a_host_is_looked_up_in_lower_case(home: Path) -> None:
+    """So it is in a certificate."""
+    found = account(host="WEB.example.org")
+    assert (found.address, found.options.host) == ("web.example.org", "web.example.org")
+
+
+def test_where_a_host_key_was_looked_for_is_told(home: Path) -> None:
+    (home / "hosts").write_text("")
+    for name, where in (("hosts", "hosts"), ("gone", r"gone \(no such file\)")):
+        with pytest.raises(
+            AccessRefused, match=rf"nothing is for \[web.*\]:2222 or web.example.org in {home}/{where}\. "
+        ):
+            account({"host_key": None, "known_hosts": f"~/{name}"})
+    with pytest.raises(AccessRefused, match=r"in /dev/null\. "):
+        account({"host_key": None, "known_hosts": "/dev/null"}, port=None)
 
 
 def test_what_cannot_be_understood_is_skipped_with_a_warning(
@@ -212,7 +456,7 @@ def test_files_of_all_users_are_read_too_but_not_with_the_extra(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (home / "all").write_text(f"web.example.org {public(HOST)}\n")
-    monkeypatch.setattr("airflow_mdbackup.hooks.connection._OF_ALL", [str(home / "all")])
+    monkeypatch.setattr("airflow_mdbackup.hooks.host_keys.OF_ALL", [str(home / "all")])
     assert account({"host_key": None}).host_keys.trusted
     with pytest.raises(AccessRefused, match="host key is unknown"):
         account({"host_key": None, "known_hosts": str(home / "none")})

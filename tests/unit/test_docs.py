@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
+import subprocess
+import sys
 from pathlib import Path
+from urllib.parse import quote
 
+import asyncssh
 import pytest
 
+from airflow_mdbackup.hooks.provider import account
 from airflow_mdbackup.scheme import errors
 from airflow_mdbackup.scheme.pull import Outcome
 
@@ -53,7 +59,13 @@ def test_each_outcome_and_each_error_is_explained() -> None:
 
 
 # Parts that are not ours, or have something filled in that people look for.
-OTHERS = {"Unable to connect", "Connection refused", "timed out", "connect to host"} | {
+OTHERS = {
+    "Unable to connect",
+    "Connection refused",
+    "Connect call failed",
+    "timed out",
+    "connect to host",
+} | {
     "is a symlink in the mirror",
     "is no directory in the mirror",
     "not a regular file but a directory",
@@ -107,3 +119,32 @@ def _anchor(line: str) -> str:
     if not line.startswith("#"):
         return ""
     return re.sub(r"[^\w\- ]", "", line.lstrip("# ").lower()).replace(" ", "-")
+
+
+def test_each_connection_that_the_page_shows_can_be_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a key in the place of the dots, and of the folder of keys."""
+    key = asyncssh.generate_private_key("ssh-ed25519")
+    public = key.export_public_key().decode().strip()
+    for name in ("web_backupop", "web_index"):
+        key.write_private_key(tmp_path / name)
+    page = (PROJECT / "docs" / "connections.md").read_text()
+    for shown, real in (("ssh-ed25519 AAAA...", public), ("/home/airflow/mdbackup-keys", str(tmp_path))):
+        page = page.replace(shown, real).replace(quote(shown, safe="."), quote(real, safe=""))
+    shown = re.findall(r"export AIRFLOW_CONN_(\w+)='(.*?)'", page, re.DOTALL)
+    added = (
+        r"connections add (\w+) --conn-type (\w+) --conn-host (\S+) --conn-login (\S+).*?--conn-extra '(.*?)'"
+    )
+    for name, kind, host, login, extra in re.findall(added, page, re.DOTALL):
+        fields = {"conn_type": kind, "host": host, "login": login, "extra": json.loads(extra)}
+        shown.append((name, json.dumps(fields)))
+    (script,) = re.findall(r"python3 - > web.json <<'END'\n(.*?)\nEND", page, re.DOTALL)
+    printed = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True).stdout
+    shown += [(name, json.dumps(fields)) for name, fields in json.loads(printed).items()]
+    assert len(shown) == 5
+    for name, value in shown:
+        monkeypatch.setenv(f"AIRFLOW_CONN_{name.upper()}", value)
+        found = account(name.lower())
+        assert found.address == "www.example.org" and found.pinned
+        assert found.user == ("backupop" if "backupop" in name.lower() else "mdbackup-index")

@@ -342,6 +342,10 @@ def test_connections_that_exist_decide_login_host_port_and_key(
     key.unlink()
     status, _, told = run("web")
     assert (status, "which is not on this machine" in told) == (2, True)
+    text = "-----BEGIN OPENSSH PRIVATE KEY-----"
+    monkeypatch.setenv("AIRFLOW_CONN_WEB_BACKUPOP", json.dumps(connection | {"extra": {"key_file": text}}))
+    status, _, told = run("web")
+    assert (status, "has the key itself in its extra key_file" in told, text in told) == (2, True, False)
     assert run("web", "--keys", str(tmp_path / "keys"))[0] == 0
 
 

@@ -1,0 +1,184 @@
+"""What ``~/.ssh/config`` says of a host, as the program ``ssh`` itself reads it.
+
+``ssh -G`` resolves ``Host``, ``Match`` and ``Include``, and reports mistakes with their line, so that no way
+of connecting reads that file in its own manner. Only the options that are listed in :data:`HEEDED` are taken
+from it; nothing else that stands there has any effect on a backup.
+
+A ``ProxyJump`` becomes a ``ProxyCommand`` that runs ``ssh -W``: the jump host is reached by ``~/.ssh/config``
+alone.
+
+Limitations: ``/etc/ssh/ssh_config`` is not read, and names of known_hosts files with blanks in them cannot be
+told apart.
+
+Sources: ssh(1) on ``-G``, ssh_config(5), OpenSSH's ``valid_hostname`` and ``valid_ruser`` (misc.c, ssh.c).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+from airflow_mdbackup.scheme.names import to_text
+
+HEEDED = (
+    *("HostName", "Port", "ProxyCommand", "ProxyJump", "IdentityFile", "HostKeyAlias"),
+    *("UserKnownHostsFile", "GlobalKnownHostsFile", "RevokedHostKeys"),
+    *("Ciphers", "MACs", "KexAlgorithms", "HostKeyAlgorithms"),
+)
+_MOST_HOPS = 8  # jump hosts that are reached through jump hosts
+_SECONDS = 30  # for ssh to read the file, with what `Match exec` runs
+# What would mean something to the shell that runs a ProxyCommand, and is in no name.
+_NO_NAME = re.compile(r"[\s'`\"$\\;&<>|(){}]|^-")
+_NO_LOGIN = re.compile(r"['`\"$;&<>|(){}\n\r\t\0]|^-|\s-|\\$")
+
+
+@dataclass(frozen=True, slots=True)
+class Reached:
+    """How a host is reached.
+
+    :ivar host: its name or address.
+    :ivar said: what the file says otherwise than ``ssh`` would do without it: lists, by option.
+    :ivar proxy: a line for the shell, whose input and output are the connection.
+    :ivar jumps: whether that is made of a ``ProxyJump``.
+    """
+
+    host: str
+    port: int
+    host_key_alias: str | None = None
+    said: Mapping[str, list[str]] = field(default_factory=dict)
+    proxy: str | None = None
+    jumps: bool = False
+
+
+def reached(host: str, port: int | None, user: str) -> Reached:
+    """Return how a host is reached, by what a connection and ``~/.ssh/config`` say.
+
+    :raises ValueError: host or login could act on a shell, or the file has a mistake; the message says which.
+    """
+    if _NO_NAME.search(host):
+        raise ValueError(
+            f"the host {to_text(host.encode())!r} has characters that are in no name: correct it"
+        )
+    if _NO_LOGIN.search(user):
+        raise ValueError(f"the login {to_text(user.encode())!r} has characters that are in none: correct it")
+    path = Path("~/.ssh/config").expanduser()
+    if not path.exists():
+        return Reached(host.lower(), port or 22)
+    options = _options(path, host, port, user)
+    usual = _usual()
+    said = {
+        name: options[name.lower()] for name in HEEDED if options.get(name.lower()) != usual.get(name.lower())
+    }
+    address, number = options["hostname"][0], int(options["port"][0])
+    alias = options.get("hostkeyalias", [""])[0] or None
+    jump = said.get("ProxyJump", ["none"])[0]
+    if jump != "none":
+        _check_ends(path, jump)
+        return Reached(address, number, alias, said, _jump(path, jump, address, number), jumps=True)
+    line = said.get("ProxyCommand", ["none"])[0]
+    proxy = None if line == "none" else _expanded(line, host, address, number, user)
+    return Reached(address, number, alias, said, proxy)
+
+
+@cache
+def _usual() -> Mapping[str, list[str]]:
+    """Return what ``ssh`` does where no file says anything."""
+    return _options(None, "localhost", None, "nobody")
+
+
+def _options(path: Path | None, host: str, port: int | None, user: str) -> dict[str, list[str]]:
+    """Return what ``ssh -G`` prints, by option in lower case: each of its values, or of its lines."""
+    ssh = shutil.which("ssh")
+    if ssh is None:
+        raise ValueError(f"{path} is there, and the program ssh, which reads it, is not installed")
+    command = [
+        ssh,
+        "-G",
+        "-F",
+        str(path) if path else "none",
+        *(["-p", str(port)] if port else []),
+        "-l",
+        user,
+    ]
+    try:
+        ended = subprocess.run(
+            [*command, "--", host],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            env=environment(),
+            timeout=_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise ValueError(f"ssh does not come to an end of reading {path}") from None
+    if ended.returncode:
+        lines = [
+            to_text(line) for line in ended.stderr.splitlines() if not line.startswith(b"Pseudo-terminal")
+        ]
+        raise ValueError(f"{' / '.join(lines[:3])}. Correct that file")
+    found: dict[str, list[str]] = {}
+    for line in os.fsdecode(ended.stdout).splitlines():
+        name, _, value = line.partition(" ")
+        found.setdefault(name.lower(), []).extend(
+            value.split() if name.endswith("knownhostsfile") else [value]
+        )
+    return found
+
+
+def environment() -> dict[str, str]:
+    """Return what a program needs. A worker's environment has secrets, which are not to be handed on."""
+    kept = {name: os.environ[name] for name in ("HOME", "USER", "LOGNAME") if name in os.environ}
+    return {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C", **kept}
+
+
+def _check_ends(path: Path, jump: str) -> None:
+    """Make sure that jump hosts lead somewhere: ``ssh`` would start itself again and again.
+
+    :raises ValueError: they go round in circles.
+    """
+    for _ in range(_MOST_HOPS):
+        # The first of several is reached by the file, and the others through it.
+        first = jump.partition(",")[0].removeprefix("ssh://").rpartition("@")[2]
+        name = re.sub(r":\d+$", "", first).strip("[]")
+        jump = _options(path, name, None, "nobody").get("proxyjump", ["none"])[0]
+        if jump == "none":
+            return
+    raise ValueError(f"in {path}, the ProxyJump goes round in circles: write `ProxyJump none` for {name}")
+
+
+def _jump(path: Path, hops: str, host: str, port: int) -> str:
+    """Return the command that reaches a server through the last of some jump hosts, as ``ssh`` makes it."""
+    before, _, last = hops.rpartition(",")
+    command = ["ssh", "-F", str(path), "-o", "BatchMode=yes", *(["-J", before] if before else [])]
+    command += ["-W", f"[{host}]:{port}"]
+    if last.startswith("ssh://"):
+        return shlex.join([*command, "--", last])
+    user, at, name = last.rpartition("@")
+    address, colon, number = name.rpartition(":")
+    if colon and (":" not in address or address.endswith("]")):
+        command += ["-p", number]
+        name = address
+    return shlex.join([*command, *(["-l", user] if at else []), "--", name.strip("[]")])
+
+
+def _expanded(line: str, name: str, host: str, port: int, user: str) -> str:
+    """Return a ``ProxyCommand`` with its tokens filled in.
+
+    :raises ValueError: there is no such token.
+    """
+    tokens = {"%": "%", "h": host, "n": name, "p": str(port), "r": user}
+
+    def filled(found: re.Match[str]) -> str:
+        try:
+            return tokens[found[1]]
+        except KeyError:
+            raise ValueError(f"its ProxyCommand has %{found[1]}; %h, %n, %p and %r are known") from None
+
+    return re.sub(r"%(.?)", filled, line)
