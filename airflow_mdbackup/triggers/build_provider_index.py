@@ -92,7 +92,7 @@ class BuildProviderIndexTrigger(BaseTrigger):
                 return
             process, conversation = self._running
             if conversation.begun:  # else it ends with the connection
-                process.stdin.write(STOP)
+                _send(process, STOP)
                 await process.wait_closed()
 
     async def cleanup(self) -> None:
@@ -153,7 +153,7 @@ class BuildProviderIndexTrigger(BaseTrigger):
         opening = open_session(lambda: create(conversation.command, stderr=asyncssh.STDOUT, encoding=None))
         process = await _within(opening, f"{self._where}: the server opens no session")
         self._running = process, conversation
-        process.stdin.write(conversation.opening)
+        _send(process, conversation.opening)
         conversation.listen()
         while True:
             try:
@@ -163,11 +163,9 @@ class BuildProviderIndexTrigger(BaseTrigger):
                 continue
             if not data:
                 break
-            # Nothing is not to be written either, to a command that may have ended already.
-            if answer := conversation.hear(data):
-                process.stdin.write(answer)
+            _send(process, conversation.hear(data))
             if stop and conversation.begun:
-                process.stdin.write(STOP)
+                _send(process, STOP)
             # What has arrived already is read without waiting, and all triggers share this loop.
             await asyncio.sleep(0)
         # Its output has ended; a server that then tells no status has none to tell.
@@ -178,6 +176,12 @@ class BuildProviderIndexTrigger(BaseTrigger):
         if process.exit_status is None and process.exit_signal is None and self._connection.is_closed():
             raise ConnectionLost(f"{self._where}: it broke while the provider was building its index")
         return process.exit_status
+
+
+def _send(process: asyncssh.SSHClientProcess[bytes], data: bytes) -> None:
+    """Send data, if there are any; a command that has ended needs them no more, and its output says why."""
+    with suppress(BrokenPipeError):
+        process.stdin.write(data)
 
 
 async def _within(what: Awaitable[Result], otherwise: str) -> Result:

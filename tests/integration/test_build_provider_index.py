@@ -28,7 +28,7 @@ import pytest
 from airflow.sdk.exceptions import TaskDeferred
 
 from airflow_mdbackup.hooks.provider import IndexHook
-from airflow_mdbackup.hooks.session import Session
+from airflow_mdbackup.hooks.session import Session, open_session
 from airflow_mdbackup.operators import BuildProviderIndex
 from airflow_mdbackup.provider_side import Done, IndexRequest, conversation, indexer, request_line
 from airflow_mdbackup.scheme.errors import AccessRefused, ConnectionLost, NotOnProvider
@@ -340,6 +340,26 @@ def test_a_trigger_fires_no_sooner_than_a_scheduler_knows_of_the_deferral(
     server.force_index_command("echo hello")
     assert "error" in asyncio.run(fire(trigger(request(server, id="2"))))
     assert len(waited) == 2 and all(900 < seconds <= 1000 for seconds in waited)
+
+
+def test_command_that_has_ended_before_it_is_sent_anything_is_heard_out(
+    server: ProviderServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A busy triggerer comes late to it, and takes no lost connection for the reason."""
+
+    async def opened_late(open_it: Any) -> Any:
+        process = await open_session(open_it)
+        while not process.stdin.is_closing():
+            await asyncio.sleep(0.01)
+        return process
+
+    module = BuildProviderIndexTrigger.__module__
+    monkeypatch.setattr(f"{module}._TRIES", 1)
+    monkeypatch.setattr(f"{module}.open_session", opened_late)
+    server.force_index_command("echo hello")
+    event = asyncio.run(fire(trigger(request(server))))
+    assert event["error"] == "AccessRefused"
+    assert "did not run the indexer (exit status 0): hello" in event["message"]
 
 
 def test_deferred_task_takes_up_what_the_trigger_found(server: ProviderServer) -> None:
