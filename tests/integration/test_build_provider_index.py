@@ -339,7 +339,9 @@ def test_a_trigger_fires_no_sooner_than_a_scheduler_knows_of_the_deferral(
     assert "done" in asyncio.run(fire(trigger(request(server))))
     server.force_index_command("echo hello")
     assert "error" in asyncio.run(fire(trigger(request(server, id="2"))))
-    assert len(waited) == 2 and all(900 < seconds <= 1000 for seconds in waited)
+    # Others, of seconds, are those after lost connections.
+    of_events = [seconds for seconds in waited if seconds > 900]
+    assert len(of_events) == 2 and max(of_events) <= 1000, waited
 
 
 def test_command_that_has_ended_before_it_is_sent_anything_is_heard_out(
