@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -27,6 +26,9 @@ def site(shared_airflow: SharedAirflow) -> Site:
         name: provider_yaml(server, folder, name, **keys)
         for name, keys in {
             "good": {"shards": 2},
+            "planned": {},
+            "measured": {},
+            "followed": {},
             "broken": {"shards": 2},
             "noindex": {"ssh_conn_id": None, "max_index_age": None},
             "killed": {"bandwidth_limit": "2MB"},
@@ -75,27 +77,28 @@ def test_first_run_second_run_and_a_run_with_nothing_to_do(site: Site) -> None:
 
 def test_person_can_look_at_the_plan_first_and_back_up_some_paths_only(site: Site) -> None:
     """Neither is taken for a good backup."""
-    assert site.run("good")[0] == "success"
-    site.put("good", "wanted/file", b"wanted")
-    site.put("good", "other", b"other")
-    good = last_good(site, "good")
-    run_id = site.start("good", dry_run=True)
-    assert site.finish("good", run_id) == "success"
-    tasks = site.stack.task_states("mdbackup_good", run_id)
+    site.put("planned", "first", b"first")
+    assert site.run("planned")[0] == "success"
+    site.put("planned", "wanted/file", b"wanted")
+    site.put("planned", "other", b"other")
+    good = last_good(site, "planned")
+    run_id = site.start("planned", dry_run=True)
+    assert site.finish("planned", run_id) == "success"
+    tasks = site.stack.task_states("mdbackup_planned", run_id)
     assert tasks["diff_indexes"] == tasks["archive_old"] == tasks["commit_backup"] == "skipped", tasks
-    told = site.stack.task_log("mdbackup_good", run_id, "diff_indexes")
+    told = site.stack.task_log("mdbackup_planned", run_id, "diff_indexes")
     plan = told.partition("::group::The plan: 2 to pull, 0 to forget\n")[2].partition("::endgroup::")[0]
-    assert "2 new" in told and f"+ {site.server.prefix}/good/other\n" in plan and "new" not in plan
-    run_id = site.start("good", dryrun=True)
-    assert site.finish("good", run_id) == "failed"
-    assert "did you mean dry_run?" in site.stack.task_log("mdbackup_good", run_id, "diff_indexes")
-    assert not site.live("good", "other").exists()
-    run_id = site.start("good", only=[f"{site.server.prefix}/good/wanted"])
-    assert site.finish("good", run_id) == "success"
-    assert site.live("good", "wanted/file").exists() and not site.live("good", "other").exists()
-    assert last_good(site, "good") == good
-    assert site.run("good")[0] == "success"
-    assert site.live("good", "other").exists() and last_good(site, "good") != good
+    assert "2 new" in told and f"+ {site.server.prefix}/planned/other\n" in plan and "new" not in plan
+    run_id = site.start("planned", dryrun=True)
+    assert site.finish("planned", run_id) == "failed"
+    assert "did you mean dry_run?" in site.stack.task_log("mdbackup_planned", run_id, "diff_indexes")
+    assert not site.live("planned", "other").exists()
+    run_id = site.start("planned", only=[f"{site.server.prefix}/planned/wanted"])
+    assert site.finish("planned", run_id) == "success"
+    assert site.live("planned", "wanted/file").exists() and not site.live("planned", "other").exists()
+    assert last_good(site, "planned") == good
+    assert site.run("planned")[0] == "success"
+    assert site.live("planned", "other").exists() and last_good(site, "planned") != good
 
 
 def last_good(site: Site, provider: str) -> object:
@@ -119,37 +122,34 @@ def test_only_what_may_heal_is_tried_again(site: Site, provider: str, tries: int
 
 def test_metrics_tell_of_each_run(site: Site, shared_airflow: SharedAirflow) -> None:
     """By the names that the documentation has."""
-    assert site.run("good")[0] == "success"
-    site.put("good", "new", b"x" * 100)
+    site.put("measured", "old", b"old")
+    assert site.run("measured")[0] == "success"
+    site.put("measured", "new", b"x" * 100)
     before = int(time.time())
-    assert site.run("good")[0] == "success"
-    told = shared_airflow.statsd.told("mdbackup.good.")
-    files = sum(path.is_file() for path in site.source("good").rglob("*"))
+    assert site.run("measured")[0] == "success"
+    told = shared_airflow.statsd.told("mdbackup.measured.")
     assert told["entries.pulled"] == "1|c" and told["placed"] == "100|c"
-    assert told["files"] == f"{files}|g" and told["failed"] == "0|g"
+    assert told["files"] == "2|g" and told["failed"] == "0|g"
     assert int(told["last_good"].removesuffix("|g")) >= before
     assert {"commit", "pull", "transferred"} <= set(told)
 
 
 def test_good_commit_updates_the_asset_and_its_state(site: Site) -> None:
     """Other DAGs can follow a backup, and Airflow remembers it when the disk is lost."""
-    site.put("good", "asset", b"x")
-    run_id = site.start("good")
-    assert site.finish("good", run_id) == "success"
-    (asset,) = site.stack.get("/assets", uri_pattern="mdbackup://good")["assets"]
+    site.put("followed", "asset", b"x")
+    run_id = site.start("followed")
+    assert site.finish("followed", run_id) == "success"
+    (asset,) = site.stack.get("/assets", uri_pattern="mdbackup://followed")["assets"]
     events = site.stack.get("/assets/events", asset_id=asset["id"])["asset_events"]
-    assert any(event["extra"].get("files") == len(index_of(site, "good")) for event in events)
+    assert any(event["extra"].get("files") == len(index_of(site, "followed")) for event in events)
     state = site.stack.get(f"/assets/{asset['id']}/state-store/last_good")
     assert state["value"]["run_id"] == run_id
-    link = site.stack.xcom("mdbackup_good", run_id, "commit_backup", key="_link_LastGoodRunLink")
-    assert link == f"/dags/mdbackup_good/runs/{run_id}"
-    aside = site.folder / "aside"
-    (site.folder / "good").rename(aside)
-    run_id = site.start("good")
-    assert site.finish("good", run_id) == "failed"
-    assert "not mounted" in site.stack.task_log("mdbackup_good", run_id, "fetch_index")
-    shutil.rmtree(site.folder / "good", ignore_errors=True)
-    aside.rename(site.folder / "good")
+    link = site.stack.xcom("mdbackup_followed", run_id, "commit_backup", key="_link_LastGoodRunLink")
+    assert link == f"/dags/mdbackup_followed/runs/{run_id}"
+    (site.folder / "followed").rename(site.folder / "aside")
+    run_id = site.start("followed")
+    assert site.finish("followed", run_id) == "failed"
+    assert "not mounted" in site.stack.task_log("mdbackup_followed", run_id, "fetch_index")
 
 
 def index_of(site: Site, provider: str) -> list[Any]:
