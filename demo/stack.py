@@ -116,8 +116,13 @@ class AirflowStack(AirflowClient):
         self._wait_until_healthy()
 
     def kill(self, name: str) -> None:
-        """End a component, and all that it was doing, as a power cut would; it stays ended."""
+        """End a component, and all that it was doing, as a power cut would; it stays ended until `revive`."""
         processes.kill(self._running.pop(name))
+
+    def revive(self, name: str) -> None:
+        """Start a component that was killed; leave one alone that runs."""
+        if name not in self._running:
+            self._start(name)
 
     def _start(self, name: str) -> None:
         self._running[name] = processes.start(

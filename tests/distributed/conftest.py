@@ -9,15 +9,18 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from celery import Celery
 
 from demo.sshd import ProviderServer
-from demo.stack import AirflowStack
+from demo.stack import START_TIMEOUT, AirflowStack
 from tests.servers import postgresql, redis_server
 from tests.system.conftest import PROJECT, READ_WHEN_CHANGED, Site, provider_yaml
+from tests.waiting import until
 
 WORKERS = {"east-1": "east", "east-2": "east", "west-1": "west"}
 """The queue of each worker. Those of one queue share a disk."""
@@ -45,6 +48,7 @@ class Machines:
     def __init__(self, folder: Path, server: ProviderServer, database: str, broker: str) -> None:
         self.folder = folder
         self.server = server
+        self._broker = broker
         self._file = folder / "providers.yaml"
         self._providers: dict[str, dict[str, Any]] = {}
         env = {
@@ -88,6 +92,14 @@ class Machines:
         self._providers[provider] = provider_yaml(self.server, self.mount(disk), provider, **keys)
         self._file.write_text(json.dumps({"providers": self._providers}))
 
+    def bring_up(self) -> None:
+        """Start the workers that were lost, and wait until each of them takes tasks."""
+        for name in WORKERS:
+            self.stack.revive(name)
+        with Celery(broker=self._broker) as celery:
+            ask = partial(celery.control.ping, [f"celery@{name}" for name in WORKERS], 5, limit=len(WORKERS))
+            until(lambda: len(ask()) == len(WORKERS), START_TIMEOUT)
+
     def _worker(self, name: str, home: Path) -> list[str]:
         """Return the command that runs a Celery worker with two slots, on a machine of its own."""
         queue = WORKERS[name]
@@ -100,8 +112,8 @@ class Machines:
 
 
 @pytest.fixture(scope="module")
-def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
-    """A running Airflow with all the workers of `WORKERS`."""
+def running_machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
+    """A running Airflow; not all workers of `WORKERS` need be there, or be there yet."""
     folder = tmp_path_factory.mktemp("machines")
     with ExitStack() as running:
         server = running.enter_context(ProviderServer(folder / "server"))
@@ -112,6 +124,14 @@ def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
         machines.configure("far", "west", pod_template_file="/opt/airflow/pod_templates/backup.yaml")
         machines.configure("shared", "east", shards=4, bandwidth_limit="1MB")
         machines.configure("lost", "east", shards=2, bandwidth_limit="300KB", retries=1)
+        machines.configure("near", "east")
         machines.configure("misled", "east")
         running.enter_context(machines.stack)
         yield machines
+
+
+@pytest.fixture
+def machines(running_machines: Machines) -> Machines:
+    """A running Airflow with all the workers of `WORKERS`, whatever the tests before have done to them."""
+    running_machines.bring_up()
+    return running_machines
