@@ -2,7 +2,7 @@
 
 import sys
 
-from airflow_mdbackup.cli.commands import main
+from airflow_mdbackup.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -46,7 +46,7 @@ def get_provider_info() -> dict[str, Any]:
                 "to_openlineage_converter": "airflow_mdbackup.assets.as_openlineage",
             }
         ],
-        "cli": ["airflow_mdbackup.cli.commands.get_airflow_commands"],
+        "cli": ["airflow_mdbackup.cli.main.get_airflow_commands"],
         "extra-links": ["airflow_mdbackup.links.LastGoodRunLink", "airflow_mdbackup.links.RunReportLink"],
         "config": {
             "mdbackup": {

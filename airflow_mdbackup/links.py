@@ -9,7 +9,7 @@ from airflow.sdk import BaseOperatorLink
 
 from airflow_mdbackup.config import web_path
 from airflow_mdbackup.scheme.errors import BackupError
-from airflow_mdbackup.scheme.mirror import Mirror
+from airflow_mdbackup.scheme.store.mirror import Mirror
 
 if TYPE_CHECKING:
     from airflow.sdk.types import TaskInstanceKey

@@ -15,10 +15,11 @@ import sys
 import time
 from collections.abc import Iterator
 
-from airflow_mdbackup.scheme.diff import Item
-from airflow_mdbackup.scheme.mirror import Mirror
-from airflow_mdbackup.scheme.records import read_records
-from airflow_mdbackup.scheme.sftp import Fetched, Reader, Stream, Wanted
+from airflow_mdbackup.scheme.backup.plan import PlanItem
+from airflow_mdbackup.scheme.files.jsonl import read_records
+from airflow_mdbackup.scheme.store.mirror import Mirror
+from airflow_mdbackup.scheme.transfer.sftp import Reader
+from airflow_mdbackup.scheme.transfer.sftp_files import Fetched, Stream, Wanted
 from benchmarks import ours
 from benchmarks.data import measure
 from benchmarks.results import Measurement
@@ -41,7 +42,7 @@ def floor(scene: Scene, work: Work, rounds: int) -> Iterator[Measurement]:
                 yield Measurement(what, number, seconds, files, size)
 
 
-def _read(reader: Reader, items: Iterator[Item]) -> int:
+def _read(reader: Reader, items: Iterator[PlanItem]) -> int:
     """Read all items, keeping none, and return how many bytes they had."""
     size = 0
     more = True
@@ -70,7 +71,7 @@ def main() -> None:
     run = Mirror(sys.argv[1], ours.PROVIDER).run(ours.run_name("1"))
     started = time.monotonic()
     with ProviderHook("backupop") as hook:
-        size = _read(hook.reader(), read_records(run.pulls(0), Item))
+        size = _read(hook.reader(), read_records(run.pulls(0), PlanItem))
     read = time.monotonic()
     _hash(size)
     print(json.dumps({"reading": read - started, "md5 alone": time.monotonic() - read}))

@@ -16,8 +16,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from airflow_mdbackup.scheme.index import read_entries
-from airflow_mdbackup.scheme.mirror import Mirror
+from airflow_mdbackup.scheme.index.canonical import read_entries
+from airflow_mdbackup.scheme.store.mirror import Mirror
 from benchmarks import ours
 from benchmarks.data import measure
 from benchmarks.peers import is_installed

@@ -19,10 +19,12 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from airflow_mdbackup.scheme.diff import make_plan
-from airflow_mdbackup.scheme.index import IndexWriter, canonicalise, digest
-from airflow_mdbackup.scheme.mirror import Mirror, Run
-from airflow_mdbackup.scheme.records import write_records
+from airflow_mdbackup.scheme.backup.diff import make_plan
+from airflow_mdbackup.scheme.files.jsonl import write_records
+from airflow_mdbackup.scheme.index.canonical import IndexWriter, digest
+from airflow_mdbackup.scheme.index.received import canonicalise
+from airflow_mdbackup.scheme.store.mirror import Mirror
+from airflow_mdbackup.scheme.store.run import Run
 from benchmarks import ours
 from benchmarks.data import Data, measure, name
 from benchmarks.results import OURS, Measurement

@@ -22,7 +22,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from airflow_mdbackup.provider_side import Done, indexer, parse_report
+from airflow_mdbackup.provider_side import indexer
+from airflow_mdbackup.provider_side.report import Done, parse_report
 from benchmarks.data import Data, build, measure
 from benchmarks.results import OURS, Measurement
 from benchmarks.scene import Scene, filesystem

@@ -38,7 +38,7 @@ console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
 # Prints seconds. Its argument: the DAG of the task for which a worker parses; empty, as the DAG processor.
 PARSE = """
 import runpy, sys, time
-import airflow_mdbackup.dag
+import airflow_mdbackup.dags.backup
 from airflow.sdk.definitions._internal.dag_parsing_context import _airflow_parsing_context_manager
 with _airflow_parsing_context_manager(dag_id=sys.argv[1] or None):
     started = time.perf_counter()

@@ -1,7 +1,7 @@
 """A DAG file: a DAG of the shape of a provider's, whose tasks do nothing. See `benchmarks.overhead`.
 
-It has the tasks, the dependencies, the trigger rules and the retries of `airflow_mdbackup.dag`, and imports
-nothing of it.
+It has the tasks, the dependencies, the trigger rules and the retries of `airflow_mdbackup.dags.backup`, and
+imports nothing of it.
 """
 
 from __future__ import annotations

@@ -3,6 +3,6 @@
 It never raises: an invalid provider becomes a DAG that fails and says why, and all others keep theirs.
 """
 
-from airflow_mdbackup.dag import provider_dags
+from airflow_mdbackup.dags.backup import provider_dags
 
 globals().update(provider_dags())

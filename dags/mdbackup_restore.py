@@ -3,6 +3,6 @@
 It restores nothing until the Airflow option `[mdbackup] restore_below` says where to.
 """
 
-from airflow_mdbackup.restoration import restore_dags
+from airflow_mdbackup.dags.restore import restore_dags
 
 globals().update(restore_dags())

@@ -3,6 +3,6 @@
 It never raises: a provider that is not configured validly has none, and its DAG in mdbackup.py says why.
 """
 
-from airflow_mdbackup.verification import verify_dags
+from airflow_mdbackup.dags.verify import verify_dags
 
 globals().update(verify_dags())

@@ -3,6 +3,6 @@
 A file of its own: it sees that backups stay away also when the DAGs of the other file do not load.
 """
 
-from airflow_mdbackup.watchdog import watchdog_dag
+from airflow_mdbackup.dags.watchdog import watchdog_dag
 
 mdbackup_watchdog = watchdog_dag()

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from rich.tree import Tree
 
-from airflow_mdbackup.scheme.history import Change, commits
-from airflow_mdbackup.scheme.index import read_entries
-from airflow_mdbackup.scheme.mirror import Mirror
-from airflow_mdbackup.scheme.records import read_records
+from airflow_mdbackup.scheme.files.jsonl import read_records
+from airflow_mdbackup.scheme.history.changes import Change, commits
+from airflow_mdbackup.scheme.index.canonical import read_entries
+from airflow_mdbackup.scheme.store.mirror import Mirror
 from demo.scene import PROVIDER, REPOSITORY, Scene
 from demo.told import Told, console
 

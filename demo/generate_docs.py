@@ -18,7 +18,7 @@ from pydantic import TypeAdapter
 
 from airflow_mdbackup.config import Provider
 from airflow_mdbackup.config.problem import as_yaml
-from airflow_mdbackup.scheme.quantities import write_duration
+from airflow_mdbackup.scheme.common.units import write_duration
 from demo.operator_docs import operators_page
 
 REPOSITORY = Path(__file__).resolve().parent.parent

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from playwright.sync_api import Locator, Page, sync_playwright
 
-from airflow_mdbackup.restoration import RESTORE
+from airflow_mdbackup.dags.restore import RESTORE
 from demo.scene import DAG_ID, REPOSITORY, Scene, offer_standard_library, scene
 from demo.sshd import ProviderServer
 from demo.stack import AirflowStack

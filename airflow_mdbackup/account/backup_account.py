@@ -23,7 +23,7 @@ from airflow_mdbackup.account.probes import (
     unique_name,
 )
 from airflow_mdbackup.account.sftp_requests import NO_SUCH_FILE, OK, Answer, NoSftp, Requests
-from airflow_mdbackup.scheme.names import to_text
+from airflow_mdbackup.scheme.common.paths import to_text
 
 NAME = "backup account"
 FORCE_COMMAND = "ForceCommand internal-sftp -R -p open,close,read,fstat,stat,lstat,realpath,limits"

@@ -22,7 +22,7 @@ from paramiko.common import MSG_CHANNEL_OPEN, MSG_CHANNEL_REQUEST
 from airflow_mdbackup.account.bounded import BoundedTransport
 from airflow_mdbackup.account.client import client_of
 from airflow_mdbackup.hooks.provider import account
-from airflow_mdbackup.scheme.names import to_text
+from airflow_mdbackup.scheme.common.paths import to_text
 
 PATIENCE = 5.0
 """Seconds to wait for any one answer."""

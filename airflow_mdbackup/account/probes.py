@@ -17,7 +17,7 @@ import paramiko
 from airflow_mdbackup.account.connection import Account, Unanswered, listen, output_of
 from airflow_mdbackup.account.findings import Finding, Seen, Verdict
 from airflow_mdbackup.account.sftp_requests import Requests
-from airflow_mdbackup.scheme.names import to_text
+from airflow_mdbackup.scheme.common.paths import to_text
 
 # Reasons of RFC 4254, section 5.1, for a channel that is not opened: refused before it was tried.
 _PROHIBITED, _UNKNOWN_KIND = 1, 3

@@ -27,7 +27,8 @@ import jinja2
 
 from airflow_mdbackup import __version__
 from airflow_mdbackup.config.values import check_path
-from airflow_mdbackup.provider_side import IndexRequest, python_program, shell_program
+from airflow_mdbackup.provider_side.programs import python_program, shell_program
+from airflow_mdbackup.provider_side.request import IndexRequest
 
 SFTP_OPTIONS = "-R -p open,close,read,fstat,stat,lstat,realpath,limits"
 """Options of internal-sftp that leave just what reading named files takes: sftp-server(8)."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from airflow_mdbackup.account.connection import Unanswered
-from airflow_mdbackup.scheme.names import to_text
+from airflow_mdbackup.scheme.common.paths import to_text
 
 _INIT, _VERSION, _STATUS, _HANDLE, _NAME, _EXTENDED = 1, 2, 101, 102, 104, 200
 _OPEN, _CLOSE, _WRITE, _SETSTAT, _FSETSTAT, _OPENDIR, _READDIR = 3, 4, 6, 9, 10, 11, 12

@@ -1,7 +1,7 @@
 """What an alert says, as plain text, as HTML and for Slack. Knows no Airflow.
 
-What comes from a provider is escaped by :func:`airflow_mdbackup.scheme.names.to_text` wherever it enters a
-message; for a place where characters mean something, it is escaped here once more.
+What comes from a provider is escaped by :func:`.common.paths.to_text` wherever it enters a message; for a
+place where characters mean something, it is escaped here once more.
 """
 
 from __future__ import annotations

@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from airflow_mdbackup.cli import UsageError, printable
-from airflow_mdbackup.cli.past import quoted, tell_stopped
+from airflow_mdbackup.cli.common import quoted, tell_stopped
+from airflow_mdbackup.cli.output import UsageError, printable
 from airflow_mdbackup.cli.provider_index import (
     NO_END,
     UNREACHED,
@@ -27,27 +27,24 @@ from airflow_mdbackup.cli.provider_index import (
 )
 from airflow_mdbackup.cli.suffix import Suffix, suffix_of
 from airflow_mdbackup.config import Provider
-from airflow_mdbackup.scheme.adopt import (
-    Left,
-    Source,
-    Survey,
-    Told,
+from airflow_mdbackup.scheme.backup.diff import preview
+from airflow_mdbackup.scheme.common.progress import ReportTimer
+from airflow_mdbackup.scheme.common.units import format_size
+from airflow_mdbackup.scheme.files.jsonl import read_records
+from airflow_mdbackup.scheme.history.consumer_index import index_to_look_at
+from airflow_mdbackup.scheme.history.forget import ForgottenEntry
+from airflow_mdbackup.scheme.index.canonical import Entry, IndexWriter, check_path, revise
+from airflow_mdbackup.scheme.recovery.selection import as_path
+from airflow_mdbackup.scheme.store.mirror import Mirror
+from airflow_mdbackup.scheme.takeover.adopt import (
     adopt,
     check_adoptable,
     conclude,
     go_on,
     is_adopted,
-    is_in,
     sources_of,
 )
-from airflow_mdbackup.scheme.diff import Forget, preview
-from airflow_mdbackup.scheme.disk import amount
-from airflow_mdbackup.scheme.index import Entry, IndexWriter, check_path, revise
-from airflow_mdbackup.scheme.mirror import Mirror
-from airflow_mdbackup.scheme.progress import Pace
-from airflow_mdbackup.scheme.records import read_records
-from airflow_mdbackup.scheme.restore import as_path
-from airflow_mdbackup.scheme.settle import index_to_look_at
+from airflow_mdbackup.scheme.takeover.survey import SkipReason, SourceTree, Survey, SurveyReport, is_in
 
 DONE, LEFT_OUT, UNREACHED_STATUS = 0, 1, 3
 
@@ -93,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
         return LEFT_OUT
 
 
-def trees_of(directories: list[str], paths: list[str]) -> list[Source]:
+def trees_of(directories: list[str], paths: list[str]) -> list[SourceTree]:
     """Return trees, each with the path as which backupop sees it.
 
     :raises UsageError: one is without the other, or a path cannot be.
@@ -108,7 +105,7 @@ def trees_of(directories: list[str], paths: list[str]) -> list[Source]:
                 check_path(path)
         except ValueError as error:
             raise UsageError(f"--at {at}: {error}") from error
-        found.append(Source(Path(directory), path.rstrip(b"/")))
+        found.append(SourceTree(Path(directory), path.rstrip(b"/")))
     return found
 
 
@@ -117,7 +114,7 @@ def _adopt(
     provider: Provider,
     mirror: Mirror,
     aside: Aside,
-    trees: list[Source],
+    trees: list[SourceTree],
     suffix: Suffix | None,
 ) -> int:
     is_theirs = is_in(aside.run.index) if suffix is not None and aside.index is not None else None
@@ -140,7 +137,7 @@ def _adopt(
         if aside.index is not None:
             _compare(args, provider, mirror, aside, survey)
         if args.dry_run:
-            say(f"{survey.files:,} files, {amount(survey.size)}, would be adopted; nothing was changed")
+            say(f"{survey.files:,} files, {format_size(survey.size)}, would be adopted; nothing was changed")
             return LEFT_OUT if harm(survey.told) else DONE
         before = survey.told.left.total()
         adopt(mirror, survey, trees)
@@ -186,7 +183,7 @@ def _compare(
             "backupop sees it? Nothing was changed. --offline adopts all the same"
         )
     kept = aside.run.folder / "kept.md5"
-    leaving = read_records(aside.run.forget, Forget)
+    leaving = read_records(aside.run.forget, ForgottenEntry)
     with IndexWriter(kept) as writer:
         revise(writer, found, (Entry(item.path, b"") for item in leaving))
     first = preview(mirror, aside.run, kept, **policy(provider))
@@ -207,12 +204,14 @@ def _compare(
         say(f"Guard: the first run would be stopped: {reason}")
 
 
-def harm(told: Told) -> bool:
+def harm(told: SurveyReport) -> bool:
     """Whether something was left out that a person should see to."""
     return any(not why.harmless for why in told.left)
 
 
-def tell_left(args: argparse.Namespace, told: Told, done: str, advice: Mapping[Left, str]) -> None:
+def tell_left(
+    args: argparse.Namespace, told: SurveyReport, done: str, advice: Mapping[SkipReason, str]
+) -> None:
     """Print what is not ``done``, each with an advice, and what else a person should see to."""
     if args.format == "json":
         facts: dict[str, Any] = {why.value: number for why, number in told.left.items()}
@@ -234,11 +233,11 @@ def tell_left(args: argparse.Namespace, told: Told, done: str, advice: Mapping[L
 
 
 _ADVICE = {
-    Left.BLOCKING: ". Rename them: no file beside them can have versions",
-    Left.RESERVED: ". They stay where they are, beside the versions to come",
-    Left.UNREADABLE: ". Make them readable for this user, or the next run pulls them",
-    Left.MOVING: ". Stop what writes there",
-    Left.PASSED_OVER: ". By --suffix they are old versions: `mdbackup import` takes them",
+    SkipReason.BLOCKING: ". Rename them: no file beside them can have versions",
+    SkipReason.RESERVED: ". They stay where they are, beside the versions to come",
+    SkipReason.UNREADABLE: ". Make them readable for this user, or the next run pulls them",
+    SkipReason.MOVING: ". Stop what writes there",
+    SkipReason.PASSED_OVER: ". By --suffix they are old versions: `mdbackup import` takes them",
 }
 
 
@@ -278,12 +277,12 @@ def progress_of() -> Iterator[Callable[[Survey], Callable[[int], None]]]:
 
 def _lines(survey: Survey) -> Callable[[int], None]:
     total, read = survey.size, 0
-    pace = Pace()
+    pace = ReportTimer()
 
     def tell(size: int) -> None:
         nonlocal read
         read += size
         if pace.due():
-            say(f"{amount(read)} of {amount(total)} hashed so far")
+            say(f"{format_size(read)} of {format_size(total)} hashed so far")
 
     return tell

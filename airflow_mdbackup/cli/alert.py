@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 
 from airflow_mdbackup.alerts.message import Alert
 from airflow_mdbackup.alerts.senders import deliver, name_of
-from airflow_mdbackup.cli import UsageError, printable
+from airflow_mdbackup.cli.output import UsageError, printable
 from airflow_mdbackup.cli.providers import as_a_command, find_provider
 from airflow_mdbackup.config.settings import dags_folder
 

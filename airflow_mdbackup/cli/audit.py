@@ -8,7 +8,7 @@ import sys
 
 from airflow_mdbackup.account.audit import audit
 from airflow_mdbackup.account.findings import Audit, as_json, show
-from airflow_mdbackup.cli import UsageError, printable
+from airflow_mdbackup.cli.output import UsageError, printable
 from airflow_mdbackup.cli.providers import as_a_command, check_connection, find_provider
 from airflow_mdbackup.scheme.errors import BackupError
 

@@ -7,13 +7,20 @@ import json
 import sys
 from datetime import datetime
 
-from airflow_mdbackup.cli import UsageError, printable
+from airflow_mdbackup.cli.common import tell_problems
 from airflow_mdbackup.cli.mirrors import mirror_of
-from airflow_mdbackup.cli.past import tell_problems
-from airflow_mdbackup.scheme.clock import bounds, set_time
-from airflow_mdbackup.scheme.mirror import Mirror
-from airflow_mdbackup.scheme.moments import Asked, NoSuchMoment, in_words, moment_in, moment_of, stamp_of
-from airflow_mdbackup.scheme.past import Past
+from airflow_mdbackup.cli.output import UsageError, printable
+from airflow_mdbackup.scheme.common.times import (
+    NoSuchTime,
+    RequestedTime,
+    format_time,
+    parse_time,
+    stamp_of,
+    time_of_stamp,
+)
+from airflow_mdbackup.scheme.history.clock import bounds, set_time
+from airflow_mdbackup.scheme.history.timeline import Timeline
+from airflow_mdbackup.scheme.store.mirror import Mirror
 
 
 def run(args: argparse.Namespace) -> int:
@@ -29,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
         _set(mirror, *args.set)
     if args.unset:
         _set(mirror, args.unset, None)
-    with Past(mirror, lambda path: False) as past:
+    with Timeline(mirror, lambda path: False) as past:
         others = [moment for moment in past.moments if moment.time != moment.stamp or moment.is_set]
         for moment in others:
             if args.format == "json":
@@ -37,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
                 print(json.dumps(facts | {"set": moment.is_set}))
             else:
                 by = "  (set by hand)" if moment.is_set else ""
-                print(printable(f"{moment.stamp}  was at {in_words(moment.time)}  {moment.run_id}{by}"))
+                print(printable(f"{moment.stamp}  was at {format_time(moment.time)}  {moment.run_id}{by}"))
         if not others:
             print("Each commit was when its stamp says", file=sys.stderr)
         return tell_problems(past)
@@ -45,11 +52,13 @@ def run(args: argparse.Namespace) -> int:
 
 def _set(mirror: Mirror, word: str, text: str | None) -> None:
     """Say when a commit was, or no longer, and print what holds now."""
-    with Past(mirror, lambda path: False) as past:
+    with Timeline(mirror, lambda path: False) as past:
         try:
-            moment = past.asked(Asked(word, None, f"{word!r} is no commit: name its stamp, or its run"))
-            when = None if text is None else moment_of(text, datetime.now().astimezone())
-        except NoSuchMoment as error:
+            moment = past.asked(
+                RequestedTime(word, None, f"{word!r} is no commit: name its stamp, or its run")
+            )
+            when = None if text is None else parse_time(text, datetime.now().astimezone())
+        except NoSuchTime as error:
             raise UsageError(str(error)) from error
         if moment is None:
             raise UsageError("nothing was committed yet")
@@ -58,11 +67,12 @@ def _set(mirror: Mirror, word: str, text: str | None) -> None:
             print(printable(f"{moment.run_id}: what --set said of it is taken back"), file=sys.stderr)
             return
         before, after = bounds(past.claims, moment.number, mirror.now())
-        if (before and when <= moment_in(before)) or (after and when >= moment_in(after)):
+        if (before and when <= time_of_stamp(before)) or (after and when >= time_of_stamp(after)):
             raise UsageError(
                 f"{when:%Y-%m-%d %H:%M:%S %z} is not between the commits before and after whose times are"
-                f" known: {in_words(before) or 'none'}, and {in_words(after) or 'none'}"
+                f" known: {format_time(before) or 'none'}, and {format_time(after) or 'none'}"
             )
         set_time(mirror, moment, when)
-    told = f"{moment.run_id} was at {in_words(moment.time)} so far, and is at {in_words(stamp_of(when))} now"
+    before, now = format_time(moment.time), format_time(stamp_of(when))
+    told = f"{moment.run_id} was at {before} so far, and is at {now} now"
     print(printable(f"{told}; --unset {moment.run_id} takes that back"), file=sys.stderr)

@@ -9,13 +9,14 @@ import unicodedata
 from collections.abc import Iterable
 from datetime import datetime
 
-from airflow_mdbackup.cli import UsageError
+from airflow_mdbackup.cli.common import quoted, tell_problems, tell_stopped
 from airflow_mdbackup.cli.mirrors import mirror_of
-from airflow_mdbackup.cli.past import quoted, tell_problems, tell_stopped
-from airflow_mdbackup.scheme.mirror import Mirror
-from airflow_mdbackup.scheme.moments import NoSuchMoment, asked_for, in_words
-from airflow_mdbackup.scheme.past import Content, Past
-from airflow_mdbackup.scheme.restore import as_path, bytes_of
+from airflow_mdbackup.cli.output import UsageError
+from airflow_mdbackup.scheme.common.times import NoSuchTime, format_time, requested_time
+from airflow_mdbackup.scheme.history.timeline import FileVersion, Timeline
+from airflow_mdbackup.scheme.recovery.restore import bytes_of
+from airflow_mdbackup.scheme.recovery.selection import as_path
+from airflow_mdbackup.scheme.store.mirror import Mirror
 
 DONE, WRONG = 0, 1
 _LARGEST = 32 << 20  # bytes; comparing takes time and memory
@@ -39,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _run(args: argparse.Namespace, mirror: Mirror, path: bytes) -> int:
     below = path.rstrip(b"/") + b"/"
-    with Past(mirror, lambda each: each == path or each.startswith(below)) as past:
+    with Timeline(mirror, lambda each: each == path or each.startswith(below)) as past:
         wrong = tell_problems(past)
         contents = [content for content in past.contents() if content.path == path]
         if not contents and past.knows(path):
@@ -68,8 +69,8 @@ def _run(args: argparse.Namespace, mirror: Mirror, path: bytes) -> int:
 
 
 def _pair(
-    args: argparse.Namespace, past: Past, contents: list[Content], path: bytes
-) -> tuple[Content, Content]:
+    args: argparse.Namespace, past: Timeline, contents: list[FileVersion], path: bytes
+) -> tuple[FileVersion, FileVersion]:
     """Return the two versions that are meant: by default the last two."""
     if not contents:
         raise UsageError(f"nothing was ever backed up as {quoted(path)}")
@@ -78,32 +79,32 @@ def _pair(
         return _as_of(past, contents, args.since), new
     position = contents.index(new)
     if not position:
-        raise UsageError(f"{quoted(path)} has no version before that of {in_words(new.since)}")
+        raise UsageError(f"{quoted(path)} has no version before that of {format_time(new.since)}")
     return contents[position - 1], new
 
 
-def _as_of(past: Past, contents: list[Content], text: str) -> Content:
-    asked = asked_for(text, datetime.now().astimezone())
+def _as_of(past: Timeline, contents: list[FileVersion], text: str) -> FileVersion:
+    asked = requested_time(text, datetime.now().astimezone())
     try:
         moment = past.asked(asked)
-    except NoSuchMoment as error:
+    except NoSuchTime as error:
         raise UsageError(str(error)) from error
     if asked.when is not None:
         print(f"{text!r} is {asked.when:%Y-%m-%d %H:%M:%S %z}", file=sys.stderr)
     found = [content for content in contents if moment is not None and content.since <= moment.time]
     if not found:
-        raise UsageError(f"it was not there yet at {text!r}: first at {in_words(contents[0].since)}")
+        raise UsageError(f"it was not there yet at {text!r}: first at {format_time(contents[0].since)}")
     return found[-1]
 
 
-def _read(mirror: Mirror, past: Past, content: Content) -> bytes | None:
+def _read(mirror: Mirror, past: Timeline, content: FileVersion) -> bytes | None:
     if (content.size or 0) > _LARGEST:
         raise UsageError(f"{_title(content)} has {content.size:,} bytes, too many to compare: restore both")
     return bytes_of(mirror, past, content)
 
 
-def _title(content: Content) -> str:
-    return f"{quoted(content.path)}\t{in_words(content.since) or 'at an unknown moment'}"
+def _title(content: FileVersion) -> str:
+    return f"{quoted(content.path)}\t{format_time(content.since) or 'at an unknown moment'}"
 
 
 def _print(lines: Iterable[bytes]) -> None:

@@ -8,13 +8,13 @@ import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from airflow_mdbackup.cli import UsageError, printable
+from airflow_mdbackup.cli.common import quoted
 from airflow_mdbackup.cli.mirrors import mirror_of, selection_of
-from airflow_mdbackup.cli.past import quoted
-from airflow_mdbackup.scheme.forget import forget
-from airflow_mdbackup.scheme.index import has_path
-from airflow_mdbackup.scheme.names import to_text
-from airflow_mdbackup.scheme.settle import present_index
+from airflow_mdbackup.cli.output import UsageError, printable
+from airflow_mdbackup.scheme.common.paths import to_text
+from airflow_mdbackup.scheme.history.consumer_index import present_index
+from airflow_mdbackup.scheme.history.forget import forget
+from airflow_mdbackup.scheme.index.canonical import has_path
 
 DONE, NOTHING = 0, 1
 

@@ -6,23 +6,23 @@ import argparse
 import json
 from datetime import datetime
 
-from airflow_mdbackup.cli import UsageError
 from airflow_mdbackup.cli.adopt import harm, progress_of, say, tell_left, trees_of
-from airflow_mdbackup.cli.past import tell_stopped
+from airflow_mdbackup.cli.common import tell_stopped
+from airflow_mdbackup.cli.output import UsageError
 from airflow_mdbackup.cli.provider_index import provider_of
 from airflow_mdbackup.cli.suffix import suffix_of
-from airflow_mdbackup.scheme.adopt import Left, Source
-from airflow_mdbackup.scheme.disk import amount
-from airflow_mdbackup.scheme.import_versions import Imported, Meaning, import_versions
-from airflow_mdbackup.scheme.mirror import Mirror
-from airflow_mdbackup.scheme.moments import NoSuchMoment, moment_of, stamp_of
+from airflow_mdbackup.scheme.common.times import NoSuchTime, parse_time, stamp_of
+from airflow_mdbackup.scheme.common.units import format_size
+from airflow_mdbackup.scheme.store.mirror import Mirror
+from airflow_mdbackup.scheme.takeover.import_versions import Imported, Meaning, import_versions
+from airflow_mdbackup.scheme.takeover.survey import SkipReason, SourceTree
 
 DONE, LEFT_OUT = 0, 1
 
 _ADVICE = {
-    Left.BLOCKING: ". Something else stands where versions belong",
-    Left.UNREADABLE: ". Make them readable for this user",
-    Left.MOVING: ". Stop what writes there",
+    SkipReason.BLOCKING: ". Something else stands where versions belong",
+    SkipReason.UNREADABLE: ". Make them readable for this user",
+    SkipReason.MOVING: ". Stop what writes there",
 }
 
 
@@ -55,12 +55,12 @@ def run(args: argparse.Namespace) -> int:
     return LEFT_OUT if nothing or harm(imported.told) else DONE
 
 
-def _source(args: argparse.Namespace, mirror: Mirror) -> Source:
+def _source(args: argparse.Namespace, mirror: Mirror) -> SourceTree:
     if args.directory is None:
         if args.suffix is None or args.at:
             raise UsageError("name the DIR that has the versions; by --suffix they may be in the mirror")
         mirror.check()
-        return Source(mirror.files)
+        return SourceTree(mirror.files)
     if not args.at:
         raise UsageError(f"--at PATH is missing: what backupop sees {args.directory} as")
     (source,) = trees_of([args.directory], [args.at])
@@ -86,8 +86,8 @@ def _meaning(args: argparse.Namespace) -> Meaning:
     stamp = ""
     if args.displaced is not None:
         try:
-            stamp = stamp_of(moment_of(args.displaced, datetime.now().astimezone()))
-        except NoSuchMoment as error:
+            stamp = stamp_of(parse_time(args.displaced, datetime.now().astimezone()))
+        except NoSuchTime as error:
             raise UsageError(str(error)) from error
     if suffix is None:
         return lambda path: (path, stamp)
@@ -108,7 +108,7 @@ def _sum_up(args: argparse.Namespace, imported: Imported) -> None:
         say("A commit that was cut off has been finished first")
     there = f", {imported.there:,} were there already" if imported.there else ""
     would = "would be imported" if args.dry_run else "imported"
-    say(f"{imported.versions:,} versions, {amount(imported.size)}, {would}{there}")
+    say(f"{imported.versions:,} versions, {format_size(imported.size)}, {would}{there}")
     if imported.versions:
         say(
             "Which files there were at a moment before the first backup is not known: `mdbackup versions` "

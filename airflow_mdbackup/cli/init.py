@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 
-from airflow_mdbackup.cli import UsageError, printable
+from airflow_mdbackup.cli.output import UsageError, printable
 from airflow_mdbackup.cli.providers import as_a_command, find_connection
 from airflow_mdbackup.config import Configuration, load, providers_file
 from airflow_mdbackup.scheme.errors import AccessRefused

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from airflow_mdbackup.cli import UsageError
-from airflow_mdbackup.scheme.mirror import Mirror, find_mirror
-from airflow_mdbackup.scheme.restore import Selection
+from airflow_mdbackup.cli.output import UsageError
+from airflow_mdbackup.scheme.recovery.selection import Selection
+from airflow_mdbackup.scheme.store.mirror import Mirror, find_mirror
 
 
 def selection_of(words: list[str]) -> Selection:

@@ -138,3 +138,14 @@ class _Raw(io.FileIO):
                 if self.raises:
                     raise OutputFailed(self.label) from error
         return memoryview(data).nbytes
+
+
+def printable(text: str) -> str:
+    """Return `text` with all but line ends escaped that could act on a terminal, wherever it comes from."""
+    return "".join(
+        letter if letter.isprintable() or letter == "\n" else repr(letter)[1:-1] for letter in text
+    )
+
+
+class UsageError(Exception):
+    """What was asked for cannot be done like this; the message says what to write instead. Exit status 2."""

@@ -12,8 +12,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from airflow_mdbackup.cli import UsageError, printable
-from airflow_mdbackup.cli.past import quoted
+from airflow_mdbackup.cli.common import quoted
+from airflow_mdbackup.cli.output import UsageError, printable
 from airflow_mdbackup.cli.provider_index import (
     NO_END,
     UNREACHED,
@@ -24,16 +24,17 @@ from airflow_mdbackup.cli.provider_index import (
     sentence,
 )
 from airflow_mdbackup.config import Provider
-from airflow_mdbackup.scheme.diff import Forget, Item, Plan, listed, preview
-from airflow_mdbackup.scheme.disk import amount
-from airflow_mdbackup.scheme.durations import in_words
+from airflow_mdbackup.scheme.backup.diff import listed, preview
+from airflow_mdbackup.scheme.backup.plan import Plan, PlanItem
+from airflow_mdbackup.scheme.common.paths import to_text
+from airflow_mdbackup.scheme.common.units import describe_duration, format_size
 from airflow_mdbackup.scheme.errors import ConsumerIndexDamaged, IndexRefused
-from airflow_mdbackup.scheme.history import pending
-from airflow_mdbackup.scheme.index import Entry
-from airflow_mdbackup.scheme.mirror import Mirror
-from airflow_mdbackup.scheme.names import to_text
-from airflow_mdbackup.scheme.restore import as_path
-from airflow_mdbackup.scheme.settle import index_to_look_at
+from airflow_mdbackup.scheme.history.changes import pending
+from airflow_mdbackup.scheme.history.consumer_index import index_to_look_at
+from airflow_mdbackup.scheme.history.forget import ForgottenEntry
+from airflow_mdbackup.scheme.index.canonical import Entry
+from airflow_mdbackup.scheme.recovery.selection import as_path
+from airflow_mdbackup.scheme.store.mirror import Mirror
 
 GOES, STOPS, UNREACHED_STATUS = 0, 1, 3
 _WHAT = {"+": "new", "*": "changed", "-": "gone", "=": "same"}
@@ -85,7 +86,7 @@ def _consumer_index(mirror: Mirror, provider: Provider, aside: Aside) -> Path | 
         mirror.check_new()
         return None
     mirror.check()
-    return index_to_look_at(mirror, aside.run.folder / "consumer.md5")
+    return index_to_look_at(mirror, aside.run.consumer_index)
 
 
 def _is_pending(mirror: Mirror) -> bool:
@@ -106,7 +107,7 @@ def _print_listing(
     with ExitStack() as stack:
         tree = stack.enter_context(mirror.tree()) if mirror.files.exists() else None
         for mark, told in listed(aside.run, exclude=provider.exclude, only=only, same=args.all):
-            if isinstance(told, Item) and tree and (place := told.path if told.adopt else told.source):
+            if isinstance(told, PlanItem) and tree and (place := told.path if told.adopt else told.source):
                 there = tree.lstat(place)
                 size = there.st_size if there else 0
                 sizes.adopt += size if told.adopt else 0
@@ -118,11 +119,11 @@ def _print_listing(
     return sizes
 
 
-def _facts(mark: str, told: Item | Forget | Entry) -> Iterator[tuple[str, Any]]:
+def _facts(mark: str, told: PlanItem | ForgottenEntry | Entry) -> Iterator[tuple[str, Any]]:
     yield from (("path", to_text(told.path)), ("mark", mark), ("what", _WHAT[mark]))
     gone = mark == "-"
     yield "md5", None if gone else told.md5.decode()
-    if isinstance(told, Item):
+    if isinstance(told, PlanItem):
         yield "old_md5", told.replaces.decode() if told.replaces else None
         yield "here", told.adopt
         yield "copied_from", to_text(told.source) if told.source else None
@@ -143,8 +144,8 @@ def _sum_up(
         facts |= {"index_files": index.files, "index_age": index.age, "guard": plan.guard, "pending": pending}
         print(json.dumps({"provider": provider.name, "summary": facts}))
         return
-    total = "" if index.size is None else f", {amount(index.size)}"
-    age = in_words(timedelta(seconds=index.age))
+    total = "" if index.size is None else f", {format_size(index.size)}"
+    age = describe_duration(timedelta(seconds=index.age))
     lines = [f"The provider's index is {age} old: {index.files:,} files{total}"]
     if not index.complete:
         lines.append(NO_END)
@@ -155,12 +156,13 @@ def _sum_up(
     )
     if plan.adopt:
         lines.append(
-            f"{plan.adopt:,} of the new ones are here already ({amount(sizes.adopt)}): each is hashed, and "
+            f"{plan.adopt:,} of the new ones are here already ({format_size(sizes.adopt)}): each is hashed, "
             "transferred only if it differs"
         )
     if plan.copy:
         lines.append(
-            f"{plan.copy:,} of them would be copied from what is here ({amount(sizes.copy)}), not transferred"
+            f"{plan.copy:,} of them would be copied from what is here, not transferred"
+            f" ({format_size(sizes.copy)})"
         )
     if plan.kept:
         lines.append(f"{plan.kept:,} gone, but below what the provider could not read: they stay")

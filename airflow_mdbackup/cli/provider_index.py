@@ -12,13 +12,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from airflow_mdbackup.cli import UsageError
+from airflow_mdbackup.cli.output import UsageError
 from airflow_mdbackup.cli.providers import as_a_command, check_connection, find_provider
 from airflow_mdbackup.config import Provider
-from airflow_mdbackup.scheme.diff import Limits
+from airflow_mdbackup.scheme.backup.fetch import FetchedIndex, fetch_to_look, take_index
+from airflow_mdbackup.scheme.backup.plan import Limits
 from airflow_mdbackup.scheme.errors import AccessRefused, ConnectionLost, NotOnProvider
-from airflow_mdbackup.scheme.fetch import FetchedIndex, fetch_to_look, take_index
-from airflow_mdbackup.scheme.mirror import Run
+from airflow_mdbackup.scheme.store.run import Run
 
 UNREACHED = (ConnectionLost, AccessRefused, NotOnProvider)
 """What is raised where the provider cannot be reached, or does not hand out its index: exit status 3."""
@@ -62,7 +62,7 @@ def provider_index(provider: Provider, file: str | None, *, offline: bool = Fals
         Airflow connection.
     :param offline: have no index at all.
     :raises UsageError: the file cannot be read, or the connection is of no use.
-    :raises BackupError: see :func:`.fetch.fetch_to_look`.
+    :raises BackupError: see :func:`.backup.fetch.fetch_to_look`.
     """
     with TemporaryDirectory(prefix="mdbackup-") as folder:
         run = Run(Path(folder), "a look")
@@ -98,7 +98,7 @@ def _from_file(provider: Provider, run: Run, file: str) -> FetchedIndex:
 
 
 def policy(provider: Provider) -> dict[str, Any]:
-    """Return what the provider's runs are compared by, as :func:`.diff.preview` takes it."""
+    """Return what the provider's runs are compared by, as :func:`.backup.diff.preview` takes it."""
     return {
         "source": [path.encode() for path in provider.source],
         "exclude": provider.exclude,

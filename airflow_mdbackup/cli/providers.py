@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from airflow_mdbackup.cli import UsageError
+from airflow_mdbackup.cli.output import UsageError
 from airflow_mdbackup.config import Provider, load, providers_file
 
 

@@ -15,7 +15,7 @@ import yaml
 from pydantic import ValidationError
 
 from airflow_mdbackup.account.provision import Account, Bind, CannotProvision, Setup, script, undo_script
-from airflow_mdbackup.cli import UsageError, printable
+from airflow_mdbackup.cli.output import UsageError, printable
 from airflow_mdbackup.cli.providers import (
     Connection,
     check_key_file,

@@ -10,24 +10,24 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from itertools import groupby
 
-from airflow_mdbackup.cli import UsageError
+from airflow_mdbackup.cli.common import on_disk, quoted, tell_not_found, tell_problems
 from airflow_mdbackup.cli.mirrors import mirror_of, selection_of
-from airflow_mdbackup.cli.past import on_disk, quoted, tell_not_found, tell_problems
-from airflow_mdbackup.scheme.disk import amount
-from airflow_mdbackup.scheme.mirror import OLD, Mirror
-from airflow_mdbackup.scheme.moments import stamp_of
-from airflow_mdbackup.scheme.names import to_text
-from airflow_mdbackup.scheme.progress import Pace
-from airflow_mdbackup.scheme.prune import Fate, Rules, Version, pruning
-from airflow_mdbackup.scheme.quantities import parse_duration
-from airflow_mdbackup.scheme.verify import unknown
+from airflow_mdbackup.cli.output import UsageError
+from airflow_mdbackup.scheme.common.paths import to_text
+from airflow_mdbackup.scheme.common.progress import ReportTimer
+from airflow_mdbackup.scheme.common.times import stamp_of
+from airflow_mdbackup.scheme.common.units import format_size, parse_duration
+from airflow_mdbackup.scheme.recovery.prune import KeepRules, PrunableVersion, PruneOutcome, pruning
+from airflow_mdbackup.scheme.recovery.verify import unknown
+from airflow_mdbackup.scheme.store.mirror import Mirror
+from airflow_mdbackup.scheme.store.version_names import OLD
 
 DONE, WRONG = 0, 1
 _DAY = timedelta(days=1)
 _LEFT = {
-    Fate.CHANGED: "left, for they are not what history says (see `mdbackup verify`)",
-    Fate.LINKED: "left, for they have another name (a hard link), so that nothing would be freed",
-    Fate.FAILED: "left, for the disk refused",
+    PruneOutcome.CHANGED: "left, for they are not what history says (see `mdbackup verify`)",
+    PruneOutcome.LINKED: "left, for they have another name (a hard link), so that nothing would be freed",
+    PruneOutcome.FAILED: "left, for the disk refused",
 }
 
 
@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     mirror, words = mirror_of(args)
     rules = _rules(args)
     wanted = selection_of(words)
-    fates: Counter[Fate] = Counter()
+    fates: Counter[PruneOutcome] = Counter()
     size = room = paths = others = 0
     with pruning(mirror, wanted, rules, carry_out=args.yes) as (past, versions):
         wrong = tell_problems(past)
@@ -51,11 +51,11 @@ def run(args: argparse.Namespace) -> int:
             paths += bool(gone)
         if not words and not args.yes:
             others = sum(b"/" + OLD + b"/" in each.place for each in unknown(mirror, past))
-    number = fates[Fate.PRUNED] + fates[Fate.GOES]
+    number = fates[PruneOutcome.PRUNED] + fates[PruneOutcome.GOES]
     what = "pruned" if args.yes else "would go"
     print(
-        f"{number:,} versions of {paths:,} paths {what}: {amount(size)}, {amount(room)} on the disk;"
-        f" {fates[Fate.KEPT]:,} are kept",
+        f"{number:,} versions of {paths:,} paths {what}: {format_size(size)}, {format_size(room)} on the"
+        f" disk; {fates[PruneOutcome.KEPT]:,} are kept",
         file=sys.stderr,
     )
     for fate, why in _LEFT.items():
@@ -67,17 +67,17 @@ def run(args: argparse.Namespace) -> int:
         print(
             "Nothing was changed. --yes takes them away, for good; verify what stays first", file=sys.stderr
         )
-    return max(wrong, tell_not_found(wanted), WRONG if fates[Fate.FAILED] else DONE)
+    return max(wrong, tell_not_found(wanted), WRONG if fates[PruneOutcome.FAILED] else DONE)
 
 
-def _rules(args: argparse.Namespace) -> Rules:
+def _rules(args: argparse.Namespace) -> KeepRules:
     """Return the rules that are asked for.
 
     :raises UsageError: there is none, or a duration is none, or too short to be meant.
     """
     since = "" if args.keep_within is None else stamp_of(datetime.now(UTC) - _duration(args.keep_within))
-    rules = Rules(args.keep_last or 0, args.keep_daily or 0, args.keep_monthly or 0, since)
-    if rules == Rules():
+    rules = KeepRules(args.keep_last or 0, args.keep_daily or 0, args.keep_monthly or 0, since)
+    if rules == KeepRules():
         raise UsageError(
             "say what is to be kept: --keep-last N, --keep-within 1y, --keep-daily N or --keep-monthly N;"
             " what any of them keeps stays"
@@ -97,9 +97,9 @@ def _duration(text: str) -> timedelta:
     return duration
 
 
-def _with_progress(versions: Iterator[Version]) -> Iterator[Version]:
+def _with_progress(versions: Iterator[PrunableVersion]) -> Iterator[PrunableVersion]:
     """Yield the versions, with a word on standard error now and then."""
-    pace = Pace()
+    pace = ReportTimer()
     for number, version in enumerate(versions, 1):
         if pace.due():
             print(f"{number:,} versions so far", file=sys.stderr)
@@ -107,13 +107,16 @@ def _with_progress(versions: Iterator[Version]) -> Iterator[Version]:
 
 
 def _tell(
-    args: argparse.Namespace, mirror: Mirror, versions: Iterator[Version], fates: Counter[Fate]
-) -> list[Version]:
+    args: argparse.Namespace,
+    mirror: Mirror,
+    versions: Iterator[PrunableVersion],
+    fates: Counter[PruneOutcome],
+) -> list[PrunableVersion]:
     """Print what becomes of the versions of one path, count their fates, and return those that go."""
     gone = []
     for version in versions:
         fates[version.fate] += 1
-        if version.fate in (Fate.GOES, Fate.PRUNED):
+        if version.fate in (PruneOutcome.GOES, PruneOutcome.PRUNED):
             gone.append(version)
         if args.format == "json":
             _print_json(mirror, version)
@@ -121,12 +124,12 @@ def _tell(
             why = f": {version.detail}" if version.detail else ""
             print(f"{version.fate:<13}  {quoted(on_disk(mirror, version.place))}{why}")
     if gone and args.format != "json":
-        size = amount(sum(version.size for version in gone))
+        size = format_size(sum(version.size for version in gone))
         print(f"{len(gone):>6,} versions  {size:>9}  {quoted(gone[0].content.path)}")
     return gone
 
 
-def _print_json(mirror: Mirror, version: Version) -> None:
+def _print_json(mirror: Mirror, version: PrunableVersion) -> None:
     content = version.content
     facts = {
         "path": to_text(content.path),

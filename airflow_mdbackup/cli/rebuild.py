@@ -6,11 +6,11 @@ import argparse
 import json
 import sys
 
-from airflow_mdbackup.cli import UsageError
+from airflow_mdbackup.cli.common import on_disk, quoted
 from airflow_mdbackup.cli.mirrors import mirror_of
-from airflow_mdbackup.cli.past import on_disk, quoted
-from airflow_mdbackup.scheme.moments import in_words
-from airflow_mdbackup.scheme.rebuild import rebuild
+from airflow_mdbackup.cli.output import UsageError
+from airflow_mdbackup.scheme.common.times import format_time
+from airflow_mdbackup.scheme.recovery.rebuild_history import rebuild
 
 DONE = 0
 
@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
             print(json.dumps({"stamp": stamp, "changes": changes}))
         else:
             told = ", ".join(f"{number:,} {what}" for what, number in changes.items())
-            print(f"{in_words(stamp)}  {told}")
+            print(f"{format_time(stamp)}  {told}")
     for place in rebuilt.unclear:
         print(f"not clear whose it is: {quoted(on_disk(mirror, place))}", file=sys.stderr)
     if not rebuilt.gaps and not rebuilt.unclear:

@@ -11,15 +11,16 @@ from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
-from airflow_mdbackup.cli import UsageError, printable
+from airflow_mdbackup.cli.common import quoted, tell_problems, tell_stopped
 from airflow_mdbackup.cli.mirrors import mirror_of, selection_of
-from airflow_mdbackup.cli.past import quoted, tell_problems, tell_stopped
-from airflow_mdbackup.scheme.disk import amount
-from airflow_mdbackup.scheme.moments import Asked, NoSuchMoment, asked_for
-from airflow_mdbackup.scheme.names import to_text
-from airflow_mdbackup.scheme.progress import Pace
-from airflow_mdbackup.scheme.restore import Came, Restored, State, restore, state_of
-from airflow_mdbackup.scheme.target import whose
+from airflow_mdbackup.cli.output import UsageError, printable
+from airflow_mdbackup.scheme.common.paths import to_text
+from airflow_mdbackup.scheme.common.progress import ReportTimer
+from airflow_mdbackup.scheme.common.times import NoSuchTime, RequestedTime, requested_time
+from airflow_mdbackup.scheme.common.units import format_size
+from airflow_mdbackup.scheme.recovery.restore import Restored, RestoreOutcome, restore
+from airflow_mdbackup.scheme.recovery.restore_target import whose
+from airflow_mdbackup.scheme.recovery.state import MirrorState, state_of
 
 GOOD, WRONG = 0, 1
 
@@ -36,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
     if not args.to:
         raise UsageError("--to is empty: name a directory")
     wanted = selection_of(words)
-    counts: Counter[Came] = Counter()
+    counts: Counter[RestoreOutcome] = Counter()
     size = replaced = differing = 0
     try:
         when = _when(args.as_of)
@@ -59,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
                     advance(restored)
                     _tell(args, restored)
             not_found, taken_out = state.not_found("--include-gone"), state.taken_out("--include-gone")
-    except NoSuchMoment as error:
+    except NoSuchTime as error:
         raise UsageError(str(error)) from error
     except OSError as error:
         tell_stopped("restore", error)
@@ -76,29 +77,29 @@ def run(args: argparse.Namespace) -> int:
     return wrong if all(came.good for came in counts) and not not_found else WRONG
 
 
-def _when(as_of: str | None) -> Asked | None:
+def _when(as_of: str | None) -> RequestedTime | None:
     """Return the moment that somebody means, and tell which one that is; None for now."""
     if as_of is None:
         return None
-    asked = asked_for(as_of, datetime.now().astimezone())
+    asked = requested_time(as_of, datetime.now().astimezone())
     if asked.when is not None:
         print(f"{as_of!r} is {asked.when:%Y-%m-%d %H:%M:%S %z}", file=sys.stderr)
     return asked
 
 
 @contextmanager
-def _progress(state: State) -> Iterator[Callable[[Restored], None]]:
+def _progress(state: MirrorState) -> Iterator[Callable[[Restored], None]]:
     """Show on standard error how far it is: a bar for people, a line now and then for anybody else."""
     files = size = 0
     if not sys.stderr.isatty():
-        pace = Pace()
+        pace = ReportTimer()
 
         def tell(restored: Restored) -> None:
             nonlocal files, size
             files += 1
             size += restored.size
             if pace.due():
-                print(f"{files:,} files, {amount(size)} so far", file=sys.stderr)
+                print(f"{files:,} files, {format_size(size)} so far", file=sys.stderr)
 
         yield tell
         return
@@ -121,15 +122,16 @@ def _tell(args: argparse.Namespace, restored: Restored) -> None:
         print(json.dumps(facts))
     elif args.dry_run and restored.came.good:
         would = "would replace what is there" if restored.replaced else "would come"
-        print(f"{would if restored.came == Came.RESTORED else restored.came:<10}  {quoted(content.path)}")
+        what = would if restored.came == RestoreOutcome.RESTORED else restored.came
+        print(f"{what:<10}  {quoted(content.path)}")
     elif not restored.came.good:
         print(f"{restored.came:<8}  {quoted(content.path)}: {restored.detail}")
 
 
-def _sum_up(args: argparse.Namespace, counts: Counter[Came], size: int, replaced: int) -> None:
-    words = {Came.RESTORED: "would come"} if args.dry_run else {}
+def _sum_up(args: argparse.Namespace, counts: Counter[RestoreOutcome], size: int, replaced: int) -> None:
+    words = {RestoreOutcome.RESTORED: "would come"} if args.dry_run else {}
     told = ", ".join(f"{number:,} {words.get(came, came)}" for came, number in counts.items()) or "nothing"
-    print(f"{told}; {amount(size)} into {printable(args.to)}", file=sys.stderr)
+    print(f"{told}; {format_size(size)} into {printable(args.to)}", file=sys.stderr)
     if replaced:
         would = "would replace" if args.dry_run else "replaced"
         print(f"{replaced:,} of them {would} a file that differs", file=sys.stderr)

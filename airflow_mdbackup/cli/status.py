@@ -14,12 +14,13 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from airflow_mdbackup.cli import UsageError, printable
+from airflow_mdbackup.cli.output import UsageError, printable
 from airflow_mdbackup.cli.status_formats import Report, as_json, as_prometheus, as_text
-from airflow_mdbackup.config import load, next_run, providers_file
+from airflow_mdbackup.config import load, providers_file
+from airflow_mdbackup.config import schedule as schedule_module
 from airflow_mdbackup.config.settings import default_timezone
-from airflow_mdbackup.scheme.mirror import Mirror
-from airflow_mdbackup.scheme.status import State, Status, look
+from airflow_mdbackup.scheme.recovery.health import Health, ProviderHealth, check_health
+from airflow_mdbackup.scheme.store.mirror import Mirror
 
 GOOD, NOT_GOOD = 0, 1
 _FORMATS: dict[str, Callable[[Report], str]] = {
@@ -50,16 +51,16 @@ def _report(file: Path, names: Sequence[str], now: datetime) -> Report:
     zone = default_timezone()
     statuses = [
         replace(
-            look(Mirror(provider.dest, provider.name), provider.max_age, now),
-            starts=next_run.in_words(provider.schedule),
-            next_run=next_run.next_run(provider.schedule, now, zone),
+            check_health(Mirror(provider.dest, provider.name), provider.max_age, now),
+            starts=schedule_module.describe_schedule(provider.schedule),
+            next_run=schedule_module.next_run(provider.schedule, now, zone),
         )
         for provider in configuration.providers
         if provider.name in names or not names
     ]
     refused = configuration.refused
     statuses += [
-        Status(name, State.INVALID, message="; ".join(map(str, problems)))
+        ProviderHealth(name, Health.INVALID, message="; ".join(map(str, problems)))
         for name, problems in refused.items()
         if name in names or not names
     ]

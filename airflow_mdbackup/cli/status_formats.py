@@ -8,13 +8,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from airflow_mdbackup.cli import printable
-from airflow_mdbackup.scheme.disk import amount
-from airflow_mdbackup.scheme.durations import in_words
-from airflow_mdbackup.scheme.moments import in_words as in_local_words
-from airflow_mdbackup.scheme.moments import stamp_of
-from airflow_mdbackup.scheme.status import Commit, State, Status, Unfinished
-from airflow_mdbackup.scheme.totals import OnDisk
+from airflow_mdbackup.cli.output import printable
+from airflow_mdbackup.scheme.common.times import format_time, stamp_of
+from airflow_mdbackup.scheme.common.units import describe_duration, format_size
+from airflow_mdbackup.scheme.history.usage import DiskUsage
+from airflow_mdbackup.scheme.recovery.health import Health, LastCommit, ProviderHealth, Unfinished
 
 _FORMAT = 1
 _NAMED = 5  # backups that the first line names of each kind
@@ -29,7 +27,7 @@ class Report:
     """
 
     now: datetime
-    statuses: tuple[Status, ...]
+    statuses: tuple[ProviderHealth, ...]
     problems: tuple[str, ...]
     detailed: bool = False
 
@@ -39,17 +37,17 @@ class Report:
         return bool(self.statuses) and not self.problems and not self.bad
 
     @property
-    def bad(self) -> list[Status]:
+    def bad(self) -> list[ProviderHealth]:
         """The backups that are not good."""
-        return [status for status in self.statuses if status.state != State.GOOD]
+        return [status for status in self.statuses if status.state != Health.GOOD]
 
 
 def as_text(report: Report) -> str:
     """Return a line that says all, and one for each provider, the bad ones first; more if asked by name."""
     lines = [_summary(report), *(f"configuration: {_one_line(problem)}" for problem in report.problems)]
     width = max((len(status.provider) for status in report.statuses), default=0)
-    for status in sorted(report.statuses, key=lambda status: status.state == State.GOOD):
-        state = status.state if status.state == State.GOOD else status.state.upper()
+    for status in sorted(report.statuses, key=lambda status: status.state == Health.GOOD):
+        state = status.state if status.state == Health.GOOD else status.state.upper()
         told = "; ".join(map(_one_line, _told(status, report.now)))
         lines.append(f"{status.provider:{width}}  {state:10}  {told}")
         if report.detailed:
@@ -74,7 +72,7 @@ def _summary(report: Report) -> str:
     return first
 
 
-def _last_word(status: Status) -> str:
+def _last_word(status: ProviderHealth) -> str:
     """Return what is wrong with the last run, other than its age; nothing if that is not known yet."""
     run, last = status.unfinished, status.last_commit
     if run is not None and not run.at_work:
@@ -93,13 +91,13 @@ def _some(told: list[str]) -> str:
     return ", ".join(told[:_NAMED] + more)
 
 
-def _told(status: Status, now: datetime) -> Iterable[str]:
+def _told(status: ProviderHealth, now: datetime) -> Iterable[str]:
     if status.message:
         yield status.message
     if status.last_good is not None:
         at = status.last_good.at
-        limit = f", of at most {in_words(status.max_age)}" if status.max_age is not None else ""
-        ago = "" if status.message else f" ({in_words(now - at)} ago{limit})"
+        limit = f", of at most {describe_duration(status.max_age)}" if status.max_age is not None else ""
+        ago = "" if status.message else f" ({describe_duration(now - at)} ago{limit})"
         yield f"last good {_local(at)}{ago}"
     if status.files is not None:
         yield f"{status.files} files"
@@ -114,12 +112,13 @@ def _told(status: Status, now: datetime) -> Iterable[str]:
         yield f"the run {run.run_id}, {_begun(run)}, has not come to its end"
 
 
-def _details(status: Status) -> Iterable[str]:
+def _details(status: ProviderHealth) -> Iterable[str]:
     disk, came = status.disk, status.came
     if disk is not None and came is not None:
         yield (
-            f"on the disk: {disk.live:,} files with {amount(disk.live_bytes)}, {disk.versions:,} versions"
-            f" with {amount(disk.version_bytes)}; {amount(came)} came in the last 30 days"
+            f"on the disk: {disk.live:,} files with {format_size(disk.live_bytes)},"
+            f" {disk.versions:,} versions"
+            f" with {format_size(disk.version_bytes)}; {format_size(came)} came in the last 30 days"
         )
     if status.next_run is not None:
         yield f"next run {_local(status.next_run)} ({status.starts})"
@@ -129,7 +128,7 @@ def _details(status: Status) -> Iterable[str]:
 
 def _local(moment: datetime) -> str:
     """Return a moment as `mdbackup log` prints it, and `--as-of` takes it."""
-    return in_local_words(stamp_of(moment))
+    return format_time(stamp_of(moment))
 
 
 def _one_line(text: str) -> str:
@@ -148,7 +147,7 @@ def as_json(report: Report) -> str:
     return json.dumps(found, indent=2) + "\n"
 
 
-def _object(status: Status, now: datetime) -> dict[str, Any]:
+def _object(status: ProviderHealth, now: datetime) -> dict[str, Any]:
     last_good = status.last_good
     return {
         "provider": status.provider,
@@ -166,13 +165,13 @@ def _object(status: Status, now: datetime) -> dict[str, Any]:
     }
 
 
-def _disk(disk: OnDisk, came: int | None) -> dict[str, int | None]:
+def _disk(disk: DiskUsage, came: int | None) -> dict[str, int | None]:
     sizes = {"live": disk.live, "live_bytes": disk.live_bytes}
     sizes |= {"versions": disk.versions, "version_bytes": disk.version_bytes}
     return {**sizes, "came_30_days": came}
 
 
-def _commit(commit: Commit | None) -> dict[str, Any] | None:
+def _commit(commit: LastCommit | None) -> dict[str, Any] | None:
     if commit is None:
         return None
     return {"run_id": commit.run_id, "at": _iso(commit.at), "outcomes": commit.outcomes}
@@ -204,7 +203,7 @@ def as_prometheus(report: Report) -> str:
             [
                 ({"provider": status.provider, "state": state.value}, int(status.state == state))
                 for status in statuses
-                for state in State
+                for state in Health
             ],
         ),
         (
@@ -273,14 +272,14 @@ def as_prometheus(report: Report) -> str:
 
 
 def _by_kind(
-    status: Status, counts: Callable[[OnDisk], tuple[int, int]]
+    status: ProviderHealth, counts: Callable[[DiskUsage], tuple[int, int]]
 ) -> Iterable[tuple[dict[str, str], float]]:
     if status.disk is not None:
         for kind, number in zip(("live", "version"), counts(status.disk), strict=True):
             yield _of(status) | {"kind": kind}, number
 
 
-def _of(status: Status) -> dict[str, str]:
+def _of(status: ProviderHealth) -> dict[str, str]:
     return {"provider": status.provider}
 
 

@@ -7,8 +7,8 @@ import os
 import re
 from datetime import UTC, datetime, timedelta
 
-from airflow_mdbackup.cli import UsageError
-from airflow_mdbackup.scheme.moments import stamp_of
+from airflow_mdbackup.cli.output import UsageError
+from airflow_mdbackup.scheme.common.times import stamp_of
 
 _DIGITS = {"Y": 4, "m": 2, "d": 2, "H": 2, "M": 2, "S": 2, "y": 2, "j": 3}
 _DAYS = ({"m", "d"}, {"j"})  # what tells the day of a year, and

@@ -9,15 +9,15 @@ from collections.abc import Callable
 from fractions import Fraction
 from typing import Any, TypeVar
 
-from airflow_mdbackup.cli import UsageError, printable
+from airflow_mdbackup.cli.common import on_disk, quoted, tell_not_found, tell_problems, tell_stopped
 from airflow_mdbackup.cli.mirrors import mirror_of, selection_of
-from airflow_mdbackup.cli.past import on_disk, quoted, tell_not_found, tell_problems, tell_stopped
+from airflow_mdbackup.cli.output import UsageError, printable
+from airflow_mdbackup.scheme.common.paths import to_text
+from airflow_mdbackup.scheme.common.units import parse_size
 from airflow_mdbackup.scheme.errors import BackupError
-from airflow_mdbackup.scheme.mirror import Mirror
-from airflow_mdbackup.scheme.names import to_text
-from airflow_mdbackup.scheme.past import Past
-from airflow_mdbackup.scheme.quantities import parse_size
-from airflow_mdbackup.scheme.verify import Found, Verified, Walk, what_follows
+from airflow_mdbackup.scheme.history.timeline import Timeline
+from airflow_mdbackup.scheme.recovery.verify import Verification, VerifiedFile, VerifyOutcome, what_follows
+from airflow_mdbackup.scheme.store.mirror import Mirror
 
 SOUND, DAMAGED = 0, 1
 
@@ -43,10 +43,10 @@ def run(args: argparse.Namespace) -> int:
 
 def _run(args: argparse.Namespace, mirror: Mirror, words: list[str]) -> int:
     wanted = selection_of(words)
-    with Past(mirror, wanted) as past:
+    with Timeline(mirror, wanted) as past:
         wanted.settle(past.knows)
         try:
-            walk = Walk(
+            walk = Verification(
                 *(mirror, past, wanted),
                 part=_part(args),
                 limit=_parsed("--limit", args.limit, parse_size),
@@ -112,7 +112,7 @@ def _fraction(text: str) -> Fraction:
     return fraction
 
 
-def _tell(args: argparse.Namespace, mirror: Mirror, verified: Verified) -> None:
+def _tell(args: argparse.Namespace, mirror: Mirror, verified: VerifiedFile) -> None:
     """Print what is not as it should be; in JSON, everything."""
     if args.format == "json":
         content = verified.content
@@ -125,5 +125,5 @@ def _tell(args: argparse.Namespace, mirror: Mirror, verified: Verified) -> None:
             }
             facts |= known | {"until": content.until or None}
         print(json.dumps(facts))
-    elif verified.found != Found.SOUND:
+    elif verified.found != VerifyOutcome.SOUND:
         print(f"{verified.found:<10}  {quoted(on_disk(mirror, verified.place))}")

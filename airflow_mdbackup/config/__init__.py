@@ -7,7 +7,7 @@ module                  what it knows
 :mod:`.bandwidth`       how a bandwidth limit is written, and which one holds at what time of day
 :mod:`.alert`           the keys of one entry of a provider's ``alerts``
 :mod:`.max_age`         how old a backup may be, by its schedule
-:mod:`.next_run`        when the next run begins, by its schedule
+:mod:`.schedule`        when the next run begins, by its schedule
 :mod:`.provider`        the keys of a provider: the schema, from which the reference page is generated
 :mod:`.problem`         what is wrong, and where, as a person reads it
 :mod:`.yaml_file`       one YAML file: read strictly, each fault told with its line

@@ -11,7 +11,7 @@ from typing import Annotated
 from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema
 
 from airflow_mdbackup.config.problem import quoted, unknown_key
-from airflow_mdbackup.scheme.quantities import SIZES, seen, write_size
+from airflow_mdbackup.scheme.common.units import SIZES, shown_value, write_size
 
 _RATE = re.compile(r"(?P<number>[0-9]+(?:\.[0-9]+)?)(?P<unit>[kKMG]B|[KMG]iB)(?:/s)?", re.ASCII)
 _LEAST = 10**3
@@ -66,13 +66,13 @@ def parse_rate(value: object) -> int:
     :raises ValueError: anything else, less than 1 KB or more than 1,000 GB.
     """
     if not isinstance(value, str):
-        raise ValueError(f"must be a rate, but YAML reads {seen(value)}: {_HOW_TO_WRITE_A_RATE}")
+        raise ValueError(f"must be a rate, but YAML reads {shown_value(value)}: {_HOW_TO_WRITE_A_RATE}")
     match = _RATE.fullmatch(value)
     if match is None:
-        raise ValueError(f"{seen(value)} is not a rate: {_HOW_TO_WRITE_A_RATE}")
+        raise ValueError(f"{shown_value(value)} is not a rate: {_HOW_TO_WRITE_A_RATE}")
     rate = float(match["number"]) * SIZES[match["unit"].replace("k", "K")]
     if not _LEAST <= rate <= _MOST:
-        raise ValueError(f"{seen(value)} must be at least `1KB` and at most `1000GB`")
+        raise ValueError(f"{shown_value(value)} must be at least `1KB` and at most `1000GB`")
     return round(rate)
 
 
@@ -138,14 +138,14 @@ def _time_of_day(key: str, value: object) -> time:
     if isinstance(value, str):
         if _TIME.fullmatch(value):
             return time.fromisoformat(value)
-        raise ValueError(f'`{key}`: {seen(value)} is not a time of day: write `"00:00"` to `"23:59"`')
+        raise ValueError(f'`{key}`: {shown_value(value)} is not a time of day: write `"00:00"` to `"23:59"`')
     trap, example = "", "08:00"
     if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 24 * 60:
         hours, minutes = divmod(value, 60)
         example = f"{hours:02}:{minutes:02}"
         trap = f" (as it does for an unquoted `{hours}:{minutes:02}`)"
     raise ValueError(
-        f"`{key}`: must be a time of day, but YAML reads {seen(value)}{trap}: write it in quotes, as"
+        f"`{key}`: must be a time of day, but YAML reads {shown_value(value)}{trap}: write it in quotes, as"
         f' `"{example}"`'
     )
 

@@ -23,7 +23,7 @@ from airflow_mdbackup.config.problem import Problem, as_text, explain, quoted, u
 from airflow_mdbackup.config.provider import Provider, check_name, is_reserved
 from airflow_mdbackup.config.schedule import Assets
 from airflow_mdbackup.config.yaml_file import Definition, read
-from airflow_mdbackup.scheme.quantities import seen
+from airflow_mdbackup.scheme.common.units import shown_value
 
 _HOW_TO_BEGIN = (
     "write one, beginning with `providers: {web: {sftp_conn_id: web_backupop, source: /backups,"
@@ -157,7 +157,7 @@ def _judge(definition: Definition, names: Collection[str] | None) -> Provider | 
     except ValueError as error:
         problems.append(problem(None, str(error)))
     if not isinstance(keys, dict):
-        return [*problems, problem(None, f"must be a mapping of keys, but is {seen(keys)}")]
+        return [*problems, problem(None, f"must be a mapping of keys, but is {shown_value(keys)}")]
 
     values = {}
     for key, value in {**defaults, **keys}.items():

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 from pydantic.fields import FieldInfo
 
-from airflow_mdbackup.scheme.quantities import seen
+from airflow_mdbackup.scheme.common.units import shown_value
 
 
 class _Dumper(yaml.SafeDumper):
@@ -44,13 +44,13 @@ def quoted(name: str) -> str:
 
 def as_text(key: object) -> str:
     """Return a key of YAML, which need not be text, as a text to show and to compare."""
-    return key if isinstance(key, str) else seen(key)
+    return key if isinstance(key, str) else shown_value(key)
 
 
 def unknown_key(key: object, known: Collection[str]) -> str:
     """Return the message about a key that does not exist, naming the one that was probably meant."""
     if not isinstance(key, str):
-        return f"a key must be text, but YAML reads {seen(key)}: put it in quotes if it is meant"
+        return f"a key must be text, but YAML reads {shown_value(key)}: put it in quotes if it is meant"
     if similar := difflib.get_close_matches(key, known, n=1):
         return f"is not a key; did you mean `{similar[0]}`?"
     return f"is not a key; the keys are `{'`, `'.join(known)}`"
@@ -78,7 +78,7 @@ def explain(error: Mapping[str, Any], key: str, fields: Mapping[str, FieldInfo])
     if error["type"] == "value_error":
         return str(context["error"])
     if error["type"] == "string_type" and not isinstance(value, dict | list | tuple | None):
-        return f"must be text, but YAML reads {seen(value)}: put it in quotes"
+        return f"must be text, but YAML reads {shown_value(value)}: put it in quotes"
     field = fields[key]
     example = f"write for example `{as_yaml(key, field.examples[0])}`" if field.examples else ""
     if value is None and error["type"] != "missing" and not field.is_required():
@@ -97,5 +97,9 @@ def explain(error: Mapping[str, Any], key: str, fields: Mapping[str, FieldInfo])
         "string_too_long": f"must have at most {context.get('max_length')} characters",
         "too_short": "must not be empty",
     }.get(error["type"], error["msg"])
-    said = "" if error["type"] in ("missing", "string_too_short", "too_short") else f", but is {seen(value)}"
+    said = (
+        ""
+        if error["type"] in ("missing", "string_too_short", "too_short")
+        else f", but is {shown_value(value)}"
+    )
     return f"{expected}{said}: {example}"

@@ -23,7 +23,7 @@ from pydantic import (
 
 from airflow_mdbackup.config.alert import AlertRule
 from airflow_mdbackup.config.bandwidth import Bandwidth, Rate
-from airflow_mdbackup.config.max_age import default_max_age
+from airflow_mdbackup.config.schedule import default_max_age
 from airflow_mdbackup.config.values import (
     AbsolutePath,
     Duration,
@@ -38,9 +38,9 @@ from airflow_mdbackup.config.values import (
     Text,
     as_tuple,
     check_schedule,
-    seen,
 )
-from airflow_mdbackup.scheme.fetch import MAX_SIZE
+from airflow_mdbackup.scheme.backup.fetch import MAX_SIZE
+from airflow_mdbackup.scheme.common.units import shown_value
 
 RESERVED_NAMES = ("watchdog", "restore", "verify")
 # Strict: text stays text and numbers stay numbers, so that nothing YAML misread is quietly accepted.
@@ -67,7 +67,9 @@ def check_name(name: object) -> str:
     :raises ValueError: it is no text, has other characters, is too long, or is reserved.
     """
     if not isinstance(name, str):
-        raise ValueError(f"a provider's name must be text, but YAML reads {seen(name)}: put it in quotes")
+        raise ValueError(
+            f"a provider's name must be text, but YAML reads {shown_value(name)}: put it in quotes"
+        )
     if not re.fullmatch("[a-z0-9][a-z0-9_-]{0,99}", name):
         raise ValueError(
             "a provider's name is made of lowercase letters, digits, `_` and `-`, begins with a letter or"
@@ -150,7 +152,7 @@ class Indexer(BaseModel):
     )
 
     def options(self) -> dict[str, Any]:
-        """Return the fields of an :class:`airflow_mdbackup.provider_side.IndexRequest` that say the same."""
+        """Return the fields of an :class:`.IndexRequest` that say the same."""
         words: dict[float, Any] = {0: "changed", 1: "all"}
         return {**self.model_dump(), "rehash": words.get(self.rehash, self.rehash * 100)}
 

@@ -1,7 +1,7 @@
 """How single values are written in YAML: durations, shares, paths, schedules, patterns.
 
 Each type takes what YAML made of the text, and either gives the value or says what to write instead (see
-:mod:`airflow_mdbackup.scheme.quantities`).
+:mod:`airflow_mdbackup.scheme.common.units`).
 """
 
 from __future__ import annotations
@@ -15,31 +15,29 @@ from croniter import croniter
 from pathspec import GitIgnoreSpec
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, WithJsonSchema
 
-from airflow_mdbackup.config.schedule import Assets, Timetable
-from airflow_mdbackup.scheme.quantities import (
+from airflow_mdbackup.config.schedule import PRESETS, Assets, Timetable
+from airflow_mdbackup.scheme.common.units import (
     parse_duration,
-    parse_part,
-    parse_share,
+    parse_fraction,
+    parse_percentage,
     parse_size,
-    seen,
     shortened,
+    shown_value,
     write_duration,
-    write_share,
+    write_percentage,
     write_size,
 )
-
-SCHEDULE_PRESETS = ("@hourly", "@daily", "@weekly", "@monthly", "@quarterly", "@yearly")
 
 _TEMPLATE = re.compile(r"\{[{%#]")
 _TAKEN = "`{{`, `{%` or `{#`, with which a template begins that Airflow would fill in"
 
 
 def check_part(value: object) -> str:
-    """Return as text what :func:`parse_part` accepts.
+    """Return as text what :func:`parse_fraction` accepts.
 
     :raises ValueError: see there.
     """
-    parse_part(value)
+    parse_fraction(value)
     return str(value)
 
 
@@ -78,31 +76,31 @@ def _not_the_root(path: str) -> str:
 
 
 def check_schedule(value: object) -> str | Assets | Timetable | None:
-    """Return a schedule: a cron expression of 5 fields, one of :data:`SCHEDULE_PRESETS`, or None (by hand).
+    """Return a schedule: a cron expression of 5 fields, one of :data:`.schedule.PRESETS`, or None (by hand).
 
     Or what a mapping says of assets, or of a timetable; whether that is there is not looked at.
 
     :raises ValueError: it is something else, or never comes.
     """
     how = "write a cron expression such as `0 3 * * *`, a preset such as '@daily' (quoted), or `null`"
-    if value is None or (isinstance(value, str) and value in SCHEDULE_PRESETS):
+    if value is None or (isinstance(value, str) and value in PRESETS):
         return value
     if isinstance(value, Assets | Timetable):
         return value
     if isinstance(value, dict):
         return _schedule_of(value)
     if not isinstance(value, str):
-        raise ValueError(f"must be text, a mapping or null, but YAML reads {seen(value)}: {how}")
+        raise ValueError(f"must be text, a mapping or null, but YAML reads {shown_value(value)}: {how}")
     if value.startswith("@"):
-        raise ValueError(f"{seen(value)} is not one of the presets {', '.join(SCHEDULE_PRESETS)}")
+        raise ValueError(f"{shown_value(value)} is not one of the presets {', '.join(PRESETS)}")
     # A sixth field would be seconds: one run every second, for someone who meant something else. `r` is
     # a random time, another one whenever the file is read.
     if len(value.split()) != 5 or "r" in re.findall("[a-z]+", value.lower()):
-        raise ValueError(f"{seen(value)} is not a cron expression of five fields: {how}")
+        raise ValueError(f"{shown_value(value)} is not a cron expression of five fields: {how}")
     try:
         croniter(value).get_next()
     except ValueError as error:
-        raise ValueError(f"{seen(value)} is not a schedule ({error}): {how}") from error
+        raise ValueError(f"{shown_value(value)} is not a schedule ({error}): {how}") from error
     return value
 
 
@@ -218,8 +216,8 @@ Size = Annotated[
 ]
 Share = Annotated[
     float,
-    BeforeValidator(parse_share),
-    PlainSerializer(write_share, when_used="json"),
+    BeforeValidator(parse_percentage),
+    PlainSerializer(write_percentage, when_used="json"),
     _titled("percentage, or number from 0 to 1"),
 ]
 Part = Annotated[

@@ -16,7 +16,7 @@ import yaml
 from yaml.reader import Reader
 
 from airflow_mdbackup.config.problem import Problem, as_text, unknown_key
-from airflow_mdbackup.scheme.quantities import seen
+from airflow_mdbackup.scheme.common.units import shown_value
 
 try:
     from yaml import CSafeLoader as SafeLoader
@@ -82,17 +82,17 @@ def read(file: Path) -> tuple[list[Definition], list[Problem]]:
         return [], [Problem(file, None, None, message)]
 
     if not isinstance(tree, dict):
-        message = f"must be a mapping with the key `providers`, but holds {seen(tree)}"
+        message = f"must be a mapping with the key `providers`, but holds {shown_value(tree)}"
         return [], [Problem(file, None, None, message)]
     shared = [Fault(as_text(key), unknown_key(key, _TOP_LEVEL)) for key in tree if key not in _TOP_LEVEL]
     shared += [Fault(".".join(path), text) for path, text in twice if path[0] == "defaults" or len(path) == 1]
     defaults = {} if tree.get("defaults") is None else tree["defaults"]
     if not isinstance(defaults, dict):
-        shared.append(Fault("defaults", f"must be a mapping, but is {seen(defaults)}"))
+        shared.append(Fault("defaults", f"must be a mapping, but is {shown_value(defaults)}"))
         defaults = {}
     providers = tree.get("providers")
     if not isinstance(providers, dict):
-        found = f"is {seen(providers)}" if "providers" in tree else "is missing"
+        found = f"is {shown_value(providers)}" if "providers" in tree else "is missing"
         how = "write the providers as a mapping, name by name, or `providers: {}` if there are none"
         shared.append(Fault("providers", f"{found}: {how}"))
         providers = {}

@@ -45,8 +45,8 @@ from airflow_mdbackup.hooks import host_keys
 from airflow_mdbackup.hooks.files import is_key_text, path_of, read
 from airflow_mdbackup.hooks.host_keys import HostKeys, NoHostKey
 from airflow_mdbackup.hooks.ssh_config import Reached, reached
+from airflow_mdbackup.scheme.common.paths import to_text
 from airflow_mdbackup.scheme.errors import AccessRefused
-from airflow_mdbackup.scheme.names import to_text
 
 log = logging.getLogger(__name__)
 

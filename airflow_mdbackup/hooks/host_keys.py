@@ -22,7 +22,7 @@ from pathlib import Path
 import asyncssh
 
 from airflow_mdbackup.hooks.files import path_of, read
-from airflow_mdbackup.scheme.names import to_text
+from airflow_mdbackup.scheme.common.paths import to_text
 
 log = logging.getLogger(__name__)
 

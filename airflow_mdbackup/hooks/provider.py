@@ -34,11 +34,15 @@ from airflow_mdbackup.hooks.session import (
     refused,
 )
 from airflow_mdbackup.hooks.ssh_program import Program, SshChannel, program_for
-from airflow_mdbackup.provider_side import STOP, Done, IndexRequest
 from airflow_mdbackup.provider_side.conversation import Conversation
+from airflow_mdbackup.provider_side.programs import STOP
+from airflow_mdbackup.provider_side.report import Done
+from airflow_mdbackup.provider_side.request import IndexRequest
+from airflow_mdbackup.scheme.common.paths import to_text
 from airflow_mdbackup.scheme.errors import AccessRefused, BackupError, ConnectionLost
-from airflow_mdbackup.scheme.names import to_text
-from airflow_mdbackup.scheme.sftp import PATIENCE, Attributes, NoSftp, Reader, Stated
+from airflow_mdbackup.scheme.transfer.sftp import PATIENCE, Reader
+from airflow_mdbackup.scheme.transfer.sftp_files import Stated
+from airflow_mdbackup.scheme.transfer.sftp_packets import Attributes, NoSftp
 from airflow_mdbackup.triggers.bounded import BoundedClient
 
 _VARIABLE = "AIRFLOW_CONN_"  # begins the names of those that hold connections
@@ -289,7 +293,7 @@ class ProviderHook(_Connected, SFTPHook):
         """
         is_long = round_trip is not None and round_trip > _LONG
         reader = (None if is_long else self._over_ssh()) or self._over_asyncssh()
-        reader.throttle = throttle  # not before, since what waits does not tell how long the line is
+        reader.stream.throttle = throttle  # not before, since what waits does not tell how long the line is
         return reader
 
     def _over_asyncssh(self) -> Reader:

@@ -35,9 +35,9 @@ from asyncssh.constants import OPEN_REQUEST_SESSION_FAILED
 
 from airflow_mdbackup.hooks.connection import CONNECT, SshAccount
 from airflow_mdbackup.hooks.ssh_config import environment
+from airflow_mdbackup.scheme.common.paths import to_text
 from airflow_mdbackup.scheme.errors import AccessRefused, ConnectionLost, NotOnProvider
-from airflow_mdbackup.scheme.names import to_text
-from airflow_mdbackup.scheme.sftp import WINDOW
+from airflow_mdbackup.scheme.transfer.sftp import WINDOW
 
 _WINDOW = 2 * WINDOW  # more than a reader asks for, so that no line is too long
 _UNREAD = WINDOW // 2  # bytes that wait here before no more of the window is granted

@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
-from airflow_mdbackup.scheme.names import to_text
+from airflow_mdbackup.scheme.common.paths import to_text
 
 HEEDED = (
     *("HostName", "Port", "ProxyCommand", "ProxyJump", "IdentityFile", "HostKeyAlias"),

@@ -25,7 +25,7 @@ from typing import BinaryIO
 from airflow_mdbackup.hooks.connection import KEEPALIVE, SshAccount
 from airflow_mdbackup.hooks.session import last_lines
 from airflow_mdbackup.hooks.ssh_config import environment
-from airflow_mdbackup.scheme.sftp import WINDOW
+from airflow_mdbackup.scheme.transfer.sftp import WINDOW
 
 _PIPE = 1 << 20  # the largest that an unprivileged user may have
 _AHEAD = 2 * WINDOW  # bytes that may arrive while we send: more than a reader ever asks for

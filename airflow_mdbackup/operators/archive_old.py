@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from airflow_mdbackup.operators.base import BackupOperator, megabytes
-from airflow_mdbackup.scheme.archive import archive
+from airflow_mdbackup.scheme.backup.archive import archive
 
 if TYPE_CHECKING:
     from airflow.sdk import Context

@@ -14,7 +14,8 @@ from airflow.sdk.exceptions import AirflowFailException
 from airflow_mdbackup.assets import LAST_GOOD, provider_asset
 from airflow_mdbackup.links import LastGoodRunLink
 from airflow_mdbackup.scheme import errors
-from airflow_mdbackup.scheme.mirror import Mirror, Run
+from airflow_mdbackup.scheme.store.mirror import Mirror
+from airflow_mdbackup.scheme.store.run import Run
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -68,7 +69,7 @@ class BackupOperator(BaseOperator):
     def run_of(self, context: Context) -> tuple[Mirror, Run]:
         """Return the provider's backup, made sure to be his, and this DAG run's place in it."""
         mirror = self.mirror
-        with mirror.told_plainly():
+        with mirror.translate_os_errors():
             mirror.check()
         return mirror, mirror.run(context["run_id"])
 

@@ -11,9 +11,10 @@ from airflow.providers.common.compat.sdk import conf
 from airflow.sdk import BaseOperator
 
 from airflow_mdbackup.operators.base import index_hook, megabytes
-from airflow_mdbackup.provider_side import Done, IndexRequest, request_line
+from airflow_mdbackup.provider_side.report import Done
+from airflow_mdbackup.provider_side.request import IndexRequest, request_line
 from airflow_mdbackup.scheme import errors
-from airflow_mdbackup.scheme.names import to_text
+from airflow_mdbackup.scheme.common.paths import to_text
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -44,7 +45,7 @@ class BuildProviderIndex(BaseOperator):
     :param index: absolute path of the index, likewise.
     :param exclude: gitignore patterns of what need not be hashed, because DiffIndexes leaves it out as well.
     :param indexer: how to go about it: any of the fields ``jobs``, ``nice``, ``limit``, ``rehash`` and
-        ``one_file_system`` of :class:`airflow_mdbackup.provider_side.IndexRequest`.
+        ``one_file_system`` of :class:`airflow_mdbackup.provider_side.request.IndexRequest`.
     :param deferrable: wait in a triggerer, without a worker's slot.
     """
 

@@ -11,7 +11,7 @@ from airflow_mdbackup.assets import LAST_GOOD, provider_asset
 from airflow_mdbackup.links import RunReportLink
 from airflow_mdbackup.operators.base import BackupOperator, megabytes
 from airflow_mdbackup.operators.metrics import tell_commit
-from airflow_mdbackup.scheme.commit import CommitSummary, commit
+from airflow_mdbackup.scheme.backup.commit import CommitSummary, commit
 from airflow_mdbackup.scheme.errors import EntriesFailed
 
 if TYPE_CHECKING:

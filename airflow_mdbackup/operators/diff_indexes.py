@@ -9,7 +9,8 @@ from airflow.sdk.exceptions import AirflowSkipException
 
 from airflow_mdbackup.operators.base import BackupOperator, folded, refuse_misspelt
 from airflow_mdbackup.operators.build_provider_index import REHASH
-from airflow_mdbackup.scheme.diff import Limits, Plan, in_lines, make_plan
+from airflow_mdbackup.scheme.backup.diff import in_lines, make_plan
+from airflow_mdbackup.scheme.backup.plan import Limits, Plan
 
 if TYPE_CHECKING:
     from airflow.sdk import Context

@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow_mdbackup.operators.base import BackupOperator, provider_hook
-from airflow_mdbackup.scheme.fetch import MAX_SIZE, fetch_index
+from airflow_mdbackup.scheme.backup.fetch import MAX_SIZE, fetch_index
 
 if TYPE_CHECKING:
     from airflow.sdk import Context

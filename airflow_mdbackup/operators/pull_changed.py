@@ -13,9 +13,9 @@ from airflow_mdbackup.links import RunReportLink
 from airflow_mdbackup.operators.base import BackupOperator, megabytes, provider_hook
 from airflow_mdbackup.operators.lineage import tell_lineage
 from airflow_mdbackup.operators.metrics import tell_pull
-from airflow_mdbackup.scheme.limit import Limiter
-from airflow_mdbackup.scheme.pull import pull
-from airflow_mdbackup.scheme.sftp import Reader
+from airflow_mdbackup.scheme.backup.pull import pull
+from airflow_mdbackup.scheme.transfer.rate_limit import RateLimiter
+from airflow_mdbackup.scheme.transfer.sftp import Reader
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -70,7 +70,7 @@ class PullChanged(BackupOperator):
         mirror, run = self.run_of(context)
         throttle = None
         if (limit := self.bandwidth_limit) is not None:
-            throttle = Limiter(mirror.bandwidth, lambda: limit.at(local_time()))
+            throttle = RateLimiter(mirror.bandwidth, lambda: limit.at(local_time()))
             self.log.info("%s: all tasks together receive at most %s", self.provider, limit)
         with ExitStack() as stack:
 

@@ -12,12 +12,14 @@ from airflow.sdk.exceptions import AirflowFailException
 
 from airflow_mdbackup.config.settings import dags_folder, restore_below
 from airflow_mdbackup.operators.base import BackupOperator, refuse_misspelt, refused
-from airflow_mdbackup.scheme.disk import amount
-from airflow_mdbackup.scheme.moments import Asked, asked_for
-from airflow_mdbackup.scheme.names import to_text, unfolded
-from airflow_mdbackup.scheme.progress import Pace
-from airflow_mdbackup.scheme.restore import Came, Restored, Selection, restore, state_of
-from airflow_mdbackup.scheme.target import target_below, whose
+from airflow_mdbackup.scheme.common.paths import to_text, unfolded
+from airflow_mdbackup.scheme.common.progress import ReportTimer
+from airflow_mdbackup.scheme.common.times import RequestedTime, requested_time
+from airflow_mdbackup.scheme.common.units import format_size
+from airflow_mdbackup.scheme.recovery.restore import Restored, RestoreOutcome, restore
+from airflow_mdbackup.scheme.recovery.restore_target import target_below, whose
+from airflow_mdbackup.scheme.recovery.selection import Selection
+from airflow_mdbackup.scheme.recovery.state import state_of
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -54,10 +56,10 @@ class RestoreFiles(BackupOperator):
     def execute(self, context: Context) -> dict[str, Any]:
         refuse_misspelt(context, _PARAMETERS)
         mirror, params = self.mirror, context["params"]
-        with mirror.told_plainly():
+        with mirror.translate_os_errors():
             mirror.check()
         dry = bool(params.get(DRY_RUN))
-        counts: Counter[Came] = Counter()
+        counts: Counter[RestoreOutcome] = Counter()
         try:
             target = self._target(context, make=not dry)
             wanted = Selection(params.get(PATHS) or ())
@@ -84,8 +86,11 @@ class RestoreFiles(BackupOperator):
             where = f"{error.filename}: " if error.filename else ""
             raise AirflowFailException(f"{self.provider}: stopped: {where}{error.strerror}") from error
         told = ", ".join(f"{number} {came}" for came, number in counts.items()) or "nothing"
-        self.log.info("%s: %s; %s%s", self.provider, told, amount(size), ", if it were no dry run" * dry)
-        summary = {came.value: counts[came] for came in Came} | {"bytes": size, "target": str(target)}
+        self.log.info("%s: %s; %s%s", self.provider, told, format_size(size), ", if it were no dry run" * dry)
+        summary = {came.value: counts[came] for came in RestoreOutcome} | {
+            "bytes": size,
+            "target": str(target),
+        }
         if lost or wrong:
             # A task that fails returns nothing, and its result is wanted most then.
             context["ti"].xcom_push(key="return_value", value=summary)
@@ -108,18 +113,20 @@ class RestoreFiles(BackupOperator):
         keep_out = map(Path, (self.dest, *self.keep_out, dags_folder()))
         return target_below(base, target, keep_out, make=make)
 
-    def _when(self, as_of: str | None) -> Asked | None:
+    def _when(self, as_of: str | None) -> RequestedTime | None:
         if not as_of:
             return None
-        asked = asked_for(as_of, datetime.now().astimezone())
+        asked = requested_time(as_of, datetime.now().astimezone())
         if asked.when is not None:
             self.log.info("%r is %s", as_of, f"{asked.when:%Y-%m-%d %H:%M:%S %z}")
         return asked
 
-    def _bring(self, came: Iterable[Restored], counts: Counter[Came], dry: bool) -> tuple[int, list[str]]:
+    def _bring(
+        self, came: Iterable[Restored], counts: Counter[RestoreOutcome], dry: bool
+    ) -> tuple[int, list[str]]:
         """Take what comes; return how many bytes that is, and some of what did not come, and why."""
         lost: list[str] = []
-        size, logged, pace = 0, 0, Pace()
+        size, logged, pace = 0, 0, ReportTimer()
         for restored in came:
             counts[restored.came] += 1
             size += restored.size
@@ -133,9 +140,9 @@ class RestoreFiles(BackupOperator):
                 tell = self.log.info if good else self.log.warning
                 if logged <= _MOST_LOGGED:
                     would = "would replace what is there" if restored.replaced else "would come"
-                    tell("%s", f"{would}: {path}" if restored.came == Came.RESTORED else said)
+                    tell("%s", f"{would}: {path}" if restored.came == RestoreOutcome.RESTORED else said)
             if pace.due():
-                self.log.info("%s files, %s so far", counts.total(), amount(size))
+                self.log.info("%s files, %s so far", counts.total(), format_size(size))
         if logged > _MOST_LOGGED:
             self.log.info("and %s more", logged - _MOST_LOGGED)
         return size, lost

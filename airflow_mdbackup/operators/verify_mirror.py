@@ -9,18 +9,18 @@ from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from airflow_mdbackup.config.bandwidth import parse_rate
 from airflow_mdbackup.operators.base import BackupOperator, refuse_misspelt, refused
+from airflow_mdbackup.scheme.common.paths import to_text, unfolded
+from airflow_mdbackup.scheme.common.units import parse_fraction
 from airflow_mdbackup.scheme.errors import BackupError, DamageFound
-from airflow_mdbackup.scheme.mirror import LOCK_WAIT
-from airflow_mdbackup.scheme.names import to_text, unfolded
-from airflow_mdbackup.scheme.past import Past
-from airflow_mdbackup.scheme.quantities import parse_part
-from airflow_mdbackup.scheme.restore import Selection
-from airflow_mdbackup.scheme.verify import Found, Walk, what_follows
+from airflow_mdbackup.scheme.history.timeline import Timeline
+from airflow_mdbackup.scheme.recovery.selection import Selection
+from airflow_mdbackup.scheme.recovery.verify import Verification, VerifyOutcome, what_follows
+from airflow_mdbackup.scheme.store.locks import LOCK_WAIT
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-    from airflow_mdbackup.scheme.mirror import Mirror
+    from airflow_mdbackup.scheme.store.mirror import Mirror
 
 PATHS, PART, REPAIR, MISSING = "paths", "part", "repair", "missing"
 """Parameters of a run that a person starts."""
@@ -67,13 +67,13 @@ class VerifyMirror(BackupOperator):
     def execute(self, context: Context) -> dict[str, Any]:
         refuse_misspelt(context, (PATHS, PART, REPAIR, MISSING))
         mirror = self.mirror
-        with mirror.told_plainly():
+        with mirror.translate_os_errors():
             if not mirror.is_set_up() and not self.had_good_run(context):
                 raise AirflowSkipException(f"{self.provider}: there is no backup in {self.dest} yet")
             mirror.check()
             try:
                 wanted = Selection(context["params"].get(PATHS) or ())
-                with Past(mirror, wanted) as past:
+                with Timeline(mirror, wanted) as past:
                     if not past.moments and not mirror.index.exists():
                         if self.had_good_run(context):
                             raise AirflowFailException(
@@ -92,7 +92,7 @@ class VerifyMirror(BackupOperator):
         if walk.is_last:
             self.log.info("That was the last part; the next one begins anew")
         counts = {
-            **{found.value: walk.counts[found] for found in Found},
+            **{found.value: walk.counts[found] for found in VerifyOutcome},
             "bytes": walk.size,
             "repaired": len(gone),
         }
@@ -104,32 +104,34 @@ class VerifyMirror(BackupOperator):
             raise AirflowFailException(str(error)) from None
         return counts
 
-    def _walk(self, mirror: Mirror, past: Past, wanted: Selection, params: Mapping[str, Any]) -> Walk:
+    def _walk(
+        self, mirror: Mirror, past: Timeline, wanted: Selection, params: Mapping[str, Any]
+    ) -> Verification:
         """Return what was asked for, by the form or else by what is configured.
 
         :raises ValueError: it is malformed, or does not go together.
         """
         wanted.settle(past.knows)
-        return Walk(
+        return Verification(
             *(mirror, past, wanted),
-            part=parse_part(params.get(PART) or self.part) if wanted.is_everything else None,
+            part=parse_fraction(params.get(PART) or self.part) if wanted.is_everything else None,
             limit=None if self.limit is None else parse_rate(self.limit),
             repair=bool(params.get(REPAIR, self.repair)),
             missing=bool(params.get(MISSING, self.missing)),
             tell=self.log.info,
         )
 
-    def _read(self, walk: Walk) -> None:
+    def _read(self, walk: Verification) -> None:
         told = 0
         for verified in walk:
-            if verified.found != Found.SOUND:
+            if verified.found != VerifyOutcome.SOUND:
                 told += 1
                 if told <= _MOST_LOGGED:
                     self.log.warning("%s: %s", verified.found, to_text(verified.place))
         if told > _MOST_LOGGED:
             self.log.warning("and %s more", told - _MOST_LOGGED)
 
-    def _finish(self, mirror: Mirror, walk: Walk) -> tuple[list[bytes], str]:
+    def _finish(self, mirror: Mirror, walk: Verification) -> tuple[list[bytes], str]:
         """Repair, if asked; return the paths of which the next run takes care, and what is told of it."""
         try:
             gone = walk.finish(LOCK_WAIT)

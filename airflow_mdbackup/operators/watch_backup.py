@@ -10,8 +10,8 @@ from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import AirflowFailException, AirflowRuntimeError
 
 from airflow_mdbackup.assets import LAST_GOOD, provider_asset
-from airflow_mdbackup.scheme.durations import in_words
-from airflow_mdbackup.scheme.status import State, is_due, judge, moment
+from airflow_mdbackup.scheme.common.units import describe_duration
+from airflow_mdbackup.scheme.recovery.health import Health, is_due, judge, moment
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -59,12 +59,14 @@ class WatchBackup(BaseOperator):
         last_good = cast("dict[str, Any] | None", store.get(LAST_GOOD))
         at = moment(last_good["at"]) if last_good else None
         state, message = judge(at, self.max_age, now, since=moment(watch["since"]))
-        known = f"the last good run was {in_words(now - at)} ago" if at else "there was no good run yet"
+        known = (
+            f"the last good run was {describe_duration(now - at)} ago" if at else "there was no good run yet"
+        )
         if self.problems:
-            state = State.INVALID
+            state = Health.INVALID
             invalid = "its configuration is invalid, so that nothing is backed up:"
             message = "\n- ".join([invalid, *self.problems]) + f"\n{known}"
-        if state == State.GOOD:
+        if state == Health.GOOD:
             store.set(WATCH, {"since": watch["since"]})
             self.log.info("%s: %s", self.provider, known)
             return known
@@ -75,7 +77,7 @@ class WatchBackup(BaseOperator):
         else:
             context[_NOTE] = None  # type: ignore[literal-required]
             self.log.info("People have been told of this at %s, and will be again a day later", watch["told"])
-        if state != State.INVALID:
+        if state != Health.INVALID:
             message += "; " + _what_goes_on(context["ti"], f"mdbackup_{self.provider}")
         raise AirflowFailException(f"{self.provider}: {message}")
 

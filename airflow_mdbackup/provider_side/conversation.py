@@ -21,11 +21,16 @@ from __future__ import annotations
 import time
 from typing import Any, Protocol
 
-from airflow_mdbackup.provider_side import (
+from airflow_mdbackup.provider_side.programs import (
     NO_PYTHON,
+    python_command,
+    python_input,
+    shell_command,
+    shell_input,
+)
+from airflow_mdbackup.provider_side.report import (
     Done,
     Failed,
-    IndexRequest,
     Joined,
     Note,
     Progress,
@@ -34,15 +39,11 @@ from airflow_mdbackup.provider_side import (
     Unreadable,
     Waiting,
     parse_report,
-    python_command,
-    python_input,
-    request_line,
-    shell_command,
-    shell_input,
 )
+from airflow_mdbackup.provider_side.request import IndexRequest, request_line
+from airflow_mdbackup.scheme.common.paths import to_text
+from airflow_mdbackup.scheme.common.progress import ReportTimer
 from airflow_mdbackup.scheme.errors import AccessRefused, ConnectionLost, NotOnProvider
-from airflow_mdbackup.scheme.names import to_text
-from airflow_mdbackup.scheme.progress import Pace
 
 READY_WITHIN = 60.0  # seconds in which the other side should have said what it wants
 SILENT_FOR = 180.0  # seconds; it says something every 5, and every 60 where it waits for another build
@@ -95,7 +96,7 @@ class Conversation:
         self._stray: list[str] = []
         self._warned = 0
         self._informed = 0
-        self._pace = Pace()
+        self._pace = ReportTimer()
 
     def listen(self) -> None:
         """Count the time that the other side is silent from now."""

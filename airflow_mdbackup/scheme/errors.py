@@ -1,7 +1,7 @@
 """What can go wrong, sorted by what the reader of the message can do about it.
 
 Every message names the provider, file or path that it is about, and the next step. Names that came from
-a provider are escaped by :func:`.names.to_text` before they enter a message.
+a provider are escaped by :func:`.common.paths.to_text` before they enter a message.
 """
 
 from __future__ import annotations

@@ -15,8 +15,10 @@ from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from airflow_mdbackup.hooks.provider import IndexHookAsync
 from airflow_mdbackup.hooks.session import NoCommonAlgorithm, open_session, said
-from airflow_mdbackup.provider_side import STOP, Done, read_request
 from airflow_mdbackup.provider_side.conversation import Conversation
+from airflow_mdbackup.provider_side.programs import STOP
+from airflow_mdbackup.provider_side.report import Done
+from airflow_mdbackup.provider_side.request import read_request
 from airflow_mdbackup.scheme.errors import BackupError, ConnectionLost
 from airflow_mdbackup.triggers import bounded
 

@@ -12,18 +12,19 @@ from collections.abc import Callable
 from pathlib import Path
 from unittest.mock import patch
 
-from airflow_mdbackup.scheme import sftp
+from airflow_mdbackup.scheme.common.paths import from_text, to_text
 from airflow_mdbackup.scheme.errors import ConnectionLost
-from airflow_mdbackup.scheme.index import (
+from airflow_mdbackup.scheme.index.canonical import (
     MalformedIndex,
     Remark,
-    canonicalise,
     check_path,
     read_entries,
     read_remarks,
 )
-from airflow_mdbackup.scheme.names import from_text, to_text
-from airflow_mdbackup.scheme.sftp import Fetched, Reader, Stream, Wanted
+from airflow_mdbackup.scheme.index.received import canonicalise
+from airflow_mdbackup.scheme.transfer import sftp
+from airflow_mdbackup.scheme.transfer.sftp import Reader
+from airflow_mdbackup.scheme.transfer.sftp_files import Fetched, Stream, Wanted
 
 CORPUS = Path(__file__).parent / "corpus"
 
@@ -96,7 +97,7 @@ WRONG = hashlib.md5(b"wrong").hexdigest().encode()
 
 
 # A reader whose files, reads and window are small, so that all that it does fits into a few kilobytes.
-SCALE = {"SMALL": 1024, "_FIRST": 256, "_DEFAULT_READ": 256, "_MAX_READ": 512}
+SCALE = {"SMALL": 1024, "FIRST": 256, "_DEFAULT_READ": 256, "_MAX_READ": 512}
 WINDOW = 4096
 
 

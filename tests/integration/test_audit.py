@@ -23,7 +23,7 @@ from airflow.sdk.exceptions import AirflowFailException
 
 from airflow_mdbackup.account.connection import Account, Unanswered
 from airflow_mdbackup.cli.audit import run
-from airflow_mdbackup.cli.commands import main
+from airflow_mdbackup.cli.main import main
 from airflow_mdbackup.operators import AuditProvider
 from demo.processes import CLOSED_PORT
 from demo.sshd import STRICT_SFTP_OPTIONS, ProviderServer, _namespaces_allowed

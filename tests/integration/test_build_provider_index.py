@@ -30,7 +30,9 @@ from airflow.sdk.exceptions import TaskDeferred
 from airflow_mdbackup.hooks.provider import IndexHook
 from airflow_mdbackup.hooks.session import Session, open_session
 from airflow_mdbackup.operators import BuildProviderIndex
-from airflow_mdbackup.provider_side import Done, IndexRequest, conversation, indexer, request_line
+from airflow_mdbackup.provider_side import conversation, indexer
+from airflow_mdbackup.provider_side.report import Done
+from airflow_mdbackup.provider_side.request import IndexRequest, request_line
 from airflow_mdbackup.scheme.errors import AccessRefused, ConnectionLost, NotOnProvider
 from airflow_mdbackup.triggers.build_provider_index import BuildProviderIndexTrigger
 from demo.sshd import ProviderServer

@@ -33,9 +33,11 @@ from airflow_mdbackup.hooks.provider import IndexHook, ProviderHook, account
 from airflow_mdbackup.hooks.session import NoCommonAlgorithm
 from airflow_mdbackup.hooks.ssh_program import SshChannel
 from airflow_mdbackup.operators.build_provider_index import BuildProviderIndex
-from airflow_mdbackup.provider_side import IndexRequest, request_line
+from airflow_mdbackup.provider_side.request import IndexRequest, request_line
 from airflow_mdbackup.scheme.errors import AccessRefused, ConnectionLost, NotOnProvider
-from airflow_mdbackup.scheme.sftp import Attributes, Fetched, Reader, Stream, Wanted
+from airflow_mdbackup.scheme.transfer.sftp import Reader
+from airflow_mdbackup.scheme.transfer.sftp_files import Fetched, Stream, Wanted
+from airflow_mdbackup.scheme.transfer.sftp_packets import Attributes
 from airflow_mdbackup.triggers.build_provider_index import BuildProviderIndexTrigger
 from demo.processes import descendants
 from tests.integration.connections_table import (
@@ -177,7 +179,7 @@ def backup(server: Any, round_trip: float | None) -> str:
 
 
 def over(reader: Reader) -> str:
-    return BY_SSH if isinstance(reader._channel, SshChannel) else BY_ASYNCSSH
+    return BY_SSH if isinstance(reader.stream.channel, SshChannel) else BY_ASYNCSSH
 
 
 def index() -> str:

@@ -21,7 +21,8 @@ import airflow_mdbackup.provider_side.conversation as conversation_module
 from airflow_mdbackup.account.bounded import BoundedTransport
 from airflow_mdbackup.account.client import client_of
 from airflow_mdbackup.hooks.provider import IndexHook, IndexHookAsync, ProviderHook, account
-from airflow_mdbackup.provider_side import Done, IndexRequest
+from airflow_mdbackup.provider_side.report import Done
+from airflow_mdbackup.provider_side.request import IndexRequest
 from airflow_mdbackup.scheme.errors import AccessRefused, ConnectionLost
 from demo.sshd import ProviderServer
 

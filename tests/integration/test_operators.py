@@ -26,10 +26,10 @@ from airflow_mdbackup.operators import (
     PullChanged,
 )
 from airflow_mdbackup.scheme import errors
-from airflow_mdbackup.scheme.index import read_entries
-from airflow_mdbackup.scheme.mirror import Mirror
-from airflow_mdbackup.scheme.records import read_header
-from airflow_mdbackup.scheme.status import look
+from airflow_mdbackup.scheme.files.jsonl import read_header
+from airflow_mdbackup.scheme.index.canonical import read_entries
+from airflow_mdbackup.scheme.recovery.health import check_health
+from airflow_mdbackup.scheme.store.mirror import Mirror
 from demo.sshd import ProviderServer
 
 SetConnection = Callable[[str, dict[str, Any]], None]
@@ -413,10 +413,10 @@ def test_a_dry_run_is_not_told_to_have_failed(backup: Backup) -> None:
     mirror = Mirror(backup.dest, "srv1")
     backup.build()
     backup.fetch()
-    assert look(mirror, None, datetime.now(UTC)).unfinished is not None
+    assert check_health(mirror, None, datetime.now(UTC)).unfinished is not None
     with pytest.raises(AirflowSkipException):
         backup.diff()
-    assert look(mirror, None, datetime.now(UTC)).unfinished is None
+    assert check_health(mirror, None, datetime.now(UTC)).unfinished is None
 
 
 def test_fetch_judges_the_clocks_by_when_the_build_of_its_run_ended(backup: Backup) -> None:

@@ -32,7 +32,8 @@ from airflow_mdbackup.account.client import client_of
 from airflow_mdbackup.hooks import session as session_module
 from airflow_mdbackup.hooks.provider import IndexHook, ProviderHook, account
 from airflow_mdbackup.hooks.session import Session
-from airflow_mdbackup.provider_side import Done, IndexRequest
+from airflow_mdbackup.provider_side.report import Done
+from airflow_mdbackup.provider_side.request import IndexRequest
 from airflow_mdbackup.scheme.errors import AccessRefused, ConnectionLost
 
 from ..waiting import until

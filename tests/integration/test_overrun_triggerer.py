@@ -15,7 +15,7 @@ import asyncssh
 import pytest
 from asyncssh.packet import Boolean, Byte, String, UInt32
 
-from airflow_mdbackup.provider_side import IndexRequest, request_line
+from airflow_mdbackup.provider_side.request import IndexRequest, request_line
 from airflow_mdbackup.triggers import bounded
 from airflow_mdbackup.triggers.build_provider_index import BuildProviderIndexTrigger
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from airflow_mdbackup.cli.commands import main
+from airflow_mdbackup.cli.main import main
 from demo.sshd import ProviderServer
 
 from .test_operators import Backup

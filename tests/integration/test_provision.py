@@ -16,12 +16,12 @@ import pytest
 
 from airflow_mdbackup.account.bounded import BoundedTransport
 from airflow_mdbackup.account.client import client_of
-from airflow_mdbackup.cli.commands import main
+from airflow_mdbackup.cli.main import main
 from airflow_mdbackup.hooks.provider import IndexHook, ProviderHook
 from airflow_mdbackup.hooks.provider import account as account_of
-from airflow_mdbackup.provider_side import IndexRequest
+from airflow_mdbackup.provider_side.request import IndexRequest
 from airflow_mdbackup.scheme.errors import AccessRefused, ConnectionLost
-from airflow_mdbackup.scheme.sftp import Fetched, Stream, Wanted
+from airflow_mdbackup.scheme.transfer.sftp_files import Fetched, Stream, Wanted
 from demo.provisioned import COPIED, DEBIAN, EMPTY, WITHOUT_INCLUDE, ProvisionedServer, connections
 from demo.sshd import _namespaces_allowed
 from demo.sshd_files import new_key

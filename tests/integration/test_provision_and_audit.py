@@ -14,9 +14,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from airflow_mdbackup.cli.commands import main
+from airflow_mdbackup.cli.main import main
 from airflow_mdbackup.hooks.provider import IndexHook
-from airflow_mdbackup.provider_side import IndexRequest
+from airflow_mdbackup.provider_side.request import IndexRequest
 from demo.provisioned import ProvisionedServer, connections
 from demo.sshd import _namespaces_allowed
 

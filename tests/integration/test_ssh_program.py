@@ -34,7 +34,9 @@ from airflow_mdbackup.hooks.provider import IndexHook, ProviderHook
 from airflow_mdbackup.hooks.session import Session
 from airflow_mdbackup.hooks.ssh_program import SshChannel, program_for
 from airflow_mdbackup.scheme.errors import AccessRefused, ConnectionLost, NotOnProvider
-from airflow_mdbackup.scheme.sftp import Attributes, Fetched, Reader, Stream, Wanted
+from airflow_mdbackup.scheme.transfer.sftp import Reader
+from airflow_mdbackup.scheme.transfer.sftp_files import Fetched, Stream, Wanted
+from airflow_mdbackup.scheme.transfer.sftp_packets import Attributes
 from demo.processes import CLOSED_PORT, descendants
 from demo.sshd import ProviderServer
 from demo.sshd_files import new_key
@@ -105,7 +107,7 @@ def connect_within(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 
 def way(reader: Reader) -> str:
     """Return over what a reader reads."""
-    channel = reader._channel
+    channel = reader.stream.channel
     assert isinstance(channel, SshChannel | Session)
     return "ssh" if isinstance(channel, SshChannel) else "asyncssh"
 

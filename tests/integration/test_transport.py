@@ -13,16 +13,18 @@ import pytest
 
 import airflow_mdbackup.hooks.provider as provider_module
 from airflow_mdbackup.hooks.provider import ProviderHook
-from airflow_mdbackup.scheme.archive import archive
-from airflow_mdbackup.scheme.commit import commit
-from airflow_mdbackup.scheme.diff import make_plan
+from airflow_mdbackup.scheme.backup.archive import archive
+from airflow_mdbackup.scheme.backup.commit import commit
+from airflow_mdbackup.scheme.backup.diff import make_plan
+from airflow_mdbackup.scheme.backup.fetch import fetch_index
+from airflow_mdbackup.scheme.backup.pull import PullSummary, pull
+from airflow_mdbackup.scheme.backup.results import Result
 from airflow_mdbackup.scheme.errors import ConnectionLost
-from airflow_mdbackup.scheme.fetch import fetch_index
-from airflow_mdbackup.scheme.index import IndexWriter
-from airflow_mdbackup.scheme.mirror import Mirror, Run
-from airflow_mdbackup.scheme.pull import PullSummary, Result, pull
-from airflow_mdbackup.scheme.records import read_records
-from airflow_mdbackup.scheme.sftp import Fetched, Stream, Wanted
+from airflow_mdbackup.scheme.files.jsonl import read_records
+from airflow_mdbackup.scheme.index.canonical import IndexWriter
+from airflow_mdbackup.scheme.store.mirror import Mirror
+from airflow_mdbackup.scheme.store.run import Run
+from airflow_mdbackup.scheme.transfer.sftp_files import Fetched, Stream, Wanted
 from demo.sshd import ProviderServer
 
 from ..torture import Cases, scaled

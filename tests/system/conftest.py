@@ -33,7 +33,7 @@ os.environ |= {environment!r}
 """
 """What stands before each DAG file: each of them is read, and each task is run, in a process of its own."""
 
-PRELOAD = "import airflow_mdbackup.dag, airflow_mdbackup.hooks.provider\n"
+PRELOAD = "import airflow_mdbackup.dags.backup, airflow_mdbackup.hooks.provider\n"
 """Airflow's local settings: the scheduler imports once what its tasks, which are forks of it, all need."""
 
 NOTIFIER = """\

@@ -24,7 +24,7 @@ HOSTILE = "<b>bold<b> {{ 7 * 7 }}"
 # Two providers whose runs take too long, and one whose question nobody answers.
 DAGS = """
 from datetime import timedelta
-from airflow_mdbackup.dag import provider_dags
+from airflow_mdbackup.dags.backup import provider_dags
 dags = provider_dags()
 if "mdbackup_slow" in dags:  # where a task runs, only its own DAG is there
     dags["mdbackup_slow"].get_task("build_provider_index").execution_timeout = timedelta(seconds=3)

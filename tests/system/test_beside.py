@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from airflow_mdbackup.scheme.index import read_entries
+from airflow_mdbackup.scheme.index.canonical import read_entries
 
 from ..waiting import until
 from .conftest import PROJECT, SharedAirflow, Site, dag_files, provider_yaml

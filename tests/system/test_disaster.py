@@ -23,7 +23,7 @@ ODD = "odd\udcff\n'name'\t\x1b[31m"
 RESCUE = """#!/bin/sh
 exec env -i PATH="$PATH" PYTHONPATH={project} {python} -c '
 import sys; sys.modules["airflow"] = None
-from airflow_mdbackup.cli.commands import main; sys.exit(main())' "$@"
+from airflow_mdbackup.cli.main import main; sys.exit(main())' "$@"
 """
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from airflow_mdbackup.scheme.index import read_entries
+from airflow_mdbackup.scheme.index.canonical import read_entries
 
 from ..torture import Cases, scaled
 from ..waiting import until

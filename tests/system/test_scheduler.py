@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from airflow_mdbackup.scheme.index import read_entries
+from airflow_mdbackup.scheme.index.canonical import read_entries
 
 from ..locks import holders, pulling
 from ..waiting import until

@@ -18,7 +18,7 @@ from .conftest import PROJECT, READ_WHEN_CHANGED, Site, provider_yaml
 DAG_ID = "mdbackup_watchdog"
 TOLD = """
 import os
-from airflow_mdbackup import alerts
+from airflow_mdbackup.dags import watchdog
 
 def _told_to_a_file(provider):
     def tell(context):
@@ -27,10 +27,11 @@ def _told_to_a_file(provider):
         return not os.path.exists({file!r} + "-by-nobody")
     return {{"on_failure_callback": [tell]}}
 
-alerts.callbacks = _told_to_a_file
+watchdog.callbacks = _told_to_a_file
 """
 WITHOUT_ONE = """
-from airflow_mdbackup import config, dag
+from airflow_mdbackup import config
+from airflow_mdbackup.dags import backup as dag
 
 _load = dag.load
 

@@ -15,16 +15,18 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from airflow_mdbackup.scheme.archive import ArchiveSummary, archive
-from airflow_mdbackup.scheme.commit import CommitSummary, commit
-from airflow_mdbackup.scheme.diff import Plan, make_plan, read_plan
-from airflow_mdbackup.scheme.fetch import FetchedIndex, fetch_index
-from airflow_mdbackup.scheme.history import Change, commits
-from airflow_mdbackup.scheme.index import IndexWriter, Remark, read_entries
-from airflow_mdbackup.scheme.mirror import Mirror, Run
-from airflow_mdbackup.scheme.pull import PullSummary, pull
-from airflow_mdbackup.scheme.records import read_records
-from airflow_mdbackup.scheme.sftp import Reader
+from airflow_mdbackup.scheme.backup.archive import ArchiveSummary, archive
+from airflow_mdbackup.scheme.backup.commit import CommitSummary, commit
+from airflow_mdbackup.scheme.backup.diff import make_plan
+from airflow_mdbackup.scheme.backup.fetch import FetchedIndex, fetch_index
+from airflow_mdbackup.scheme.backup.plan import Plan, read_plan
+from airflow_mdbackup.scheme.backup.pull import PullSummary, pull
+from airflow_mdbackup.scheme.files.jsonl import read_records
+from airflow_mdbackup.scheme.history.changes import Change, commits
+from airflow_mdbackup.scheme.index.canonical import IndexWriter, Remark, read_entries
+from airflow_mdbackup.scheme.store.mirror import Mirror
+from airflow_mdbackup.scheme.store.run import Run
+from airflow_mdbackup.scheme.transfer.sftp import Reader
 
 from .terminal import Terminal
 

@@ -33,9 +33,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import airflow_mdbackup
-from airflow_mdbackup.scheme import tree
 from airflow_mdbackup.scheme.errors import DestinationFull
-from airflow_mdbackup.scheme.mirror import Mirror
+from airflow_mdbackup.scheme.files import content as content_module
+from airflow_mdbackup.scheme.files import syscalls as syscalls_module
+from airflow_mdbackup.scheme.store.mirror import Mirror
 
 from ..isolation import end_with_parent
 from ..torture import LONG
@@ -454,7 +455,7 @@ def _count_down(
             flags = arguments[2]
             if flags & _WRITING and flags & os.O_TMPFILE != os.O_TMPFILE:
                 step("open")
-        elif event == "fcntl.ioctl" and arguments[1] == tree._FICLONE and _has_name(arguments[0]):
+        elif event == "fcntl.ioctl" and arguments[1] == content_module._FICLONE and _has_name(arguments[0]):
             step("clone")
 
     def write(descriptor: int, data: Any) -> int:
@@ -500,8 +501,8 @@ def _count_down(
         nonlocal left
         left = float("inf")
 
-    library, really_write, really_fsync = tree._libc, os.write, os.fsync
-    tree._libc = Library  # type: ignore[assignment]
+    library, really_write, really_fsync = syscalls_module._libc, os.write, os.fsync
+    syscalls_module._libc = Library  # type: ignore[assignment]
     os.write, os.fsync = write, fsync
     # File objects that write by os.write.
     io.open = builtins.open = _pyio.open

@@ -16,7 +16,9 @@ from typing import Any
 
 import pytest
 
-from airflow_mdbackup.scheme import tree as tree_module
+from airflow_mdbackup.scheme.files import content as content_module
+from airflow_mdbackup.scheme.files import syscalls as syscalls_module
+from airflow_mdbackup.scheme.files import tree as tree_module
 from demo import processes
 
 MB = 1 << 20
@@ -167,10 +169,11 @@ class Folding:
 
     def __init__(self, fold: Callable[[bytes], bytes], monkeypatch: pytest.MonkeyPatch) -> None:
         self._fold = fold
-        monkeypatch.setattr(tree_module, "os", self)
+        for module in (tree_module, syscalls_module, content_module):
+            monkeypatch.setattr(module, "os", self)
         library = ctypes.CDLL(None, use_errno=True)
         library.renameat2 = _refuse  # type: ignore[assignment]
-        monkeypatch.setattr(tree_module, "_libc", library)
+        monkeypatch.setattr(syscalls_module, "_libc", library)
 
     def __getattr__(self, function: str) -> Any:
         return getattr(os, function)

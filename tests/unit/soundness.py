@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Collection
 from typing import NamedTuple
 
-from airflow_mdbackup.scheme.history import What, pending
+from airflow_mdbackup.scheme.history.changes import ChangeKind, pending
 
 from .conftest import Pair
 
@@ -72,21 +72,21 @@ def replayed(pair: Pair) -> tuple[dict[bytes, bytes], dict[bytes, bytes]]:
     versions: dict[bytes, bytes] = {}
     for commit in pair.history():
         for change in commit:
-            if change.what == What.MOVED:
+            if change.what == ChangeKind.MOVED:
                 there, size = change.version or b"", len(change.path)
                 state = {path: md5 for path, md5 in state.items() if not below(path, change.path)}
                 versions = {
                     there + path[size:] if below(path, change.path) else path: md5
                     for path, md5 in versions.items()
                 }
-            elif change.what == What.PRUNED:
+            elif change.what == ChangeKind.PRUNED:
                 versions.pop(change.version or b"", None)
-            elif change.what == What.IMPORTED:
+            elif change.what == ChangeKind.IMPORTED:
                 versions[change.version or b""] = change.old_md5 or b""
             elif change.md5 is None:
                 state.pop(change.path, None)
             else:
                 state[change.path] = change.md5
-                if change.what == What.REPLACED:
+                if change.what == ChangeKind.REPLACED:
                     versions[change.version or b""] = change.old_md5 or b""
     return state, versions

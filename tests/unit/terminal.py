@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from airflow_mdbackup.cli.commands import main
-from airflow_mdbackup.scheme.status import look
+from airflow_mdbackup.cli.main import main
+from airflow_mdbackup.scheme.recovery.health import check_health
 
 from .crash import crash_at
 
@@ -85,6 +85,6 @@ def rsynced(pair: Pair, folder: Path) -> Path:
 
 def disk_of(pair: Pair) -> tuple[int, ...]:
     """Return what the status tells: live files and their bytes, versions and theirs."""
-    disk = look(pair.mirror, None, datetime.now(UTC)).disk
+    disk = check_health(pair.mirror, None, datetime.now(UTC)).disk
     assert disk is not None
     return disk[:4]

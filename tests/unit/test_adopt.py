@@ -17,15 +17,23 @@ from typing import Any
 
 import pytest
 
-from airflow_mdbackup.cli.commands import main
-from airflow_mdbackup.scheme.adopt import _UPSERT, Left, Source, Survey, Surveyed, _row, adopt
+from airflow_mdbackup.cli.main import main
 from airflow_mdbackup.scheme.errors import DestinationRefused
-from airflow_mdbackup.scheme.history import What, commits, pending
-from airflow_mdbackup.scheme.index import read_entries
-from airflow_mdbackup.scheme.mirror import Mirror
-from airflow_mdbackup.scheme.past import Past
-from airflow_mdbackup.scheme.tree import Tree
-from airflow_mdbackup.scheme.verify import Found, unknown, verify
+from airflow_mdbackup.scheme.files.tree import Tree
+from airflow_mdbackup.scheme.history.changes import ChangeKind, commits, pending
+from airflow_mdbackup.scheme.history.timeline import Timeline
+from airflow_mdbackup.scheme.index.canonical import read_entries
+from airflow_mdbackup.scheme.recovery.verify import VerifyOutcome, unknown, verify
+from airflow_mdbackup.scheme.store.mirror import Mirror
+from airflow_mdbackup.scheme.takeover.adopt import adopt
+from airflow_mdbackup.scheme.takeover.survey import (
+    _UPSERT,
+    SkipReason,
+    SourceTree,
+    Survey,
+    SurveyedFile,
+    _row,
+)
 
 from ..torture import LONG
 from .conftest import Pair
@@ -70,7 +78,7 @@ def test_first_run_after_an_adoption_transfers_only_what_differs(
     assert len(pair.index_b()) == 5
     adopted = {change.path: change for change in pair.history()[0]}
     same = adopted[pair.path("same")]
-    assert (same.what, same.size, same.mtime, same.mode) == (What.ADOPTED, 5, 1_600_000_000, 0o640)
+    assert (same.what, same.size, same.mtime, same.mode) == (ChangeKind.ADOPTED, 5, 1_600_000_000, 0o640)
     main(["status", "srv1", "--providers-file", str(terminal.file)])
     assert "there was no good run yet" in terminal.capsys.readouterr().out
     assert terminal.plan() == ["* different", "+ only there"]
@@ -82,8 +90,8 @@ def test_first_run_after_an_adoption_transfers_only_what_differs(
     main(["restore", "--dest", str(pair.mirror.dest), "--include-gone", "--to", str(tmp_path / "back")])
     assert Path(f"{tmp_path}/back{pair.a}/only here").read_bytes() == b"1only here"
     terminal.run("versions", f"{pair.a}/only here", index=False)
-    with Past(pair.mirror) as past:
-        assert {v.found for v in verify(pair.mirror, past, past.contents())} == {Found.SOUND}
+    with Timeline(pair.mirror) as past:
+        assert {v.found for v in verify(pair.mirror, past, past.contents())} == {VerifyOutcome.SOUND}
         assert not list(unknown(pair.mirror, past))
     assert pair.backup().outcomes == {}
 
@@ -240,7 +248,7 @@ def test_a_second_adoption_at_the_same_time_waits_for_the_end_of_the_first(
     copy = rsynced(pair, tmp_path)
     pair.build_index()
     pair.mirror.make_directories()
-    trees = [Source(copy, os.fsencode(pair.a))]
+    trees = [SourceTree(copy, os.fsencode(pair.a))]
     with Survey(trees, pair.mirror.adopting) as first:
         terminal.run("adopt", "--tree", copy, "--at", pair.a, status=REFUSED)
         assert "another `mdbackup adopt` is at work" in terminal.told
@@ -292,16 +300,16 @@ def test_files_of_any_date_are_adopted_and_backed_up_from_then_on(
     assert pair.backup().outcomes == {"pulled": 1}
     assert pair.live("kept").stat().st_mtime_ns == modified and pair.versions("changed") == [b"1"]
     check_sound(pair)
-    with Past(pair.mirror) as past:
+    with Timeline(pair.mirror) as past:
         pair.live("kept").write_bytes(b"?")
         os.utime(pair.live("kept"), ns=(0, modified))
         found = verify(pair.mirror, past, past.contents())
-        assert [each.found for each in found if each.place == pair.path("kept")] == [Found.ROTTEN]
+        assert [each.found for each in found if each.place == pair.path("kept")] == [VerifyOutcome.ROTTEN]
 
 
 def test_no_number_of_a_file_is_too_large_for_the_table_of_a_survey() -> None:
     """Some network file systems have inodes that use all 64 bits."""
-    file = Surveyed(b"/a", 0, 2**64 - 1, 2**63 - 1, -(2**70), 2**70, 0o644)
+    file = SurveyedFile(b"/a", 0, 2**64 - 1, 2**63 - 1, -(2**70), 2**70, 0o644)
     with Survey([]) as survey:
         for path in (b"/a", b"/b"):
             survey._table.execute(_UPSERT, _row(file._replace(path=path)))
@@ -374,7 +382,7 @@ def test_what_was_hashed_is_not_hashed_again_unless_it_changed(tmp_path: Path) -
 
     def hashed(source: Path) -> list[int]:
         sizes: list[int] = []
-        with Survey([Source(source, b"/at")], tmp_path / "table") as survey:
+        with Survey([SourceTree(source, b"/at")], tmp_path / "table") as survey:
             survey.walk()
             survey.hash(2, sizes.append)
             survey.write_index(tmp_path / "index.md5")
@@ -394,13 +402,13 @@ def test_a_file_that_changes_while_it_is_adopted_is_left_to_the_next_run(pair: P
     """The index must not claim what was hashed before that."""
     pair.put("a", b"1")
     pair.put("b", b"1")
-    trees = [Source(rsynced(pair, tmp_path), os.fsencode(pair.a))]
+    trees = [SourceTree(rsynced(pair, tmp_path), os.fsencode(pair.a))]
     with Survey(trees) as survey:
         survey.walk()
         survey.hash(1)
         (trees[0].directory / "a").write_bytes(b"2")
         adopt(pair.mirror, survey, trees)
-    assert survey.told.left == {Left.MOVING: 1}
+    assert survey.told.left == {SkipReason.MOVING: 1}
     assert set(pair.index_b()) == {pair.path("b")}
     check_sound(pair)
 

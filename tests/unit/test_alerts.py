@@ -20,16 +20,17 @@ import yaml
 from airflow.sdk import BaseNotifier
 from airflow.sdk.exceptions import AirflowFailException
 
-from airflow_mdbackup.alerts import Teller, callbacks, context, message, senders
+from airflow_mdbackup.alerts import context, message, senders
+from airflow_mdbackup.alerts.callbacks import RunCallbacks, callbacks
 from airflow_mdbackup.alerts.message import Alert, Failure
-from airflow_mdbackup.cli.commands import main
+from airflow_mdbackup.cli.main import main
 from airflow_mdbackup.config import AlertRule, Configuration, Provider, load
 from airflow_mdbackup.config.foreign import unusable
-from airflow_mdbackup.dag import provider_dag
+from airflow_mdbackup.dags.backup import provider_dag
+from airflow_mdbackup.dags.verify import verify_dags
 from airflow_mdbackup.operators.base import refuse_misspelt, refused
 from airflow_mdbackup.operators.diff_indexes import PARAMETERS
 from airflow_mdbackup.scheme import errors
-from airflow_mdbackup.verification import verify_dags
 
 HOSTILE = "/a/<b>&'\" <!channel> {{ 7 * 7 }}"
 FAILURE = Failure(
@@ -183,7 +184,7 @@ def test_good_run_is_told_only_to_those_who_asked(
         def xcom_pull(self, task_ids: str) -> Any:
             return {"outcomes": outcomes, "summary": "9 new"}
 
-    Teller(provider(tmp_path, rule)).tell_good_run({"ti": Task()})
+    RunCallbacks(provider(tmp_path, rule)).tell_good_run({"ti": Task()})
     assert bool(told) == said
     assert not said or ("WARNINGS: 2 changed" in told[0]) == bool(outcomes)
 
@@ -201,7 +202,7 @@ def test_templates_of_a_notifier_see_the_alert_and_what_is_in_the_alert_is_no_te
 def test_run_is_told_though_airflow_knows_nothing_of_it(tmp_path: Path, told: list[str]) -> None:
     """A meagre message, not none."""
     rule = {"notifier": "tests.Told", "arguments": {"text": "{{ alert.text }}"}}
-    Teller(provider(tmp_path, rule)).tell_failed_run({"run_id": "r1"})
+    RunCallbacks(provider(tmp_path, rule)).tell_failed_run({"run_id": "r1"})
     assert len(told) == 1 and "web: backup FAILED" in told[0] and "r1" in told[0]
 
 
@@ -228,7 +229,7 @@ def test_failed_verification_is_told_in_its_own_words_and_to_no_ping(
     monkeypatch.setattr(context, "_failed", lambda context: [("verify_mirror", -1)])
     monkeypatch.setattr(context, "_failure", lambda *where: failure)
     with web_server(200) as (url, paths):
-        teller = Teller(provider(tmp_path, {"ping_url": url}, rule))
+        teller = RunCallbacks(provider(tmp_path, {"ping_url": url}, rule))
         dag = verify_dags(tmp_path / "providers.yaml")["mdbackup_verify_web"]
         teller.tell_failed_verification({"dag": dag, "run_id": "r1"})
         teller.tell_failed_verification({"run_id": "r2"})  # Airflow knows nothing of it
@@ -255,8 +256,8 @@ def test_run_that_is_refused_for_a_misspelt_parameter_is_told_as_that_and_to_no_
         dag = provider_dag(one)
         for conf in ({"dryrun": True}, {}):
             run = {"dag": dag, "run_id": "r1", "dag_run": SimpleNamespace(conf=conf)}
-            Teller(one).note_start(run)
-            Teller(one).tell_failed_run(run)
+            RunCallbacks(one).note_start(run)
+            RunCallbacks(one).tell_failed_run(run)
             assert [path.rpartition("/")[2] for path in paths] == ([] if conf else ["start", "fail"])
     assert told[0] == f"[mdbackup] web: run REFUSED, and nothing was done: {message.MISTAKEN}"
 

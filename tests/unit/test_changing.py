@@ -13,12 +13,13 @@ from typing import Any
 
 import pytest
 
-from airflow_mdbackup.scheme import tree as tree_module
-from airflow_mdbackup.scheme.diff import Limits
-from airflow_mdbackup.scheme.mirror import Run
-from airflow_mdbackup.scheme.pull import PullSummary, Result, pull
-from airflow_mdbackup.scheme.records import read_records
-from airflow_mdbackup.scheme.sftp import Reader
+from airflow_mdbackup.scheme.backup.plan import Limits
+from airflow_mdbackup.scheme.backup.pull import PullSummary, pull
+from airflow_mdbackup.scheme.backup.results import Result
+from airflow_mdbackup.scheme.files import tree as tree_module
+from airflow_mdbackup.scheme.files.jsonl import read_records
+from airflow_mdbackup.scheme.store.run import Run
+from airflow_mdbackup.scheme.transfer.sftp import Reader
 
 from ..torture import Cases, scaled
 from .channels import DATA, HANDLE, PacketChannel

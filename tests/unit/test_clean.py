@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-import airflow_mdbackup.scheme.clean as clean_module
-import airflow_mdbackup.scheme.mirror as mirror_module
-from airflow_mdbackup.scheme.clean import clean
+import airflow_mdbackup.scheme.backup.cleanup as clean_module
+import airflow_mdbackup.scheme.store.mirror as mirror_module
+from airflow_mdbackup.scheme.backup.cleanup import clean
 from airflow_mdbackup.scheme.errors import RunIncomplete
-from airflow_mdbackup.scheme.rebuild import rebuild
+from airflow_mdbackup.scheme.recovery.rebuild_history import rebuild
 
 from .conftest import Pair
 from .soundness import check_sound
@@ -209,7 +209,7 @@ def test_a_version_that_two_runs_archived_under_one_stamp_stays(
     """While the clock is behind the last stamp, all runs get the next one until a commit takes it."""
     pair.put("alpha", b"one")
     with monkeypatch.context() as ahead:
-        ahead.setattr(mirror_module, "_now", lambda: "20990101T000000.000000Z")
+        ahead.setattr(mirror_module, "now_stamp", lambda: "20990101T000000.000000Z")
         pair.backup()
     pair.put("alpha", b"two")
     pair.build_index()

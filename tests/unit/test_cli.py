@@ -13,8 +13,10 @@ from pathlib import Path
 import pytest
 
 from airflow_mdbackup import __version__
-from airflow_mdbackup.cli import UsageError, commands, printable
-from airflow_mdbackup.cli.commands import COMMANDS, Command, get_airflow_commands, main
+from airflow_mdbackup.cli import main as commands
+from airflow_mdbackup.cli.main import COMMANDS, get_airflow_commands, main
+from airflow_mdbackup.cli.output import UsageError, printable
+from airflow_mdbackup.cli.tables.command import Command
 from airflow_mdbackup.get_provider_info import get_provider_info
 
 A_SCREEN = 50
@@ -99,7 +101,7 @@ def test_help_needs_no_airflow_and_the_table_little_else() -> None:
     """Every `airflow` command imports the table; and `mdbackup --help` answers at once."""
     code = (
         "import sys; before = set(sys.modules)\n"
-        "import airflow_mdbackup.cli.commands as commands\n"
+        "import airflow_mdbackup.cli.main as commands\n"
         "try: commands.main(['--help'])\n"
         "except SystemExit: pass\n"
         "heavy = {'airflow', 'airflow.configuration', 'pydantic', 'yaml', 'jinja2', 'paramiko'}\n"
@@ -218,7 +220,7 @@ def test_status_of_a_command_is_that_of_the_process() -> None:
 def test_reader_who_has_seen_enough_gets_no_traceback(tmp_path: Path) -> None:
     """As in `mdbackup provision web | head -1`."""
     code = (
-        "import sys; from airflow_mdbackup.cli import commands\n"
+        "import sys; from airflow_mdbackup.cli import main as commands\n"
         "import types; many = types.ModuleType('many'); sys.modules['many'] = many\n"
         "many.run = lambda arguments: print('line\\n' * 200_000) or 0\n"
         "sys.exit(commands.run(commands.Command('many', '', '', (), (), 'many.run'), None))"

@@ -15,17 +15,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import airflow_mdbackup.scheme.mirror as mirror_module
-from airflow_mdbackup.scheme.clock import doubt, true_times
+import airflow_mdbackup.scheme.store.mirror as mirror_module
+from airflow_mdbackup.scheme.common.times import format_time, stamp_of, time_of_stamp
 from airflow_mdbackup.scheme.errors import DestinationRefused, IndexRefused
-from airflow_mdbackup.scheme.history import commits
-from airflow_mdbackup.scheme.mirror import Run
-from airflow_mdbackup.scheme.moments import in_words, moment_in, stamp_of
-from airflow_mdbackup.scheme.past import Past
-from airflow_mdbackup.scheme.prune import Rules, pruning
-from airflow_mdbackup.scheme.records import read_header
-from airflow_mdbackup.scheme.restore import Selection
-from airflow_mdbackup.scheme.status import State, look
+from airflow_mdbackup.scheme.files.jsonl import read_header
+from airflow_mdbackup.scheme.history.changes import commits
+from airflow_mdbackup.scheme.history.clock import doubt, true_times
+from airflow_mdbackup.scheme.history.timeline import Timeline
+from airflow_mdbackup.scheme.recovery.health import Health, check_health
+from airflow_mdbackup.scheme.recovery.prune import KeepRules, pruning
+from airflow_mdbackup.scheme.recovery.selection import Selection
+from airflow_mdbackup.scheme.store.run import Run
 
 from ..torture import scaled
 from .conftest import Pair
@@ -45,7 +45,7 @@ def ago(days: float) -> datetime:
 @pytest.fixture
 def set_clock(monkeypatch: pytest.MonkeyPatch) -> SetClock:
     """Set the clock of this machine, as far as backups ask it."""
-    return lambda moment: monkeypatch.setattr(mirror_module, "_now", lambda: stamp_of(moment))
+    return lambda moment: monkeypatch.setattr(mirror_module, "now_stamp", lambda: stamp_of(moment))
 
 
 def at(*days: float | datetime) -> list[str]:
@@ -55,7 +55,8 @@ def at(*days: float | datetime) -> list[str]:
 def told(claims: list[str]) -> list[float]:
     """Return when commits were, in days ago, to the hour."""
     return [
-        round((NOW - moment_in(time)) / timedelta(days=1), 1) for time in true_times(claims, stamp_of(NOW))
+        round((NOW - time_of_stamp(time)) / timedelta(days=1), 1)
+        for time in true_times(claims, stamp_of(NOW))
     ]
 
 
@@ -84,7 +85,7 @@ def test_what_cannot_be_is_between_what_can(claims: list[str], days: list[float]
 def test_where_no_commit_was_at_a_time_that_can_be_they_were_just_now(wrong: datetime) -> None:
     times = true_times(at(wrong, wrong), stamp_of(NOW))
     assert times == sorted(set(times))
-    assert NOW - timedelta(minutes=1) < moment_in(times[0]) < moment_in(times[1]) <= NOW
+    assert NOW - timedelta(minutes=1) < time_of_stamp(times[0]) < time_of_stamp(times[1]) <= NOW
 
 
 def test_a_clock_that_is_wrong_now_makes_nothing_wrong_that_was_right() -> None:
@@ -98,7 +99,7 @@ def test_times_rise_whatever_clocks_said(moments: list[datetime]) -> None:
     claims = [stamp_of(moment.replace(tzinfo=UTC)) for moment in moments]
     times = true_times(claims, stamp_of(NOW))
     assert len(times) == len(claims) and times == sorted(set(times))
-    assert all(moment_in(time) < NOW + timedelta(hours=2) for time in times)
+    assert all(time_of_stamp(time) < NOW + timedelta(hours=2) for time in times)
 
 
 # --- what goes by them ------------------------------------------------------------------------------
@@ -131,7 +132,7 @@ def test_one_run_under_a_wrong_clock_spoils_no_moment(
         forget_what_clocks_said(pair)
     set_clock(NOW)
     for as_of, state in (("9.9", 0), ("4", 2), ("2", 3), ("0", 4)):
-        when = in_words(stamp_of(ago(float(as_of))))
+        when = format_time(stamp_of(ago(float(as_of))))
         assert restored(pair, tmp_path / "target", when) == f"state {state}"
     assert restored(pair, tmp_path / "target", "now") == "state 4"
     for number, path in enumerate(commits(pair.mirror)):
@@ -140,7 +141,7 @@ def test_one_run_under_a_wrong_clock_spoils_no_moment(
     kept = mdbackup("prune", *dest, "--keep-daily", "30", "--format", "json")[1].splitlines()
     assert [json.loads(line)["fate"] for line in kept] == ["kept"] * 4
     days = [line[:10] for line in mdbackup("log", *dest)[1].splitlines()]
-    assert days == [in_words(stamp_of(ago(day)))[:10] for day in (10, 7.5, 5, 3, 1)]
+    assert days == [format_time(stamp_of(ago(day)))[:10] for day in (10, 7.5, 5, 3, 1)]
     assert "2099" not in mdbackup("versions", *dest, "*")[1].replace(".2099", "")
     check_sound(pair)
 
@@ -150,7 +151,7 @@ def forget_what_clocks_said(pair: Pair) -> None:
         written = read_header(path)["at"]
         path.write_text(path.read_text().replace(f'"at":"{written}",', ""))
         assert "at" not in read_header(path)
-        seconds = moment_in(written).timestamp()
+        seconds = time_of_stamp(written).timestamp()
         os.utime(path, (seconds, seconds))
 
 
@@ -175,20 +176,20 @@ def test_of_two_wrong_commits_in_a_row_either_may_be_set_first(pair: Pair, set_c
     runs_at(pair, set_clock, ago(10), AHEAD, AHEAD + timedelta(1), ago(4))  # taken for ago(8) and ago(6)
     set_clock(NOW)
     command = ("clock", "--dest", str(pair.mirror.dest), "--set")
-    assert mdbackup(*command, "manual__2", in_words(stamp_of(ago(5))))[0] == 0
-    status, _, told = mdbackup(*command, "manual__3", in_words(stamp_of(ago(5.5))))
-    assert status == 2 and in_words(stamp_of(ago(5))) in told
-    assert mdbackup(*command, "manual__3", in_words(stamp_of(ago(4.5))))[0] == 0
-    with Past(pair.mirror) as past:
-        days = [round((NOW - moment_in(moment.time)) / timedelta(days=1), 1) for moment in past.moments]
+    assert mdbackup(*command, "manual__2", format_time(stamp_of(ago(5))))[0] == 0
+    status, _, told = mdbackup(*command, "manual__3", format_time(stamp_of(ago(5.5))))
+    assert status == 2 and format_time(stamp_of(ago(5))) in told
+    assert mdbackup(*command, "manual__3", format_time(stamp_of(ago(4.5))))[0] == 0
+    with Timeline(pair.mirror) as past:
+        days = [round((NOW - time_of_stamp(moment.time)) / timedelta(days=1), 1) for moment in past.moments]
     assert days == [10, 5, 4.5, 4]
     assert mdbackup(*command[:-1])[1].count("(set by hand)") == 2
     for run_id in ("manual__3", "manual__2"):
         assert (
             f"{run_id}: what --set said of it is taken back" in mdbackup(*command[:-1], "--unset", run_id)[2]
         )
-    with Past(pair.mirror) as past:
-        days = [round((NOW - moment_in(moment.time)) / timedelta(days=1), 1) for moment in past.moments]
+    with Timeline(pair.mirror) as past:
+        days = [round((NOW - time_of_stamp(moment.time)) / timedelta(days=1), 1) for moment in past.moments]
     assert days == [10, 8, 6, 4]
 
 
@@ -262,18 +263,18 @@ def test_a_person_who_knows_better_says_when_a_commit_was(
     stamps = [path.name[:23] for path in commits(pair.mirror)]
     status, listed, _ = mdbackup(*command)
     assert status == 0 and [line.split()[0] for line in listed.splitlines()] == stamps[1:]
-    assert in_words(stamp_of(ago(7.5))) in listed.splitlines()[0]
-    better = in_words(stamp_of(ago(9)))
-    for refused in (in_words(stamp_of(ago(11))), in_words(stamp_of(ago(4))), "soon"):
+    assert format_time(stamp_of(ago(7.5))) in listed.splitlines()[0]
+    better = format_time(stamp_of(ago(9)))
+    for refused in (format_time(stamp_of(ago(11))), format_time(stamp_of(ago(4))), "soon"):
         assert mdbackup(*command, "--set", "manual__2", refused)[0] == 2
     assert mdbackup(*command, "--set", "manual__9", better)[0] == 2
     before = [path.read_bytes().partition(b"\n")[2] for path in commits(pair.mirror)]
     assert better in mdbackup(*command, "--set", "manual__2", better)[1]
     assert [path.read_bytes().partition(b"\n")[2] for path in commits(pair.mirror)] == before
-    assert restored(pair, tmp_path / "target", in_words(stamp_of(ago(8)))) == "state 1"
+    assert restored(pair, tmp_path / "target", format_time(stamp_of(ago(8)))) == "state 1"
     told = mdbackup(*command, "--format", "json")[1].splitlines()
     assert [json.loads(line)["run_id"] for line in told] == ["manual__2", "manual__3"]
-    with Past(pair.mirror) as past:
+    with Timeline(pair.mirror) as past:
         assert not past.problems
 
 
@@ -323,13 +324,13 @@ def test_a_doubt_is_in_the_log_of_the_first_step_and_the_status_until_a_run_has_
     assert "but the last commit was at" in (pair.fetch(run).clock or "")
     pair.pull(run, pair.diff(run))
     assert "but the last commit was at" in (pair.finish(run).clock or "")
-    found = look(pair.mirror, None, datetime.now(UTC))
-    assert found.state == State.CLOCK and found.message.startswith(
+    found = check_health(pair.mirror, None, datetime.now(UTC))
+    assert found.state == Health.CLOCK and found.message.startswith(
         "in the last run the clock of this machine"
     )
     set_clock(NOW)
     assert pair.backup().clock is None
-    assert look(pair.mirror, None, datetime.now(UTC)).state == State.GOOD
+    assert check_health(pair.mirror, None, datetime.now(UTC)).state == Health.GOOD
 
 
 def test_a_clock_that_is_right_again_is_not_doubted_for_what_the_last_commit_says(
@@ -339,7 +340,7 @@ def test_a_clock_that_is_right_again_is_not_doubted_for_what_the_last_commit_say
     runs_at(pair, set_clock, ago(3), AHEAD)
     set_clock(NOW)
     assert pair.backup().clock is None
-    assert look(pair.mirror, None, datetime.now(UTC)).state == State.GOOD
+    assert check_health(pair.mirror, None, datetime.now(UTC)).state == Health.GOOD
 
 
 @pytest.mark.parametrize("hours", [0, 3, 40])
@@ -380,7 +381,7 @@ def test_nothing_is_pruned_while_the_last_commit_is_yet_to_come(
     set_clock(NOW if wrong == "the last commit" else ago(20))
     for carry_out in (False, True):
         refused = pytest.raises(DestinationRefused, match=r"nothing is pruned: .*mdbackup clock --set")
-        with refused, pruning(pair.mirror, Selection(), Rules(daily=30), carry_out=carry_out):
+        with refused, pruning(pair.mirror, Selection(), KeepRules(daily=30), carry_out=carry_out):
             raise AssertionError
 
 

@@ -15,15 +15,16 @@ from typing import Any
 
 import pytest
 
-import airflow_mdbackup.scheme.commit as commit_module
-from airflow_mdbackup.scheme.commit import commit
+import airflow_mdbackup.scheme.backup.commit as commit_module
+from airflow_mdbackup.scheme.backup.commit import commit
 from airflow_mdbackup.scheme.errors import ConsumerIndexDamaged, RunIncomplete
-from airflow_mdbackup.scheme.history import What, commits, last, pending
-from airflow_mdbackup.scheme.index import read_entries
-from airflow_mdbackup.scheme.mirror import Mirror, Run
-from airflow_mdbackup.scheme.records import read_header
-from airflow_mdbackup.scheme.settle import settle
-from airflow_mdbackup.scheme.tree import Folder, Tree
+from airflow_mdbackup.scheme.files.jsonl import read_header
+from airflow_mdbackup.scheme.files.tree import Folder, Tree
+from airflow_mdbackup.scheme.history.changes import ChangeKind, commits, last, pending
+from airflow_mdbackup.scheme.history.journal import Transaction, recover
+from airflow_mdbackup.scheme.index.canonical import read_entries
+from airflow_mdbackup.scheme.store.mirror import Mirror
+from airflow_mdbackup.scheme.store.run import Run
 
 from .conftest import Pair
 from .crash import crash_at, numbers_to_try
@@ -235,8 +236,8 @@ def test_an_index_deleted_by_hand_is_told_of_in_history(pair: Pair) -> None:
     pair.mirror.index.unlink()
     pair.backup()
     edited, adopted = pair.history()[-1]
-    assert (edited.what, edited.old_md5, edited.md5) == (What.EDITED, md5(b"one"), None)
-    assert (adopted.what, adopted.md5) == (What.ADOPTED, md5(b"one"))
+    assert (edited.what, edited.old_md5, edited.md5) == (ChangeKind.EDITED, md5(b"one"), None)
+    assert (adopted.what, adopted.md5) == (ChangeKind.ADOPTED, md5(b"one"))
 
 
 def test_an_index_edited_by_hand_is_believed_and_told_of(pair: Pair) -> None:
@@ -250,7 +251,7 @@ def test_an_index_edited_by_hand_is_believed_and_told_of(pair: Pair) -> None:
     lines[2] = "# mdbackup end format=1 files=2 unreadable=0\n"
     pair.mirror.index.write_text("".join(lines))
     assert pair.backup().outcomes == {"adopted": 1, "pulled": 1}
-    edited = [change for change in pair.history()[-1] if change.what == What.EDITED]
+    edited = [change for change in pair.history()[-1] if change.what == ChangeKind.EDITED]
     assert [(change.path, change.old_md5, change.md5) for change in edited] == [
         (pair.path("a"), md5(b"a"), None),
         (pair.path("c"), md5(b"c"), b"0" * 32),
@@ -364,7 +365,7 @@ def check_end(pair: Pair, *, exactly: bool = True) -> None:
     told: dict[bytes, bytes | None] = {}  # versions, by where they lie after all moves
     for changes in pair.history():
         for change in changes:
-            if change.what == What.MOVED:
+            if change.what == ChangeKind.MOVED:
                 assert change.version is not None
                 assert os.path.lexists(os.fsencode(mirror.files) + change.version)
                 below = change.path + b"/"
@@ -571,7 +572,7 @@ def test_a_crash_while_settling_a_crash_is_settled_too(pair: Pair, scene: Scene,
 
     def act() -> None:
         with pair.mirror.lock("test"):
-            settle(pair.mirror, pair.mirror.dest / "consumer.md5")
+            recover(pair.mirror, pair.mirror.dest / "consumer.md5")
 
     runs = pair.runs
     for _ in each_crash(scene, act):
@@ -600,7 +601,7 @@ def test_content_that_a_power_cut_tore_is_not_put_in_place(pair: Pair) -> None:
     for path in waiting:
         os.truncate(path, 5)
     with pair.mirror.lock("test"):
-        settle(pair.mirror, pair.mirror.dest.parent / "consumer.md5")
+        recover(pair.mirror, pair.mirror.dest.parent / "consumer.md5")
     assert pair.live("alpha").read_bytes() == b"one" and pair.live("bravo").read_bytes() == b"1"
     assert not pair.live("charlie").exists()
     assert md5(b"the new content") not in pair.index_b().values()
@@ -791,7 +792,7 @@ def test_a_file_that_could_not_be_replaced_stays_in_the_index_if_it_is_what_that
         with pytest.raises(KeyboardInterrupt), monkeypatch.context() as patch:
             patch.setattr(Tree, "sync", interrupted)
             pair.commit(run)
-        settle(pair.mirror, run.folder / "consumer.md5")
+        recover(pair.mirror, run.folder / "consumer.md5")
         assert not any(pending(pair.mirror))
     else:
         assert pair.commit(run).outcomes == {"failed": 1} | ({} if alone else {"pulled": 1})
@@ -803,8 +804,8 @@ def test_a_file_that_could_not_be_replaced_stays_in_the_index_if_it_is_what_that
     assert len(commits(pair.mirror)) == histories + (not alone or not is_there)
     if not alone:
         told = [(change.what, change.path) for change in pair.history()[-1]]
-        gone = [] if is_there else [(What.FORGOTTEN, pair.path("alpha"))]
-        assert told == [*gone, (What.REPLACED, pair.path("bravo"))]
+        gone = [] if is_there else [(ChangeKind.FORGOTTEN, pair.path("alpha"))]
+        assert told == [*gone, (ChangeKind.REPLACED, pair.path("bravo"))]
     monkeypatch.undo()
     assert not pair.backup().failed and pair.live("alpha").read_bytes() == b"2"
     check_sound(pair)
@@ -947,9 +948,9 @@ def test_an_entry_stays_if_what_it_was_to_make_way_for_does_not_come(
         if killed:
             pair.archive(run)
             with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-                patched.setattr(commit_module, "finish", interrupt)
+                patched.setattr(Transaction, "carry_out", interrupt)
                 pair.commit(run)
-            settle(pair.mirror, run.folder / "settled.md5")
+            recover(pair.mirror, run.folder / "settled.md5")
         else:
             summary = pair.finish(run)
             assert summary.outcomes == {"failed": 1} and summary.forgotten == 0
@@ -1056,13 +1057,13 @@ def test_an_entry_leaves_if_hands_take_away_what_was_to_be_moved(
     pair.backup()
     remove(pair.a / "d")
     pair.put("d/below", b"3")
-    finish = commit_module.finish
+    finish = Transaction.carry_out
 
     def late(*arguments: Any, **options: Any) -> int:
         pair.live("d").unlink()
         return finish(*arguments, **options)
 
-    monkeypatch.setattr(commit_module, "finish", late)
+    monkeypatch.setattr(Transaction, "carry_out", late)
     assert pair.backup(only=[pair.path("d/below")]).outcomes == {"pulled": 1}
     assert set(pair.index_b()) == {pair.path("d/below"), pair.path("z")}
 

@@ -27,7 +27,7 @@ from airflow_mdbackup.config import (
 )
 from airflow_mdbackup.config.bandwidth import BandwidthLimit, parse_bandwidth_limit, parse_rate, write_rate
 from airflow_mdbackup.config.schedule import Assets, Timetable
-from airflow_mdbackup.scheme.quantities import parse_duration, parse_part, write_duration
+from airflow_mdbackup.scheme.common.units import parse_duration, parse_fraction, write_duration
 from demo import generate_docs
 
 MINIMAL = "sftp_conn_id: web_backupop, source: /backups, dest: /srv/web"
@@ -587,7 +587,7 @@ def test_each_backup_is_verified_a_thirtieth_a_day_unless_the_configuration_says
     ],
 )
 def test_a_part_is_a_fraction_a_size_or_all(text, part):
-    assert parse_part(text) == part
+    assert parse_fraction(text) == part
 
 
 @pytest.mark.parametrize(

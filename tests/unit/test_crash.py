@@ -27,13 +27,15 @@ from pathlib import Path
 
 import pytest
 
-from airflow_mdbackup.scheme import tree
 from airflow_mdbackup.scheme.errors import ConsumerIndexDamaged, DestinationBusy
-from airflow_mdbackup.scheme.history import Change, What, commits, last, pending
-from airflow_mdbackup.scheme.index import digest
-from airflow_mdbackup.scheme.mirror import Mirror, Run, version_path
-from airflow_mdbackup.scheme.records import Damaged, read_header, read_records
-from airflow_mdbackup.scheme.settle import settle
+from airflow_mdbackup.scheme.files import syscalls as syscalls_module
+from airflow_mdbackup.scheme.files.jsonl import CorruptFile, read_header, read_records
+from airflow_mdbackup.scheme.history.changes import Change, ChangeKind, commits, last, pending
+from airflow_mdbackup.scheme.history.journal import recover
+from airflow_mdbackup.scheme.index.canonical import digest
+from airflow_mdbackup.scheme.store.mirror import Mirror
+from airflow_mdbackup.scheme.store.run import Run
+from airflow_mdbackup.scheme.store.version_names import version_path
 
 from ..torture import LONG, Cases, scaled
 from .conftest import STEPS, Pair
@@ -362,7 +364,7 @@ class Scene:
             changes = list(read_records(path, Change))
             if path.name not in self._history:
                 for change in changes:
-                    if change.what == What.REPLACED:
+                    if change.what == ChangeKind.REPLACED:
                         assert md5(now.files[change.version or b""]) == change.old_md5
         if not any(pending(mirror)) and mirror.index.exists():
             after = last(mirror).get("after") if self._commits() else None
@@ -399,7 +401,7 @@ class Scene:
 def disk_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """Do not wait for the real disk, which a killed process or a :class:`PowerCut` has nothing to do with."""
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-    monkeypatch.setattr(tree._libc, "syncfs", lambda descriptor: 0)
+    monkeypatch.setattr(syscalls_module._libc, "syncfs", lambda descriptor: 0)
 
 
 @pytest.fixture
@@ -408,7 +410,7 @@ def no_noreplace(monkeypatch: pytest.MonkeyPatch) -> None:
         ctypes.set_errno(errno.EINVAL)
         return -1
 
-    monkeypatch.setattr(tree._libc, "renameat2", refuse)
+    monkeypatch.setattr(syscalls_module._libc, "renameat2", refuse)
 
 
 # --- a kill, a cut of the power -----------------------------------------------------------------------
@@ -659,7 +661,7 @@ def test_hands_on_the_index_count_also_while_a_commit_is_cut_off(pair: Pair, cas
 
 def _settle(mirror: Mirror) -> None:
     with mirror.lock("a test"):
-        settle(mirror, mirror.dest / ".mdbackup" / "consumer.md5")
+        recover(mirror, mirror.dest / ".mdbackup" / "consumer.md5")
 
 
 def cut_off_commits(pair: Pair, run: Run) -> Iterator[None]:
@@ -736,7 +738,7 @@ def test_a_spoilt_history_says_what_to_move_away_and_backups_go_on(pair: Pair) -
     pair.put("alpha", b"1")
     pair.backup()
     commits(pair.mirror)[-1].write_bytes(bytes(50))
-    with pytest.raises(Damaged, match="Move that file away: what was committed then"):
+    with pytest.raises(CorruptFile, match="Move that file away: what was committed then"):
         pair.backup()
     commits(pair.mirror)[-1].unlink()
     pair.put("alpha", b"2")
@@ -749,7 +751,7 @@ def test_a_spoilt_history_says_what_to_move_away_and_backups_go_on(pair: Pair) -
         (path,) = pending(pair.mirror)
         path.write_bytes(bytes(50))
         if len(commits(pair.mirror)) == 1:
-            with pytest.raises(Damaged, match="Move that file away: the next run"):
+            with pytest.raises(CorruptFile, match="Move that file away: the next run"):
                 pair.prepare()
             path.unlink()
         pair.backup()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
@@ -22,13 +23,13 @@ from airflow.serialization.serialized_objects import DagSerialization
 from airflow_mdbackup.assets import provider_asset
 from airflow_mdbackup.config import load
 from airflow_mdbackup.config.foreign import unusable
-from airflow_mdbackup.dag import provider_dags
+from airflow_mdbackup.dags.backup import provider_dags
+from airflow_mdbackup.dags.restore import restore_dags
+from airflow_mdbackup.dags.verify import verify_dags
 from airflow_mdbackup.links import LastGoodRunLink, RunReportLink
 from airflow_mdbackup.operators import VerifyMirror
-from airflow_mdbackup.restoration import restore_dags
-from airflow_mdbackup.scheme.mirror import Mirror
-from airflow_mdbackup.scheme.records import write_state
-from airflow_mdbackup.verification import verify_dags
+from airflow_mdbackup.scheme.files.jsonl import write_state
+from airflow_mdbackup.scheme.store.mirror import Mirror
 
 PROJECT = Path(__file__).parents[2]
 
@@ -401,3 +402,20 @@ def test_parsing_the_dag_file_imports_neither_paramiko_nor_asyncssh(configured: 
         [sys.executable, "-c", code], cwd=PROJECT, env=dict(os.environ), capture_output=True, text=True
     )
     assert done.stdout.splitlines()[-1:] == ["[]"], done.stderr
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "name"),
+    [
+        ("dag", "backup", "provider_dags"),
+        ("restoration", "restore", "restore_dags"),
+        ("verification", "verify", "verify_dags"),
+        ("watchdog", "watchdog", "watchdog_dag"),
+    ],
+)
+def test_dag_files_that_were_copied_before_still_work_and_say_so(old: str, new: str, name: str) -> None:
+    """People have copies of dags/*.py in their dags folder."""
+    sys.modules.pop(f"airflow_mdbackup.{old}", None)
+    with pytest.warns(DeprecationWarning, match=f"airflow_mdbackup.dags.{new} now"):
+        module = importlib.import_module(f"airflow_mdbackup.{old}")
+    assert getattr(module, name) is getattr(importlib.import_module(f"airflow_mdbackup.dags.{new}"), name)

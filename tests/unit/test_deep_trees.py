@@ -12,15 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from airflow_mdbackup.cli.commands import main
-from airflow_mdbackup.scheme.adopt import Left, Source, Survey
-from airflow_mdbackup.scheme.index import IndexWriter
-from airflow_mdbackup.scheme.past import Past
-from airflow_mdbackup.scheme.prune import Fate, Rules, pruning
-from airflow_mdbackup.scheme.restore import Selection
-from airflow_mdbackup.scheme.totals import counted_anew, stored_totals
-from airflow_mdbackup.scheme.tree import Tree, remove_tree
-from airflow_mdbackup.scheme.verify import unknown
+from airflow_mdbackup.cli.main import main
+from airflow_mdbackup.scheme.files.tree import Tree, remove_tree
+from airflow_mdbackup.scheme.history.timeline import Timeline
+from airflow_mdbackup.scheme.history.usage import recount, stored_totals
+from airflow_mdbackup.scheme.index.canonical import IndexWriter
+from airflow_mdbackup.scheme.recovery.prune import KeepRules, PruneOutcome, pruning
+from airflow_mdbackup.scheme.recovery.selection import Selection
+from airflow_mdbackup.scheme.recovery.verify import unknown
+from airflow_mdbackup.scheme.takeover.survey import SkipReason, SourceTree, Survey
 
 from ..torture import Cases
 from .conftest import Pair
@@ -92,7 +92,7 @@ def test_no_depth_of_a_tree_that_makes_way_for_a_file_stops_a_run(
         pair.put("important", b"3")
         assert backup(pair, "important", "bob/a") == {"pulled": 1}
         stored = stored_totals(pair.mirror.read_status())
-        assert stored is not None and stored.disk == counted_anew(pair.mirror).disk
+        assert stored is not None and stored.disk == recount(pair.mirror).disk
         assert stored.disk.versions == 3 and stored.disk.version_bytes == len(b"deep12")
     dest = ["--dest", str(pair.mirror.dest)]
     with cases.one(), few_files():
@@ -102,9 +102,9 @@ def test_no_depth_of_a_tree_that_makes_way_for_a_file_stops_a_run(
         assert main(["rebuild", *dest]) == GOOD
         assert main(["verify", *dest]) == GOOD
     with cases.one(), few_files():
-        with pruning(pair.mirror, Selection(), Rules(), carry_out=True) as (_, versions):
-            assert [version.fate for version in versions] == [Fate.PRUNED] * 3
-        with Past(pair.mirror) as past:
+        with pruning(pair.mirror, Selection(), KeepRules(), carry_out=True) as (_, versions):
+            assert [version.fate for version in versions] == [PruneOutcome.PRUNED] * 3
+        with Timeline(pair.mirror) as past:
             assert not [content for content in past.contents() if content.until and content.places]
         assert os.listdir(pair.live("bob")) == ["a"]  # and no empty directory is left in .old
 
@@ -114,7 +114,7 @@ def test_what_lies_deeper_than_a_path_can_say_is_told_as_unknown(deep_pair: Pair
     deep_pair.put("file", b"1")
     assert backup(deep_pair, "file") == {"pulled": 1}
     deep = nest(deep_pair.mirror.files, 3_000)
-    with Past(deep_pair.mirror) as past, few_files():
+    with Timeline(deep_pair.mirror) as past, few_files():
         assert [found.place for found in unknown(deep_pair.mirror, past)] == [deep]
 
 
@@ -123,11 +123,11 @@ def test_a_tree_of_any_depth_is_surveyed(deep_pair: Pair) -> None:
     tree = deep_pair.a / ("long name" * 20)
     taken = nest(tree, 2_040)
     left = nest(tree / "b", 3_000)
-    with few_files(), Survey([Source(tree)]) as survey:
+    with few_files(), Survey([SourceTree(tree)]) as survey:
         survey.walk()
         survey.hash(2)
         assert [(file.path, file.md5 is None) for file in survey.found()] == [(taken, False)]
-        assert survey.told.examples == {Left.BAD_NAME: [b"/b" + left]}
+        assert survey.told.examples == {SkipReason.BAD_NAME: [b"/b" + left]}
 
 
 def leftover(pair: Pair) -> Path:

@@ -20,8 +20,8 @@ from typing import Any
 
 import pytest
 
-from airflow_mdbackup.cli.commands import main
-from airflow_mdbackup.scheme import tree as tree_module
+from airflow_mdbackup.cli.main import main
+from airflow_mdbackup.scheme.backup.pull import pull
 from airflow_mdbackup.scheme.errors import (
     DestinationBroken,
     DestinationFull,
@@ -29,11 +29,15 @@ from airflow_mdbackup.scheme.errors import (
     RunIncomplete,
     WorkerExhausted,
 )
-from airflow_mdbackup.scheme.history import commits
-from airflow_mdbackup.scheme.limit import Limiter
-from airflow_mdbackup.scheme.mirror import Mirror, Run
-from airflow_mdbackup.scheme.pull import pull
-from airflow_mdbackup.scheme.restore import Came, Selection, restore, state_of
+from airflow_mdbackup.scheme.files import syscalls as syscalls_module
+from airflow_mdbackup.scheme.files import tree as tree_module
+from airflow_mdbackup.scheme.history.changes import commits
+from airflow_mdbackup.scheme.recovery.restore import RestoreOutcome, restore
+from airflow_mdbackup.scheme.recovery.selection import Selection
+from airflow_mdbackup.scheme.recovery.state import state_of
+from airflow_mdbackup.scheme.store.mirror import Mirror
+from airflow_mdbackup.scheme.store.run import Run
+from airflow_mdbackup.scheme.transfer.rate_limit import RateLimiter
 
 from ..torture import Cases, scaled
 from .conftest import Pair
@@ -51,7 +55,7 @@ STEPS = ("fetch", "diff", "pull", "archive", "commit")
 @pytest.fixture(autouse=True)
 def no_reserve(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let runs begin on disks of a few megabytes."""
-    monkeypatch.setattr("airflow_mdbackup.scheme.space._RESERVE", 0)
+    monkeypatch.setattr("airflow_mdbackup.scheme.backup.free_space._RESERVE", 0)
 
 
 @contextmanager
@@ -142,10 +146,10 @@ def refusing(disk: ThinDisk, monkeypatch: pytest.MonkeyPatch, others: bool) -> I
                     really_sync(folder.descriptor)
             really_sync(descriptor)
 
-    really_sync = tree_module.syncfs
+    really_sync = syscalls_module.syncfs
     monkeypatch.setattr(tree_module, "syncfs", sync)
     yield
-    assert tree_module.syncfs is really_sync, "nothing was refused"
+    assert syscalls_module.syncfs is really_sync, "nothing was refused"
 
 
 @only_root
@@ -188,7 +192,7 @@ def test_a_restore_does_not_take_memory_for_a_disk_that_refused_what_was_written
         pair.backup()
         target = disk.at / "restored"
 
-        def restored() -> list[Came]:
+        def restored() -> list[RestoreOutcome]:
             with state_of(pair.mirror, Selection()) as state:
                 return [each.came for each in restore(pair.mirror, state.past, state.contents(), target)]
 
@@ -199,9 +203,9 @@ def test_a_restore_does_not_take_memory_for_a_disk_that_refused_what_was_written
         ):
             restored()
         with cases.one():
-            assert set(restored()) == {Came.RESTORED}
+            assert set(restored()) == {RestoreOutcome.RESTORED}
             mount_again(disk.at)
-            assert set(restored()) == {Came.THERE}
+            assert set(restored()) == {RestoreOutcome.THERE}
 
 
 # --- full -------------------------------------------------------------------------------------------
@@ -647,7 +651,7 @@ def test_a_file_that_is_linked_into_a_dest_is_not_given_away(tmp_path: Path) -> 
     linked.parent.mkdir()
     os.link(secret, linked)
     give(linked.parent)
-    Limiter(linked, lambda: 10**9)(1)
+    RateLimiter(linked, lambda: 10**9)(1)
     assert secret.stat().st_uid == 0
 
 
@@ -769,5 +773,5 @@ def test_a_disk_that_goes_away_within_a_step_is_told_as_such(tmp_path: Path) -> 
         with mounted("tmpfs", pair.mirror.dest, MB):
             pair.mirror.claim()
         missing = pytest.raises(DestinationRefused, match=r"holds no backup .*Is the disk not mounted")
-        with missing, pair.mirror.told_plainly(), pair.mirror.lock("test"):
+        with missing, pair.mirror.translate_os_errors(), pair.mirror.lock("test"):
             pass

@@ -15,7 +15,7 @@ import pytest
 
 from airflow_mdbackup.hooks.provider import account
 from airflow_mdbackup.scheme import errors
-from airflow_mdbackup.scheme.pull import Outcome
+from airflow_mdbackup.scheme.history.outcomes import Outcome
 
 PROJECT = Path(__file__).parents[2]
 PAGES = [PROJECT / "README.md", PROJECT / "CHANGELOG.md", *sorted((PROJECT / "docs").rglob("*.md"))]

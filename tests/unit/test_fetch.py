@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from airflow_mdbackup.scheme import fetch as fetch_module
+from airflow_mdbackup.scheme.backup import fetch as fetch_module
+from airflow_mdbackup.scheme.backup.fetch import fetch_index
 from airflow_mdbackup.scheme.errors import (
     AccessRefused,
     ConnectionLost,
@@ -19,8 +20,8 @@ from airflow_mdbackup.scheme.errors import (
     NotOnProvider,
     RunIncomplete,
 )
-from airflow_mdbackup.scheme.fetch import fetch_index
-from airflow_mdbackup.scheme.sftp import Attributes, Reader
+from airflow_mdbackup.scheme.transfer.sftp import Reader
+from airflow_mdbackup.scheme.transfer.sftp_packets import Attributes
 
 from .channels import ATTRS, FAILURE, CutChannel, ScriptedServer, packet, status
 from .conftest import Pair, ServerProcess

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from airflow_mdbackup.scheme.index import MalformedIndex, canonicalise, escape, format_line, read_entries
+from airflow_mdbackup.scheme.index.canonical import MalformedIndex, escape, format_line, read_entries
+from airflow_mdbackup.scheme.index.received import canonicalise
 
 from ..fuzz.targets import TARGETS, read_index, read_packets, seeds
 from ..torture import Cases, scaled

@@ -20,17 +20,20 @@ import pytest
 from airflow.sdk.definitions._internal.mixins import ResolveMixin
 
 from airflow_mdbackup.config import load
-from airflow_mdbackup.dag import provider_dags
+from airflow_mdbackup.dags.backup import provider_dags
 from airflow_mdbackup.operators.approve_changes import ApproveChanges
-from airflow_mdbackup.provider_side import IndexRequest
 from airflow_mdbackup.provider_side.conversation import Conversation
-from airflow_mdbackup.scheme.commit import commit
-from airflow_mdbackup.scheme.diff import Limits, make_plan
+from airflow_mdbackup.provider_side.request import IndexRequest
+from airflow_mdbackup.scheme.backup.commit import commit
+from airflow_mdbackup.scheme.backup.diff import make_plan
+from airflow_mdbackup.scheme.backup.fetch import fetch_index
+from airflow_mdbackup.scheme.backup.plan import Limits
+from airflow_mdbackup.scheme.backup.pull import pull
 from airflow_mdbackup.scheme.errors import BackupError, DestinationRefused, IndexRefused
-from airflow_mdbackup.scheme.fetch import fetch_index
-from airflow_mdbackup.scheme.index import canonicalise, escape, format_line
-from airflow_mdbackup.scheme.pull import pull
-from airflow_mdbackup.scheme.sftp import Fetched, Reader, Stream, Wanted
+from airflow_mdbackup.scheme.index.canonical import escape, format_line
+from airflow_mdbackup.scheme.index.received import canonicalise
+from airflow_mdbackup.scheme.transfer.sftp import Reader
+from airflow_mdbackup.scheme.transfer.sftp_files import Fetched, Stream, Wanted
 
 from ..torture import Cases, scaled
 from .channels import ATTRS, DATA, EXTENDED_REPLY, PERMISSION_DENIED, ScriptedServer, packet, status, string

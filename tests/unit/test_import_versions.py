@@ -15,18 +15,19 @@ from typing import Any
 
 import pytest
 
-from airflow_mdbackup.cli import UsageError
-from airflow_mdbackup.cli.commands import main
+from airflow_mdbackup.cli.main import main
+from airflow_mdbackup.cli.output import UsageError
 from airflow_mdbackup.cli.suffix import Suffix
-from airflow_mdbackup.scheme import import_versions
-from airflow_mdbackup.scheme import tree as tree_module
-from airflow_mdbackup.scheme.adopt import Survey
-from airflow_mdbackup.scheme.history import commits, pending
-from airflow_mdbackup.scheme.import_versions import _Importing
-from airflow_mdbackup.scheme.mirror import Mirror
-from airflow_mdbackup.scheme.moments import moment_of, stamp_of
-from airflow_mdbackup.scheme.past import Past
-from airflow_mdbackup.scheme.verify import Found, unknown, verify
+from airflow_mdbackup.scheme.common.times import parse_time, stamp_of
+from airflow_mdbackup.scheme.files import syscalls as syscalls_module
+from airflow_mdbackup.scheme.files import tree as tree_module
+from airflow_mdbackup.scheme.history.changes import commits, pending
+from airflow_mdbackup.scheme.history.timeline import Timeline
+from airflow_mdbackup.scheme.recovery.verify import VerifyOutcome, unknown, verify
+from airflow_mdbackup.scheme.store.mirror import Mirror
+from airflow_mdbackup.scheme.takeover import import_versions
+from airflow_mdbackup.scheme.takeover.import_versions import _Importing
+from airflow_mdbackup.scheme.takeover.survey import Survey
 
 from ..torture import LONG
 from .conftest import Pair
@@ -78,9 +79,9 @@ def test_what_rsync_kept_becomes_versions(pair: Pair, terminal: Terminal, tmp_pa
     assert pair.index_b() == index
     check_sound(pair)
     assert disk_of(pair)[2:] == (3, 37)
-    with Past(pair.mirror) as past:
+    with Timeline(pair.mirror) as past:
         assert not past.problems
-        assert {found.found for found in verify(pair.mirror, past, past.contents())} == {Found.SOUND}
+        assert {found.found for found in verify(pair.mirror, past, past.contents())} == {VerifyOutcome.SOUND}
         assert not list(unknown(pair.mirror, past))
     lines = terminal.run("versions", f"{pair.a}/changed", "--format", "json", index=False).splitlines()
     old, new = map(json.loads, lines)
@@ -180,7 +181,7 @@ def test_files_with_a_suffix_become_versions_of_those_without(
     assert pair.versions("sub/b") == [b"sub/b.2026-11-20"]
     assert pair.versions("gone") == [b"gone.2026-11-20"]
     check_sound(pair)
-    with Past(pair.mirror) as past:
+    with Timeline(pair.mirror) as past:
         assert not list(unknown(pair.mirror, past))
         a = [content.until[:8] for content in past.contents() if content.path == pair.path("a")]
     assert a[2] == "" and a == [*sorted(a[:2]), ""]
@@ -252,7 +253,8 @@ def test_an_import_that_is_killed_at_any_step_loses_and_forgets_nothing(
         cut = PowerCut(folder, mixed(number)) if number % 4 > 1 else None
         with monkeypatch.context() as patched:
             if number % 5 < 2:
-                patched.setattr(tree_module, "rename_if_free", lambda *names: False)
+                for module in (tree_module, syscalls_module):
+                    patched.setattr(module, "rename_if_free", lambda *names: False)
             killed = crash_at(number, partial(terminal.run, *words, index=False), cut)
         left = {path.read_bytes() for path in kept.rglob("*") if path.is_file()}
         assert left | contents_of(pair) >= contents
@@ -264,7 +266,7 @@ def test_an_import_that_is_killed_at_any_step_loses_and_forgets_nothing(
         check_sound(pair)
         for name in ("changed", "sub/changed", "deleted"):
             assert pair.versions(name) == [f"old {name}".encode()]
-        with Past(pair.mirror) as past:
+        with Timeline(pair.mirror) as past:
             assert not list(unknown(pair.mirror, past))
         if not killed:
             break
@@ -282,7 +284,8 @@ def test_an_import_that_was_cut_off_in_its_commit_is_finished_by_the_next(
     terminal.cut_off(lambda: any(pending(pair.mirror)), *words, index=False)
     assert not version.exists()
     if overwrites:
-        monkeypatch.setattr(tree_module, "rename_if_free", lambda *names: False)
+        for module in (tree_module, syscalls_module):
+            monkeypatch.setattr(module, "rename_if_free", lambda *names: False)
         version.parent.mkdir()
         version.touch()
     terminal.run(*words, index=False)
@@ -364,7 +367,7 @@ def test_a_suffix_tells_of_what_and_when(
     if cut[1] is None:
         assert found[1] == ""
     else:
-        moment = moment_of(cut[1], datetime.now().astimezone())
+        moment = parse_time(cut[1], datetime.now().astimezone())
         assert found[1][:15] == f"{moment.astimezone(UTC):%Y%m%dT%H%M%S}"
 
 

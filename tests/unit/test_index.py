@@ -13,18 +13,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from airflow_mdbackup.scheme import index as index_module
-from airflow_mdbackup.scheme import names
-from airflow_mdbackup.scheme.index import (
+from airflow_mdbackup.scheme.common import paths as names
+from airflow_mdbackup.scheme.common.sorted_paths import Prefixes
+from airflow_mdbackup.scheme.index import canonical as index_module
+from airflow_mdbackup.scheme.index import received as received_module
+from airflow_mdbackup.scheme.index.canonical import (
     Difference,
     Entry,
-    IndexSummary,
+    IdenticalEntries,
     IndexWriter,
     MalformedIndex,
-    Prefixes,
     Remark,
-    Same,
-    canonicalise,
     check_path,
     compare,
     count_entries,
@@ -36,7 +35,8 @@ from airflow_mdbackup.scheme.index import (
     read_remarks,
     revise,
 )
-from airflow_mdbackup.scheme.malformed import HOW
+from airflow_mdbackup.scheme.index.malformed import HOW
+from airflow_mdbackup.scheme.index.received import IndexSummary, canonicalise
 
 EMPTY = b"d41d8cd98f00b204e9800998ecf8427e"
 OTHER = b"6812edcbb9edc05b936b8cbe4b515ec1"
@@ -114,7 +114,7 @@ def test_a_line_of_an_accepted_form_gives_its_path(line: bytes, path: bytes) -> 
 def test_a_line_that_is_taken_at_a_glance_is_one_that_a_closer_look_takes(parts: list[bytes]) -> None:
     """And it is canonical already, so that it can be copied."""
     line = EMPTY + b"  /a" + b"".join(parts) + b"\n"
-    if index_module._PLAIN_LINE.fullmatch(line):
+    if received_module._PLAIN_LINE.fullmatch(line):
         assert parse_line(line) == (line[34:-1], EMPTY)
         assert format_line(line[34:-1], EMPTY) == line
 
@@ -487,7 +487,7 @@ def test_comparing_in_blocks_finds_what_a_walk_over_entries_finds(
         if left.get(path) != right.get(path)
     ]
     assert differing == expected
-    same = [entry for entry in found if isinstance(entry, Same)]
+    same = [entry for entry in found if isinstance(entry, IdenticalEntries)]
     paths = [path for entry in same for path in entry.paths()]
     assert paths == sorted(path for path in left if left[path] == right.get(path))
     assert sum(entry.count for entry in same) == len(paths)

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from airflow_mdbackup.scheme import limit as limit_module
-from airflow_mdbackup.scheme.limit import Limiter
-from airflow_mdbackup.scheme.mirror import Run
-from airflow_mdbackup.scheme.pull import PullSummary, pull
-from airflow_mdbackup.scheme.sftp import Reader
+from airflow_mdbackup.scheme.backup.pull import PullSummary, pull
+from airflow_mdbackup.scheme.store.run import Run
+from airflow_mdbackup.scheme.transfer import rate_limit as limit_module
+from airflow_mdbackup.scheme.transfer.rate_limit import RateLimiter
+from airflow_mdbackup.scheme.transfer.sftp import Reader
 
 from .conftest import Pair, ServerProcess
 
@@ -59,7 +59,7 @@ def path(tmp_path: Path) -> Path:
 RECEIVE = """
 import sys, time
 from pathlib import Path
-from airflow_mdbackup.scheme.limit import Limiter, time as clock
+from airflow_mdbackup.scheme.transfer.rate_limit import RateLimiter, time as clock
 
 path, begin, ahead, size = sys.argv[1], *map(float, sys.argv[2:])
 
@@ -67,9 +67,9 @@ class Ahead:
     sleep = time.sleep
     time = staticmethod(lambda: time.time() + ahead)
 
-import airflow_mdbackup.scheme.limit
-airflow_mdbackup.scheme.limit.time = Ahead
-limiter = Limiter(Path(path), lambda: 1_000_000)
+import airflow_mdbackup.scheme.transfer.rate_limit
+airflow_mdbackup.scheme.transfer.rate_limit.time = Ahead
+limiter = RateLimiter(Path(path), lambda: 1_000_000)
 time.sleep(begin - time.time())
 received = 0
 while time.time() < begin + 2:
@@ -103,7 +103,7 @@ def test_the_file_is_read_and_written_under_a_lock(path: Path) -> None:
     """Two who come at the same moment do not begin at the same moment."""
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        second = threading.Thread(target=Limiter(path, lambda: RATE), args=(1,))
+        second = threading.Thread(target=RateLimiter(path, lambda: RATE), args=(1,))
         second.start()
         second.join(0.3)
         assert second.is_alive() and path.read_bytes() == b""
@@ -115,7 +115,7 @@ def test_the_file_is_read_and_written_under_a_lock(path: Path) -> None:
 def test_all_tasks_together_keep_to_the_rate(path: Path, clock: Clock, tasks: int) -> None:
     """Whatever each receives at once. The queue of all of them is not mistaken for a damage."""
     sizes = random.Random(1)
-    limiter = Limiter(path, lambda: RATE)
+    limiter = RateLimiter(path, lambda: RATE)
     begun = clock.now
     wakes = dict.fromkeys(range(tasks), clock.now)
     received = 0
@@ -133,7 +133,7 @@ def test_all_tasks_together_keep_to_the_rate(path: Path, clock: Clock, tasks: in
 
 def test_what_was_received_at_once_is_paid_in_full(path: Path, clock: Clock) -> None:
     """However much it is; the sleeps are short."""
-    limiter = Limiter(path, lambda: RATE)
+    limiter = RateLimiter(path, lambda: RATE)
     begun = clock.now
     for _ in range(5):
         assert limiter(2 * RATE) == RATE
@@ -143,7 +143,7 @@ def test_what_was_received_at_once_is_paid_in_full(path: Path, clock: Clock) -> 
 
 def test_time_in_which_nothing_came_is_not_made_up_for(path: Path, clock: Clock) -> None:
     """After an hour of silence the rate is what it was."""
-    limiter = Limiter(path, lambda: RATE)
+    limiter = RateLimiter(path, lambda: RATE)
     limiter(RATE)
     clock.now += 3600
     begun = clock.now
@@ -157,7 +157,7 @@ def test_time_in_which_nothing_came_is_not_made_up_for(path: Path, clock: Clock)
 def test_a_limit_holds_from_its_beginning_to_its_end(path: Path, clock: Clock) -> None:
     """It is asked for anew, time and again."""
     begun = clock.now
-    limiter = Limiter(path, lambda: RATE if 10 <= clock.now - begun < 20 else None)
+    limiter = RateLimiter(path, lambda: RATE if 10 <= clock.now - begun < 20 else None)
     received = [0, 0, 0]
     while clock.now < begun + 30:
         received[int(clock.now - begun) // 10] += 50_000
@@ -170,17 +170,17 @@ def test_a_limit_holds_from_its_beginning_to_its_end(path: Path, clock: Clock) -
 def test_a_limit_that_ends_lets_those_go_who_wait(path: Path, clock: Clock) -> None:
     """And a greater one holds for what they have not paid yet."""
     end = clock.now + 1
-    limiter = Limiter(path, lambda: RATE if clock.now < end else None)
+    limiter = RateLimiter(path, lambda: RATE if clock.now < end else None)
     assert limiter(3600 * RATE) is None
     assert clock.now < end + 0.1
-    limiter = Limiter(path, lambda: RATE if clock.now < end + 10 else 10 * RATE)
+    limiter = RateLimiter(path, lambda: RATE if clock.now < end + 10 else 10 * RATE)
     assert limiter(60 * RATE) == 10 * RATE
     assert end + 14 < clock.now < end + 16
 
 
 def test_without_a_limit_nothing_is_written(path: Path, clock: Clock) -> None:
     """Nobody sleeps either."""
-    assert Limiter(path, lambda: None)(10**12) is None
+    assert RateLimiter(path, lambda: None)(10**12) is None
     assert not path.exists() and clock.naps == []
 
 
@@ -208,7 +208,7 @@ def test_without_a_limit_nothing_is_written(path: Path, clock: Clock) -> None:
 def test_a_damaged_file_makes_nobody_wait_long(path: Path, clock: Clock, content: bytes) -> None:
     """It is mended by the first who comes."""
     path.write_bytes(content)
-    limiter = Limiter(path, lambda: RATE)
+    limiter = RateLimiter(path, lambda: RATE)
     begun = clock.now
     limiter(RATE)
     assert 0.9 < clock.now - begun < 1 + MOST and max(clock.naps) < MOST
@@ -221,7 +221,7 @@ def test_a_damaged_file_makes_nobody_wait_long(path: Path, clock: Clock, content
 @pytest.mark.parametrize("jump", [-1e9, -3600, -5, -2, -1, 1, 5, 3600, 1e9])
 def test_a_clock_that_jumps_makes_nobody_wait_long(path: Path, clock: Clock, jump: float) -> None:
     """Back or forth; from then on the rate is what it was."""
-    limiter = Limiter(path, lambda: RATE)
+    limiter = RateLimiter(path, lambda: RATE)
     limiter(RATE)
     clock.now += jump
     for least in (0, 0.9):
@@ -234,7 +234,7 @@ def test_a_symlink_in_place_of_the_file_is_not_written_through(path: Path, tmp_p
     """No more than any other file of ours."""
     path.symlink_to(tmp_path / "victim")
     with pytest.raises(OSError):
-        Limiter(path, lambda: RATE)(1)
+        RateLimiter(path, lambda: RATE)(1)
     assert not (tmp_path / "victim").exists()
 
 
@@ -260,7 +260,7 @@ def seconds_of(pair: Pair, rate: Callable[[], int | None]) -> tuple[float, PullS
     def connect() -> Reader:
         server = ServerProcess()
         pair.servers.append(server)
-        return Reader(server.channel, throttle=Limiter(pair.mirror.bandwidth, rate))
+        return Reader(server.channel, throttle=RateLimiter(pair.mirror.bandwidth, rate))
 
     begun = time.monotonic()
     summary = pull(pair.mirror, run, 0, connect)

@@ -21,14 +21,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_mdbackup.cli.commands import main
-from airflow_mdbackup.scheme import mirror as mirror_module
+from airflow_mdbackup.cli.main import main
 from airflow_mdbackup.scheme.errors import DestinationBroken, DestinationBusy, DestinationRefused
-from airflow_mdbackup.scheme.history import commits, pending
-from airflow_mdbackup.scheme.mirror import Mirror, version_path
-from airflow_mdbackup.scheme.past import Past
-from airflow_mdbackup.scheme.records import read_header
-from airflow_mdbackup.scheme.tree import Folder, Tree, is_file
+from airflow_mdbackup.scheme.files.jsonl import read_header
+from airflow_mdbackup.scheme.files.syscalls import is_file
+from airflow_mdbackup.scheme.files.tree import Folder, Tree
+from airflow_mdbackup.scheme.history.changes import commits, pending
+from airflow_mdbackup.scheme.history.timeline import Timeline
+from airflow_mdbackup.scheme.store import mirror as mirror_module
+from airflow_mdbackup.scheme.store.mirror import Mirror
+from airflow_mdbackup.scheme.store.version_names import version_path
 
 from .conftest import Pair
 
@@ -154,7 +156,10 @@ def test_a_dest_whose_marker_is_no_file_holds_no_backup(mirror: Mirror, marker: 
         shutil.rmtree(path.parent)
         path.parent.write_text("")
     for missing in (mirror.check, lambda: os.stat(mirror.dest / "nothing")):
-        with pytest.raises(DestinationRefused, match=r"srv1: .* holds no backup"), mirror.told_plainly():
+        with (
+            pytest.raises(DestinationRefused, match=r"srv1: .* holds no backup"),
+            mirror.translate_os_errors(),
+        ):
             missing()
 
 
@@ -170,7 +175,7 @@ def test_a_marker_that_cannot_be_read_is_told_plainly_where_something_is_missing
         raise OSError(number, os.strerror(number), str(path))
 
     monkeypatch.setattr(mirror_module, "read_header", refuse)
-    with pytest.raises(kind, match="provider-id"), mirror.told_plainly():
+    with pytest.raises(kind, match="provider-id"), mirror.translate_os_errors():
         os.stat(mirror.dest / "nothing")
 
 
@@ -252,7 +257,7 @@ def test_a_lock_is_waited_for(mirror: Mirror) -> None:
 def test_a_lock_ends_with_its_process(mirror: Mirror) -> None:
     """However that one ended, nothing is left to clear away."""
     program = (
-        "import os, sys; from airflow_mdbackup.scheme.mirror import Mirror\n"
+        "import os, sys; from airflow_mdbackup.scheme.store.mirror import Mirror\n"
         "with Mirror(sys.argv[1], 'srv1').lock('killed'): os.kill(os.getpid(), 9)"
     )
     subprocess.run([sys.executable, "-c", program, str(mirror.dest)], cwd=Path(__file__).parents[2])
@@ -289,9 +294,9 @@ def test_a_stamp_is_now_but_later_than_all_history(mirror: Mirror, monkeypatch: 
     assert STAMP.fullmatch(mirror.next_stamp())
     mirror.history_path("20300101T235959.999999Z", "run").write_text("{}")
     assert mirror.next_stamp() == "20300102T000000.000000Z"
-    monkeypatch.setattr(mirror_module, "_now", lambda: "20400101T000000.000000Z")
+    monkeypatch.setattr(mirror_module, "now_stamp", lambda: "20400101T000000.000000Z")
     assert mirror.next_stamp() == "20400101T000000.000000Z"
-    monkeypatch.setattr(mirror_module, "_now", lambda: "20200101T000000.000000Z")
+    monkeypatch.setattr(mirror_module, "now_stamp", lambda: "20200101T000000.000000Z")
     assert mirror.next_stamp() == "20300102T000000.000000Z"
 
 
@@ -335,7 +340,7 @@ def test_what_only_has_a_name_of_history_is_left_alone_and_named(
     pair.put("file", b"2")
     assert pair.backup().outcomes == {"pulled": 1}
     assert len(commits(pair.mirror)) == 2 and not pending(pair.mirror)
-    with Past(pair.mirror) as past:
+    with Timeline(pair.mirror) as past:
         assert len(past.moments) == 2
         (problem,) = past.problems
     assert f"{strange} has the name of a file of history, and cannot be one" in problem
@@ -358,7 +363,7 @@ def test_there_is_no_stamp_at_the_end_of_time(
     if last:
         mirror.history_path(last, "run").write_text("{}")
     else:
-        monkeypatch.setattr(mirror_module, "_now", lambda: "99990101T000000.000000Z")
+        monkeypatch.setattr(mirror_module, "now_stamp", lambda: "99990101T000000.000000Z")
     with pytest.raises(DestinationRefused, match=r"stamp 99990101T000000.000000Z: set the clock"):
         mirror.next_stamp()
 

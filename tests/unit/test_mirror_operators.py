@@ -17,10 +17,10 @@ from airflow_mdbackup.alerts.message import kind_of
 from airflow_mdbackup.assets import LAST_GOOD, provider_asset
 from airflow_mdbackup.operators import RestoreFiles, VerifyMirror
 from airflow_mdbackup.scheme.errors import DestinationRefused
-from airflow_mdbackup.scheme.forget import forget
-from airflow_mdbackup.scheme.history import commits
-from airflow_mdbackup.scheme.rebuild import rebuild
-from airflow_mdbackup.scheme.target import target_below
+from airflow_mdbackup.scheme.history.changes import commits
+from airflow_mdbackup.scheme.history.forget import forget
+from airflow_mdbackup.scheme.recovery.rebuild_history import rebuild
+from airflow_mdbackup.scheme.recovery.restore_target import target_below
 
 from .conftest import Pair
 from .test_restore import two_runs
@@ -118,7 +118,7 @@ def test_log_tells_how_far_it_is_and_no_more_than_so_much_damage(
 ) -> None:
     """Also within one large file; a disk that is gone does not fill the one with the logs."""
     monkeypatch.setattr("airflow_mdbackup.operators.verify_mirror._MOST_LOGGED", 2)
-    monkeypatch.setattr("airflow_mdbackup.scheme.verify.Pace.due", lambda pace: True)
+    monkeypatch.setattr("airflow_mdbackup.scheme.recovery.verify.ReportTimer.due", lambda pace: True)
     pair.put("large", bytes(3 << 20))
     two_runs(pair)
     for name in ("same", "changed", "new", "twin"):

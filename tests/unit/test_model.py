@@ -13,19 +13,19 @@ from typing import Any
 
 import pytest
 
-import airflow_mdbackup.scheme.clean as clean_module
-from airflow_mdbackup.scheme.archive import results
-from airflow_mdbackup.scheme.clean import clean
-from airflow_mdbackup.scheme.diff import Item, read_plan
+import airflow_mdbackup.scheme.backup.cleanup as clean_module
+from airflow_mdbackup.scheme.backup.cleanup import clean
+from airflow_mdbackup.scheme.backup.plan import PlanItem, read_plan
+from airflow_mdbackup.scheme.backup.results import results
 from airflow_mdbackup.scheme.errors import IndexRefused
-from airflow_mdbackup.scheme.history import commits, pending
-from airflow_mdbackup.scheme.index import IndexWriter, read_entries
-from airflow_mdbackup.scheme.mirror import Run
-from airflow_mdbackup.scheme.prune import Rules, pruning
-from airflow_mdbackup.scheme.pull import Outcome
-from airflow_mdbackup.scheme.records import read_records
-from airflow_mdbackup.scheme.restore import Selection
-from airflow_mdbackup.scheme.settle import settle
+from airflow_mdbackup.scheme.files.jsonl import read_records
+from airflow_mdbackup.scheme.history.changes import commits, pending
+from airflow_mdbackup.scheme.history.journal import recover
+from airflow_mdbackup.scheme.history.outcomes import Outcome
+from airflow_mdbackup.scheme.index.canonical import IndexWriter, read_entries
+from airflow_mdbackup.scheme.recovery.prune import KeepRules, pruning
+from airflow_mdbackup.scheme.recovery.selection import Selection
+from airflow_mdbackup.scheme.store.run import Run
 
 from ..torture import scaled
 from .conftest import Pair
@@ -88,7 +88,9 @@ class Model:
             lambda: self.excluding(self.chance.choice(("a", "x", "d", "b"))): 1,
             lambda: self.lose(content): 1,
             lambda: self.clean(): 1,
-            lambda: self.prune(Rules(last=self.chance.choice((0, 1))), self.chance.choice((0, number))): 1,
+            lambda: self.prune(
+                KeepRules(last=self.chance.choice((0, 1))), self.chance.choice((0, number))
+            ): 1,
         }
         before = contents_of(self.pair)
         self.chance.choices(list(events), list(events.values()))[0]()
@@ -231,7 +233,7 @@ class Model:
         if cut_off and how == "restore":
             # What it replaces is claimed until it is finished.
             with mirror.lock("test"):
-                settle(mirror, mirror.dest / ".mdbackup" / "consumer.md5")
+                recover(mirror, mirror.dest / ".mdbackup" / "consumer.md5")
 
     def limited(self, name: str) -> None:
         self.told.append(f"a run limited to {name}")
@@ -259,7 +261,7 @@ class Model:
             clean(mirror, tree)
         self.runs = [begun for begun in self.runs if begun.step == FETCH or begun.run.folder.exists()]
 
-    def prune(self, rules: Rules, number: int) -> None:
+    def prune(self, rules: KeepRules, number: int) -> None:
         self.told.append(f"prune {rules}, killed at its {number}")
         mirror = self.pair.mirror
         if self.edited > len(commits(mirror)):
@@ -287,7 +289,7 @@ class Model:
         plan, index = read_plan(run), self.pair.index_b()
         excused = {r.path for r in results(run, plan) if r.outcome in (Outcome.CHANGED, Outcome.VANISHED)}
         for shard in range(len(plan.shards)):
-            for item in read_records(run.pulls(shard), Item):
+            for item in read_records(run.pulls(shard), PlanItem):
                 done = item.path in excused or index.get(item.path) == item.md5
                 assert done, f"the run is green, but {item.path!r} is not backed up"
 

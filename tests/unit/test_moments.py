@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_mdbackup.scheme.moments import NoSuchMoment, in_words, moment_of, stamp_of
+from airflow_mdbackup.scheme.common.times import NoSuchTime, format_time, parse_time, stamp_of
 
 from .conftest import Pair
 from .test_restore import mdbackup
@@ -39,7 +39,7 @@ NOW = datetime(2026, 11, 28, 15, 30, tzinfo=UTC)
     ],
 )
 def test_moments_are_read_as_people_write_them(text: str, moment: datetime) -> None:
-    assert moment_of(text, NOW) == moment
+    assert parse_time(text, NOW) == moment
 
 
 def test_a_moment_without_a_zone_is_local_and_yesterday_is_the_day_before(
@@ -48,9 +48,9 @@ def test_a_moment_without_a_zone_is_local_and_yesterday_is_the_day_before(
     monkeypatch.setenv("TZ", "Europe/Berlin")
     time.tzset()
     try:
-        assert moment_of("yesterday 14:00", NOW) == datetime(2026, 11, 27, 13, 0, 0, 999999, tzinfo=UTC)
-        assert moment_of("14:00", NOW) == datetime(2026, 11, 28, 13, 0, 0, 999999, tzinfo=UTC)
-        assert moment_of("2026-07-01", NOW) == datetime(2026, 6, 30, 22, 0, 0, 999999, tzinfo=UTC)
+        assert parse_time("yesterday 14:00", NOW) == datetime(2026, 11, 27, 13, 0, 0, 999999, tzinfo=UTC)
+        assert parse_time("14:00", NOW) == datetime(2026, 11, 28, 13, 0, 0, 999999, tzinfo=UTC)
+        assert parse_time("2026-07-01", NOW) == datetime(2026, 6, 30, 22, 0, 0, 999999, tzinfo=UTC)
     finally:
         monkeypatch.undo()
         time.tzset()
@@ -89,18 +89,18 @@ def zone(name: str) -> Iterator[None]:
     ],
 )
 def test_what_is_no_moment_says_how_to_write_one(text: str) -> None:
-    with pytest.raises(NoSuchMoment, match=r"write 2026-11-23T14:00|there is no such day or time"):
-        moment_of(text, NOW)
+    with pytest.raises(NoSuchTime, match=r"write 2026-11-23T14:00|there is no such day or time"):
+        parse_time(text, NOW)
 
 
 def test_the_distant_past_is_before_all_backups() -> None:
-    assert stamp_of(moment_of("0999-01-01", NOW)) < "2026"
+    assert stamp_of(parse_time("0999-01-01", NOW)) < "2026"
 
 
 @pytest.mark.parametrize("text", ["2030-01-01", "tomorrow", "today 23:59"])
 def test_what_is_yet_to_come_is_no_moment_of_the_past(text: str) -> None:
-    with pytest.raises(NoSuchMoment, match=r"yet to come|write 2026"):
-        moment_of(text, NOW)
+    with pytest.raises(NoSuchTime, match=r"yet to come|write 2026"):
+        parse_time(text, NOW)
 
 
 ZONES = ("UTC", "Europe/Berlin", "America/St_Johns", "Asia/Kathmandu", "Pacific/Apia")
@@ -117,7 +117,7 @@ FORMS = (
 )
 def test_what_is_understood_is_what_was_written(moment: datetime, offset: timezone, form: str) -> None:
     written = moment.replace(microsecond=0, tzinfo=offset)
-    read = moment_of(written.strftime(form), datetime(2040, 1, 1, tzinfo=UTC))
+    read = parse_time(written.strftime(form), datetime(2040, 1, 1, tzinfo=UTC))
     assert read.replace(microsecond=0) == written
     assert read.microsecond == (1 if ".000001" in form else 999_999)
 
@@ -129,8 +129,8 @@ def test_what_commands_print_is_read_as_that_moment(name: str) -> None:
         for hour in range(0, 9000, 7):
             moment = datetime(2026, 1, 1, tzinfo=UTC) + timedelta(hours=hour, microseconds=999_999)
             stamp = stamp_of(moment)
-            assert moment_of(in_words(stamp), datetime(2040, 1, 1, tzinfo=UTC)) == moment
-            assert moment_of(stamp, datetime(2040, 1, 1, tzinfo=UTC)) == moment
+            assert parse_time(format_time(stamp), datetime(2040, 1, 1, tzinfo=UTC)) == moment
+            assert parse_time(stamp, datetime(2040, 1, 1, tzinfo=UTC)) == moment
 
 
 @pytest.mark.parametrize(
@@ -143,21 +143,21 @@ def test_what_commands_print_is_read_as_that_moment(name: str) -> None:
 def test_a_day_that_begins_at_one_begins_then(name: str, day: str) -> None:
     """Clocks go forward at midnight, so that there is none."""
     with zone(name):
-        assert f"{moment_of(day, NOW):%Y-%m-%d %H:%M:%S}" == f"{day} 01:00:00"
+        assert f"{parse_time(day, NOW):%Y-%m-%d %H:%M:%S}" == f"{day} 01:00:00"
 
 
 def test_a_time_that_was_never_or_twice_is_refused_with_what_to_write() -> None:
     with zone("Europe/Berlin"):
-        with pytest.raises(NoSuchMoment, match="clocks went forward past 02:30 on 2026-03-29"):
-            moment_of("2026-03-29 02:30", NOW)
-        with pytest.raises(NoSuchMoment) as told:
-            moment_of("2026-10-25 02:30", NOW)
+        with pytest.raises(NoSuchTime, match="clocks went forward past 02:30 on 2026-03-29"):
+            parse_time("2026-03-29 02:30", NOW)
+        with pytest.raises(NoSuchTime) as told:
+            parse_time("2026-10-25 02:30", NOW)
         first, second = str(told.value).partition("write ")[2].split(" or ")
-        assert [f"{moment_of(text, NOW).astimezone(UTC):%H:%M}" for text in (first, second)] == [
+        assert [f"{parse_time(text, NOW).astimezone(UTC):%H:%M}" for text in (first, second)] == [
             "00:30",
             "01:30",
         ]
-        assert f"{moment_of('2026-10-25', NOW):%H:%M %z}" == "00:00 +0200"
+        assert f"{parse_time('2026-10-25', NOW):%H:%M %z}" == "00:00 +0200"
 
 
 def test_a_state_can_be_named_by_its_run_or_as_the_latest(pair: Pair, tmp_path: Path) -> None:

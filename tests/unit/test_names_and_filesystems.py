@@ -19,12 +19,16 @@ from pathlib import Path
 
 import pytest
 
-from airflow_mdbackup.scheme import clash
-from airflow_mdbackup.scheme import mirror as mirror_module
-from airflow_mdbackup.scheme.history import What
-from airflow_mdbackup.scheme.mirror import Mirror, version_path
-from airflow_mdbackup.scheme.restore import Came, Selection, restore, state_of
-from airflow_mdbackup.scheme.tree import Folder, Tree, copy_of, md5_of
+from airflow_mdbackup.scheme.backup import name_collisions as clash
+from airflow_mdbackup.scheme.files.content import copy_of, md5_of
+from airflow_mdbackup.scheme.files.tree import Folder, Tree
+from airflow_mdbackup.scheme.history.changes import ChangeKind
+from airflow_mdbackup.scheme.recovery.restore import RestoreOutcome, restore
+from airflow_mdbackup.scheme.recovery.selection import Selection
+from airflow_mdbackup.scheme.recovery.state import state_of
+from airflow_mdbackup.scheme.store import mirror as mirror_module
+from airflow_mdbackup.scheme.store.mirror import Mirror
+from airflow_mdbackup.scheme.store.version_names import version_path
 
 from ..torture import Cases, scaled
 from .conftest import Pair
@@ -39,7 +43,7 @@ guarantee = pytest.mark.guarantee("9. Awkward names and file systems")
 @pytest.fixture(autouse=True)
 def no_reserve(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let runs begin on disks of a few megabytes."""
-    monkeypatch.setattr("airflow_mdbackup.scheme.space._RESERVE", 0)
+    monkeypatch.setattr("airflow_mdbackup.scheme.backup.free_space._RESERVE", 0)
 
 
 @pytest.fixture
@@ -566,10 +570,10 @@ def restorable(pair: Pair) -> set[tuple[bytes, bytes]]:
     at: dict[bytes, tuple[bytes, bytes]] = {}  # where bytes lie now: whose they are, and their md5
     for commit in pair.history():
         for change in commit:
-            if change.what == What.MOVED:
+            if change.what == ChangeKind.MOVED:
                 there, size = change.version or b"", len(change.path)
                 at = {there + p[size:] if below(p, change.path) else p: whose for p, whose in at.items()}
-            elif change.what == What.REPLACED:
+            elif change.what == ChangeKind.REPLACED:
                 at[change.version or b""] = at.pop(change.path)
             if change.md5 is not None:
                 at[change.path] = change.path, change.md5
@@ -688,7 +692,7 @@ def test_each_of_many_changes_is_a_version_whatever_the_clock_says(
         moment = time.strftime("%Y%m%dT%H%M%S", time.gmtime(clock // 1_000_000))
         return f"{moment}.{clock % 1_000_000:06}Z"
 
-    monkeypatch.setattr(mirror_module, "_now", now)
+    monkeypatch.setattr(mirror_module, "now_stamp", now)
     changes = scaled(15, 300)
     for number in range(changes):
         pair.put("alpha", b"%d" % number)
@@ -836,7 +840,7 @@ def test_a_restore_from_the_second_file_tried_is_whole_where_blocks_are_shared(
             file.unlink()
         with state_of(pair.mirror, Selection()) as state:
             (came,) = restore(pair.mirror, state.past, state.contents(), disk / "target")
-        assert came.came == Came.RESTORED
+        assert came.came == RestoreOutcome.RESTORED
         assert (disk / "target" / os.fsdecode(pair.path("file"))[1:]).read_bytes() == b"small" * 10
 
 

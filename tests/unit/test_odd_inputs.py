@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from airflow_mdbackup.cli.commands import main
+from airflow_mdbackup.cli.main import main
 from airflow_mdbackup.scheme.errors import BackupError, ConsumerIndexDamaged
-from airflow_mdbackup.scheme.past import Past
+from airflow_mdbackup.scheme.history.timeline import Timeline
 
 from .conftest import Pair
 from .soundness import check_sound
@@ -48,7 +48,7 @@ def test_what_is_no_file_of_history_is_left_alone(pair: Pair, leave: Callable[[P
         pair.put("file", content)
         assert pair.backup().outcomes == {"pulled": 1}
     assert strays < {path.name for path in pair.mirror.history.iterdir()} and len(pair.history()) == 3
-    with Past(pair.mirror) as past:
+    with Timeline(pair.mirror) as past:
         assert past.problems == [] and len(past.moments) == 3
     check_sound(pair)
 

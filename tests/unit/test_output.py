@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from airflow_mdbackup.cli.commands import COMMANDS
-from airflow_mdbackup.scheme.diff import Limits
-from airflow_mdbackup.scheme.past import Past
-from airflow_mdbackup.scheme.prune import Fate, Rules, pruning
-from airflow_mdbackup.scheme.restore import Selection
+from airflow_mdbackup.cli.main import COMMANDS
+from airflow_mdbackup.scheme.backup.plan import Limits
+from airflow_mdbackup.scheme.history.timeline import Timeline
+from airflow_mdbackup.scheme.recovery.prune import KeepRules, PruneOutcome, pruning
+from airflow_mdbackup.scheme.recovery.selection import Selection
 
 from .conftest import Pair
 from .test_verify import rot
@@ -43,8 +43,8 @@ def with_versions(pair: Pair) -> None:
 
 
 def versions_to_prune(pair: Pair) -> int:
-    with pruning(pair.mirror, Selection(), Rules(last=1), carry_out=False) as (_, versions):
-        return sum(version.fate == Fate.GOES for version in versions)
+    with pruning(pair.mirror, Selection(), KeepRules(last=1), carry_out=False) as (_, versions):
+        return sum(version.fate == PruneOutcome.GOES for version in versions)
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_prune_comes_to_its_end_whatever_its_output_does(pair: Pair, redirected:
     status, told = mdbackup(pair, "prune --keep-last 1 --yes", redirected)
     assert status == 5
     assert versions_to_prune(pair) == 0
-    with Past(pair.mirror) as past:
+    with Timeline(pair.mirror) as past:
         assert sum(bool(content.pruned) for content in past.contents()) == 2
     if "2>" not in redirected:
         assert "2 versions of 2 paths pruned" in told
@@ -95,7 +95,7 @@ def test_each_change_is_summed_up_where_it_can_be_read(pair: Pair, tmp_path: Pat
 
 def test_missing_files_that_are_let_go_are_counted_where_it_can_be_read(pair: Pair) -> None:
     with_versions(pair)
-    with Past(pair.mirror) as past:
+    with Timeline(pair.mirror) as past:
         place = next(content.places[0] for content in past.contents() if content.until)
     os.unlink(os.fsencode(pair.mirror.files) + place)
     status, told = mdbackup(pair, "verify --let-go", ">/dev/full")
@@ -154,7 +154,7 @@ def piped(pair: Pair, words: str) -> tuple[int, list[str]]:
 def test_a_broken_pipe_of_something_else_is_not_taken_for_that_of_the_output(tmp_path: Path) -> None:
     """Such as that of the ssh program."""
     code = (
-        "import sys, types; from airflow_mdbackup.cli import commands\n"
+        "import sys, types; from airflow_mdbackup.cli import main as commands\n"
         "def run(arguments): raise BrokenPipeError(32, 'Broken pipe')\n"
         "sys.modules['broken'] = types.SimpleNamespace(run=run)\n"
         "sys.exit(commands.run(commands.Command('try', '', '', (), (), 'broken.run'), None))"

@@ -52,7 +52,8 @@ def test_both_entry_points_load() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["airflow_mdbackup", "airflow_mdbackup.get_provider_info", "airflow_mdbackup.scheme.commit"]
+    "module",
+    ["airflow_mdbackup", "airflow_mdbackup.get_provider_info", "airflow_mdbackup.scheme.backup.commit"],
 )
 def test_face_and_scheme_import_no_airflow(module: str) -> None:
     """Airflow reads the metadata while it starts; and the scheme is of use without Airflow."""

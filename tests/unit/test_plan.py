@@ -11,7 +11,7 @@ from functools import partial
 
 import pytest
 
-from airflow_mdbackup.scheme.history import pending
+from airflow_mdbackup.scheme.history.changes import pending
 
 from .conftest import Pair
 from .crash import crash_at
@@ -51,7 +51,7 @@ def test_plan_tells_what_the_next_run_does_and_changes_nothing(pair: Pair, termi
     assert terminal.plan() == told
     assert "2 same, 3 new, 1 changed, 2 gone" in terminal.told
     assert "1 of the new ones are here already (700.0 B)" in terminal.told
-    assert "1 of them would be copied from what is here (500.0 B)" in terminal.told
+    assert "1 of them would be copied from what is here, not transferred (500.0 B)" in terminal.told
     assert terminal.plan("--all") == [*told, "= same", "= sub/x"]
     assert terminal.plan(f"{pair.a}/sub", "--all") == ["= sub/x"]
     terminal.configure(exclude=["gone", "new", "sub/"])

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from airflow_mdbackup.scheme import mirror as mirror_module
-from airflow_mdbackup.scheme.diff import Limits, in_lines
+from airflow_mdbackup.scheme.backup.diff import in_lines
+from airflow_mdbackup.scheme.backup.plan import Limits
+from airflow_mdbackup.scheme.backup.pull import pull
 from airflow_mdbackup.scheme.errors import (
     ConnectionLost,
     EntriesFailed,
@@ -20,10 +21,11 @@ from airflow_mdbackup.scheme.errors import (
     IndexRefused,
     RunIncomplete,
 )
-from airflow_mdbackup.scheme.history import What
-from airflow_mdbackup.scheme.index import Entry, IndexWriter
-from airflow_mdbackup.scheme.pull import Outcome, pull
-from airflow_mdbackup.scheme.sftp import Reader
+from airflow_mdbackup.scheme.history.changes import ChangeKind
+from airflow_mdbackup.scheme.history.outcomes import Outcome
+from airflow_mdbackup.scheme.index.canonical import Entry, IndexWriter
+from airflow_mdbackup.scheme.store import mirror as mirror_module
+from airflow_mdbackup.scheme.transfer.sftp import Reader
 
 from .channels import CutChannel
 from .conftest import Pair, ServerProcess
@@ -79,7 +81,7 @@ def test_a_changed_file_is_replaced_and_its_old_versions_stay(pair: Pair) -> Non
     assert pair.live("alpha").read_bytes() == b"three"
     assert pair.versions("alpha") == [b"one", b"two"]
     last = pair.history()[-1][0]
-    assert last.what == What.REPLACED and last.version is not None
+    assert last.what == ChangeKind.REPLACED and last.version is not None
     version = Path(os.fsdecode(os.fsencode(pair.mirror.files) + last.version))
     assert version.read_bytes() == b"two"
 
@@ -114,7 +116,7 @@ def test_a_file_deleted_on_a_leaves_the_index_and_stays_on_disk(pair: Pair) -> N
     assert pair.backup().forgotten == 1
     assert pair.live("alpha").read_bytes() == b"1"
     assert pair.index_b() == pair.index_a()
-    assert whats(pair) == [What.FORGOTTEN]
+    assert whats(pair) == [ChangeKind.FORGOTTEN]
 
 
 def test_nothing_at_or_below_an_unreadable_path_is_forgotten(pair: Pair) -> None:
@@ -307,7 +309,7 @@ def test_a_file_that_became_a_directory_moves_out_of_the_way(pair: Pair) -> None
     assert pair.live("x/y/z").read_bytes() == b"1" and pair.live("x/w").read_bytes() == b"2"
     assert pair.versions("x") == [b"file"]
     assert pair.index_b() == pair.index_a()
-    moved = [change for change in pair.history()[-1] if change.what == What.MOVED]
+    moved = [change for change in pair.history()[-1] if change.what == ChangeKind.MOVED]
     assert [change.path for change in moved] == [pair.path("x")]
 
 
@@ -430,7 +432,7 @@ def test_versions_stay_distinct_when_the_clock_goes_back(pair: Pair, monkeypatch
     """Row 13: stamps never go back, so that versions and history stay in order."""
     stamps = iter(["20300101T000000.000000Z", "20300101T000000.000000Z", "20200101T000000.000000Z"])
     frozen = [next(stamps)]
-    monkeypatch.setattr(mirror_module, "_now", lambda: frozen[0])
+    monkeypatch.setattr(mirror_module, "now_stamp", lambda: frozen[0])
     for content in (b"one", b"two", b"three", b"four"):
         pair.put("alpha", content)
         pair.backup()
@@ -449,7 +451,7 @@ def test_an_existing_version_name_is_never_overwritten(pair: Pair, monkeypatch: 
     pair.build_index()
     run = pair.prepare()
     stamp = "20300101T000000.000000Z"
-    monkeypatch.setattr(mirror_module, "_now", lambda: stamp)
+    monkeypatch.setattr(mirror_module, "now_stamp", lambda: stamp)
     taken = pair.live(f".old/alpha.{stamp}")
     taken.parent.mkdir()
     taken.write_bytes(b"mine")
@@ -990,7 +992,7 @@ def test_history_leads_from_nothing_to_the_consumer_index(pair: Pair) -> None:
     state: dict[bytes, bytes] = {}
     for expected, changes in zip(states, pair.history(), strict=True):
         for change in changes:
-            if change.what == What.MOVED:
+            if change.what == ChangeKind.MOVED:
                 continue
             state.pop(change.path, None)
             if change.md5:

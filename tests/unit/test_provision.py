@@ -19,7 +19,7 @@ import pytest
 
 from airflow_mdbackup.account import provision as provision_module
 from airflow_mdbackup.account.provision import Account, Bind, CannotProvision, Setup, script, undo_script
-from airflow_mdbackup.cli.commands import main
+from airflow_mdbackup.cli.main import main
 from airflow_mdbackup.config.provider import Indexer
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIP3a6yokEkRaAhfgIsXab5pd8oK9n1enHdtMO90CUYwu"

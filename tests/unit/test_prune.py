@@ -5,27 +5,29 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Callable, Iterable
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from airflow_mdbackup.cli.commands import main
-from airflow_mdbackup.scheme import prune as prune_module
-from airflow_mdbackup.scheme.adopt import Source
-from airflow_mdbackup.scheme.disk import free
+from airflow_mdbackup.cli.main import main
 from airflow_mdbackup.scheme.errors import DestinationBusy, DestinationFull
-from airflow_mdbackup.scheme.history import What, commits, pending
-from airflow_mdbackup.scheme.import_versions import import_versions
-from airflow_mdbackup.scheme.mirror import Mirror
-from airflow_mdbackup.scheme.past import Content, Past
-from airflow_mdbackup.scheme.prune import Fate, Rules, Version, pruning
-from airflow_mdbackup.scheme.restore import Came, Selection, restore
-from airflow_mdbackup.scheme.status import look
-from airflow_mdbackup.scheme.totals import OnDisk, stored_totals
-from airflow_mdbackup.scheme.verify import Found, Walk, verify
+from airflow_mdbackup.scheme.files.disk import free_space
+from airflow_mdbackup.scheme.history.changes import Change, ChangeKind, commits, pending
+from airflow_mdbackup.scheme.history.journal import Transaction
+from airflow_mdbackup.scheme.history.timeline import FileVersion, Timeline
+from airflow_mdbackup.scheme.history.usage import DiskUsage, stored_totals
+from airflow_mdbackup.scheme.recovery import prune as prune_module
+from airflow_mdbackup.scheme.recovery.health import check_health
+from airflow_mdbackup.scheme.recovery.prune import KeepRules, PrunableVersion, PruneOutcome, pruning
+from airflow_mdbackup.scheme.recovery.restore import RestoreOutcome, restore
+from airflow_mdbackup.scheme.recovery.selection import Selection
+from airflow_mdbackup.scheme.recovery.verify import Verification, VerifyOutcome, verify
+from airflow_mdbackup.scheme.store.mirror import Mirror
+from airflow_mdbackup.scheme.takeover.import_versions import import_versions
+from airflow_mdbackup.scheme.takeover.survey import SourceTree
 
 from ..torture import Cases, scaled
 from .conftest import Pair
@@ -38,7 +40,9 @@ from .test_restore import Kept, Random, files_in, files_of_a
 from .test_verify import found_in
 
 
-def prune(pair: Pair, rules: Rules, words: tuple[str, ...] = (), *, carry_out: bool = True) -> list[Version]:
+def prune(
+    pair: Pair, rules: KeepRules, words: tuple[str, ...] = (), *, carry_out: bool = True
+) -> list[PrunableVersion]:
     with pruning(pair.mirror, Selection(words), rules, carry_out=carry_out) as (_, versions):
         return list(versions)
 
@@ -53,8 +57,8 @@ def mdbackup(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str,
     return status, told.out, told.err
 
 
-def contents(pair: Pair) -> list[Content]:
-    with Past(pair.mirror) as past:
+def contents(pair: Pair) -> list[FileVersion]:
+    with Timeline(pair.mirror) as past:
         return list(past.contents())
 
 
@@ -68,7 +72,7 @@ def walked(pair: Pair) -> tuple[int, int, int, int]:
 
 def told(pair: Pair) -> tuple[int, ...]:
     """Return what the status says of the same."""
-    disk = look(pair.mirror, None, NOW).disk
+    disk = check_health(pair.mirror, None, NOW).disk
     assert disk is not None
     return disk[:4]
 
@@ -101,28 +105,28 @@ def test_what_is_kept_of_a_random_history_comes_back_and_all_else_is_told_as_pru
         snapshots.append((pair.mirror.last_commit(), files_of_a(pair)))
         assert told(pair) == walked(pair)
         if number % 8 == 7:
-            rules = (Rules(last=1), Rules(since=snapshots[-4][0]), Rules(daily=1))[number // 8]
+            rules = (KeepRules(last=1), KeepRules(since=snapshots[-4][0]), KeepRules(daily=1))[number // 8]
             before = files_of(pair)
-            gone = {v.place: v for v in prune(pair, rules) if v.fate == Fate.PRUNED}
+            gone = {v.place: v for v in prune(pair, rules) if v.fate == PruneOutcome.PRUNED}
             pruned |= {(version.content.path, version.content.until) for version in gone.values()}
             assert files_of(pair) == {p: file for p, file in before.items() if p not in gone}
             assert all(b"/.old/" in place for place in gone)
             assert told(pair) == walked(pair)
             check_sound(pair)
             assert found_in(pair) == {}
-    with Past(pair.mirror) as past:
+    with Timeline(pair.mirror) as past:
         assert not past.problems
     assert {(each.path, each.until) for each in contents(pair) if each.pruned} == pruned
     assert pruned
     still_here = set(map(digest, contents_of(pair)))  # some bytes have come under several names
     for number, (stamp, kept) in enumerate(snapshots):
         target = tmp_path / str(number)
-        with cases.one(), Past(pair.mirror) as past:
+        with cases.one(), Timeline(pair.mirror) as past:
             moment = past.moment_at(stamp)
             states = list(past.state(moment)) if moment is not None else []
             came = list(restore(pair.mirror, past, states, target))
-            lost = {each.content.path for each in came if each.came == Came.PRUNED}
-            assert {each.came for each in came} <= {Came.RESTORED, Came.PRUNED}
+            lost = {each.content.path for each in came if each.came == RestoreOutcome.PRUNED}
+            assert {each.came for each in came} <= {RestoreOutcome.RESTORED, RestoreOutcome.PRUNED}
             gone_for_good = [each for each in states if each.md5 not in still_here]
             assert lost == {each.path for each in gone_for_good if (each.path, each.until) in pruned}
             assert files_in(target) == {path: file for path, file in kept.items() if path not in lost}
@@ -132,17 +136,17 @@ def test_what_is_kept_of_a_random_history_comes_back_and_all_else_is_told_as_pru
 @pytest.mark.parametrize(
     ("rules", "kept"),
     [
-        (Rules(last=2), "ab"),
-        (Rules(since="20261101T"), "ab"),
-        (Rules(daily=2), "ac"),
-        (Rules(daily=3), "acd"),
-        (Rules(monthly=2), "ac"),
-        (Rules(monthly=9), "acf"),
-        (Rules(last=1, monthly=3), "acf"),
-        (Rules(last=3, since="20261201T"), "abc"),
+        (KeepRules(last=2), "ab"),
+        (KeepRules(since="20261101T"), "ab"),
+        (KeepRules(daily=2), "ac"),
+        (KeepRules(daily=3), "acd"),
+        (KeepRules(monthly=2), "ac"),
+        (KeepRules(monthly=9), "acf"),
+        (KeepRules(last=1, monthly=3), "acf"),
+        (KeepRules(last=3, since="20261201T"), "abc"),
     ],
 )
-def test_a_version_stays_if_any_rule_keeps_it(rules: Rules, kept: str) -> None:
+def test_a_version_stays_if_any_rule_keeps_it(rules: KeepRules, kept: str) -> None:
     """Days and months count only if they have a version; the newest of each stays."""
     stamps = {
         **{"a": "20261103T120000.000000Z", "b": "20261103T110000.000000Z", "c": "20261030T110000.000000Z"},
@@ -158,10 +162,10 @@ def test_versions_in_a_directory_that_went_as_a_whole_go_too_and_empty_directori
     many_versions(pair)
     (moved,) = (pair.live("flips").parent / ".old").glob("flips.*")
     assert {path.name for path in (moved / ".old").iterdir()} and (moved / "below").is_file()
-    versions = prune(pair, Rules(last=1), ("flips",))
+    versions = prune(pair, KeepRules(last=1), ("flips",))
     assert sorted(v.fate.value for v in versions) == ["kept"] * 2 + ["pruned"] * 6
     assert sorted(path.name for path in moved.iterdir()) == ["below", "beside"]
-    prune(pair, Rules(since="9"))
+    prune(pair, KeepRules(since="9"))
     assert not list(pair.mirror.files.rglob(".old"))
     assert pair.live("deep").is_dir() and found_in(pair) == {}
     assert told(pair) == walked(pair) and walked(pair)[2:] == (0, 0)
@@ -172,7 +176,10 @@ def test_versions_in_a_directory_that_went_as_a_whole_go_too_and_empty_directori
 def test_nothing_is_changed_unless_it_is_to_be_carried_out(pair: Pair) -> None:
     many_versions(pair)
     before = sorted((str(path), path.lstat().st_mtime_ns) for path in pair.mirror.dest.rglob("*"))
-    assert {v.fate for v in prune(pair, Rules(last=1), carry_out=False)} == {Fate.GOES, Fate.KEPT}
+    assert {v.fate for v in prune(pair, KeepRules(last=1), carry_out=False)} == {
+        PruneOutcome.GOES,
+        PruneOutcome.KEPT,
+    }
     assert sorted((str(path), path.lstat().st_mtime_ns) for path in pair.mirror.dest.rglob("*")) == before
 
 
@@ -191,7 +198,7 @@ def test_what_is_not_what_history_says_stays_and_counts_for_no_rule(pair: Pair, 
     old[4].write_bytes(b"same size")
     os.utime(old[4], (1, 1))
     old[5].unlink()
-    versions = prune(pair, Rules(last=1))
+    versions = prune(pair, KeepRules(last=1))
     root = os.fsencode(pair.mirror.files)
     assert {Path(os.fsdecode(root + v.place)).name: v.fate.value for v in versions} == {
         old[0].name: "pruned",
@@ -201,7 +208,7 @@ def test_what_is_not_what_history_says_stays_and_counts_for_no_rule(pair: Pair, 
         old[4].name: "changed",
     }
     assert old[3].read_bytes() == contents_of_old[3] and not old[0].exists()
-    assert [v.fate for v in prune(pair, Rules(since="9"))].count(Fate.LINKED) == 1
+    assert [v.fate for v in prune(pair, KeepRules(since="9"))].count(PruneOutcome.LINKED) == 1
     assert old[3].read_bytes() == contents_of_old[3] and old[1].exists() and old[2].is_symlink()
     assert pair.live("file").read_bytes() == b"6" * 9
 
@@ -212,7 +219,7 @@ def test_nothing_is_reached_through_a_symlink(pair: Pair, tmp_path: Path) -> Non
     deep = pair.live("deep")
     deep.rename(tmp_path / "elsewhere")
     deep.symlink_to(tmp_path / "elsewhere")
-    fates = {v.fate for v in prune(pair, Rules(since="9")) if b"/deep/" in v.place}
+    fates = {v.fate for v in prune(pair, KeepRules(since="9")) if b"/deep/" in v.place}
     assert fates == set() and len(list((tmp_path / "elsewhere/.old").iterdir())) == 3
     assert not any(c.pruned for c in contents(pair) if b"/deep/" in c.path)
 
@@ -221,7 +228,7 @@ def test_what_cannot_be_seen_any_more_is_not_told_to_be_gone(pair: Pair, tmp_pat
     """Somebody puts a symlink in its way while a pruning is cut off."""
     many_versions(pair)
     for number in count(1):
-        assert crash_at(number, lambda: prune(pair, Rules(since="9"), ("deep",)))
+        assert crash_at(number, lambda: prune(pair, KeepRules(since="9"), ("deep",)))
         if any(pending(pair.mirror)):
             break
     deep = pair.live("deep")
@@ -237,7 +244,7 @@ def test_a_run_that_is_older_than_the_last_commit_is_superseded_behind_a_pruning
     old = pair.prepare()
     pair.put("same", b"newer")
     pair.backup()
-    prune(pair, Rules(last=1))
+    prune(pair, KeepRules(last=1))
     pair.mirror.status.unlink()
     assert pair.finish(old).superseded and pair.live("same").read_bytes() == b"newer"
 
@@ -250,7 +257,7 @@ def test_the_index_and_what_hands_did_to_it_stay_as_they_are(pair: Pair) -> None
         pair.mirror.index.unlink(missing_ok=True)
         if spoilt is not None:
             pair.mirror.index.write_bytes(spoilt)
-        assert Fate.PRUNED in {v.fate for v in prune(pair, Rules(last=1), (name,))}
+        assert PruneOutcome.PRUNED in {v.fate for v in prune(pair, KeepRules(last=1), (name,))}
         assert (pair.mirror.index.read_bytes() if pair.mirror.index.exists() else None) == spoilt
     pair.mirror.index.unlink()
     assert pair.backup().outcomes == {"pulled": 4}
@@ -272,8 +279,8 @@ def test_pruning_may_be_killed_at_any_step_and_goes_no_further_by_itself(
     pair.put("flips", b"a file")
     pair.backup()
     kept = files_of(pair)
-    rules = Rules(since="9")
-    goes = {v.place for v in prune(pair, rules, carry_out=False) if v.fate == Fate.GOES}
+    rules = KeepRules(since="9")
+    goes = {v.place for v in prune(pair, rules, carry_out=False) if v.fate == PruneOutcome.GOES}
     assert len(goes) == 5
     interrupted = 0
 
@@ -306,34 +313,39 @@ def test_what_a_cut_off_pruning_may_have_taken_is_no_damage_and_comes_back_where
 ) -> None:
     """Before any run has settled it."""
     many_versions(pair)
-    with Past(pair.mirror) as past:
+    with Timeline(pair.mirror) as past:
         state = list(past.state(past.moments[0]))
     template = pair.mirror.dest
     for number in count(1):
         pair.mirror = Mirror(template.with_name("killed"), "srv1")
         shutil.copytree(template, pair.mirror.dest)
-        assert crash_at(number, lambda: prune(pair, Rules(since="9")))
+        assert crash_at(number, lambda: prune(pair, KeepRules(since="9")))
         if any(pending(pair.mirror)) and not list((pair.live("changes").parent / ".old").glob("changes.*")):
             break
         shutil.rmtree(pair.mirror.dest)
-    with Past(pair.mirror) as past:
+    with Timeline(pair.mirror) as past:
         came = {
             each.content.path: each.came
             for each in restore(pair.mirror, past, list(past.state(past.moments[0])), tmp_path / "target")
         }
         found = {each.found for each in verify(pair.mirror, past, past.contents())}
     assert came.keys() == {content.path for content in state}
-    assert came[pair.path("changes")] == Came.PRUNED and came[pair.path("same")] == Came.RESTORED
-    assert found == {Found.SOUND, Found.PRUNED}
+    assert (
+        came[pair.path("changes")] == RestoreOutcome.PRUNED
+        and came[pair.path("same")] == RestoreOutcome.RESTORED
+    )
+    assert found == {VerifyOutcome.SOUND, VerifyOutcome.PRUNED}
 
 
 def test_what_is_pruned_while_it_is_verified_is_no_damage(pair: Pair) -> None:
     many_versions(pair)
-    with Past(pair.mirror) as past:
+    with Timeline(pair.mirror) as past:
         known = list(past.contents())
-        prune(pair, Rules(since="9"))
+        prune(pair, KeepRules(since="9"))
         found = [each.found for each in verify(pair.mirror, past, known)]
-    assert set(found) == {Found.SOUND, Found.PRUNED} and found.count(Found.PRUNED) == 17
+    assert (
+        set(found) == {VerifyOutcome.SOUND, VerifyOutcome.PRUNED} and found.count(VerifyOutcome.PRUNED) == 17
+    )
 
 
 def test_a_run_that_is_under_way_goes_on_after_a_pruning(pair: Pair) -> None:
@@ -343,7 +355,7 @@ def test_a_run_that_is_under_way_goes_on_after_a_pruning(pair: Pair) -> None:
     pair.build_index()
     run = pair.prepare()
     pair.archive(run)
-    prune(pair, Rules(since="9"))
+    prune(pair, KeepRules(since="9"))
     assert pair.commit(run).outcomes == {"pulled": 1}
     assert len(pair.versions("changes")) == 1
     check_sound(pair)
@@ -354,9 +366,9 @@ def test_a_run_that_holds_the_lock_is_waited_for_and_told(
     pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     many_versions(pair)
-    monkeypatch.setattr(prune_module, "PERSON_WAIT", 0.3)
+    monkeypatch.setattr(prune_module, "OPERATOR_WAIT", 0.3)
     with pair.mirror.lock("commit_backup"), pytest.raises(DestinationBusy, match="by commit_backup"):
-        prune(pair, Rules(last=1))
+        prune(pair, KeepRules(last=1))
 
 
 @pytest.mark.parametrize("number", [1, 2])
@@ -372,7 +384,7 @@ def test_what_a_lost_history_told_of_stays(
     status, _, said = mdbackup(capsys, "prune", "--dest", str(pair.mirror.dest), "--keep-last", "9")
     assert status == 1 and "WARNING: history is missing" in said
     assert "1 files in .old are left, for no history tells of them" in said
-    prune(pair, Rules(since="9"))
+    prune(pair, KeepRules(since="9"))
     assert versions[number - 1].exists() and sum(path.exists() for path in versions) == 1
 
 
@@ -387,12 +399,12 @@ def test_a_disk_that_is_full_but_for_some_kilobytes_has_room_again(pair: Pair) -
         for server in pair.servers:
             server.stop()
         with (pair.mirror.dest / "full").open("wb", buffering=0) as file:
-            os.posix_fallocate(file.fileno(), 0, free(pair.mirror.dest).size)
+            os.posix_fallocate(file.fileno(), 0, free_space(pair.mirror.dest).size)
             with pytest.raises(DestinationFull, match="no room even for the history"):
-                prune(pair, Rules(since="9"))
+                prune(pair, KeepRules(since="9"))
             assert len(files_of(pair)) == 300
             file.truncate(file.seek(0, os.SEEK_END) - 40_000)
-            assert [v.fate for v in prune(pair, Rules(since="9"))] == [Fate.PRUNED] * 240
+            assert [v.fate for v in prune(pair, KeepRules(since="9"))] == [PruneOutcome.PRUNED] * 240
         assert told(pair) == walked(pair)
 
 
@@ -435,7 +447,7 @@ def test_command_shows_first_and_takes_away_when_told(
     status, _, said = mdbackup(capsys, "diff", *dest, words[0], "--from", facts[0]["since"])
     assert status == 1 and said.splitlines()[-1].startswith("pruned: ")
     assert mdbackup(capsys, "verify", *dest)[0] == 0
-    with Past(pair.mirror) as past:
+    with Timeline(pair.mirror) as past:
         moment = past.moments[0].stamp
     command = ("restore", *dest, "--to", str(tmp_path / "target"), "--as-of", moment)
     for more in (("--dry-run",), ()):
@@ -453,10 +465,10 @@ def test_restore_takes_the_same_bytes_from_elsewhere_where_they_were_pruned(
     pair.backup()
     pair.put("a", b"other")
     pair.backup()
-    prune(pair, Rules(since="9"))
-    with Past(pair.mirror) as past:
+    prune(pair, KeepRules(since="9"))
+    with Timeline(pair.mirror) as past:
         came = list(restore(pair.mirror, past, past.state(past.moments[0]), tmp_path / "target"))
-    assert {each.came for each in came} == {Came.RESTORED}
+    assert {each.came for each in came} == {RestoreOutcome.RESTORED}
     assert {file.content for file in files_in(tmp_path / "target").values()} == {b"bytes"}
 
 
@@ -465,12 +477,12 @@ def test_no_other_version_is_taken_for_one_that_was_pruned(pair: Pair, tmp_path:
     for content in (b"first", b"other", b"third"):
         pair.put("a", content)
         pair.backup()
-    prune(pair, Rules(last=1))
+    prune(pair, KeepRules(last=1))
     for dry_run in (True, False):
-        with Past(pair.mirror) as past:
+        with Timeline(pair.mirror) as past:
             state = past.state(past.moments[0])
             (came,) = restore(pair.mirror, past, state, tmp_path / "target", dry_run=dry_run)
-        assert came.came == Came.PRUNED
+        assert came.came == RestoreOutcome.PRUNED
 
 
 @pytest.mark.parametrize(
@@ -571,8 +583,8 @@ def test_a_run_that_changes_nothing_reads_no_history_for_the_totals(
     def refuse(*arguments: object) -> None:
         raise AssertionError("history is read")
 
-    monkeypatch.setattr("airflow_mdbackup.scheme.totals.Past", refuse)
-    monkeypatch.setattr("airflow_mdbackup.scheme.totals.read_header", refuse)
+    monkeypatch.setattr("airflow_mdbackup.scheme.history.usage.Timeline", refuse)
+    monkeypatch.setattr("airflow_mdbackup.scheme.history.usage.read_header", refuse)
     pair.backup()
     assert pair.mirror.read_status()["totals"] == before
 
@@ -582,11 +594,11 @@ def test_growth_is_what_came_in_the_last_30_days(pair: Pair) -> None:
     pair.backup()
     pair.put("a", bytes(300))
     pair.backup()
-    status = look(pair.mirror, None, NOW)
+    status = check_health(pair.mirror, None, NOW)
     totals = stored_totals(pair.mirror.read_status())
     assert totals is not None and sum(totals.days.values()) == 1300 == totals.disk.came
-    assert status.disk == OnDisk(1, 300, 1, 1000, 1300)
-    month = totals.plus("1", "20261030", OnDisk(came=5)).plus("2", "20261029", OnDisk(came=7))
+    assert status.disk == DiskUsage(1, 300, 1, 1000, 1300)
+    month = totals.plus("1", "20261030", DiskUsage(came=5)).plus("2", "20261029", DiskUsage(came=7))
     assert month.came(NOW) - totals.came(NOW) == 5
 
 
@@ -606,9 +618,9 @@ def test_history_has_path_md5_size_and_place_of_what_went(pair: Pair) -> None:
     pair.backup()
     pair.put("a", b"second")
     pair.backup()
-    (version,) = prune(pair, Rules(since="9"))
+    (version,) = prune(pair, KeepRules(since="9"))
     (change,) = pair.history()[-1]
-    assert (change.what, change.path, change.size) == (What.PRUNED, pair.path("a"), 5)
+    assert (change.what, change.path, change.size) == (ChangeKind.PRUNED, pair.path("a"), 5)
     assert (change.version, change.old_md5, change.md5) == (version.place, digest(b"first"), None)
     assert not any(pending(pair.mirror))
 
@@ -620,15 +632,15 @@ def test_a_version_that_somebody_writes_to_just_now_stays(
     """Also if it has the same size as before."""
     many_versions(pair)
     old = sorted((pair.live("changes").parent / ".old").glob("changes.*"))[0]
-    write_ahead = prune_module._write_ahead
+    write_ahead = Transaction.prune
 
-    def meanwhile(*args: Any) -> Path:
+    def meanwhile(tx: Transaction, going: Iterable[Change]) -> Callable[[], None]:
         old.write_bytes(b"X" * old.stat().st_size)
-        return write_ahead(*args)
+        return write_ahead(tx, going)
 
-    monkeypatch.setattr(prune_module, "_write_ahead", meanwhile)
-    fates = {version.place: version.fate for version in prune(pair, Rules(last=1))}
-    assert fates[os.fsencode(old)[len(os.fsencode(pair.mirror.files)) :]] == Fate.CHANGED
+    monkeypatch.setattr(Transaction, "prune", meanwhile)
+    fates = {version.place: version.fate for version in prune(pair, KeepRules(last=1))}
+    assert fates[os.fsencode(old)[len(os.fsencode(pair.mirror.files)) :]] == PruneOutcome.CHANGED
     assert set(old.read_bytes()) == set(b"X")
 
 
@@ -640,8 +652,8 @@ def test_versions_with_the_same_stamp_count_each(pair: Pair, tmp_path: Path) -> 
         (tmp_path / "tree" / str(number)).mkdir(parents=True)
         (tmp_path / "tree" / str(number) / "file").write_bytes(b"%d" % number)
     meant = (pair.path("file"), "20260101T000000.000000Z")
-    import_versions(pair.mirror, Source(tmp_path / "tree", b""), lambda path: meant, copy=True)
-    prune(pair, Rules(last=2))
+    import_versions(pair.mirror, SourceTree(tmp_path / "tree", b""), lambda path: meant, copy=True)
+    prune(pair, KeepRules(last=2))
     assert len(pair.versions("file")) == 2
 
 
@@ -652,11 +664,11 @@ def test_what_hands_took_away_and_a_run_brings_again_counts_once(pair: Pair, how
     pair.backup()
     pair.live("file").unlink()
     if how == "repaired":
-        with Past(pair.mirror) as past:
-            walk = Walk(pair.mirror, past, repair=True, missing=True)
+        with Timeline(pair.mirror) as past:
+            walk = Verification(pair.mirror, past, repair=True, missing=True)
             assert len(list(walk)) == 2
         assert walk.finish() == [pair.path("file")]
-        assert look(pair.mirror, None, NOW).files == len(pair.index_b()) == 1
+        assert check_health(pair.mirror, None, NOW).files == len(pair.index_b()) == 1
     elif how == "no index":
         pair.mirror.index.unlink()
     else:

@@ -12,7 +12,6 @@ import re
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -20,17 +19,21 @@ from typing import Any
 
 import pytest
 
-from airflow_mdbackup.scheme import part as part_module
-from airflow_mdbackup.scheme import pull as pull_module
-from airflow_mdbackup.scheme import tree as tree_module
+from airflow_mdbackup.scheme.backup.pull import pull
+from airflow_mdbackup.scheme.backup.pull_progress import PullProgress
+from airflow_mdbackup.scheme.backup.results import Result
+from airflow_mdbackup.scheme.common.progress import ReportTimer
 from airflow_mdbackup.scheme.errors import ConnectionLost, DestinationBusy, DestinationFull, RunIncomplete
-from airflow_mdbackup.scheme.index import IndexWriter
-from airflow_mdbackup.scheme.mirror import Mirror, Run, Staging
-from airflow_mdbackup.scheme.progress import Pace
-from airflow_mdbackup.scheme.pull import Outcome, Result, pull
-from airflow_mdbackup.scheme.records import read_records
-from airflow_mdbackup.scheme.sftp import Reader
-from airflow_mdbackup.scheme.since import Committed
+from airflow_mdbackup.scheme.files import syscalls as syscalls_module
+from airflow_mdbackup.scheme.files import tree as tree_module
+from airflow_mdbackup.scheme.files.jsonl import read_records
+from airflow_mdbackup.scheme.history.outcomes import Outcome
+from airflow_mdbackup.scheme.index.canonical import IndexWriter
+from airflow_mdbackup.scheme.store.mirror import Mirror
+from airflow_mdbackup.scheme.store.run import Run
+from airflow_mdbackup.scheme.store.staging import Staging
+from airflow_mdbackup.scheme.transfer import partial_file as part_module
+from airflow_mdbackup.scheme.transfer.sftp import Reader
 
 from .channels import FAILURE, READ, CutChannel, ScriptedServer, status
 from .conftest import Pair, ServerProcess
@@ -332,7 +335,7 @@ def test_no_empty_placeholder_is_taken_for_content(pair: Pair, monkeypatch: pyte
         ctypes.set_errno(errno.EINVAL)
         return -1
 
-    monkeypatch.setattr(tree_module._libc, "renameat2", refuse)
+    monkeypatch.setattr(syscalls_module._libc, "renameat2", refuse)
     pair.put("alpha", b"old")
     pair.backup()
     pair.put("alpha", b"new")
@@ -447,7 +450,7 @@ def test_progress_tells_files_bytes_rate_and_time_left_also_within_one_file(
     pair: Pair, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A file of hours is not silent until its end; the time left is that of the bytes."""
-    monkeypatch.setattr(Pace, "due", lambda pace: True)
+    monkeypatch.setattr(ReportTimer, "due", lambda pace: True)
     caplog.set_level(logging.INFO)
     pair.put("large", os.urandom(40 * SIZE))
     pair.backup()
@@ -459,16 +462,11 @@ def test_progress_tells_files_bytes_rate_and_time_left_also_within_one_file(
 @pytest.mark.parametrize(
     ("done", "seconds", "left"), [(1, 10.0, "0:16:30"), (50, 10.0, "0:00:10"), (100, 10.0, ""), (0, 10.0, "")]
 )
-def test_time_left_follows_the_files_when_there_are_many(
-    pair: Pair, done: int, seconds: float, left: str
-) -> None:
+def test_time_left_follows_the_files_when_there_are_many(done: int, seconds: float, left: str) -> None:
     """By the rate so far; nothing is said before there is any, or when nothing is left."""
-    run = planned(pair, files=1)
-    whole = replace(pair.plan, shards=[100])
-    puller = pull_module._Puller(pair.mirror, run, 0, whole, Committed("", None), pair.connect)
-    puller.summary.transferred = 1000 if done else 0
-    assert puller._left(done, seconds) == (f", about {left} left" if left else "")
-    puller.close()
+    progress = PullProgress(100)
+    progress.summary.transferred = 1000 if done else 0
+    assert progress.time_left(done, seconds, []) == (f", about {left} left" if left else "")
 
 
 # --- going on where a try was cut off ---------------------------------------------------------------
@@ -622,7 +620,7 @@ def test_results_vouch_for_nothing_that_was_staged_while_all_was_synced(
     pair.fetch(run)
     plan = pair.diff(run)
     staged = pair.staged(hashlib.md5(b"the new content").hexdigest().encode())
-    really = tree_module.syncfs
+    really = syscalls_module.syncfs
 
     def slow(descriptor: int) -> None:
         really(descriptor)

@@ -17,19 +17,22 @@ from typing import Any
 
 import pytest
 
-from airflow_mdbackup.scheme import pull as pull_module
-from airflow_mdbackup.scheme import seen as seen_module
-from airflow_mdbackup.scheme import settle as settle_module
-from airflow_mdbackup.scheme import sftp as sftp_module
-from airflow_mdbackup.scheme import tree as tree_module
+from airflow_mdbackup.scheme.backup import pull as pull_module
+from airflow_mdbackup.scheme.backup.pull import pull
+from airflow_mdbackup.scheme.common import bloom as seen_module
+from airflow_mdbackup.scheme.common.bloom import BloomFilter
+from airflow_mdbackup.scheme.common.progress import ReportTimer
 from airflow_mdbackup.scheme.errors import ConnectionLost, DestinationBusy
-from airflow_mdbackup.scheme.index import read_entries
-from airflow_mdbackup.scheme.mirror import Run, Staging
-from airflow_mdbackup.scheme.progress import Pace
-from airflow_mdbackup.scheme.pull import pull
-from airflow_mdbackup.scheme.seen import Seen
-from airflow_mdbackup.scheme.sftp import Reader, Wanted
-from airflow_mdbackup.scheme.tree import Folder, Tree
+from airflow_mdbackup.scheme.files import syscalls as syscalls_module
+from airflow_mdbackup.scheme.files import tree as tree_module
+from airflow_mdbackup.scheme.files.tree import Folder, Tree
+from airflow_mdbackup.scheme.history import journal as journal_module
+from airflow_mdbackup.scheme.index.canonical import read_entries
+from airflow_mdbackup.scheme.store.run import Run
+from airflow_mdbackup.scheme.store.staging import Staging
+from airflow_mdbackup.scheme.transfer import sftp as sftp_module
+from airflow_mdbackup.scheme.transfer.sftp import Reader
+from airflow_mdbackup.scheme.transfer.sftp_files import Wanted
 
 from .channels import ATTRS, FAILURE, CutChannel, ScriptedServer, packet, status
 from .conftest import Pair, ServerProcess
@@ -109,22 +112,22 @@ def test_content_whose_try_was_killed_is_moved_into_place_and_not_copied(
 
 
 def test_seen_never_takes_for_new_what_came_before_and_hardly_ever_the_reverse() -> None:
-    seen = Seen(20_000)
+    seen = BloomFilter(20_000)
     md5s = [md5(b"%d" % number) for number in range(20_000)]
-    assert sum(map(seen.comes_again, md5s)) < 20
-    assert all(map(seen.comes_again, md5s))
+    assert sum(map(seen.seen_before, md5s)) < 20
+    assert all(map(seen.seen_before, md5s))
 
 
 def test_memory_of_seen_is_bounded_however_much_is_to_come() -> None:
     """Space is judged by it in a pull, whose memory does not grow with the number of files."""
     tracemalloc.start()
     try:
-        seen = [Seen(number) for number in (40_000_000, 10**12)]
+        seen = [BloomFilter(number) for number in (40_000_000, 10**12)]
         assert tracemalloc.get_traced_memory()[1] < len(seen) * (33 << 20)
     finally:
         tracemalloc.stop()
-    assert not any(each.comes_again(md5(b"1")) for each in seen)
-    assert all(each.comes_again(md5(b"1")) for each in seen)
+    assert not any(each.seen_before(md5(b"1")) for each in seen)
+    assert all(each.seen_before(md5(b"1")) for each in seen)
 
 
 def test_seen_that_is_overfull_still_takes_nothing_for_new_that_came_before(
@@ -132,10 +135,10 @@ def test_seen_that_is_overfull_still_takes_nothing_for_new_that_came_before(
 ) -> None:
     """As with 40 million things, of which it takes one in 100 for another."""
     monkeypatch.setattr(seen_module, "_MOST", 1 << 17)
-    seen = Seen(20_000)
+    seen = BloomFilter(20_000)
     md5s = [md5(b"%d" % number) for number in range(20_000)]
-    assert sum(map(seen.comes_again, md5s)) < 600
-    assert all(map(seen.comes_again, md5s))
+    assert sum(map(seen.seen_before, md5s)) < 600
+    assert all(map(seen.seen_before, md5s))
 
 
 # --- beginnings, and what looks like content --------------------------------------------------------
@@ -238,7 +241,7 @@ def test_size_that_no_file_can_have_is_survived(pair: Pair, monkeypatch: pytest.
             time.sleep(0.5 if offset == 0 else 0)  # a rate at which it would take for ever
             return super().read(number, content, offset, length)
 
-    monkeypatch.setattr(Pace, "due", lambda _: True)
+    monkeypatch.setattr(ReportTimer, "due", lambda _: True)
     assert pull(pair.mirror, run, 0, lambda: Reader(Lying({path: content}))).outcomes == {"pulled": 1}
 
 
@@ -258,7 +261,7 @@ def test_rate_and_time_left_are_of_what_this_try_brings(
         pull_over(pair, run, lambda channel: Counting(channel, 11_000))
     here = len(left_in_staging(pair))
     assert 100 < here < 200
-    monkeypatch.setattr(Pace, "due", lambda _: True)
+    monkeypatch.setattr(ReportTimer, "due", lambda _: True)
     caplog.set_level(logging.INFO)
     caplog.clear()
     pair.pull(run, pair.plan)
@@ -288,8 +291,8 @@ def test_everything_is_on_the_disk_before_it_is_told(pair: Pair, monkeypatch: py
     pair.put("one", b"2")
     pair.put("two", b"2")
     run = planned(pair)
-    monkeypatch.setattr(tree_module, "syncfs", noting("sync", tree_module.syncfs))
-    monkeypatch.setattr(settle_module, "_write_index", noting("index", settle_module._write_index))
+    monkeypatch.setattr(tree_module, "syncfs", noting("sync", syscalls_module.syncfs))
+    monkeypatch.setattr(journal_module, "_write_index", noting("index", journal_module._write_index))
     monkeypatch.setattr(Path, "replace", noting("named", Path.replace))
     monkeypatch.setattr(Tree, "put", noting("put", Tree.put))
     pair.pull(run, pair.plan)
@@ -446,7 +449,7 @@ def test_waiting_for_a_task_that_does_not_get_on_has_an_end(
     """It is told meanwhile what is waited for; and whatever can be done is done."""
     caplog.set_level(logging.INFO)
     monkeypatch.setattr(pull_module, "LOCK_WAIT", 1.0)
-    monkeypatch.setattr(Pace, "due", lambda pace: True)
+    monkeypatch.setattr(ReportTimer, "due", lambda pace: True)
     large = os.urandom(400_000)
     pair.put("large", large)
     pair.put("small", b"small")

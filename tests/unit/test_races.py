@@ -15,11 +15,12 @@ from pathlib import Path
 
 import pytest
 
-from airflow_mdbackup.scheme.diff import Limits, read_plan
+from airflow_mdbackup.scheme.backup.plan import Limits, read_plan
+from airflow_mdbackup.scheme.backup.pull import pull
 from airflow_mdbackup.scheme.errors import BackupError
-from airflow_mdbackup.scheme.mirror import Run
-from airflow_mdbackup.scheme.pull import Outcome, pull
-from airflow_mdbackup.scheme.sftp import Reader
+from airflow_mdbackup.scheme.history.outcomes import Outcome
+from airflow_mdbackup.scheme.store.run import Run
+from airflow_mdbackup.scheme.transfer.sftp import Reader
 
 from ..isolation import end_with_parent
 from ..torture import Cases, scaled

@@ -12,18 +12,19 @@ from pathlib import Path
 
 import pytest
 
-from airflow_mdbackup.scheme import clean as clean_module
-from airflow_mdbackup.scheme.adopt import Source
+from airflow_mdbackup.scheme.backup import cleanup as clean_module
 from airflow_mdbackup.scheme.errors import ConsumerIndexDamaged
-from airflow_mdbackup.scheme.forget import forget
-from airflow_mdbackup.scheme.history import commits
-from airflow_mdbackup.scheme.import_versions import import_versions
-from airflow_mdbackup.scheme.past import Past
-from airflow_mdbackup.scheme.prune import Rules, pruning
-from airflow_mdbackup.scheme.rebuild import rebuild
-from airflow_mdbackup.scheme.restore import Selection, bytes_of
-from airflow_mdbackup.scheme.settle import consumer_index
-from airflow_mdbackup.scheme.tree import Folder, Tree
+from airflow_mdbackup.scheme.files.tree import Folder, Tree
+from airflow_mdbackup.scheme.history.changes import commits
+from airflow_mdbackup.scheme.history.consumer_index import consumer_index
+from airflow_mdbackup.scheme.history.forget import forget
+from airflow_mdbackup.scheme.history.timeline import Timeline
+from airflow_mdbackup.scheme.recovery.prune import KeepRules, pruning
+from airflow_mdbackup.scheme.recovery.rebuild_history import rebuild
+from airflow_mdbackup.scheme.recovery.restore import bytes_of
+from airflow_mdbackup.scheme.recovery.selection import Selection
+from airflow_mdbackup.scheme.takeover.import_versions import import_versions
+from airflow_mdbackup.scheme.takeover.survey import SourceTree
 
 from ..kept import Kept, files_in
 from ..torture import LONG, Cases, scaled
@@ -117,7 +118,7 @@ def test_what_was_lost_of_a_random_history_is_told_anew(
         pair.backup(allow_empty=True)
         snapshots.append((pair.mirror.last_commit(), files_of_a(pair)))
     lose(pair, choose)
-    with Past(pair.mirror) as past:
+    with Timeline(pair.mirror) as past:
         exact = {m.stamp for m in past.moments} - {gap.after for gap in past.gaps if gap.within}
         gaps = past.gaps
     rebuilt = rebuild(pair.mirror)
@@ -136,7 +137,7 @@ def test_what_was_lost_of_a_random_history_is_told_anew(
 
 def pair_knows(pair: Pair, stamp: str) -> bool:
     """Whether there is a moment that is not after a stamp: it is not known when lost first ones were."""
-    with Past(pair.mirror) as past:
+    with Timeline(pair.mirror) as past:
         return past.moment_at(stamp) is not None
 
 
@@ -161,7 +162,7 @@ def test_rebuilt_history_is_gone_on_with(pair: Pair, tmp_path: Path) -> None:
     assert mdbackup("rebuild", "--dest", str(pair.mirror.dest))[2] == "Nothing is missing\n"
     pair.put("changed", b"4")
     pair.backup()
-    with Past(pair.mirror) as past:
+    with Timeline(pair.mirror) as past:
         assert not past.problems
         held = [content for content in past.contents() if content.path == pair.path("changed")]
         assert [content.md5 for content in held] == [md5(b"%d" % n) for n in (1, 2, 3, 4)]
@@ -200,7 +201,7 @@ def test_a_first_commit_that_was_lost_is_told_from_when_the_backup_was_set_up(
 def states(pair: Pair, stamps: list[str]) -> dict[str, dict[bytes, bytes]]:
     """Return what history says of some moments: the md5 of each path that comes back from somewhere."""
     found: dict[str, dict[bytes, bytes]] = {}
-    with Past(pair.mirror) as past:
+    with Timeline(pair.mirror) as past:
         for stamp in stamps:
             moment = past.moment_at(stamp)
             contents = past.state(moment) if moment is not None else iter(())
@@ -215,7 +216,7 @@ def imported(pair: Pair, tree: Path, stamp: str, choose: random.Random) -> None:
         if not file.exists() and not any(parent.is_file() for parent in file.parents):
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(choose.randbytes(9))
-    import_versions(pair.mirror, Source(tree, os.fsencode(pair.a)), lambda path: (path, stamp))
+    import_versions(pair.mirror, SourceTree(tree, os.fsencode(pair.a)), lambda path: (path, stamp))
 
 
 @pytest.mark.parametrize("seed", range(2 if not LONG else 100))
@@ -236,7 +237,7 @@ def test_rebuilding_takes_no_state_away_whatever_else_people_did(
             case 2 | 3 | 4 | 5:
                 imported(pair, tmp_path / str(number), "20200101T000000.000000Z", choose)
             case 6:
-                with pruning(pair.mirror, Selection(), Rules(last=1), carry_out=True) as (_, versions):
+                with pruning(pair.mirror, Selection(), KeepRules(last=1), carry_out=True) as (_, versions):
                     assert all(version.content.until for version in versions)
         indexes[pair.mirror.last_commit()] = pair.index_b()
         check_sound(pair)
@@ -250,7 +251,7 @@ def test_rebuilding_takes_no_state_away_whatever_else_people_did(
         assert before[stamp].items() & index.items() <= after[stamp].items()
     somebody.work()
     pair.backup(allow_empty=True)
-    with Past(pair.mirror) as past:
+    with Timeline(pair.mirror) as past:
         assert not past.problems
     assert states(pair, ["9"])["9"] == pair.index_b()
 
@@ -271,7 +272,7 @@ def test_rebuilding_makes_nobody_trust_an_index_that_hands_have_written(pair: Pa
     rebuild(pair.mirror)
     assert states(pair, ["9"])["9"] == {pair.path(name): md5(name.encode()) for name in ("a", "b", "c")}
     with pair.mirror.lock("test"):
-        assert consumer_index(pair.mirror, pair.mirror.forgetting) == pair.mirror.forgetting
+        assert consumer_index(pair.mirror, pair.mirror.scratch_index) == pair.mirror.scratch_index
     assert pair.backup().outcomes == {}
 
 
@@ -289,7 +290,7 @@ def test_rebuilding_that_is_cut_off_is_gone_on_with(pair: Pair) -> None:
             path.unlink()
         rebuild(pair.mirror)
         assert [path.read_bytes() for path in commits(pair.mirror)] == whole
-        with Past(pair.mirror) as past:
+        with Timeline(pair.mirror) as past:
             assert not past.problems
 
 

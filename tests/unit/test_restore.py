@@ -21,15 +21,18 @@ from typing import Any
 
 import pytest
 
-from airflow_mdbackup.scheme import restore as restore_module
-from airflow_mdbackup.scheme import target as target_module
-from airflow_mdbackup.scheme import tree as tree_module
 from airflow_mdbackup.scheme.errors import DestinationBusy, DestinationFull, DestinationRefused
-from airflow_mdbackup.scheme.history import commits
-from airflow_mdbackup.scheme.past import Content, Past
-from airflow_mdbackup.scheme.restore import Came, Restored, Selection, restore
-from airflow_mdbackup.scheme.target import OpenTarget, trusted
-from airflow_mdbackup.scheme.tree import Folder, Tree, copy_of
+from airflow_mdbackup.scheme.files import syscalls as syscalls_module
+from airflow_mdbackup.scheme.files import tree as tree_module
+from airflow_mdbackup.scheme.files.content import copy_of
+from airflow_mdbackup.scheme.files.tree import Folder, Tree
+from airflow_mdbackup.scheme.history.changes import commits
+from airflow_mdbackup.scheme.history.timeline import FileVersion, Timeline
+from airflow_mdbackup.scheme.recovery import restore as restore_module
+from airflow_mdbackup.scheme.recovery import restore_target as target_module
+from airflow_mdbackup.scheme.recovery.restore import Restored, RestoreOutcome, restore
+from airflow_mdbackup.scheme.recovery.restore_target import OpenTarget, trusted
+from airflow_mdbackup.scheme.recovery.selection import Selection
 
 from ..kept import Kept, files_in
 from ..torture import LONG, Cases, scaled
@@ -99,7 +102,7 @@ def back(pair: Pair, target: Path, stamp: str = "9", *, sound: bool = True, **op
 
     :param sound: whether nothing is wrong with the history.
     """
-    with Past(pair.mirror) as past:
+    with Timeline(pair.mirror) as past:
         assert bool(past.problems) != sound
         moment = past.moment_at(stamp)
         contents = past.state(moment) if moment is not None else iter(())
@@ -122,7 +125,7 @@ def test_each_moment_of_a_random_history_comes_back_exactly(
         target = tmp_path / str(number)
         with cases.one():
             came = back(pair, target, stamp)
-            assert {each.came for each in came} <= {Came.RESTORED}
+            assert {each.came for each in came} <= {RestoreOutcome.RESTORED}
             assert files_in(target) == kept
         shutil.rmtree(target, ignore_errors=True)
 
@@ -187,8 +190,8 @@ def test_a_restore_that_is_killed_at_any_step_goes_on_where_it_was(
             found = {path: file for path, file in files_in(target).items() if b"/.mdbackup-" not in path}
             assert found.items() <= files_of_a(pair).items()
             came = back(pair, target)
-            assert {each.came for each in came} <= {Came.RESTORED, Came.THERE}
-            assert sum(each.came == Came.THERE for each in came) == len(found)
+            assert {each.came for each in came} <= {RestoreOutcome.RESTORED, RestoreOutcome.THERE}
+            assert sum(each.came == RestoreOutcome.THERE for each in came) == len(found)
             assert files_in(target) == files_of_a(pair)
         if not killed:
             break
@@ -197,7 +200,8 @@ def test_a_restore_that_is_killed_at_any_step_goes_on_where_it_was(
 @pytest.fixture
 def placeholders(monkeypatch: pytest.MonkeyPatch) -> None:
     """A filesystem that cannot rename only where a name is free, as NFS and many of FUSE."""
-    monkeypatch.setattr(tree_module, "rename_if_free", lambda *names: False)
+    for module in (tree_module, syscalls_module):
+        monkeypatch.setattr(module, "rename_if_free", lambda *names: False)
 
 
 @pytest.mark.guarantee("11. Getting it back")
@@ -216,7 +220,10 @@ def test_a_restore_that_is_killed_where_names_take_placeholders_goes_on_where_it
             killed = crash_at(number, partial(back, pair, target, threads=1))
             found = {path: file for path, file in files_in(target).items() if b"/.mdbackup-" not in path}
             left += len(found.items() - files_of_a(pair).items())
-            assert {each.came for each in back(pair, target)} <= {Came.RESTORED, Came.THERE}
+            assert {each.came for each in back(pair, target)} <= {
+                RestoreOutcome.RESTORED,
+                RestoreOutcome.THERE,
+            }
             assert files_in(target) == files_of_a(pair)
         if not killed:
             break
@@ -235,7 +242,7 @@ def test_a_placeholder_is_gone_also_if_the_renaming_fails_and_it_could_not_be_ta
             raise OSError(errno.ENOTCONN, "Transport endpoint is not connected")
 
         patched.setattr(os, "rename", refuse)
-        patched.setattr(tree_module, "_PLACEHOLDERS", {False: (tree_module._make_file, refuse)})
+        patched.setattr(syscalls_module, "_PLACEHOLDERS", {False: (syscalls_module._make_file, refuse)})
         with pytest.raises(OSError, match="not connected"):
             back(pair, tmp_path / "target")
     assert not files_in(tmp_path / "target")
@@ -282,7 +289,7 @@ def test_bytes_that_are_gone_are_taken_from_where_else_they_are(pair: Pair, tmp_
     old.unlink()
     came = back(pair, tmp_path / "target", stamp)
     assert outcomes(came) == {"restored": 4, "lost": 2}
-    assert {each.content.path for each in came if each.came == Came.LOST} == {
+    assert {each.content.path for each in came if each.came == RestoreOutcome.LOST} == {
         pair.path("same"),
         pair.path("twin"),
     }
@@ -298,7 +305,7 @@ def test_what_a_lost_history_told_is_found_by_the_names_of_versions(pair: Pair, 
     moved = {
         path for path in kept if b"/flipped/" in path
     }  # a directory that went as a whole has another name
-    assert {each.content.path for each in came if each.came != Came.RESTORED} == moved
+    assert {each.content.path for each in came if each.came != RestoreOutcome.RESTORED} == moved
     assert files_in(tmp_path / "target") == {path: file for path, file in kept.items() if path not in moved}
 
 
@@ -306,7 +313,7 @@ def test_what_a_lost_history_told_is_found_by_the_names_of_versions(pair: Pair, 
 def test_a_damaged_history_is_told(pair: Pair, content: bytes) -> None:
     two_runs(pair)
     commits(pair.mirror)[0].write_bytes(content)
-    with Past(pair.mirror) as past:
+    with Timeline(pair.mirror) as past:
         assert any("damaged" in problem for problem in past.problems)
 
 
@@ -354,7 +361,9 @@ def test_no_symlink_in_the_target_is_followed(pair: Pair, tmp_path: Path) -> Non
     target.mkdir()
     (target / os.fsdecode(pair.path("x")).split("/")[1]).symlink_to(outside)
     came = back(pair, target)
-    assert {each.came for each in came} == {Came.KEPT} and "is a symlink in the target" in came[0].detail
+    assert {each.came for each in came} == {RestoreOutcome.KEPT} and "is a symlink in the target" in came[
+        0
+    ].detail
     assert not any(outside.iterdir())
 
 
@@ -366,7 +375,7 @@ def test_a_target_within_the_backup_is_refused(pair: Pair) -> None:
 
 def test_what_had_gone_comes_only_when_asked(pair: Pair) -> None:
     two_runs(pair)
-    with Past(pair.mirror) as past:
+    with Timeline(pair.mirror) as past:
         moment = past.moment_at("9")
         assert moment is not None
         assert pair.path("gone") not in {content.path for content in past.state(moment)}
@@ -397,7 +406,7 @@ def test_paths_and_patterns_choose(pair: Pair, words: list[str], names: list[str
     os.unlink(pair.path("a1"))
     pair.backup()
     wanted = Selection(word.replace("/A", str(pair.a)) for word in words)
-    with Past(pair.mirror, wanted) as past:
+    with Timeline(pair.mirror, wanted) as past:
         wanted.settle(past.knows)
         moment = past.moment_at("9")
         assert moment is not None
@@ -412,7 +421,7 @@ def mdbackup(*words: str) -> tuple[int, str, str]:
     """Run the command line in a process of its own that has no Airflow, nor what comes with that alone."""
     code = (
         "import sys; sys.modules |= dict.fromkeys(('airflow', 'pydantic', 'croniter', 'yaml', 'jinja2'))\n"
-        "from airflow_mdbackup.cli.commands import main; sys.exit(main())"
+        "from airflow_mdbackup.cli.main import main; sys.exit(main())"
     )
     done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=60)
     return done.returncode, done.stdout, done.stderr
@@ -500,7 +509,7 @@ def test_the_packages_that_the_page_installs_are_enough_for_all_of_a_backup(
         f"        if module not in sys.stdlib_module_names | {{'_sysconfig', *{named!r}}}:\n"
         "            raise ModuleNotFoundError(name, name=name)\n"
         "sys.meta_path.insert(0, Rescue())\n"
-        "from airflow_mdbackup.cli.commands import main\n"
+        "from airflow_mdbackup.cli.main import main\n"
         "statuses = [main(words) for words in json.load(sys.stdin)]\n"
         "print('statuses', *statuses)\n"
     )
@@ -591,14 +600,14 @@ def test_the_name_that_restoring_needs_is_nobody_elses(pair: Pair, tmp_path: Pat
     assert mine.read_bytes() == b"somebody's"
     mine.unlink()
     mine.parent.rmdir()
-    reserved = Content(b"/.mdbackup-restoring/x", md5(b"same"), places=[pair.path("same")])
-    many = [Content(b"/%d" % number, md5(b"same"), places=[pair.path("same")]) for number in range(100)]
-    with Past(pair.mirror) as past:
+    reserved = FileVersion(b"/.mdbackup-restoring/x", md5(b"same"), places=[pair.path("same")])
+    many = [FileVersion(b"/%d" % number, md5(b"same"), places=[pair.path("same")]) for number in range(100)]
+    with Timeline(pair.mirror) as past:
         coming = restore(pair.mirror, past, [reserved, *many], target, threads=1)
-        assert next(coming).came == Came.FAILED
+        assert next(coming).came == RestoreOutcome.FAILED
         with pytest.raises(DestinationBusy):
             next(restore(pair.mirror, past, many, target))
-        assert {each.came for each in coming} == {Came.RESTORED}
+        assert {each.came for each in coming} == {RestoreOutcome.RESTORED}
     assert len(list(target.iterdir())) == 100
 
 
@@ -633,17 +642,17 @@ def test_what_is_put_in_the_place_of_a_directory_meanwhile_gets_nothing(
     two_runs(pair)
     elsewhere, target = tmp_path / "elsewhere", tmp_path / "home" / "target"
     elsewhere.mkdir()
-    with Past(pair.mirror) as past:
+    with Timeline(pair.mirror) as past:
         moment = past.moment_at("9")
         assert moment is not None
 
-        def contents() -> Iterator[Content]:
+        def contents() -> Iterator[FileVersion]:
             os.rename(target / swapped, tmp_path / "aside")
             (target / swapped).symlink_to(elsewhere)
             yield from past.state(moment)
 
         came = Counter(each.came for each in restore(pair.mirror, past, contents(), target, overwrite=True))
-    assert set(came) == {Came.RESTORED} and not os.listdir(elsewhere)
+    assert set(came) == {RestoreOutcome.RESTORED} and not os.listdir(elsewhere)
     real = (target if swapped else tmp_path / "aside") / os.fsdecode(pair.path("same"))[1:]
     assert real.read_bytes() == Path(os.fsdecode(pair.path("same"))).read_bytes()
 
@@ -803,7 +812,7 @@ def test_a_full_target_is_told_by_name_and_keeps_what_came(
         told.value
     )
     assert len(files_in(target)) == 2
-    assert Counter(each.came for each in back(pair, target))[Came.THERE] == 2
+    assert Counter(each.came for each in back(pair, target))[RestoreOutcome.THERE] == 2
     assert files_in(target) == files_of_a(pair)
 
 
@@ -845,13 +854,13 @@ def test_what_is_there_keeps_its_time_and_mode_unless_it_may_be_overwritten(
         os.utime(file, (1, 1))
         os.link(file, tmp_path / f"{number}")
     before = files_in(target)
-    assert {each.came for each in back(pair, target)} == {Came.THERE}
+    assert {each.came for each in back(pair, target)} == {RestoreOutcome.THERE}
     assert files_in(target) == before
     again = back(pair, target, overwrite=True)
-    assert {(each.came, each.replaced) for each in again} == {(Came.RESTORED, True)}
+    assert {(each.came, each.replaced) for each in again} == {(RestoreOutcome.RESTORED, True)}
     assert files_in(target) == files_of_a(pair)
     assert {(tmp_path / f"{number}").stat().st_mtime for number in range(len(before))} == {1}
-    assert {each.came for each in back(pair, target, overwrite=True)} == {Came.THERE}
+    assert {each.came for each in back(pair, target, overwrite=True)} == {RestoreOutcome.THERE}
 
 
 @pytest.mark.parametrize("lost", ["first", "last", "all"])

@@ -11,12 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from airflow_mdbackup.cli.commands import COMMANDS, main
-from airflow_mdbackup.scheme import commit as commit_module
-from airflow_mdbackup.scheme import tree as tree_module
-from airflow_mdbackup.scheme.history import commits, pending
-from airflow_mdbackup.scheme.restore import Came, Selection, restore, state_of
-from airflow_mdbackup.scheme.tree import Folder, Tree
+from airflow_mdbackup.cli.main import COMMANDS, main
+from airflow_mdbackup.scheme.files import syscalls as syscalls_module
+from airflow_mdbackup.scheme.files import tree as tree_module
+from airflow_mdbackup.scheme.files.tree import Folder, Tree
+from airflow_mdbackup.scheme.history.changes import commits, pending
+from airflow_mdbackup.scheme.history.journal import Transaction
+from airflow_mdbackup.scheme.recovery.restore import RestoreOutcome, restore
+from airflow_mdbackup.scheme.recovery.selection import Selection
+from airflow_mdbackup.scheme.recovery.state import state_of
 
 from .conftest import Pair
 from .crash import in_a_child
@@ -89,7 +92,7 @@ def cut_off(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
         def die(*arguments: object, **options: object) -> int:
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(commit_module, "finish", die)
+        monkeypatch.setattr(Transaction, "carry_out", die)
         with pytest.raises(KeyboardInterrupt):
             pair.backup(override=True)
 
@@ -220,7 +223,8 @@ def test_a_placeholder_of_root_belongs_to_the_workers(
     """If root is killed before the renaming."""
     os.chown(tmp_path, WORKER, WORKER)
     (tmp_path / "thing").mkdir() if kind == "directory" else (tmp_path / "thing").touch()
-    monkeypatch.setattr(tree_module, "rename_if_free", lambda *names: False)
+    for module in (tree_module, syscalls_module):
+        monkeypatch.setattr(module, "rename_if_free", lambda *names: False)
 
     def killed() -> None:
         monkeypatch.setattr(os, "rename", lambda *names, **options: os._exit(0))
@@ -240,11 +244,11 @@ def test_nothing_is_given_away_that_root_did_not_make(tmp_path: Path) -> None:
     (tmp_path / "full/of").mkdir(parents=True)
     for name in ("lock", "full"):
         descriptor = os.open(tmp_path / name, os.O_RDONLY)
-        tree_module.give_to_owner(descriptor, str(tmp_path))
+        syscalls_module.give_to_owner(descriptor, str(tmp_path))
         os.close(descriptor)
         assert (tmp_path / name).stat().st_uid == 0
     with Folder(tmp_path) as folder, pytest.raises(FileExistsError):
-        tree_module.make_new_directory(b"full", directory=folder.descriptor)
+        syscalls_module.make_new_directory(b"full", directory=folder.descriptor)
 
 
 def test_what_root_restores_is_roots(pair: Pair, tmp_path: Path) -> None:
@@ -253,5 +257,5 @@ def test_what_root_restores_is_roots(pair: Pair, tmp_path: Path) -> None:
     os.chown(tmp_path, WORKER, WORKER)
     with state_of(pair.mirror, Selection()) as state:
         came = [each.came for each in restore(pair.mirror, state.past, state.contents(), tmp_path)]
-    assert set(came) == {Came.RESTORED}
+    assert set(came) == {RestoreOutcome.RESTORED}
     assert {path.stat().st_uid for path in tmp_path.rglob("*")} == {0}

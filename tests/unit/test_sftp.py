@@ -14,7 +14,9 @@ from typing import Any
 import pytest
 
 from airflow_mdbackup.scheme.errors import ConnectionLost
-from airflow_mdbackup.scheme.sftp import Attributes, Code, Fetched, Reader, Stated, Stream, Wanted
+from airflow_mdbackup.scheme.transfer.sftp import Reader
+from airflow_mdbackup.scheme.transfer.sftp_files import Fetched, Stated, Stream, Wanted
+from airflow_mdbackup.scheme.transfer.sftp_packets import Attributes, Code
 
 from .channels import (
     ATTRS,

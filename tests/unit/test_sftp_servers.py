@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
-from airflow_mdbackup.scheme.sftp import SMALL, Attributes, Code, Fetched, Reader, Stated, Stream, Wanted
+from airflow_mdbackup.scheme.transfer.sftp import Reader
+from airflow_mdbackup.scheme.transfer.sftp_files import SMALL, Fetched, Stated, Stream, Wanted
+from airflow_mdbackup.scheme.transfer.sftp_packets import Attributes, Code
 
 from .channels import ATTRS, DATA, EOF, FAILURE, READ, ScriptedServer, packet, status, string
 from .test_sftp import LIMITS, fetch_all, md5
@@ -25,7 +27,7 @@ UNSUPPORTED = 8
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     """These servers send one packet at a time, and more of them do not come while we wait."""
-    monkeypatch.setattr("airflow_mdbackup.scheme.sftp._MOMENT", 0)
+    monkeypatch.setattr("airflow_mdbackup.scheme.transfer.packet_stream._MOMENT", 0)
 
 
 class Odd(ScriptedServer):

@@ -14,10 +14,10 @@ from typing import NamedTuple
 
 import pytest
 
-import airflow_mdbackup.scheme.clean as clean_module
+import airflow_mdbackup.scheme.backup.cleanup as clean_module
+from airflow_mdbackup.scheme.backup.pull import pull
 from airflow_mdbackup.scheme.errors import ConnectionLost, IndexRefused
-from airflow_mdbackup.scheme.pull import pull
-from airflow_mdbackup.scheme.sftp import Reader
+from airflow_mdbackup.scheme.transfer.sftp import Reader
 
 from ..torture import Cases, scaled
 from .channels import CutChannel

@@ -20,19 +20,19 @@ from typing import Any
 
 import pytest
 
-from airflow_mdbackup.scheme import commit as commit_module
-from airflow_mdbackup.scheme import disk as disk_module
-from airflow_mdbackup.scheme import mirror as mirror_module
-from airflow_mdbackup.scheme import part as part_module
-from airflow_mdbackup.scheme import pull as pull_module
-from airflow_mdbackup.scheme import space
-from airflow_mdbackup.scheme.disk import Room
+from airflow_mdbackup.scheme.backup import commit as commit_module
+from airflow_mdbackup.scheme.backup import free_space as space
+from airflow_mdbackup.scheme.backup import pull as pull_module
+from airflow_mdbackup.scheme.backup.pull import pull
+from airflow_mdbackup.scheme.common import units as units_module
 from airflow_mdbackup.scheme.errors import ConnectionLost, DestinationBroken, DestinationFull
-from airflow_mdbackup.scheme.mirror import Run
-from airflow_mdbackup.scheme.pull import pull
-from airflow_mdbackup.scheme.records import read_header
-from airflow_mdbackup.scheme.sftp import Reader
-from airflow_mdbackup.scheme.tree import shares_blocks
+from airflow_mdbackup.scheme.files.content import shares_blocks
+from airflow_mdbackup.scheme.files.disk import Space
+from airflow_mdbackup.scheme.files.jsonl import read_header
+from airflow_mdbackup.scheme.store import mirror as mirror_module
+from airflow_mdbackup.scheme.store.run import Run
+from airflow_mdbackup.scheme.transfer import partial_file as part_module
+from airflow_mdbackup.scheme.transfer.sftp import Reader
 
 from .channels import ATTRS, OPEN, STAT, CutChannel, ScriptedServer, packet
 from .conftest import Pair, ServerProcess
@@ -627,7 +627,7 @@ def test_sizes_of_all_kinds_are_told_apart_as_far_as_cells_go(monkeypatch: pytes
     assert len(needed.cells) <= 256
     taken = sum(-(-size // 4096) * 4096 for size in sizes)
     assert sum(need.size for need in needed.cells.values()) == taken + 10_000 * (1024 - space._TOLD)
-    has = Room(10 << 30, 100_000)
+    has = Space(10 << 30, 100_000)
     judged = needed.judged(has)
     left_out = {(blocks, lot) for blocks, lot, _ in judged["cells"]}
     come = [need for cell, need in needed.cells.items() if cell not in left_out]
@@ -799,7 +799,7 @@ def test_a_quota_that_ends_is_told_like_a_full_disk_and_a_broken_disk_is_not(
 ) -> None:
     """There, freeing room would not help."""
     pair.mirror.claim()
-    with pytest.raises(kind, match=re.escape(os.strerror(number))), pair.mirror.told_plainly():
+    with pytest.raises(kind, match=re.escape(os.strerror(number))), pair.mirror.translate_os_errors():
         raise OSError(number, os.strerror(number))
 
 
@@ -809,7 +809,7 @@ def test_a_quota_that_ends_is_told_like_a_full_disk_and_a_broken_disk_is_not(
 )
 def test_amounts_are_told_in_units_for_people(size: int, told: str) -> None:
     """Powers of ten, as in the configuration."""
-    assert disk_module.amount(size) == told
+    assert units_module.format_size(size) == told
 
 
 # --- runs side by side ------------------------------------------------------------------------------
@@ -843,7 +843,7 @@ def test_a_commit_while_room_is_judged_is_known_to_the_next_try(
     pair.pull(first, pair.plan)
     judge = space.judge_room
 
-    def commit_and_judge(*args: Any) -> space.LeftOut:
+    def commit_and_judge(*args: Any) -> space.SkippedForSpace:
         pair.finish(first)
         disk.leave(RESERVE + MB)
         return judge(*args)
@@ -866,7 +866,7 @@ def test_an_index_that_is_deleted_while_room_is_judged_stops_nothing(
     pair.finish(first)
     judge = space.judge_room
 
-    def delete_and_judge(*args: Any) -> space.LeftOut:
+    def delete_and_judge(*args: Any) -> space.SkippedForSpace:
         pair.mirror.index.unlink()
         disk.leave(RESERVE + MB)
         return judge(*args)

@@ -17,21 +17,28 @@ import pendulum
 import pytest
 from airflow.timetables.trigger import CronTriggerTimetable
 
-from airflow_mdbackup.cli.commands import main
+from airflow_mdbackup.cli.main import main
 from airflow_mdbackup.cli.status_formats import Report, as_prometheus, as_text
-from airflow_mdbackup.config import load, next_run
-from airflow_mdbackup.config.max_age import default_max_age
-from airflow_mdbackup.config.schedule import Assets, Timetable
+from airflow_mdbackup.config import load
+from airflow_mdbackup.config import schedule as schedule_module
+from airflow_mdbackup.config.schedule import Assets, Timetable, default_max_age
 from airflow_mdbackup.config.settings import default_timezone
-from airflow_mdbackup.scheme import moments
-from airflow_mdbackup.scheme.durations import apart, in_words
+from airflow_mdbackup.scheme.backup.fetch import fetch_index
+from airflow_mdbackup.scheme.common import times as moments
+from airflow_mdbackup.scheme.common.units import describe_duration, describe_two_durations, parse_duration
 from airflow_mdbackup.scheme.errors import GuardTripped
-from airflow_mdbackup.scheme.fetch import fetch_index
-from airflow_mdbackup.scheme.mirror import Mirror
-from airflow_mdbackup.scheme.quantities import parse_duration
-from airflow_mdbackup.scheme.records import read_header, write_state
-from airflow_mdbackup.scheme.sftp import Reader
-from airflow_mdbackup.scheme.status import Commit, State, Status, Unfinished, is_due, judge, look
+from airflow_mdbackup.scheme.files.jsonl import read_header, write_state
+from airflow_mdbackup.scheme.recovery.health import (
+    Health,
+    LastCommit,
+    ProviderHealth,
+    Unfinished,
+    check_health,
+    is_due,
+    judge,
+)
+from airflow_mdbackup.scheme.store.mirror import Mirror
+from airflow_mdbackup.scheme.transfer.sftp import Reader
 
 from .conftest import Pair
 
@@ -42,18 +49,18 @@ NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
 @pytest.mark.parametrize(
     ("last_good", "since", "state", "said"),
     [
-        (NOW - 26 * HOUR, None, State.GOOD, ""),
-        (NOW - 27 * HOUR, None, State.STALE, "the last good run was 27 h ago, more than 26 h"),
-        (NOW + 30 * HOUR, None, State.STALE, "30 h in the future"),
-        (NOW + timedelta(minutes=5), None, State.GOOD, ""),
-        (None, None, State.NEVER, "there was no good run yet"),
-        (None, NOW - 26 * HOUR, State.GOOD, ""),
-        (None, NOW - 27 * HOUR, State.NEVER, "no good run yet, in the 27 h since this is watched"),
-        (NOW - 27 * HOUR, NOW, State.STALE, "27 h ago"),
+        (NOW - 26 * HOUR, None, Health.GOOD, ""),
+        (NOW - 27 * HOUR, None, Health.STALE, "the last good run was 27 h ago, more than 26 h"),
+        (NOW + 30 * HOUR, None, Health.STALE, "30 h in the future"),
+        (NOW + timedelta(minutes=5), None, Health.GOOD, ""),
+        (None, None, Health.NEVER, "there was no good run yet"),
+        (None, NOW - 26 * HOUR, Health.GOOD, ""),
+        (None, NOW - 27 * HOUR, Health.NEVER, "no good run yet, in the 27 h since this is watched"),
+        (NOW - 27 * HOUR, NOW, Health.STALE, "27 h ago"),
     ],
 )
 def test_backup_is_good_up_to_its_max_age_and_then_stale(
-    last_good: datetime | None, since: datetime | None, state: State, said: str
+    last_good: datetime | None, since: datetime | None, state: Health, said: str
 ) -> None:
     """One that never was has that long from when it is first seen; a clock that is wrong hides nothing."""
     judged, message = judge(last_good, 26 * HOUR, NOW, since)
@@ -79,14 +86,14 @@ def test_an_age_and_its_limit_are_never_the_same_in_words(
 
 
 def test_a_whole_age_and_a_limit_of_less_than_a_second_differ() -> None:
-    assert apart(timedelta(seconds=0.4), timedelta(seconds=0.2)) == ("1 s", "0 s")
+    assert describe_two_durations(timedelta(seconds=0.4), timedelta(seconds=0.2)) == ("1 s", "0 s")
 
 
 def test_without_a_max_age_any_good_run_will_do() -> None:
     """`max_age: null` switches the alarm off, and a backup that never was is still no backup."""
-    assert judge(NOW - 9000 * HOUR, None, NOW) == (State.GOOD, "")
-    assert judge(None, None, NOW)[0] == State.NEVER
-    assert judge(None, None, NOW, since=NOW - 9000 * HOUR) == (State.GOOD, "")
+    assert judge(NOW - 9000 * HOUR, None, NOW) == (Health.GOOD, "")
+    assert judge(None, None, NOW)[0] == Health.NEVER
+    assert judge(None, None, NOW, since=NOW - 9000 * HOUR) == (Health.GOOD, "")
 
 
 def test_people_are_told_at_once_and_then_once_a_day() -> None:
@@ -103,7 +110,7 @@ def test_people_are_told_at_once_and_then_once_a_day() -> None:
 )
 def test_durations_are_told_in_their_two_largest_units(seconds: int, text: str) -> None:
     """As people say them."""
-    assert in_words(timedelta(seconds=seconds)) == text
+    assert describe_duration(timedelta(seconds=seconds)) == text
 
 
 @pytest.mark.parametrize(
@@ -158,12 +165,12 @@ def test_status_is_what_a_real_run_left(pair: Pair) -> None:
     pair.put("two", b"2")
     pair.backup()
     before = sorted((str(path), path.lstat().st_mtime_ns) for path in pair.mirror.dest.rglob("*"))
-    status = look(pair.mirror, 26 * HOUR, datetime.now(UTC))
-    assert (status.state, status.files, status.message) == (State.GOOD, 2, "")
+    status = check_health(pair.mirror, 26 * HOUR, datetime.now(UTC))
+    assert (status.state, status.files, status.message) == (Health.GOOD, 2, "")
     assert status.last_good == status.last_commit is not None
     assert status.last_good is not None and status.last_good.outcomes == {"pulled": 2}
-    later = look(pair.mirror, 26 * HOUR, datetime.now(UTC) + 27 * HOUR)
-    assert later.state == State.STALE
+    later = check_health(pair.mirror, 26 * HOUR, datetime.now(UTC) + 27 * HOUR)
+    assert later.state == Health.STALE
     assert sorted((str(path), path.lstat().st_mtime_ns) for path in pair.mirror.dest.rglob("*")) == before
 
 
@@ -210,7 +217,7 @@ def refusing() -> Reader:
 
 
 def in_words_of(text: str) -> str:
-    return moments.in_words(moments.stamp_of(datetime.fromisoformat(text)))
+    return moments.format_time(moments.stamp_of(datetime.fromisoformat(text)))
 
 
 def test_a_time_that_the_status_prints_means_that_run_to_other_commands(
@@ -237,8 +244,8 @@ def test_a_first_run_that_fails_is_told_beside_that_there_was_none(pair: Pair) -
     pair.mirror.claim()
     with pytest.raises(ConnectionRefusedError):
         fetch_index(pair.mirror, pair.new_run(), refusing, pair.index)
-    status = look(pair.mirror, None, datetime.now(UTC))
-    assert status.state == State.NEVER
+    status = check_health(pair.mirror, None, datetime.now(UTC))
+    assert status.state == Health.NEVER
     assert status.unfinished is not None and status.unfinished.run_id == "manual__1"
 
 
@@ -267,25 +274,25 @@ def test_a_run_that_came_before_the_last_commit_is_not_told(pair: Pair) -> None:
     pair.build_index()
     pair.prepare()
     pair.backup()
-    assert look(pair.mirror, None, datetime.now(UTC)).unfinished is None
+    assert check_health(pair.mirror, None, datetime.now(UTC)).unfinished is None
     run = pair.prepare()
     before = sorted((str(path), path.lstat().st_mtime_ns) for path in pair.mirror.dest.rglob("*"))
-    assert look(pair.mirror, None, datetime.now(UTC)).unfinished is not None
+    assert check_health(pair.mirror, None, datetime.now(UTC)).unfinished is not None
     assert sorted((str(path), path.lstat().st_mtime_ns) for path in pair.mirror.dest.rglob("*")) == before
     (run.folder / "run.lock").unlink()
-    assert look(pair.mirror, None, datetime.now(UTC)).unfinished is not None
+    assert check_health(pair.mirror, None, datetime.now(UTC)).unfinished is not None
     for text in (
         "",
         '{"format": 1, "order": "n9"}\n',
         '{"format": 1, "order": "n9", "run_id": 1, "at": "x"}\n',
     ):
         run.begun.write_text(f"{text}\n")
-        status = look(pair.mirror, None, datetime.now(UTC))
-        assert (status.state, status.unfinished) == (State.GOOD, None)
+        status = check_health(pair.mirror, None, datetime.now(UTC))
+        assert (status.state, status.unfinished) == (Health.GOOD, None)
     run.begun.unlink()
     run.begun.mkdir()
     pair.prepare()
-    status = look(pair.mirror, None, datetime.now(UTC))
+    status = check_health(pair.mirror, None, datetime.now(UTC))
     assert status.unfinished is not None and status.unfinished.run_id == "manual__4"
 
 
@@ -307,9 +314,9 @@ def test_destination_without_a_good_run_is_told_as_never_backed_up(tmp_path: Pat
         set_up(tmp_path / "new"),
         set_up(tmp_path / "failed", files=0, last_commit=failed),
     ):
-        status = look(mirror, HOUR, NOW)
-        assert status.state == State.NEVER and status.message
-    assert status.last_commit == Commit("r", datetime(2026, 11, 24, 3, tzinfo=UTC), {"denied": 3})
+        status = check_health(mirror, HOUR, NOW)
+        assert status.state == Health.NEVER and status.message
+    assert status.last_commit == LastCommit("r", datetime(2026, 11, 24, 3, tzinfo=UTC), {"denied": 3})
 
 
 @pytest.mark.parametrize(
@@ -327,15 +334,15 @@ def test_damaged_status_is_told_as_unreadable_and_never_raised(tmp_path: Path, t
     """One backup that cannot be judged must not hide the others."""
     mirror = set_up(tmp_path / "dest")
     mirror.status.write_text(text)
-    status = look(mirror, HOUR, NOW)
-    assert status.state == State.UNREADABLE and str(mirror.status) in status.message
+    status = check_health(mirror, HOUR, NOW)
+    assert status.state == Health.UNREADABLE and str(mirror.status) in status.message
 
 
 def test_destination_of_another_provider_is_told_as_unreadable(tmp_path: Path) -> None:
     """Its good runs are not this one's."""
     set_up(tmp_path / "dest")
-    status = look(Mirror(tmp_path / "dest", "other"), HOUR, NOW)
-    assert status.state == State.UNREADABLE and "belongs to the provider 'web'" in status.message
+    status = check_health(Mirror(tmp_path / "dest", "other"), HOUR, NOW)
+    assert status.state == Health.UNREADABLE and "belongs to the provider 'web'" in status.message
 
 
 def test_destination_that_may_not_be_read_is_told_as_unreadable(tmp_path: Path) -> None:
@@ -347,12 +354,12 @@ def test_destination_that_may_not_be_read_is_told_as_unreadable(tmp_path: Path) 
     else:
         mirror.dest.chmod(0)
     try:
-        status = look(mirror, HOUR, NOW)
+        status = check_health(mirror, HOUR, NOW)
     finally:
         if root:
             os.seteuid(0)
         mirror.dest.chmod(0o700)
-    assert status.state == State.UNREADABLE and "run this as the user of the workers" in status.message
+    assert status.state == Health.UNREADABLE and "run this as the user of the workers" in status.message
 
 
 # --- the command ------------------------------------------------------------------------------------
@@ -472,7 +479,7 @@ def test_prometheus_file_is_replaced_in_one_step_and_readable_for_others(file: P
         assert open_before.read() == "old"
     samples = parsed(output.read_text())
     for provider, state in (("good", "good"), ("stale", "stale"), ("never", "never"), ("invalid", "invalid")):
-        states = {s: samples["mdbackup_provider_state", of(provider=provider, state=s.value)] for s in State}
+        states = {s: samples["mdbackup_provider_state", of(provider=provider, state=s.value)] for s in Health}
         assert [s for s, value in states.items() if value] == [state]
     at = samples["mdbackup_last_good_timestamp_seconds", of(provider="stale")]
     assert abs(datetime.now(UTC).timestamp() - 50 * 3600 - at) < 600
@@ -523,8 +530,8 @@ def test_figures_of_a_backup_are_told_in_each_format(pair: Pair, capsys: pytest.
 def test_totals_that_are_damaged_are_not_known_and_spoil_nothing_else(tmp_path: Path, totals: Any) -> None:
     run = {"run_id": "r", "at": NOW.isoformat(), "outcomes": {}}
     mirror = set_up(tmp_path / "dest", last_good=run, files=3, totals=totals)
-    status = look(mirror, HOUR, NOW)
-    assert (status.state, status.files, status.disk, status.came) == (State.GOOD, 3, None, None)
+    status = check_health(mirror, HOUR, NOW)
+    assert (status.state, status.files, status.disk, status.came) == (Health.GOOD, 3, None, None)
 
 
 VIENNA = ZoneInfo("Europe/Vienna")
@@ -549,7 +556,7 @@ VIENNA = ZoneInfo("Europe/Vienna")
 def test_next_run_is_what_the_schedule_says_in_the_time_zone_of_airflow(
     schedule: str | None, zone: tzinfo, expected: str | None
 ) -> None:
-    due = next_run.next_run(schedule, NOW, zone)
+    due = schedule_module.next_run(schedule, NOW, zone)
     assert (None if due is None else due.isoformat()) == (expected and f"{expected}:00+00:00")
 
 
@@ -563,14 +570,17 @@ def test_next_run_is_that_of_airflow_where_clocks_are_put_forward_or_back(cron: 
         for number in range(100):
             now = start + number * timedelta(minutes=7)
             due = timetable._get_next(pendulum.instance(now))
-            assert next_run.next_run(cron, now, VIENNA) == due, now
+            assert schedule_module.next_run(cron, now, VIENNA) == due, now
 
 
 def test_what_starts_runs_is_told_in_words_where_no_time_is_known() -> None:
-    assert next_run.in_words(Assets(("mdbackup://web", "other"))) == "after mdbackup://web and other"
-    assert next_run.in_words(Timetable("a.B", {})) == "by the timetable a.B"
-    assert next_run.in_words(None) == "by hand"
-    assert next_run.next_run(Assets(("mdbackup://web",)), NOW, UTC) is None
+    assert (
+        schedule_module.describe_schedule(Assets(("mdbackup://web", "other")))
+        == "after mdbackup://web and other"
+    )
+    assert schedule_module.describe_schedule(Timetable("a.B", {})) == "by the timetable a.B"
+    assert schedule_module.describe_schedule(None) == "by hand"
+    assert schedule_module.next_run(Assets(("mdbackup://web",)), NOW, UTC) is None
 
 
 def test_time_zone_is_that_of_airflow_without_importing_it(
@@ -621,8 +631,8 @@ def test_first_line_says_which_backups_are_not_good_and_stays_short(
     bad: int, problems: int, first: str
 ) -> None:
     """Agents of monitoring show no more."""
-    statuses = [Status(f"srv{number}", State.STALE) for number in range(bad)]
-    report = Report(NOW, (*statuses, *(Status(n, State.GOOD) for n in "ab")), ("wrong",) * problems)
+    statuses = [ProviderHealth(f"srv{number}", Health.STALE) for number in range(bad)]
+    report = Report(NOW, (*statuses, *(ProviderHealth(n, Health.GOOD) for n in "ab")), ("wrong",) * problems)
     assert as_text(report).splitlines()[0] == first
     assert report.good == (not bad and not problems)
 
@@ -639,15 +649,19 @@ def test_first_line_says_that_a_last_run_failed_while_the_backup_is_still_good(
     outcomes: dict[str, int], more: str
 ) -> None:
     """Which is no alarm yet: the exit status stays 0 until the last good run is too old."""
-    last = Commit("r2", NOW, outcomes)
-    report = Report(NOW, (Status("srv0", State.GOOD, 26 * HOUR, Commit("r1", NOW - HOUR), last),), ())
+    last = LastCommit("r2", NOW, outcomes)
+    report = Report(
+        NOW, (ProviderHealth("srv0", Health.GOOD, 26 * HOUR, LastCommit("r1", NOW - HOUR), last),), ()
+    )
     assert as_text(report).splitlines()[0] == f"1 of 1 backups good{more}"
     assert report.good
 
 
 def test_first_line_names_few_of_many_that_failed_in_their_last_run() -> None:
-    last = Commit("r2", NOW, {"failed": 1})
-    report = Report(NOW, tuple(Status(f"srv{n}", State.GOOD, None, None, last) for n in range(400)), ())
+    last = LastCommit("r2", NOW, {"failed": 1})
+    report = Report(
+        NOW, tuple(ProviderHealth(f"srv{n}", Health.GOOD, None, None, last) for n in range(400)), ()
+    )
     first = as_text(report).splitlines()[0]
     assert "srv4 had 1 failure in its last run, and 395 more" in first and "srv5" not in first
 
@@ -655,9 +669,11 @@ def test_first_line_names_few_of_many_that_failed_in_their_last_run() -> None:
 def test_odd_names_cannot_break_the_formats_or_the_terminal() -> None:
     """Whatever a status file or a file of the configuration says."""
     odd = 'a"b\\c\nd\x1b[31m'
-    commit = Commit(odd, NOW, {odd: 1})
+    commit = LastCommit(odd, NOW, {odd: 1})
     run = Unfinished(odd, NOW, at_work=False)
-    report = Report(NOW, (Status("web", State.STALE, HOUR, None, commit, 1, odd, unfinished=run),), (odd,))
+    report = Report(
+        NOW, (ProviderHealth("web", Health.STALE, HOUR, None, commit, 1, odd, unfinished=run),), (odd,)
+    )
     assert len(as_text(report).splitlines()) == 3
     outcomes = [labels for name, labels in parsed(as_prometheus(report)) if name.endswith("outcomes")]
     assert outcomes == [of(provider="web", outcome='a"b\\c\nd\\x1b[31m')]
@@ -671,7 +687,7 @@ def test_command_needs_no_airflow(file: Path) -> None:
         "    def find_spec(self, name, *rest):\n"
         "        assert name.partition('.')[0] != 'airflow', f'{name} is imported'\n"
         "sys.meta_path.insert(0, Broken())\n"
-        "from airflow_mdbackup.cli.commands import main\n"
+        "from airflow_mdbackup.cli.main import main\n"
         "sys.exit(main(sys.argv[1:]))\n"
     )
     done = subprocess.run(

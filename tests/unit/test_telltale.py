@@ -8,14 +8,14 @@ import zipfile
 
 import pytest
 
-from airflow_mdbackup.scheme.diff import Limits
-from airflow_mdbackup.scheme.telltale import MANY, Contents, Names
+from airflow_mdbackup.scheme.backup.plan import Limits
+from airflow_mdbackup.scheme.backup.ransomware import MANY, SuspectContents, SuspectNames
 
 from .conftest import Pair
 
 
 def told_of_names(gone: list[bytes], new: list[bytes]) -> str | None:
-    names = Names()
+    names = SuspectNames()
     for path in sorted({*gone, *new}):
         (names.gone if path in gone else names.new)(path)
     return names.told()
@@ -58,7 +58,7 @@ def zipped(content: bytes) -> bytes:
 
 
 def told_of_contents(files: dict[bytes, bytes]) -> str | None:
-    contents = Contents()
+    contents = SuspectContents()
     for path, content in files.items():
         contents.look(path, content[:4096])
     return contents.told()

@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from airflow_mdbackup.scheme.index import Entry
-from airflow_mdbackup.scheme.threads import spread
+from airflow_mdbackup.scheme.common.parallel import parallel_map
+from airflow_mdbackup.scheme.index.canonical import Entry
 
 THINGS = [Entry(b"/%d" % number, b"") for number in range(160)]
 SIZES = [0, 1 << 20, 1 << 28, None]
@@ -27,7 +27,7 @@ def test_work_that_waits_for_the_disk_is_done_side_by_side(size: int | None, sec
         at_work.discard(threading.get_ident())
         return thing.path
 
-    found = list(spread(THINGS, act, 4, lambda thing: size))
+    found = list(parallel_map(THINGS, act, 4, lambda thing: size))
     assert found == [thing.path for thing in THINGS] and most > 1
 
 
@@ -41,7 +41,7 @@ def test_short_work_that_keeps_the_processor_busy_is_done_by_one_thread() -> Non
         if 16 <= len(threads) < 64:
             time.sleep(0.02)
 
-    assert len(list(spread(things, act, 4, lambda thing: 0))) == len(things)
+    assert len(list(parallel_map(things, act, 4, lambda thing: 0))) == len(things)
     own = threading.get_ident()
     assert {*threads[:16]} == {*threads[-16:]} == {own} and {*threads} > {own}
 
@@ -57,7 +57,7 @@ def test_short_work_goes_on_when_some_of_it_fails(size: int | None) -> None:
 
     found = []
     with pytest.raises(OSError):
-        for thing in spread(THINGS, act, 4, lambda thing: size):
+        for thing in parallel_map(THINGS, act, 4, lambda thing: size):
             found.append(thing)
     assert found == THINGS[: 40 if size else 32]
 
@@ -65,7 +65,7 @@ def test_short_work_goes_on_when_some_of_it_fails(size: int | None) -> None:
 def test_few_large_files_are_shared_out() -> None:
     """Each thread has one, though all would fit into what a thread takes of short ones."""
     together = threading.Barrier(4, timeout=10)
-    assert len({*spread(THINGS[:4], lambda thing: together.wait(), 4, lambda thing: 1 << 28)}) == 4
+    assert len({*parallel_map(THINGS[:4], lambda thing: together.wait(), 4, lambda thing: 1 << 28)}) == 4
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -84,5 +84,5 @@ def test_no_more_things_than_wanted_are_worked_on_at_a_time(threads: int) -> Non
         return thing
 
     sizes = {thing: SIZES[number // 20 % 4] for number, thing in enumerate(THINGS)}
-    assert list(spread(THINGS, act, threads, sizes.__getitem__)) == THINGS
+    assert list(parallel_map(THINGS, act, threads, sizes.__getitem__)) == THINGS
     assert most == threads

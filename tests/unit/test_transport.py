@@ -19,15 +19,18 @@ from typing import Any
 
 import pytest
 
-from airflow_mdbackup.scheme import sftp as sftp_module
-from airflow_mdbackup.scheme import tree as tree_module
+from airflow_mdbackup.scheme.backup.fetch import fetch_index
+from airflow_mdbackup.scheme.backup.pull import PullSummary, pull
+from airflow_mdbackup.scheme.backup.results import Result
 from airflow_mdbackup.scheme.errors import ConnectionLost
-from airflow_mdbackup.scheme.fetch import fetch_index
-from airflow_mdbackup.scheme.index import read_entries
-from airflow_mdbackup.scheme.mirror import Run
-from airflow_mdbackup.scheme.pull import PullSummary, Result, pull
-from airflow_mdbackup.scheme.records import read_records
-from airflow_mdbackup.scheme.sftp import Reader, Stream, Wanted
+from airflow_mdbackup.scheme.files import tree as tree_module
+from airflow_mdbackup.scheme.files.jsonl import read_records
+from airflow_mdbackup.scheme.index.canonical import read_entries
+from airflow_mdbackup.scheme.store.run import Run
+from airflow_mdbackup.scheme.transfer import sftp as sftp_module
+from airflow_mdbackup.scheme.transfer import sftp_packets as sftp_packets_module
+from airflow_mdbackup.scheme.transfer.sftp import Reader
+from airflow_mdbackup.scheme.transfer.sftp_files import Stream, Wanted
 
 from ..torture import Cases, scaled
 from .channels import (
@@ -60,10 +63,10 @@ FILES = {"a": 10, "b": 150, "c": 500, "empty": 0, "large": 1500, "larger": 1900,
 def little(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small portions; and nothing waits for the disk, since no power fails here."""
     monkeypatch.setattr(sftp_module, "SMALL", SMALL)
-    monkeypatch.setattr(sftp_module, "_FIRST", FIRST)
+    monkeypatch.setattr(sftp_module, "FIRST", FIRST)
     monkeypatch.setattr(sftp_module, "_MAX_READ", PORTION)
     monkeypatch.setattr(sftp_module, "_DEFAULT_READ", PORTION)
-    monkeypatch.setattr(sftp_module, "_MOMENT", 0)
+    monkeypatch.setattr("airflow_mdbackup.scheme.transfer.packet_stream._MOMENT", 0)
     monkeypatch.setattr(tree_module, "syncfs", lambda descriptor: None)
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
@@ -235,7 +238,7 @@ def test_a_request_cut_after_any_byte_costs_a_retry(line: Line, cases: Cases) ->
     requests = [*packets_of(b"".join(sent))]
     total = sum(map(len, requests))
     # Nobody waits for what is closed at the end, and how much that is, is a matter of time.
-    needed = total - sum(len(request) for request in requests if request[4] == sftp_module._Type.CLOSE)
+    needed = total - sum(len(request) for request in requests if request[4] == sftp_packets_module.Type.CLOSE)
     for place in range(0, total, scaled(3, 1)):
         with cases.one():
             said = line.lost(lambda channel, place=place: CutRequestsChannel(channel, place))

@@ -15,26 +15,27 @@ from pathlib import Path
 
 import pytest
 
-from airflow_mdbackup.scheme import commit as commit_module
-from airflow_mdbackup.scheme import past as past_module
-from airflow_mdbackup.scheme import settle as settle_module
-from airflow_mdbackup.scheme import totals
 from airflow_mdbackup.scheme.errors import DestinationBusy
-from airflow_mdbackup.scheme.forget import forget
-from airflow_mdbackup.scheme.history import commits
-from airflow_mdbackup.scheme.mirror import Mirror, Run
-from airflow_mdbackup.scheme.past import Past
-from airflow_mdbackup.scheme.records import write_state
-from airflow_mdbackup.scheme.verify import (
-    Found,
-    Part,
-    Verified,
-    Walk,
+from airflow_mdbackup.scheme.files.jsonl import write_state
+from airflow_mdbackup.scheme.history import status_file as status_file_module
+from airflow_mdbackup.scheme.history import timeline as past_module
+from airflow_mdbackup.scheme.history import usage as totals
+from airflow_mdbackup.scheme.history.changes import commits
+from airflow_mdbackup.scheme.history.forget import forget
+from airflow_mdbackup.scheme.history.journal import Transaction
+from airflow_mdbackup.scheme.history.timeline import Timeline
+from airflow_mdbackup.scheme.recovery.verify import (
+    Portion,
+    Verification,
+    VerifiedFile,
+    VerifyOutcome,
     repair,
     unknown,
     verify,
     what_follows,
 )
+from airflow_mdbackup.scheme.store.mirror import Mirror
+from airflow_mdbackup.scheme.store.run import Run
 
 from ..torture import Cases
 from .conftest import Pair
@@ -46,9 +47,9 @@ from .test_restore import mdbackup, two_runs
 
 def found_in(pair: Pair) -> dict[bytes, str]:
     """Verify all, and return what is not sound, by its place."""
-    with Past(pair.mirror) as past:
+    with Timeline(pair.mirror) as past:
         every = [*verify(pair.mirror, past, past.contents()), *unknown(pair.mirror, past)]
-    return {each.place: each.found.value for each in every if each.found != Found.SOUND}
+    return {each.place: each.found.value for each in every if each.found != VerifyOutcome.SOUND}
 
 
 def rot(file: Path) -> None:
@@ -97,7 +98,7 @@ def test_each_kind_of_damage_is_found_as_what_it_is(pair: Pair) -> None:
 def test_what_a_run_commits_meanwhile_is_looked_for_where_it_went(pair: Pair) -> None:
     """It is no damage that a file is not where it was when the verification began; but rot is."""
     two_runs(pair)
-    with Past(pair.mirror) as past:
+    with Timeline(pair.mirror) as past:
         pair.put("same", b"changed now")
         pair.put("gone", b"back")
         os.unlink(pair.path("twin"))
@@ -106,8 +107,8 @@ def test_what_a_run_commits_meanwhile_is_looked_for_where_it_went(pair: Pair) ->
         rot(pair.live("new"))
         every = list(verify(pair.mirror, past, past.contents()))
         found = {each.content.path: each.found for each in every if each.content is not None}
-    assert found.pop(pair.path("new")) == Found.ROTTEN
-    assert set(found.values()) == {Found.SOUND}
+    assert found.pop(pair.path("new")) == VerifyOutcome.ROTTEN
+    assert set(found.values()) == {VerifyOutcome.SOUND}
 
 
 def test_a_limit_that_cannot_be_kept_makes_no_file_unreadable(pair: Pair) -> None:
@@ -121,17 +122,17 @@ def test_a_limit_that_cannot_be_kept_makes_no_file_unreadable(pair: Pair) -> Non
 def test_parts_come_to_everything_once(pair: Pair, size: int) -> None:
     """A path with all its versions is in one part; files that come and go in between harm nothing."""
     two_runs(pair)
-    seen: list[Verified] = []
+    seen: list[VerifiedFile] = []
     parts = 0
     while True:
         parts += 1
-        with Past(pair.mirror) as past:
-            part = Part(pair.mirror, past, size)
+        with Timeline(pair.mirror) as past:
+            part = Portion(pair.mirror, past, size)
             seen += verify(pair.mirror, past, part)
             part.keep()
         if part.is_last:
             break
-    with Past(pair.mirror) as past:
+    with Timeline(pair.mirror) as past:
         assert [each.content for each in seen] == [c for c in past.contents() if c.places]
     assert (parts > 1) == (size < 10_000)
 
@@ -140,8 +141,8 @@ def test_parts_come_to_everything_once(pair: Pair, size: int) -> None:
 def test_a_spoilt_mark_begins_anew(pair: Pair, content: bytes) -> None:
     two_runs(pair)
     pair.mirror.verified.write_bytes(content)
-    with Past(pair.mirror) as past:
-        assert list(Part(pair.mirror, past, 10_000)) == list(past.contents())
+    with Timeline(pair.mirror) as past:
+        assert list(Portion(pair.mirror, past, 10_000)) == list(past.contents())
 
 
 def test_command_fails_for_damage_and_names_the_files(pair: Pair) -> None:
@@ -224,7 +225,7 @@ def test_damage_is_judged_again_under_the_lock(pair: Pair) -> None:
     for name in ("same", "new", "gone"):
         rot(pair.live(name))
     pair.live("twin").unlink()
-    with Past(pair.mirror) as past:
+    with Timeline(pair.mirror) as past:
         damaged = [each for each in verify(pair.mirror, past, past.contents()) if not each.found.good]
     assert len(damaged) == 4
     before = os.stat(pair.path("same"))
@@ -245,8 +246,8 @@ def test_part_that_could_not_be_repaired_is_walked_again(pair: Pair) -> None:
     rot(pair.live("same"))
     found = []
     for wait in (0.0, 60.0):
-        with Past(pair.mirror) as past:
-            walk = Walk(pair.mirror, past, part=Fraction(1), repair=True)
+        with Timeline(pair.mirror) as past:
+            walk = Verification(pair.mirror, past, part=Fraction(1), repair=True)
             found.append([each.place for each in walk if not each.found.good])
             if wait:
                 assert walk.finish(wait) == [pair.path("same")]
@@ -327,7 +328,7 @@ def test_a_forgetting_that_is_committed_does_not_fail_by_what_it_tells(
     files = len(pair.index_b())
     assert forget(pair.mirror, lambda path: path == pair.path("same")) == [pair.path("same")]
     assert pair.mirror.read_status()["files"] == files - 1
-    monkeypatch.setattr(settle_module, "write_state", fail)
+    monkeypatch.setattr(status_file_module, "write_state", fail)
     assert forget(pair.mirror, lambda path: path == pair.path("new")) == [pair.path("new")]
     assert len(pair.index_b()) == files - 2
 
@@ -382,9 +383,9 @@ def test_what_is_there_again_is_not_let_go(pair: Pair, tmp_path: Path) -> None:
     two_runs(pair)
     (old,) = (pair.live("changed").parent / ".old").glob("changed.*")
     old.rename(tmp_path / "aside")
-    with Past(pair.mirror) as past:
-        walk = Walk(pair.mirror, past, let_go=True)
-        assert [each.found for each in walk].count(Found.MISSING) == 1
+    with Timeline(pair.mirror) as past:
+        walk = Verification(pair.mirror, past, let_go=True)
+        assert [each.found for each in walk].count(VerifyOutcome.MISSING) == 1
     (tmp_path / "aside").rename(old)
     assert walk.let_go() == [] and found_in(pair) == {}
 
@@ -412,12 +413,12 @@ def test_a_commit_that_ends_while_history_is_read_is_in_it_once(
         pair.archive(run)
         if cut_off:
             with monkeypatch.context() as broken, pytest.raises(ZeroDivisionError):
-                broken.setattr(commit_module, "finish", lambda *args, **options: 1 / 0)
+                broken.setattr(Transaction, "carry_out", lambda *args, **options: 1 / 0)
                 pair.commit(run)
         for which in ("commits", "pending"):
             with monkeypatch.context() as racing:
                 found = getattr(past_module, which)
                 racing.setattr(past_module, which, partial(_listed_before, found, iter([run]), pair))
-                with Past(pair.mirror) as past:
+                with Timeline(pair.mirror) as past:
                     assert [moment.finished for moment in past.moments] == [True] * number
                     assert past.problems == []

@@ -8,8 +8,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from airflow_mdbackup.scheme.mirror import stamp_of_file
-from airflow_mdbackup.scheme.moments import in_words
+from airflow_mdbackup.scheme.common.times import format_time
+from airflow_mdbackup.scheme.store.version_names import stamp_of_file
 
 from .conftest import Pair
 from .test_restore import mdbackup, two_runs
@@ -41,7 +41,7 @@ def test_versions_says_who_took_an_entry_out_of_the_index(pair: Pair) -> None:
     assert mdbackup("forget", "--dest", str(pair.mirror.dest), os.fsdecode(pair.path("same")))[0] == 0
     stamp = pair.mirror.last_commit()
     listed = versions(pair, "same")
-    assert f"taken out of the index by `mdbackup forget` on {in_words(stamp)}" in listed
+    assert f"taken out of the index by `mdbackup forget` on {format_time(stamp)}" in listed
     assert "gone from the provider" not in listed and str(pair.live("same")) in listed
     (said,) = versions_as_json(pair, "same")
     assert (said["left"], said["taken_out"], said["until"]) == (stamp, "forget", None)
@@ -78,7 +78,7 @@ def test_versions_and_restore_say_of_what_was_taken_out_whether_a_run_can_copy_i
     run = pair.prepare()  # and is not finished
     assert said("same") == said("new") == waits
     pair.finish(run)
-    fetched = in_words(stamp_of_file(run.state))
+    fetched = format_time(stamp_of_file(run.state))
     assert said("same") == f"; the provider's index of {fetched} no longer has it"
     (told,) = left_out()
     assert told.startswith("1 file is left out") and "no run had pulled" not in told

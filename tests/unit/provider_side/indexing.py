@@ -17,18 +17,12 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from airflow_mdbackup.provider_side import (
-    IndexRequest,
-    Ready,
-    Report,
-    indexer,
-    parse_report,
-    python_command,
-    python_input,
-    shell_command,
-    shell_input,
-)
-from airflow_mdbackup.scheme.index import Remark, canonicalise, read_entries, read_remarks
+from airflow_mdbackup.provider_side import indexer
+from airflow_mdbackup.provider_side.programs import python_command, python_input, shell_command, shell_input
+from airflow_mdbackup.provider_side.report import Ready, Report, parse_report
+from airflow_mdbackup.provider_side.request import IndexRequest
+from airflow_mdbackup.scheme.index.canonical import Remark, read_entries, read_remarks
+from airflow_mdbackup.scheme.index.received import canonicalise
 
 INDEX = b"/.mdbackup/index.md5"
 FOLDER = b"/.mdbackup"

@@ -15,15 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from airflow_mdbackup.provider_side import (
-    Done,
-    Failed,
-    IndexRequest,
-    Progress,
-    Ready,
-    Unreadable,
-    parse_report,
-)
+from airflow_mdbackup.provider_side.report import Done, Failed, Progress, Ready, Unreadable, parse_report
+from airflow_mdbackup.provider_side.request import IndexRequest
 from tests.unit.provider_side.indexing import (
     INDEX,
     beside_index,

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from airflow_mdbackup.provider_side import Done, Note, Rotten, Unreadable, indexer
-from airflow_mdbackup.scheme.index import canonicalise
+from airflow_mdbackup.provider_side import indexer
+from airflow_mdbackup.provider_side.report import Done, Note, Rotten, Unreadable
+from airflow_mdbackup.scheme.index.received import canonicalise
 from tests.unit.provider_side.indexing import (
     FOLDER,
     INDEX,

@@ -7,18 +7,16 @@ import time
 
 import pytest
 
-from airflow_mdbackup.provider_side import (
+from airflow_mdbackup.provider_side.conversation import Conversation
+from airflow_mdbackup.provider_side.programs import (
     NO_PYTHON,
-    Done,
-    IndexRequest,
     python_command,
     python_input,
-    read_request,
-    request_line,
     shell_command,
     shell_input,
 )
-from airflow_mdbackup.provider_side.conversation import Conversation
+from airflow_mdbackup.provider_side.report import Done
+from airflow_mdbackup.provider_side.request import IndexRequest, read_request, request_line
 from airflow_mdbackup.scheme.errors import AccessRefused, ConnectionLost, NotOnProvider
 
 REQUEST = IndexRequest(

@@ -9,7 +9,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from airflow_mdbackup.provider_side import Done, IndexRequest, indexer
+from airflow_mdbackup.provider_side import indexer
+from airflow_mdbackup.provider_side.report import Done
+from airflow_mdbackup.provider_side.request import IndexRequest
 from tests.torture import scaled
 from tests.unit.provider_side.indexing import INDEX, read_index, wanted, without_root_power, write
 

@@ -9,17 +9,10 @@ import sys
 
 import pytest
 
-from airflow_mdbackup.provider_side import (
-    STOP,
-    Done,
-    Failed,
-    IndexRequest,
-    Joined,
-    Note,
-    Ready,
-    indexer,
-    request_line,
-)
+from airflow_mdbackup.provider_side import indexer
+from airflow_mdbackup.provider_side.programs import STOP
+from airflow_mdbackup.provider_side.report import Done, Failed, Joined, Note, Ready
+from airflow_mdbackup.provider_side.request import IndexRequest, request_line
 from tests.unit.provider_side.indexing import (
     INDEX,
     Run,

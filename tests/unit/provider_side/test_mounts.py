@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from airflow_mdbackup.provider_side import Done, IndexRequest, Note, indexer
+from airflow_mdbackup.provider_side import indexer
+from airflow_mdbackup.provider_side.report import Done, Note
+from airflow_mdbackup.provider_side.request import IndexRequest
 from tests.unit.provider_side.indexing import (
     FOLDER,
     INDEX,

@@ -9,11 +9,10 @@ import sys
 
 import pytest
 
-from airflow_mdbackup.provider_side import (
-    NO_PYTHON,
+from airflow_mdbackup.provider_side.programs import NO_PYTHON, python_command, python_input, shell_command
+from airflow_mdbackup.provider_side.report import (
     Done,
     Failed,
-    IndexRequest,
     Joined,
     Note,
     Progress,
@@ -22,10 +21,8 @@ from airflow_mdbackup.provider_side import (
     Unreadable,
     Waiting,
     parse_report,
-    python_command,
-    python_input,
-    shell_command,
 )
+from airflow_mdbackup.provider_side.request import IndexRequest
 from tests.unit.provider_side.indexing import (
     md5,
     read_index,

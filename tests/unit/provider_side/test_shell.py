@@ -12,19 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from airflow_mdbackup.provider_side import (
-    STOP,
-    Done,
-    Failed,
-    IndexRequest,
-    Note,
-    Progress,
-    Ready,
-    Waiting,
-    request_line,
-    shell_input,
-    shell_program,
-)
+from airflow_mdbackup.provider_side.programs import STOP, shell_input, shell_program
+from airflow_mdbackup.provider_side.report import Done, Failed, Note, Progress, Ready, Waiting
+from airflow_mdbackup.provider_side.request import IndexRequest, request_line
 from tests.unit.provider_side.indexing import (
     FOLDER,
     INDEX,

@@ -11,17 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from airflow_mdbackup.provider_side import (
-    STOP,
-    Done,
-    Failed,
-    Joined,
-    Progress,
-    Unreadable,
-    Waiting,
-    indexer,
-    request_line,
-)
+from airflow_mdbackup.provider_side import indexer
+from airflow_mdbackup.provider_side.programs import STOP
+from airflow_mdbackup.provider_side.report import Done, Failed, Joined, Progress, Unreadable, Waiting
+from airflow_mdbackup.provider_side.request import request_line
 from tests.unit.provider_side.indexing import (
     FOLDER,
     INDEX,

@@ -12,13 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from airflow_mdbackup.provider_side import (
-    Failed,
-    IndexRequest,
-    Unreadable,
-    indexer,
-    parse_report,
-)
+from airflow_mdbackup.provider_side import indexer
+from airflow_mdbackup.provider_side.report import Failed, Unreadable, parse_report
+from airflow_mdbackup.provider_side.request import IndexRequest
 from tests.unit.provider_side.indexing import (
     INDEX,
     OLD_PYTHONS,

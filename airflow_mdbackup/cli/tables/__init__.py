@@ -1,0 +1,1 @@
+"""The commands: their names, arguments and help. Importing them takes no time."""

@@ -1,0 +1,525 @@
+"""Files below one directory, reached without ever following a symlink, and what POSIX has but ``os`` lacks.
+
+A :class:`Tree` takes absolute byte paths (``/backups/alpha``) and walks to them from its root by directory
+descriptors with ``O_NOFOLLOW``, so that no name, and no link that somebody planted on the way, leads out of
+it. Descriptors of directories are kept for the next path. One thread at a time.
+
+Sources: openat(2), renameat2(2), syncfs(2), ioctl_ficlone(2).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from typing import Self
+
+from airflow_mdbackup.scheme.files.content import md5_of
+from airflow_mdbackup.scheme.files.syscalls import (
+    OPEN_DIRECTORY,
+    concerns_one_file,
+    drop_placeholder,
+    give_to_owner,
+    is_file,
+    make_new_directory,
+    open_for_owner,
+    rename_if_free,
+    rename_noreplace,
+    syncfs,
+)
+
+_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+
+
+class PathBlocked(OSError):
+    """Something that is no directory stands where a directory of the path belongs.
+
+    :ivar at: the path of that thing.
+    :ivar is_symlink: whether it is a symlink.
+    """
+
+    def __init__(self, at: bytes, is_symlink: bool) -> None:
+        super().__init__(errno.ENOTDIR, os.strerror(errno.ENOTDIR), at)
+        self.at = at
+        self.is_symlink = is_symlink
+
+
+class Tree:
+    """The files below a directory that exists. Use as a context manager, or :meth:`close` it.
+
+    :param root: the directory: its path, or a descriptor of it, which stays the caller's.
+    :param gives: what root makes in it belongs to the owner of the directory in which it is made.
+    """
+
+    KEPT = 64  # directory descriptors kept open
+
+    def __init__(self, root: os.PathLike[str] | int, *, gives: bool = True) -> None:
+        directory, at = (b".", root) if isinstance(root, int) else (root, None)
+        self._root = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=at)
+        self._gives = gives
+        self._kept: OrderedDict[bytes, int] = OrderedDict()
+        self._last = b"", self._root  # the directory of the last path, and its descriptor
+        self._missing = b"//"  # a directory that was not there when last looked for
+        self._shared: OrderedDict[bytes, dict[int, list[bytes]]] = OrderedDict()  # by directory, see has_twin
+
+    def __enter__(self) -> Tree:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self.forget_directories()
+        os.close(self._root)
+
+    def forget_directories(self) -> None:
+        """Close the kept descriptors, which may be of directories that are no longer where they were."""
+        self._last = b"", self._root
+        self._missing = b"//"
+        self._shared.clear()
+        while self._kept:
+            os.close(self._kept.popitem()[1])
+
+    def _forget(self, directory: bytes) -> None:
+        """Close the descriptor of one directory, which has just been taken away, if it is kept."""
+        self._shared.pop(directory, None)
+        if directory == self._last[0]:
+            self._last = b"", self._root
+        if (descriptor := self._kept.pop(directory, None)) is not None:
+            os.close(descriptor)
+
+    def sync(self) -> None:
+        """Bring all that was written to this filesystem onto its disk; see :func:`syncfs`."""
+        syncfs(self._root)
+
+    def _parent(self, path: bytes, *, create: bool = False) -> tuple[int, bytes]:
+        """Return the descriptor of the directory of ``path``, and the name in it.
+
+        :raises FileNotFoundError: a directory is missing, and ``create`` is false.
+        :raises Blocked: something else stands there.
+        """
+        directory, _, name = path.rpartition(b"/")
+        if create:
+            self._missing = b"//"  # what is about to be made may stand there
+            self._shared.pop(directory, None)
+        if directory == self._last[0]:
+            return self._last[1], name
+        if not create and self._is_missing(directory):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), directory)
+        descriptor = self._directory(directory, create)
+        self._last = directory, descriptor
+        return descriptor, name
+
+    def _is_missing(self, directory: bytes) -> bool:
+        """Whether it is known not to be there, from a path shortly before."""
+        missing = self._missing
+        return directory.startswith(missing) and directory[len(missing) : len(missing) + 1] in b"/"
+
+    def _directory(self, path: bytes, create: bool) -> int:
+        names = []
+        while path and path not in self._kept:
+            path, _, name = path.rpartition(b"/")
+            names.append(name)
+        descriptor = self._root
+        if path:
+            descriptor = self._kept[path]
+            self._kept.move_to_end(path)
+        while names:
+            name = names.pop()
+            path = path + b"/" + name
+            descriptor = self._enter(descriptor, name, path, create)
+        return descriptor
+
+    def _enter(self, parent: int, name: bytes, path: bytes, create: bool) -> int:
+        """Open the directory ``name``, which is ``path`` from the root, and keep it."""
+        try:
+            descriptor = os.open(name, OPEN_DIRECTORY, dir_fd=parent)
+        except FileNotFoundError:
+            if not create:
+                self._missing = path
+                raise
+            with suppress(FileExistsError):  # somebody else has just made it
+                if self._gives:
+                    make_new_directory(name, 0o755, directory=parent)
+                else:
+                    os.mkdir(name, 0o755, dir_fd=parent)
+            descriptor = os.open(name, OPEN_DIRECTORY, dir_fd=parent)
+        except OSError as error:
+            if error.errno not in (errno.ENOTDIR, errno.ELOOP):
+                raise
+            mode = os.lstat(name, dir_fd=parent).st_mode
+            raise PathBlocked(path, stat.S_ISLNK(mode)) from None
+        self._kept[path] = descriptor
+        if len(self._kept) > self.KEPT:
+            self._forget(next(iter(self._kept)))
+        return descriptor
+
+    def lstat(self, path: bytes) -> os.stat_result | None:
+        """Return what stands at ``path`` itself, or None. A path below a file or symlink is not there."""
+        if path != self._missing and self._is_missing(path):
+            return None
+        try:
+            parent, name = self._parent(path)
+            return os.lstat(name, dir_fd=parent)
+        except (FileNotFoundError, PathBlocked):
+            return None
+        except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:  # for this filesystem, so that it cannot be there
+                return None
+            raise
+
+    def has_file(self, path: bytes) -> bool:
+        """Whether a regular file is known to stand at ``path``. What cannot be looked at is not known."""
+        try:
+            return is_file(self.lstat(path))
+        except OSError as error:
+            if concerns_one_file(error):
+                return False
+            raise
+
+    def blocker(self, path: bytes) -> PathBlocked | None:
+        """Return what keeps ``path`` from having its directory, or None."""
+        if path != self._missing and self._is_missing(path):
+            return None
+        try:
+            self._parent(path)
+        except PathBlocked as blocked:
+            # Its traceback leads back to whoever keeps it: files that are open there would stay so.
+            blocked.__context__ = None
+            return blocked.with_traceback(None)
+        except FileNotFoundError:
+            pass
+        return None
+
+    def open(self, path: bytes) -> int:
+        """Return a descriptor for reading the regular file at ``path``.
+
+        :raises FileNotFoundError: there is none, or a symlink or special file stands there.
+        """
+        try:
+            parent, name = self._parent(path)
+            descriptor = os.open(name, _FILE, dir_fd=parent)
+        except OSError as error:
+            if error.errno in (errno.ELOOP, errno.ENOTDIR, errno.ENXIO):
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path) from None
+            raise
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+        return descriptor
+
+    def files_below(self, directory: bytes = b"") -> Iterator[bytes]:
+        """Yield the paths of what is no directory below ``directory``, as the file system spells them.
+
+        What cannot be looked at is left out.
+
+        :raises OSError: nothing else can be looked at either.
+        """
+        return (path for path, is_directory in self._below(directory) if not is_directory)
+
+    def remove_below(self, directory: bytes = b"") -> None:
+        """Take away all that lies below ``directory``, which stays.
+
+        :raises OSError: something resists, or somebody adds to it. The rest is still there.
+        """
+        for path, is_directory in self._below(directory):
+            parent, name = self._parent(path)
+            if is_directory:
+                os.rmdir(name, dir_fd=parent)
+                self._forget(path)
+            else:
+                os.unlink(name, dir_fd=parent)
+
+    def _below(self, directory: bytes) -> Iterator[tuple[bytes, bool]]:
+        """Yield what lies below ``directory``, behind what lies below that, and whether it is a directory.
+
+        Without recursion, and without a descriptor for each level: a provider may nest two thousand. Paths
+        of directories to come are kept as names in their parents, or else many with a long one fill memory.
+        """
+        ahead: list[tuple[bytes, list[bytes]]] = []
+        folder = directory
+        while True:
+            files, folders = self._listed(folder)
+            yield from ((folder + b"/" + name, False) for name in files)
+            ahead.append((folder, folders))
+            while not ahead[-1][1]:
+                folder, _ = ahead.pop()
+                if not ahead:
+                    return
+                yield folder, True
+            parent, names = ahead[-1]
+            folder = parent + b"/" + names.pop()
+
+    def _listed(self, directory: bytes) -> tuple[list[bytes], list[bytes]]:
+        """Return the names of what is no directory in ``directory``, and of the directories in it.
+
+        There are none where it cannot be listed.
+        """
+        names: tuple[list[bytes], list[bytes]] = [], []
+        try:
+            with os.scandir(self._directory(directory, create=False)) as entries:
+                for entry in entries:
+                    names[entry.is_dir(follow_symlinks=False)].append(os.fsencode(entry.name))
+        except OSError as error:
+            if not concerns_one_file(error):
+                raise
+        return names
+
+    def names_in(self, directory: bytes) -> list[bytes]:
+        """Return the names in a directory; none if it is not there."""
+        try:
+            return list(map(os.fsencode, os.listdir(self._directory(directory, create=False))))
+        except (FileNotFoundError, PathBlocked):
+            return []
+
+    @contextmanager
+    def opened(self, path: bytes) -> Iterator[int]:
+        """Hold a descriptor for reading the regular file at ``path``; see :meth:`open`."""
+        descriptor = self.open(path)
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
+    def has_twin(self, path: bytes) -> bool:
+        """Whether another name in the same directory is the same file.
+
+        The directory is read once for many files, until this tree makes a name in it. What it had then is
+        looked at again, so that nobody who takes names away meanwhile has the last one taken for a second.
+        """
+        parent, name = self._parent(path)
+        status = os.lstat(name, dir_fd=parent)
+        directory = path.rpartition(b"/")[0]
+        if directory not in self._shared:
+            self._shared[directory] = _names_by_shared_inode(parent)
+            if len(self._shared) > self.KEPT:
+                self._shared.popitem(last=False)
+        others = self._shared[directory].get(status.st_ino, ())
+        return any(other != name and _is_same(other, parent, status) for other in others)
+
+    def link(self, source: bytes, target: bytes) -> None:
+        """Give the file ``source`` a second name, making directories for it; never overwrites.
+
+        :raises FileExistsError: something has the name ``target``.
+        """
+        to, new = self._parent(target, create=True)
+        there, name = self._parent(source)
+        os.link(name, new, src_dir_fd=there, dst_dir_fd=to, follow_symlinks=False)
+
+    def create(self, path: bytes) -> int:
+        """Return a descriptor for writing a new file at ``path``, making directories for it.
+
+        :raises FileExistsError: something has that name.
+        """
+        parent, name = self._parent(path, create=True)
+        return open_for_owner(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, directory=parent)
+
+    def give(self, path: bytes) -> None:
+        """Give the file at ``path`` to the owner of its directory, if root does this, and it is root's.
+
+        :raises FileNotFoundError: there is none, and root does this.
+        """
+        if os.geteuid() == 0:
+            with self.opened(path) as descriptor:
+                give_to_owner(descriptor, self._parent(path)[0])
+
+    def put(self, source: Folder, file: bytes, path: bytes) -> None:
+        """Move a file of ``source`` to ``path`` in one step, over a file that stands there.
+
+        :raises FileNotFoundError: ``source`` does not have it.
+        """
+        parent, name = self._parent(path, create=True)
+        os.rename(file, name, src_dir_fd=source.descriptor, dst_dir_fd=parent)
+
+    def put_new(self, source: Folder, file: bytes, path: bytes) -> None:
+        """Move a file of ``source`` to ``path`` in one step; never overwrites.
+
+        :raises FileExistsError: something has that name.
+        """
+        parent, name = self._parent(path, create=True)
+        rename_noreplace(source.descriptor, file, parent, name)
+
+    def drop_rest(self, source: Folder, file: bytes, path: bytes) -> None:
+        """Take away what stands at ``path``, if it can only be what a cut-off :meth:`put_new` left there."""
+        parent, name = self._parent(path, create=True)
+        if os.lstat(file, dir_fd=source.descriptor).st_size:
+            drop_placeholder(source.descriptor, file, parent, name)
+
+    def move(self, source: bytes, target: bytes) -> None:
+        """Move whatever stands at ``source`` as a whole to ``target``; never overwrites.
+
+        :raises FileExistsError: something has the name ``target``.
+        """
+        to, new = self._parent(target, create=True)
+        there, name = self._parent(source)
+        rename_noreplace(there, name, to, new)
+        self.forget_directories()
+
+    def move_again(self, source: bytes, target: bytes) -> bool:
+        """Go on with a :meth:`move` that was cut off, if it was. Return whether ``target`` is there then.
+
+        What came to ``source`` since, if the move was carried out, is a directory where it was none, or the
+        reverse.
+        """
+        if self.lstat(source) is not None:
+            self.drop_placeholder(source, target)
+            if self.lstat(target) is None:
+                self.move(source, target)
+        return self.lstat(target) is not None
+
+    def drop_placeholder(self, source: bytes, target: bytes) -> None:
+        """Take away what stands at ``target``, if it can only be what a cut-off :meth:`move` left there.
+
+        :raises FileNotFoundError: nothing stands at ``source``.
+        """
+        to, new = self._parent(target, create=True)
+        there, name = self._parent(source)
+        drop_placeholder(there, name, to, new)
+
+    def unlink(self, path: bytes) -> None:
+        """Take the name ``path`` away. Its bytes live on under another, or a person wants them to go."""
+        parent, name = self._parent(path)
+        os.unlink(name, dir_fd=parent)
+
+    def remove_empty(self, directory: bytes) -> bool:
+        """Take a directory away if it is empty, and return whether it was."""
+        try:
+            parent, name = self._parent(directory)
+            os.rmdir(name, dir_fd=parent)
+        except OSError as error:
+            if not concerns_one_file(error):
+                raise
+            return False
+        self._forget(directory)
+        return True
+
+
+def _names_by_shared_inode(directory: int) -> dict[int, list[bytes]]:
+    """Return the inodes that more than one name in an open directory has, each with its names."""
+    once, again = set[int](), set[int]()
+    with os.scandir(directory) as entries:
+        for entry in entries:
+            (again if entry.inode() in once else once).add(entry.inode())
+    names: dict[int, list[bytes]] = {}
+    if again:
+        with os.scandir(directory) as entries:
+            for entry in entries:
+                if entry.inode() in again:
+                    names.setdefault(entry.inode(), []).append(os.fsencode(entry.name))
+    return names
+
+
+def _is_same(name: bytes, directory: int, status: os.stat_result) -> bool:
+    try:
+        return os.path.samestat(os.lstat(name, dir_fd=directory), status)
+    except FileNotFoundError:
+        return False
+
+
+class Folder:
+    """The files of one directory, by name. A context manager.
+
+    :param directory: its path, or a descriptor of it, which is the folder's from now on.
+    """
+
+    def __init__(self, directory: os.PathLike[str] | int) -> None:
+        if isinstance(directory, int):
+            self.descriptor = directory
+        else:
+            self.descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        os.close(self.descriptor)
+
+    def sync(self) -> None:
+        """Bring all that was written to this filesystem onto its disk; see :func:`syncfs`."""
+        syncfs(self.descriptor)
+
+    def has(self, name: bytes) -> bool:
+        """Whether there is a regular file of that name."""
+        try:
+            return is_file(os.lstat(name, dir_fd=self.descriptor))
+        except FileNotFoundError:
+            return False
+
+    def open(self, name: bytes) -> int:
+        """Return a descriptor for reading.
+
+        :raises FileNotFoundError: there is no such file.
+        """
+        return os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.descriptor)
+
+    def needs_placeholders(self, one: bytes, other: bytes) -> bool:
+        """Whether :func:`rename_noreplace` makes placeholders on this filesystem, which a kill leaves.
+
+        :param one: a name that nothing has, and ``other`` likewise: it is tried with a file.
+        """
+        os.close(open_for_owner(one, os.O_WRONLY | os.O_CREAT | os.O_EXCL, directory=self.descriptor))
+        try:
+            return not rename_if_free(self.descriptor, one, self.descriptor, other)
+        finally:
+            self.remove(one)
+            self.remove(other)
+
+    def is_whole(self, name: bytes, md5: bytes) -> bool:
+        """Whether a file has the content that it should have, by hashing it.
+
+        :raises OSError: there is none, or none that can be read.
+        """
+        descriptor = self.open(name)
+        try:
+            return md5_of(descriptor) == md5
+        finally:
+            os.close(descriptor)
+
+    def remove(self, name: bytes) -> None:
+        """Take a file away, if it is there."""
+        with suppress(FileNotFoundError):
+            os.unlink(name, dir_fd=self.descriptor)
+
+
+def remove_tree(directory: os.PathLike[str]) -> None:
+    """Take a directory away with all that lies below it, however deep that is nested. What resists stays."""
+    with suppress(OSError):
+        # Not what a symlink of that name leads to.
+        with Folder(os.open(directory, OPEN_DIRECTORY)) as folder, Tree(folder.descriptor) as tree:
+            tree.remove_below()
+        os.rmdir(directory)
+
+
+class TreePerThread:
+    """A tree for each thread that asks, since one is for one thread only. A context manager.
+
+    :param make: opens one.
+    """
+
+    def __init__(self, make: Callable[[], Tree]) -> None:
+        self._make = make
+        self._own = threading.local()
+        self._opened = ExitStack()
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> TreePerThread:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._opened.close()
+
+    def __call__(self) -> Tree:
+        """Return the tree of the thread that asks."""
+        tree: Tree | None = getattr(self._own, "tree", None)
+        if tree is None:
+            tree = self._own.tree = self._make()
+            with self._lock:
+                self._opened.enter_context(tree)
+        return tree

@@ -1,0 +1,31 @@
+"""TODO"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class Outcome(StrEnum):
+    """What became of one entry."""
+
+    PULLED = "pulled"
+    COPIED = "copied"
+    ADOPTED = "adopted"
+    SUPERSEDED = "superseded"
+    CHANGED = "changed"
+    VANISHED = "vanished"
+    DENIED = "denied"
+    CORRUPT = "corrupt"
+    FAILED = "failed"
+    UNREADABLE = "unreadable"
+    ROTTEN = "rotten"
+
+    @property
+    def good(self) -> bool:
+        """Whether the entry is where it should be."""
+        return self in (Outcome.PULLED, Outcome.COPIED, Outcome.ADOPTED, Outcome.SUPERSEDED)
+
+    @property
+    def failure(self) -> bool:
+        """Whether the run fails for it. What is neither good nor a failure is a warning."""
+        return not self.good and self not in (Outcome.CHANGED, Outcome.VANISHED)
