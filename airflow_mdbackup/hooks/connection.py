@@ -364,7 +364,7 @@ def _secret(
     if "private_key" in extra:
         found = [Key(*_key_in(extra["private_key"].encode(), phrases, "an extra private_key"))]
     elif "key_file" in extra:
-        path = Path(extra["key_file"]).expanduser()
+        path = path_of(extra["key_file"])
         found = [_key_of(path, phrases, f"a key_file {path}")]
     else:
         found = list(_other_keys(extra, reached, phrases, has_password=password is not None))
@@ -395,12 +395,14 @@ def _other_keys(
     if not named and (has_password or str(extra.get("look_for_keys", "true")).lower() == "false"):
         return
     for name in named or [f"~/.ssh/id_{kind}" for kind in ("ed25519", "ecdsa", "rsa")]:
-        path = Path(name).expanduser()
-        if path.is_file():
-            try:
+        try:
+            path = path_of(name)
+            if path.is_file():
                 yield _key_of(path, phrases, f"a key, {path},")
-            except _Wrong as wrong:
-                log.warning("A key is skipped: the connection %s", wrong)
+        except _Wrong as wrong:
+            log.warning("A key is skipped: the connection %s", wrong)
+        except ValueError as error:
+            log.warning("A key is skipped: %s", error)
 
 
 class _Encrypted(_Wrong):

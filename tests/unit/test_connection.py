@@ -421,6 +421,12 @@ def test_nothing_is_trusted_that_openssh_would_not_trust(home: Path, line: str) 
         account({"host_key": None}, host="192.0.2.1")
 
 
+def test_an_identity_file_of_an_unknown_user_is_skipped(home: Path) -> None:
+    (home / ".ssh" / "config").write_text("Host *\n  IdentityFile ~nobody-has-this-name/key\n")
+    with pytest.raises(AccessRefused, match="has no key"):
+        account({"private_key": None})
+
+
 def test_a_host_is_looked_up_in_lower_case(home: Path) -> None:
     """So it is in a certificate."""
     found = account(host="WEB.example.org")
