@@ -18,7 +18,7 @@ from paramiko.ssh_exception import IncompatiblePeer
 
 from airflow_mdbackup.account.bounded import BoundedTransport
 from airflow_mdbackup.hooks.connection import CONNECT, SshAccount
-from airflow_mdbackup.hooks.session import refused, said
+from airflow_mdbackup.hooks.session import refused, said, wrong_host_key
 from airflow_mdbackup.scheme.errors import AccessRefused, ConnectionLost
 
 _KEYS: dict[str, Any] = {
@@ -115,11 +115,7 @@ class _Trusted(paramiko.MissingHostKeyPolicy):
         if key.asbytes() in [trusted.public_data for trusted in self._keys]:
             return
         expected = " or ".join(each.get_fingerprint() for each in self._keys[:3]) or "one that is not revoked"
-        raise AccessRefused(
-            f"{self._account.where}: the server's host key is not the expected one (it has {key.fingerprint},"
-            f" expected was {expected}). Somebody may be in between. If the server really has a new key, pin"
-            " that in the connection's extra host_key"
-        )
+        raise wrong_host_key(self._account, f"it has {key.fingerprint}, expected was {expected}")
 
 
 def _key(account: SshAccount) -> paramiko.PKey:

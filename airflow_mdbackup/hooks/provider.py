@@ -32,6 +32,7 @@ from airflow_mdbackup.hooks.session import (
     ended_here,
     lost,
     refused,
+    wrong_host_key,
 )
 from airflow_mdbackup.hooks.ssh_program import Program, SshChannel, program_for
 from airflow_mdbackup.provider_side.conversation import Conversation
@@ -223,11 +224,7 @@ class _Connected:
         if any(words in said for words in _NO_ALGORITHM):
             raise why
         if "Host key verification failed" in said:
-            raise AccessRefused(
-                f"{self.account.where}: the server's host key is not the expected one ({said}). Somebody may"
-                " be in between. If the server really has a new key, pin that in the connection's extra"
-                " host_key, or correct known_hosts"
-            ) from error
+            raise wrong_host_key(self.account, said) from error
         raise ConnectionLost(f"{self.account.where}: {said}") from error
 
     def _raise_for(self, said: str, overheard: str) -> None:

@@ -154,12 +154,7 @@ async def connect(account: SshAccount, client: type[Client]) -> asyncssh.SSHClie
         if account.host_keys.trusted and account.host_keys.authorities:
             # Its certificate is not good enough, but its key may be, as ssh has it, too.
             return await connect(account.without_authorities(), client)
-        why = _shown(told, account) or said(error)
-        raise AccessRefused(
-            f"{where}: the server's host key is not the expected one ({why}). Somebody may be in"
-            " between. If the server really has a new key, pin that in the connection's extra host_key"
-            " (ssh-keyscan shows it; compare it with the server's own), or correct known_hosts"
-        ) from error
+        raise wrong_host_key(account, _shown(told, account) or said(error)) from error
     except asyncssh.PermissionDenied as error:
         raise refused(account, said(error)) from error
     except asyncssh.KeyExchangeFailed as error:
@@ -224,6 +219,15 @@ def _shown(told: Client, account: SshAccount) -> str:
     return f"it has {told.shown.get_fingerprint()}, expected was {expected}"
 
 
+def wrong_host_key(account: SshAccount, why: str) -> AccessRefused:
+    """Return what is reported of a server that has none of the host keys that it may have."""
+    return AccessRefused(
+        f"{account.where}: the server's host key is not the expected one ({why}). Somebody may be in"
+        " between. If the server really has a new key, pin that in the connection's extra host_key"
+        " (ssh-keyscan shows it; compare it with the server's own), or correct known_hosts"
+    )
+
+
 def refused(account: SshAccount, why: str) -> AccessRefused:
     """Return what a server's refusal of an account is told as."""
     return AccessRefused(
@@ -243,39 +247,13 @@ def said(error: BaseException) -> str:
     return to_text(str(error).encode("utf-8", "backslashreplace")) or type(error).__name__
 
 
-class _Loop(asyncio.SelectorEventLoop):
-    """One that ends the programs it has started, such as a ProxyCommand, before it is closed."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._programs: list[asyncio.SubprocessTransport] = []
-
-    async def subprocess_exec(self, *args: Any, **kwargs: Any) -> Any:
-        started = await super().subprocess_exec(*args, **kwargs)
-        self._programs.append(started[0])
-        return started
-
-    async def end(self) -> None:
-        """End all that goes on here, and wait a while until it has ended."""
-        tasks = asyncio.all_tasks(self) - {asyncio.current_task(self)}
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks, timeout=_ENDING)
-        until = self.time() + _ENDING
-        for program in self._programs:
-            program.close()
-            while program.get_returncode() is None and self.time() < until:
-                await asyncio.sleep(0.01)
-
-
 class Connection:
     """A connection to an account, to be used by any thread. It is there once :meth:`connect` returns."""
 
     def __init__(self, account: SshAccount) -> None:
         self.account = account
         self._connection: asyncssh.SSHClientConnection | None = None
-        self._loop = _Loop()
+        self._loop = asyncio.new_event_loop()
         self._ended = asyncio.Event()
         self._thread = threading.Thread(target=self._run, name=f"ssh to {account.host}", daemon=True)
         self._thread.start()
@@ -295,9 +273,17 @@ class Connection:
     def _run(self) -> None:
         try:
             self._loop.run_until_complete(self._ended.wait())
-            self._loop.run_until_complete(self._loop.end())
+            self._loop.run_until_complete(self._end_attempts())
         finally:
             self._loop.close()
+
+    async def _end_attempts(self) -> None:
+        """End what goes on here, such as a login, which ends its proxy, and wait a while until it has."""
+        tasks = asyncio.all_tasks(self._loop) - {asyncio.current_task(self._loop)}
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=_ENDING)
 
     def do(self, what: Coroutine[Any, Any, Result], seconds: float = 3 * CONNECT) -> Result:
         """Return what a coroutine comes to on the connection's loop.

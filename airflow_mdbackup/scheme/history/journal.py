@@ -138,7 +138,7 @@ class Transaction:
         """Write ahead which versions are to go; return what records those that are gone then."""
         stamp = self._mirror.next_stamp()
         header = {
-            **self._header(stamp, f"{PRUNE}__{stamp}", None),
+            **self._header(stamp, run_id_of(PRUNE, stamp), None),
             "before": last(self._mirror).get("after", ""),  # the consumer index stays as it is
             "kind": PRUNE,
         }
