@@ -1,9 +1,9 @@
-"""A paramiko client of an account, for questions that no other library asks.
+"""A paramiko client for an account, to try what the other libraries do not offer.
 
-What an Airflow connection says is found out by :mod:`.hooks.connection`, as for backups.
+:mod:`.hooks.connection` parses the Airflow connection, as for backups.
 
-What this does not give: host certificates, chacha20-poly1305, and whatever else paramiko lacks. An account
-that can only be reached by these can be backed up, and not audited, which is told as that.
+Limitations: host certificates, chacha20-poly1305, and whatever else paramiko lacks. An account that needs
+them can be backed up, but not audited, and the audit says so.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from paramiko.ssh_exception import IncompatiblePeer
 
 from airflow_mdbackup.account.bounded import BoundedTransport
 from airflow_mdbackup.hooks.connection import CONNECT, SshAccount
-from airflow_mdbackup.hooks.session import refused, said, wrong_host_key
+from airflow_mdbackup.hooks.session import mismatch, refused, said, wrong_host_key
 from airflow_mdbackup.scheme.errors import AccessRefused, ConnectionLost
 
 _KEYS: dict[str, Any] = {
@@ -28,21 +28,21 @@ _KEYS: dict[str, Any] = {
     "ecdsa-sha2-nistp384": paramiko.ECDSAKey,
     "ecdsa-sha2-nistp521": paramiko.ECDSAKey,
 }
-_BY_PARAMIKO = "An audit connects by paramiko, which knows no"
+_PARAMIKO_LACKS = "An audit connects by paramiko, which does not support"
 
 
 def client_of(account: SshAccount, transport: type[BoundedTransport]) -> paramiko.SSHClient:
     """Return a connected client.
 
-    :param transport: by which it connects.
-    :raises AccessRefused: the host key is not the expected one, the account is refused, or paramiko cannot
-        do what the connection takes.
+    :param transport: the class of its transport.
+    :raises AccessRefused: the host key is not the expected one, the login is refused, or paramiko does not
+        support what the connection needs.
     :raises ConnectionLost: the server cannot be reached.
     """
     trusted = _Trusted(account)
     key = _key(account) if account.keys else None
     client = paramiko.SSHClient()
-    client.set_missing_host_key_policy(trusted)  # which is asked, since it has no host keys else
+    client.set_missing_host_key_policy(trusted)  # decides alone, since the client has no host keys
     proxy: paramiko.ProxyCommand | None = None
     try:
         if account.proxy is not None:
@@ -56,31 +56,31 @@ def client_of(account: SshAccount, transport: type[BoundedTransport]) -> paramik
             sock=proxy,
             look_for_keys=False,
             allow_agent=False,
-            timeout=account.patience,
+            timeout=account.connect_timeout,
             banner_timeout=CONNECT,
             auth_timeout=CONNECT,
-            transport_factory=lambda *args, **options: trusted.asked_for(transport(*args, **options)),
+            transport_factory=lambda *args, **options: trusted.preferred_by(transport(*args, **options)),
         )
     except BaseException as error:
         client.close()
         if proxy is not None:
-            with suppress(OSError):  # it has ended already
+            with suppress(OSError):  # it has already ended
                 proxy.close()
-        raise _told(account, error) from error
+        raise _translated(account, error) from error
     return client
 
 
-def _told(account: SshAccount, error: BaseException) -> BaseException:
-    """Return what an error of paramiko's is told as."""
+def _translated(account: SshAccount, error: BaseException) -> BaseException:
+    """Return our error for one of paramiko's."""
     where = account.where
     if isinstance(error, IncompatiblePeer) and "no acceptable" in said(error):
         return AccessRefused(
-            f"{where}: the server and paramiko, by which an audit connects, have no algorithm in common"
-            f" ({said(error)}). A backup may find one all the same. Have sshd_config of the server allow"
-            " another one, or see the connection's extras ciphers and disabled_algorithms"
+            f"{where}: the server and paramiko, which an audit uses, have no algorithm in common"
+            f" ({said(error)}). A backup may still have one. Allow another one in the server's sshd_config,"
+            " or see the connection's extras ciphers and disabled_algorithms"
         )
     if isinstance(error, paramiko.AuthenticationException):
-        # paramiko has the same type for a refused key as for a server that went away in the middle.
+        # paramiko raises the same error for a refused key and for a server that hangs up during the login.
         if "timeout" in said(error).lower() or "EOF" in said(error):
             return ConnectionLost(f"{where}: {said(error)}")
         return refused(account, said(error))
@@ -90,7 +90,7 @@ def _told(account: SshAccount, error: BaseException) -> BaseException:
 
 
 class _Trusted(paramiko.MissingHostKeyPolicy):
-    """The host keys that a server may have. paramiko itself knows only one of each kind."""
+    """The host keys that a server may have. paramiko itself supports only one of each type."""
 
     def __init__(self, account: SshAccount) -> None:
         keys = account.host_keys
@@ -98,13 +98,13 @@ class _Trusted(paramiko.MissingHostKeyPolicy):
         self._keys = [key for key in keys.trusted if key not in keys.revoked]
         if keys.authorities and not keys.trusted:
             raise AccessRefused(
-                f"{account.where}: only an authority for the server's host key is in known_hosts."
-                f" {_BY_PARAMIKO} host certificates: pin the key itself in the connection's extra host_key,"
+                f"{account.where}: known_hosts has only an authority for its host key."
+                f" {_PARAMIKO_LACKS} host certificates: pin the key itself in the extra host_key,"
                 " or add it to known_hosts"
             )
 
-    def asked_for(self, transport: BoundedTransport) -> BoundedTransport:
-        """Have a transport ask for the kinds of keys that are trusted first."""
+    def preferred_by(self, transport: BoundedTransport) -> BoundedTransport:
+        """Return the transport, with the trusted types of keys first in its preferences."""
         options = transport.get_security_options()
         trusted = [name.decode() for key in self._keys for name in key.sig_algorithms]
         known = list(options.key_types)
@@ -114,20 +114,19 @@ class _Trusted(paramiko.MissingHostKeyPolicy):
     def missing_host_key(self, client: paramiko.SSHClient, hostname: str, key: paramiko.PKey) -> None:
         if key.asbytes() in [trusted.public_data for trusted in self._keys]:
             return
-        expected = " or ".join(each.get_fingerprint() for each in self._keys[:3]) or "one that is not revoked"
-        raise wrong_host_key(self._account, f"it has {key.fingerprint}, expected was {expected}")
+        raise wrong_host_key(self._account, mismatch(self._account, key.fingerprint))
 
 
 def _key(account: SshAccount) -> paramiko.PKey:
-    """Return the first of the account's keys, with its certificate, if there is one."""
+    """Return the first of the account's keys, with its certificate, if it has one."""
     first, _, certificate = account.keys[0]
     kind = first.get_algorithm()
     if kind not in _KEYS:
         raise AccessRefused(
-            f"{account.where}: the account's key is one of {kind}. {_BY_PARAMIKO} such keys: for an audit,"
-            " have the account take another one, such as ssh-ed25519"
+            f"{account.where}: the account's key is of type {kind}. {_PARAMIKO_LACKS} such keys: for an"
+            " audit, authorize another one for the account, such as ssh-ed25519"
         )
-    # Of ECDSA, paramiko reads no other form that asyncssh writes.
+    # The only form of ECDSA keys that asyncssh writes and paramiko reads.
     form = "pkcs1-pem" if kind.startswith("ecdsa-") else "openssh"
     key: paramiko.PKey = _KEYS[kind].from_private_key(StringIO(first.export_private_key(form).decode()))
     if certificate is not None:

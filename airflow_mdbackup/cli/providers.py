@@ -91,23 +91,17 @@ def check_connection(connection_id: str) -> None:
 
 
 def check_key_file(connection_id: str, connection: Connection) -> None:
-    """Refuse what is no name of a file.
+    """Refuse what cannot be the name of a key's file.
 
     :raises UsageError: it is the key itself, which is not quoted; or no file can have this name.
     """
-    from airflow_mdbackup.hooks.files import is_key_text, path_of
+    from airflow_mdbackup.hooks.errors import InvalidConnection
+    from airflow_mdbackup.hooks.fields import check_file
 
-    if is_key_text(connection.key_file):
-        raise UsageError(
-            f"the connection {connection_id} has the key itself in its extra key_file: move it to"
-            " private_key. key_file is the name of a file"
-        )
     try:
-        path_of(connection.key_file)
-    except ValueError as error:
-        raise UsageError(
-            f"the connection {connection_id} has an extra key_file that is no name of a file: {error}"
-        ) from error
+        check_file({"key_file": connection.key_file}, "key_file")
+    except InvalidConnection as error:
+        raise UsageError(f"the connection {connection_id} {error}") from error
 
 
 def connections_are_kept() -> bool:

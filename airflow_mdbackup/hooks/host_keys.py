@@ -1,9 +1,9 @@
 """Which keys a server may have: the one that a connection pins, or what known_hosts has.
 
-Lines are understood as OpenSSH does, and what it skips is skipped: markers in lower case only, networks
-such as ``192.0.2.0/24`` are no names, ``*`` and ``?`` stand for anything. A server at a port other than 22 is
-looked up as ``[host]:port``; its keys, where there are none, and its authorities as ``host``, too. What is
-trusted with the port cannot be revoked without it.
+Lines are parsed as OpenSSH does, and what it skips is skipped: markers count in lower case only, networks
+such as ``192.0.2.0/24`` are not names, ``*`` and ``?`` are wildcards. A server at a port other than 22 is
+looked up as ``[host]:port``. If that has no keys, they are looked up as ``host``; authorities always are. A
+key that is trusted with the port cannot be revoked without it.
 
 Sources: sshd(8) on known_hosts; OpenSSH's hostfile.c, match.c and sshconnect.c.
 """
@@ -21,6 +21,7 @@ from pathlib import Path
 
 import asyncssh
 
+from airflow_mdbackup.hooks.errors import InvalidConnection
 from airflow_mdbackup.hooks.files import path_of, read
 from airflow_mdbackup.scheme.common.paths import to_text
 
@@ -32,20 +33,16 @@ _MARKERS = ("", "@cert-authority", "@revoked")
 _HASHED = "|1|"
 
 
-class NoHostKey(Exception):
-    """Why no host key can be trusted, as a sentence that begins with the connection."""
-
-
 @dataclass(frozen=True, slots=True)
 class HostKeys:
-    """The keys that a server may have, or that sign its host certificate; and those that it must not have."""
+    """The keys that a server may have, that may sign its host certificate, and that it must not have."""
 
     trusted: tuple[asyncssh.SSHKey, ...] = ()
     authorities: tuple[asyncssh.SSHKey, ...] = ()
     revoked: tuple[asyncssh.SSHKey, ...] = ()
 
     def lines(self, host: str) -> str:
-        """Return them as a known_hosts file has them."""
+        """Return them as lines of known_hosts."""
         marked = [("", self.trusted), ("@cert-authority ", self.authorities), ("@revoked ", self.revoked)]
         return "".join(
             f"{marker}{host} {key.export_public_key().decode().strip()}\n"
@@ -54,37 +51,41 @@ class HostKeys:
         )
 
     def for_asyncssh(self) -> tuple[list[asyncssh.SSHKey], ...]:
-        """Return them as its option ``known_hosts`` has them."""
+        """Return them in the form of asyncssh's option ``known_hosts``."""
         return list(self.trusted), list(self.authorities), list(self.revoked)
 
 
 def pinned(text: str) -> HostKeys:
-    """Return the key that a connection pins: as a public key, a line of known_hosts, or as Airflow has it.
+    """Return the key that a connection pins: a public key, a line of known_hosts, or Airflow's bare base64.
 
-    :raises NoHostKey: it is none.
+    :raises InvalidConnection: it is not a public key.
     """
     words = text.split()
     if text.strip().startswith("@"):
-        raise NoHostKey(
-            f"has an extra host_key that begins with {words[0]}: write the server's own key alone"
+        raise InvalidConnection(
+            f"has an extra host_key that starts with {words[0]}: write the server's own key only"
         )
     for start in (" ".join(words), f"ssh-rsa {text.strip()}", " ".join(words[1:])):
         with suppress(asyncssh.KeyImportError, ValueError):
             return HostKeys(trusted=(asyncssh.import_public_key(start),))
-    raise NoHostKey('has an extra host_key that is no public key: it must look like "ssh-ed25519 AAAA..."')
+    raise InvalidConnection(
+        'has an extra host_key that is not a public key: it must look like "ssh-ed25519 AAAA..."'
+    )
 
 
 def known(files: Iterable[str], host: str, port: int, alias: str | None = None) -> HostKeys:
-    """Return what known_hosts files have of a server.
+    """Return the keys that known_hosts files have for a server.
 
-    :param alias: by which it is looked up, instead of host and port.
-    :raises NoHostKey: they have no key, and no authority; or one of them cannot be read.
+    :param alias: the name to look up instead of host and port.
+    :raises InvalidConnection: they have neither a key nor an authority, or one of them cannot be read.
     """
     names = [alias] if alias else [host] if port == 22 else [f"[{host}]:{port}", host]
     try:
         paths = [path_of(file) for file in files]
     except ValueError as error:
-        raise NoHostKey(f"needs a known_hosts file that cannot be read on this machine: {error}") from error
+        raise InvalidConnection(
+            f"needs a known_hosts file that cannot be read on this machine: {error}"
+        ) from error
     lines = [line for path in paths for line in _lines(path)]
     trusted: list[asyncssh.SSHKey] = []
     authorities: list[asyncssh.SSHKey] = []
@@ -95,8 +96,8 @@ def known(files: Iterable[str], host: str, port: int, alias: str | None = None) 
         trusted = trusted or found[""]
         authorities += found["@cert-authority"]
     if not trusted and not authorities:
-        raise NoHostKey(
-            f"leads to a server whose host key is unknown: nothing is for {' or '.join(names)} in"
+        raise InvalidConnection(
+            f"leads to a server whose host key is unknown: no line for {' or '.join(names)} in"
             f" {_described(paths)}. Pin it in its extra host_key (ssh-keyscan shows it; compare it with the"
             " server's own), or add it to known_hosts"
         )
@@ -104,9 +105,9 @@ def known(files: Iterable[str], host: str, port: int, alias: str | None = None) 
 
 
 def revoked(files: Iterable[str]) -> tuple[asyncssh.SSHKey, ...]:
-    """Return the keys of files that list such as must never be trusted, whatever else is said of them.
+    """Return the keys in files of revoked keys, which are never trusted.
 
-    :raises NoHostKey: one of them cannot be read, or is no list of public keys.
+    :raises InvalidConnection: one of them cannot be read, or is not a list of public keys.
     """
     found: list[asyncssh.SSHKey] = []
     for name in files:
@@ -117,15 +118,15 @@ def revoked(files: Iterable[str]) -> tuple[asyncssh.SSHKey, ...]:
             keys = [line for line in lines if line.strip() and not line.startswith(b"#")]
             found += map(asyncssh.import_public_key, keys)
         except (OSError, ValueError) as error:
-            raise NoHostKey(
-                f"needs {name}, the RevokedHostKeys of ~/.ssh/config, which is no list of public keys"
+            raise InvalidConnection(
+                f"needs {name}, the RevokedHostKeys of ~/.ssh/config, which is not a list of public keys"
                 f" ({to_text(str(error).encode())}). OpenSSH's binary lists (KRL) are not read here"
             ) from error
     return tuple(found)
 
 
 def _described(paths: list[Path]) -> str:
-    """Return the files that are there, or else that none of them is, for people."""
+    """Return the files that exist, or else all of them as missing, for messages."""
     there = [f"{path}" for path in paths if path.exists()]
     return ", ".join(there or [f"{path} (no such file)" for path in paths])
 
@@ -134,9 +135,9 @@ def _described(paths: list[Path]) -> str:
 class _Line:
     """A line of known_hosts.
 
-    :ivar where: file and number, for people.
-    :ivar names: for which it is, in one text: patterns, or the hash of one name.
-    :ivar key: as text, since most lines are of other servers.
+    :ivar where: file and line number, for messages.
+    :ivar names: the servers it is for: patterns, or the hash of one name.
+    :ivar key: not parsed, since most lines are for other servers.
     """
 
     where: str
@@ -146,7 +147,7 @@ class _Line:
 
 
 def _found(lines: Iterable[_Line], name: str) -> dict[str, list[asyncssh.SSHKey]]:
-    """Return the keys of a name, by marker. Those of a kind that asyncssh does not know are skipped."""
+    """Return the keys of a name, by marker. Those of a type that asyncssh does not support are skipped."""
     found: dict[str, list[asyncssh.SSHKey]] = {marker: [] for marker in _MARKERS}
     for line in lines:
         if _is_among(name, line.names):
@@ -158,7 +159,7 @@ def _found(lines: Iterable[_Line], name: str) -> dict[str, list[asyncssh.SSHKey]
 
 
 def _skip(where: str, error: ValueError) -> None:
-    log.warning("%s, is skipped: %s", where, to_text(str(error).encode()))
+    log.warning("Skipping %s: %s", where, to_text(str(error).encode()))
 
 
 def _is_among(name: str, names: str) -> bool:
@@ -176,15 +177,17 @@ def _pattern(text: str) -> re.Pattern[str]:
 
 
 def _lines(path: Path) -> Iterator[_Line]:
-    """Yield the lines of a file. What cannot be understood is skipped, as OpenSSH does."""
+    """Yield the lines of a file, without those that OpenSSH would skip, too."""
     try:
         content = read(path)
     except FileNotFoundError:
         return
     except OSError as error:
-        raise NoHostKey(f"needs {path}, which cannot be read on this machine: {error.strerror}") from error
+        raise InvalidConnection(
+            f"needs {path}, which cannot be read on this machine: {error.strerror}"
+        ) from error
     for number, raw in enumerate(content.split(b"\n"), 1):
-        line = raw.decode("ascii", "backslashreplace").strip()  # others than ASCII are in comments
+        line = raw.decode("ascii", "backslashreplace").strip()  # the rest is in comments
         if line and not line.startswith("#"):
             where = f"{path}, line {number}"
             try:
@@ -194,15 +197,15 @@ def _lines(path: Path) -> Iterator[_Line]:
 
 
 def _parsed(line: str, where: str) -> _Line:
-    """Return what a line says.
+    """Parse a line.
 
-    :raises ValueError: OpenSSH would not understand it either.
+    :raises ValueError: OpenSSH cannot parse it either.
     """
     has_marker = line.startswith("@")
     words = line.split(maxsplit=1 + has_marker)
     marker = words.pop(0) if has_marker else ""
     if marker not in _MARKERS:
-        raise ValueError(f"{marker} is no marker")
+        raise ValueError(f"{marker} is not a marker")
     if len(words) < 2:
         raise ValueError("it has no key")
     if words[0].startswith("|"):

@@ -1,6 +1,7 @@
-"""The two accounts of a provider, reached through ordinary Airflow connections of type ``sftp`` and ``ssh``.
+"""Hooks for the two accounts of a provider, by ordinary Airflow connections of type ``sftp`` and ``ssh``.
 
-What such a connection may be is in :mod:`.connection`; all that a backup does goes over :mod:`.session`.
+:mod:`.connection` says what such a connection may contain; backups go over :mod:`.session` or
+:mod:`.ssh_program`.
 """
 
 from __future__ import annotations
@@ -46,43 +47,40 @@ from airflow_mdbackup.scheme.transfer.sftp_files import Stated
 from airflow_mdbackup.scheme.transfer.sftp_packets import Attributes, NoSftp
 from airflow_mdbackup.triggers.bounded import BoundedClient
 
-_VARIABLE = "AIRFLOW_CONN_"  # begins the names of those that hold connections
-_LONGEST = 4096  # characters of what asyncssh or paramiko logs
-# Seconds of a round trip from which on asyncssh, whose window we choose, outruns ssh, whose window is 2 MiB.
-_LONG = 0.03
-_OUTSIDE = "/etc/passwd"  # what is in every machine, and in no chroot for backups
-_SILENCES = 5  # stall timeouts in which more than a trickle must come
-# What ssh says where it has no algorithm in common with the server, or does not know one it is to use.
+_VARIABLE = "AIRFLOW_CONN_"  # prefix of environment variables that hold connections
+_LONGEST_MESSAGE = 4096  # characters, in the log
+# Seconds of round trip above which asyncssh, with a larger window, is faster than ssh with its 2 MiB.
+LONG_ROUND_TRIP = 0.03
+_OUTSIDE = "/etc/passwd"  # exists on every machine, and in no chroot for backups
+_SILENCES = 5  # stall timeouts in which more than a trickle must arrive
+# Messages of ssh when it has no algorithm in common with the server, or does not support one.
 _NO_ALGORITHM = ("Unable to negotiate", "no matching", "Bad SSH2 ", "Bad key types")
 _REFUSED = ("Permission denied", "Too many authentication failures")
-_LISTEN = 10.0  # seconds between two looks whether a silent connection is still alive
-_STOPPING = 3.0  # seconds that a build gets to stop; Airflow kills a task after five
-_ENDING = 10.0  # seconds that a server gets to end a session, where it may allow only one
+_LISTEN = 10.0  # seconds after which a silent connection is checked
+_STOPPING = 3.0  # seconds for a build to stop; Airflow kills a task after five
+_ENDING = 10.0  # seconds for a server to end a session; it may allow only one
 
 
 class Printable(logging.Filter):
-    """Keeps a server's own words, which paramiko and asyncssh log as they come, from acting on a terminal.
-
-    Nor do they fill the log: a greeting may be of any size.
-    """
+    """Escapes and shortens what paramiko and asyncssh log, since they quote the server verbatim."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        said = record.getMessage()[:_LONGEST]
-        record.msg, record.args = to_text(said.encode("utf-8", "backslashreplace")), ()
+        message = record.getMessage()[:_LONGEST_MESSAGE]
+        record.msg, record.args = to_text(message.encode("utf-8", "backslashreplace")), ()
         return True
 
 
 logging.getLogger("paramiko.transport").addFilter(Printable())
 logging.getLogger("asyncssh").addFilter(Printable())
-# A server may ask for XON/XOFF as often as it likes, and asyncssh logs it each time.
+# A server may request XON/XOFF as often as it likes, and asyncssh logs each time.
 logging.getLogger("asyncssh").addFilter(lambda record: "XON/XOFF" not in str(record.msg))
 logging.getLogger("asyncssh").setLevel(logging.WARNING)
 
 
 def account(conn_id: str) -> SshAccount:
-    """Return the account that an Airflow connection leads to.
+    """Return the account that an Airflow connection describes.
 
-    :raises AccessRefused: there is no such connection, or it is of no use as it is.
+    :raises AccessRefused: there is no such connection, or it cannot be used as it is.
     """
     try:
         connection = BaseHook.get_connection(conn_id)
@@ -93,26 +91,25 @@ def account(conn_id: str) -> SshAccount:
 
 def no_such_connection(conn_id: str) -> AccessRefused:
     variable = f"{_VARIABLE}{conn_id.upper()}"
-    if variable in os.environ:  # for Airflow, what it cannot parse is not there
+    if variable in os.environ:  # Airflow treats one that it cannot parse as missing
         return AccessRefused(
-            f"the connection {conn_id} cannot be read: the variable {variable} is set, and is neither a "
-            "connection in JSON nor a URI with a number as its port"
+            f"the connection {conn_id} cannot be read: the variable {variable} is neither a connection in "
+            "JSON nor a URI with a number as its port"
         )
     return AccessRefused(
-        f"the connection {conn_id} does not exist, as far as this process sees: outside a task, Airflow's "
-        "database is not asked, except by `airflow mdbackup ...`. Make it in the Airflow UI, or by: airflow "
-        f"connections add {conn_id} ..."
+        f"the connection {conn_id} does not exist. Create it in the Airflow UI, or by: airflow connections "
+        f"add {conn_id} ... (outside a task, only `airflow mdbackup ...` reads Airflow's database)"
     )
 
 
 class IndexHookAsync(SSHHookAsync):
-    """The index account, for triggers, whose event loop is everybody's."""
+    """The index account, for triggers, which share their event loop with others."""
 
     def __init__(self, conn_id: str) -> None:
         super().__init__(ssh_conn_id=conn_id)
 
     async def _get_conn(self) -> asyncssh.SSHClientConnection:
-        """Connect, so that the server can take neither the memory nor the turns of others.
+        """Connect. The server can take neither the memory nor the turns of other triggers.
 
         :raises AccessRefused, ConnectionLost: see :func:`.session.connect`.
         """
@@ -120,17 +117,17 @@ class IndexHookAsync(SSHHookAsync):
             connection = await get_async_connection(self.ssh_conn_id)
         except AirflowNotFoundException as error:
             raise no_such_connection(self.ssh_conn_id) from error
-        # In a thread, because an encrypted key takes seconds to open.
+        # In a thread, since an encrypted key takes seconds to open.
         account = await asyncio.to_thread(account_of, self.ssh_conn_id, connection)
         return await connect(account, BoundedClient)
 
 
 class _Connected:
-    """What both hooks share: the account, and a connection to it. Context managers.
+    """Base of both hooks: the account, and a connection to it. A context manager.
 
     :param conn_id: the Airflow connection.
     :param stall_timeout: seconds that a transfer may be silent.
-    :raises AccessRefused: it is of no use.
+    :raises AccessRefused: the connection cannot be used.
     """
 
     ssh_conn_id: str | None
@@ -153,9 +150,9 @@ class _Connected:
     if not TYPE_CHECKING:  # to mypy, any attribute would be there
 
         def __getattr__(self, name: str) -> Any:
-            """Have Airflow's hook read the connection, too, once an attribute of it is asked for.
+            """Initialise Airflow's hook once one of its attributes is used.
 
-            It does so in its own way, and cannot use all that backups can.
+            It parses the connection in its own way, and does not support all that backups do.
             """
             if name.startswith("__") or vars(self).get("_is_airflows"):
                 raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
@@ -168,7 +165,7 @@ class _Connected:
             return getattr(self, name)
 
     def close(self) -> None:
-        """End the connection for good, and what waits on it. May be called from another thread."""
+        """End the connection for good, and all that waits on it. May be called from any thread."""
         self._ended = True
         if self._connection is not None:
             self._connection.close()
@@ -180,15 +177,15 @@ class _Connected:
             client.close()
 
     def connected(self) -> Connection:
-        """Return the connection, which is made if there is none.
+        """Return the connection; connect if necessary.
 
-        :raises AccessRefused: the host key is not the expected one, or the account is refused.
+        :raises AccessRefused: the host key is not the expected one, or the login is refused.
         :raises ConnectionLost: the server cannot be reached, or the connection has been ended.
         """
         self._check_not_ended()
         if self._connection is None or not self._connection.alive:
             self._connection = Connection(self.account)
-            if not self._ended:  # else nobody would end this one
+            if not self._ended:  # nobody would end this one
                 self._connection.connect()
         if self._ended:
             self._connection.close()
@@ -196,67 +193,71 @@ class _Connected:
         return self._connection
 
     def _check_not_ended(self) -> None:
-        """:raises ConnectionLost: the hook has been closed, or a build stopped, which is final."""
+        """:raises ConnectionLost: the hook has been closed, or the build stopped, which is final."""
         if self._ended:
             raise ended_here(self.account)
 
     def _channel(self, program: Program, timeout: float, *, runs_command: bool = False) -> SshChannel:
-        """Start ``ssh``, which is ended when the hook is closed."""
+        """Start ``ssh``; it ends when the hook is closed."""
         self._check_not_ended()
         channel = SshChannel(program.command, timeout, log=program.log, runs_command=runs_command)
         self._channels.append(channel)
-        if self._ended:  # meanwhile, so that nobody would end this one
+        if self._ended:  # closed meanwhile, so that nobody would end this one
             channel.close()
             self._check_not_ended()
         return channel
 
     def _raise_why(self, channel: SshChannel, error: Exception, why: NoCommonAlgorithm | None) -> None:
-        """Raise why a connection by ``ssh`` came to nothing, unless asyncssh may do better.
+        """Raise why a connection by ``ssh`` failed, unless asyncssh may succeed.
 
-        :param why: asyncssh cannot, so that this is the last word.
+        :param why: asyncssh cannot connect, so that nothing else is left to try.
         """
         channel.close()
         self._check_not_ended()
-        said = channel.said() or str(error)
-        self._raise_for(said, channel.overheard())
+        message = channel.messages() or str(error)
+        self._raise_if_final(message, channel.stderr_messages())
         if why is None:
             return
-        if any(words in said for words in _NO_ALGORITHM):
+        if any(words in message for words in _NO_ALGORITHM):
             raise why
-        if "Host key verification failed" in said:
-            raise wrong_host_key(self.account, said) from error
-        raise ConnectionLost(f"{self.account.where}: {said}") from error
+        if "Host key verification failed" in message:
+            raise wrong_host_key(self.account, message) from error
+        raise ConnectionLost(f"{self.account.where}: {message}") from error
 
-    def _raise_for(self, said: str, overheard: str) -> None:
-        """Raise what another way would come to as well, without another failed login.
+    def _raise_if_final(self, message: str, stderr: str) -> None:
+        """Raise what asyncssh would raise as well, without a second failed login.
 
-        :param said: by ``ssh`` itself; ``overheard``: by a proxy, or by the server.
+        :param message: of ``ssh`` itself; ``stderr``: of a proxy or the server.
         """
         account = self.account
-        is_refused = any(words in said for words in _REFUSED)
-        if is_refused and account.password is None:  # which ssh cannot be told
-            raise refused(account, said)
-        if account.proxy is not None and not is_refused and not any(words in said for words in _NO_ALGORITHM):
-            raise lost(account, overheard or said)
-        if "connect to host" in said or "resolve hostname" in said:
-            raise ConnectionLost(f"{account.where}: {said}")
+        is_refused = any(words in message for words in _REFUSED)
+        if is_refused and account.password is None:  # ssh cannot use a password
+            raise refused(account, message)
+        if (
+            account.proxy is not None
+            and not is_refused
+            and not any(words in message for words in _NO_ALGORITHM)
+        ):
+            raise lost(account, stderr or message)
+        if "connect to host" in message or "resolve hostname" in message:
+            raise ConnectionLost(f"{account.where}: {message}")
 
 
 class ProviderHook(_Connected, SFTPHook):
     """The backup account, over SFTP.
 
-    It is Airflow's :class:`SFTPHook`, too: what that offers goes over paramiko, as ever, and is made when it
-    is asked for. Backups use :meth:`reader`, which goes::
+    It is also Airflow's :class:`SFTPHook`, whose methods go over paramiko. Backups use :meth:`reader`, which
+    goes over::
 
-        over the program ssh    if there is one, and the line is short: it decrypts on another core
-        over asyncssh           else, or if ssh cannot: its window fills a long line
-        over ssh all the same   if asyncssh and the server have no algorithm in common
+        the program ssh         if there is one, and the round trip is short: it decrypts on another core
+        asyncssh                otherwise: its window is large enough for a long round trip
+        ssh all the same        if asyncssh and the server have no algorithm in common
     """
 
     def test_connection(self) -> tuple[bool, str]:
-        """Tell whether host key, account, chroot and index are as they should be.
+        """Check the host key, the account, the chroot and the index.
 
-        It asks for attributes only, since the account may list nothing.
+        It requests attributes only, since the account may not list directories.
         """
         try:
             reader = self.reader()
@@ -267,13 +268,13 @@ class ProviderHook(_Connected, SFTPHook):
             for name, index in self._indexes():
                 there = _attributes(reader, index)
                 missing += there is None
-                found.append(f"{name}: the index {index} is {'NOT there yet' if there is None else 'there'}")
+                found.append(f"{name}: the index {index} {'is NOT there yet' if there is None else 'exists'}")
         except BackupError as error:
             return False, str(error)
         return chrooted and not missing, "; ".join(found)
 
     def _indexes(self) -> list[tuple[str, str]]:
-        """Return provider and index, for each one that is configured with this connection."""
+        """Return name and index of each provider that is configured with this connection."""
         configured = load(providers_file()).providers
         return [(each.name, each.index) for each in configured if each.sftp_conn_id == self.ssh_conn_id]
 
@@ -282,15 +283,15 @@ class ProviderHook(_Connected, SFTPHook):
     ) -> Reader:
         """Return an SFTP reader on a new session.
 
-        :param throttle: as for a reader.
-        :param round_trip: seconds, as an earlier reader found, so that a long line is known as such.
-        :raises AccessRefused: the host key is not the expected one, or the account is refused.
+        :param throttle: see :class:`.Reader`.
+        :param round_trip: seconds, as measured by an earlier reader, to choose between ssh and asyncssh.
+        :raises AccessRefused: the host key is not the expected one, or the login is refused.
         :raises NotOnProvider: the server has no such subsystem.
-        :raises ConnectionLost: the connection broke, or what answers is no SFTP server.
+        :raises ConnectionLost: the connection broke, or the answer is not SFTP.
         """
-        is_long = round_trip is not None and round_trip > _LONG
+        is_long = round_trip is not None and round_trip > LONG_ROUND_TRIP
         reader = (None if is_long else self._over_ssh()) or self._over_asyncssh()
-        reader.stream.throttle = throttle  # not before, since what waits does not tell how long the line is
+        reader.stream.throttle = throttle  # not earlier: a throttled reader measures no round trip
         return reader
 
     def _over_asyncssh(self) -> Reader:
@@ -306,10 +307,10 @@ class ProviderHook(_Connected, SFTPHook):
             raise self._no_sftp(error) from error
 
     def _over_ssh(self, why: NoCommonAlgorithm | None = None) -> Reader | None:
-        """Return a reader over ``ssh``, or None where asyncssh must do, or has to tell what is wrong.
+        """Return a reader over ``ssh``, or None if asyncssh is to be used, or to find out what is wrong.
 
-        :param why: asyncssh cannot, so that ``ssh`` must do, however long the line is.
-        :raises AccessRefused: the server refuses the account.
+        :param why: asyncssh cannot connect, so that ``ssh`` is used whatever the round trip.
+        :raises AccessRefused: the server refuses the login.
         :raises ConnectionLost: it cannot be reached.
         """
         try:
@@ -328,26 +329,26 @@ class ProviderHook(_Connected, SFTPHook):
                 channel.close()
                 raise self._no_sftp(error) from error
             self._raise_why(channel, error, why)
-            self.log.info("Connecting again, without the program ssh: %s", channel.said() or error)
+            self.log.info("Connecting again, without the program ssh: %s", channel.messages() or error)
             return None
-        if why is not None or reader.round_trip < _LONG:
+        if why is not None or reader.round_trip < LONG_ROUND_TRIP:
             return reader
         channel.close()
-        self.log.info("Connecting again, without the program ssh: the line is long")
+        self.log.info("Connecting again, without the program ssh: the round trip is long")
         return None
 
     def _no_sftp(self, error: ConnectionLost) -> BackupError:
-        """Return what is told of a server that lets us in, and does not speak SFTP."""
+        """Return the error for a server that accepts the login, but does not speak SFTP."""
         if isinstance(error, NoSftp) and b"mdbackup ready" in error.sent:
             return AccessRefused(
-                f"{self.account.where} leads to the index account. Have sftp_conn_id of the provider name the"
-                " connection of the backup account, and ssh_conn_id this one"
+                f"{self.account.where} is the index account. Set the provider's sftp_conn_id to the"
+                " connection of the backup account, and ssh_conn_id to this one"
             )
         return ConnectionLost(f"{self.account.where}: {error}")
 
 
 def _attributes(reader: Reader, path: str) -> Attributes | None:
-    """Return the attributes of a path; None if it cannot be seen."""
+    """Return the attributes of a path; None if it is not visible."""
     reader.submit_stat(path.encode(), None)
     (answer,) = reader.wait()
     assert isinstance(answer, Stated)
@@ -355,12 +356,12 @@ def _attributes(reader: Reader, path: str) -> Attributes | None:
 
 
 class IndexHook(_Connected, SSHHook):
-    """The index account, which runs one command. It is Airflow's :class:`SSHHook`, too."""
+    """The index account, which runs one command. It is also Airflow's :class:`SSHHook`."""
 
     _building: tuple[Session | SshChannel, Conversation] | None = None
 
     def test_connection(self) -> tuple[bool, str]:
-        """Tell whether host key and account are as they should be. Nothing is built."""
+        """Check the host key and the account. No index is built."""
         try:
             try:
                 self.connected()
@@ -372,12 +373,12 @@ class IndexHook(_Connected, SSHHook):
         return True, f"{self.account.where}: logged in, {self.account.known_by}"
 
     def build_index(self, request: IndexRequest) -> Done:
-        """Have the provider build its index, and return what it reports.
+        """Let the provider build its index, and return its report.
 
-        :raises NotOnProvider: the index could not be built; the old one is still there.
-        :raises AccessRefused: the account runs no indexer.
-        :raises ConnectionLost: the connection broke. The build goes on without us, and the same request
-            joins it.
+        :raises NotOnProvider: the index could not be built; the old one is unchanged.
+        :raises AccessRefused: the account does not run the indexer.
+        :raises ConnectionLost: the connection broke. The build continues without us; the same request joins
+            it.
         """
         conversation = Conversation(request, f"connection {self.ssh_conn_id}", self.log)
         while not conversation.ends(self._converse(conversation)):
@@ -385,7 +386,7 @@ class IndexHook(_Connected, SSHHook):
         return conversation.result()
 
     def _converse(self, conversation: Conversation) -> int | None:
-        """Run the command of a conversation to its end, and return its exit status, if the server tells."""
+        """Run the command of a conversation, and return its exit status; None if there is none."""
         try:
             with self.running(conversation.command) as session:
                 self._building = session, conversation
@@ -393,7 +394,7 @@ class IndexHook(_Connected, SSHHook):
                 for data in self._output(session, conversation):
                     if answer := conversation.hear(data):
                         session.sendall(answer)
-                # Its output has ended; a server that then tells no status has none to tell.
+                # Its output has ended, and the exit status follows at once if the server reports one.
                 status = session.wait(CONNECT)
                 alive = self._connection is not None and self._connection.alive
         except EOFError as error:
@@ -408,7 +409,7 @@ class IndexHook(_Connected, SSHHook):
 
     @contextmanager
     def running(self, command: str) -> Iterator[Session | SshChannel]:
-        """Run a command: over asyncssh; over the program ``ssh`` where that has no algorithm for the server.
+        """Run a command over asyncssh, or over ``ssh`` if asyncssh has no algorithm for the server.
 
         :raises AccessRefused, NotOnProvider, ConnectionLost: see :meth:`.Connection.session`.
         """
@@ -428,7 +429,7 @@ class IndexHook(_Connected, SSHHook):
     def _over_ssh(self, command: str, why: NoCommonAlgorithm) -> Iterator[SshChannel]:
         """Run a command over the program ``ssh``.
 
-        :param why: asyncssh does not do; raised if ``ssh`` does not either.
+        :param why: why asyncssh cannot connect; raised if ``ssh`` cannot either.
         """
         with ExitStack() as stack:
             try:
@@ -449,7 +450,7 @@ class IndexHook(_Connected, SSHHook):
                 raise
 
     def _output(self, session: Session | SshChannel, conversation: Conversation) -> Iterator[bytes]:
-        """Yield what the other side writes, to its end."""
+        """Yield the output of the command."""
         conversation.listen()
         while True:
             session.settimeout(min(_LISTEN, conversation.patience()))
@@ -462,17 +463,17 @@ class IndexHook(_Connected, SSHHook):
             yield data
 
     def stop_build(self) -> None:
-        """Have a running build stop, and end the connection. May be called from a signal's handler."""
+        """Stop a running build, and end the connection. May be called from a signal handler."""
 
         def stop() -> None:
             with suppress(EOFError):
-                # What has not been given its request yet ends with the connection.
+                # A build that has not received its request yet ends with the connection.
                 if building is not None and building[1].begun:
                     building[0].sendall(STOP)
                     building[0].wait(_STOPPING)
 
         building = self._building
-        # A thread of its own, because the interrupted one may be holding a lock.
+        # In another thread, since the interrupted one may hold a lock.
         stopping = threading.Thread(target=stop, daemon=True)
         stopping.start()
         stopping.join(_STOPPING)

@@ -1,16 +1,15 @@
-"""Connections by asyncssh, for code that waits as well as for code that does not.
+"""Connections over asyncssh, for blocking and for asynchronous callers.
 
 ::
 
-    connect     logs in, and tells what went wrong: in words, and whether another try may help
-    Connection  the same from any thread; asyncssh runs in one of its own
-    Session     a command or subsystem on it, with the calls of a socket: what arrives waits until it is read
+    connect     logs in, or raises an error that says what went wrong, and whether a retry can help
+    Connection  the same for any thread; asyncssh runs in a thread of its own
+    Session     a command or subsystem, with the methods of a socket; what arrives is buffered
 
-A server can fill no memory: what nobody reads is taken until the window that it was granted is used up, and a
-connection ends where the server does not take our answers to what it sends.
+A server cannot fill the memory: what is not read is buffered only up to the window that was granted, and a
+connection ends when the server does not accept our replies.
 
-What this does not give: a server may keep the processor busy with messages that mean nothing, until the
-caller's patience ends.
+Limitations: a server may keep the processor busy with meaningless messages until the caller's timeout.
 
 Sources: RFC 4252 to 4254; asyncssh's documentation of sessions.
 """
@@ -39,18 +38,18 @@ from airflow_mdbackup.scheme.common.paths import to_text
 from airflow_mdbackup.scheme.errors import AccessRefused, ConnectionLost, NotOnProvider
 from airflow_mdbackup.scheme.transfer.sftp import WINDOW
 
-_WINDOW = 2 * WINDOW  # more than a reader asks for, so that no line is too long
-_UNREAD = WINDOW // 2  # bytes that wait here before no more of the window is granted
-_UNSENT = 4 << 20  # bytes; whoever does not take so much of what we say has ill in mind
+_WINDOW = 2 * WINDOW  # bytes; more than a reader ever requests, so that any round trip can be filled
+_UNREAD = WINDOW // 2  # bytes buffered before no more of the window is granted
+_UNSENT = 4 << 20  # bytes; a server that accepts less of our replies is hostile
 _PACKET = 256 << 10
-_LAST_WORDS = 1.0  # seconds that a proxy gets to say what is wrong
-_ENDING = 5.0  # seconds that a connection gets to end
-_MAKING_ROOM = (0.05, 0.2, 1.0, 3.0)  # seconds
+_LAST_WORDS = 1.0  # seconds for a proxy to report what is wrong
+_ENDING = 5.0  # seconds for a connection to end
+_RETRY_SESSION = (0.05, 0.2, 1.0, 3.0, 10.0)  # seconds
 Result = TypeVar("Result")
 
 
 class NoCommonAlgorithm(AccessRefused):
-    """The server and asyncssh have no algorithm of some kind in common. The program ssh may have one."""
+    """The server and asyncssh have no algorithm in common. The program ssh may have one."""
 
 
 class Proxy:
@@ -69,11 +68,11 @@ class Proxy:
                 stdout=theirs.fileno(),
                 stderr=self._words.fileno(),
                 env=environment(),
-                start_new_session=True,  # so that all that the line starts can be ended
+                start_new_session=True,  # so that everything it starts can be ended
             )
 
     def last_words(self) -> str:
-        """Return the last that it wrote for people, which it may be doing just now."""
+        """Return its last error messages, which may still be on their way."""
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(_LAST_WORDS)
         self._words.seek(0)
@@ -88,13 +87,13 @@ class Proxy:
 
 
 class Client(asyncssh.SSHClient):
-    """What asyncssh reports of a connection.
+    """What asyncssh reports about a connection.
 
-    :ivar shown: the server's host key, if it is none of those that are trusted.
-    :ivar proxy: what makes the connection, if that is a proxy. It ends with the connection.
+    :ivar untrusted_key: the server's host key, if it is not a trusted one.
+    :ivar proxy: the proxy that makes the connection, if any. It ends with the connection.
     """
 
-    shown: asyncssh.SSHKey | None = None
+    untrusted_key: asyncssh.SSHKey | None = None
     proxy: Proxy | None = None
     is_connected = False
 
@@ -106,14 +105,14 @@ class Client(asyncssh.SSHClient):
             self.proxy.end()
 
     def validate_host_public_key(self, host: str, addr: str, port: int, key: asyncssh.SSHKey) -> bool:
-        self.shown = key
+        self.untrusted_key = key
         return False
 
 
 class PatientConnection(asyncssh.SSHClientConnection):
-    """One that works off what has arrived before it takes in that no more will.
+    """A connection that handles what has arrived before it handles the end of the stream.
 
-    A server that has no algorithm in common with us says so, and hangs up at once.
+    A server that has no algorithm in common with us says so and hangs up at once.
     """
 
     def eof_received(self) -> None:
@@ -122,133 +121,140 @@ class PatientConnection(asyncssh.SSHClientConnection):
 
 class _BoundedConnection(PatientConnection):
     def pause_writing(self) -> None:
-        self._force_close(asyncssh.ProtocolError("the server does not take our answers to what it sends"))
+        self._force_close(asyncssh.ProtocolError("the server does not accept our replies"))
 
 
 class _BoundedClient(Client):
     def connection_made(self, conn: asyncssh.SSHClientConnection) -> None:
-        conn.__class__ = _BoundedConnection  # asyncssh lets nobody choose it
+        conn.__class__ = _BoundedConnection  # asyncssh has no option for it
         conn._transport.set_write_buffer_limits(_UNSENT)  # type: ignore[union-attr]
 
 
 async def connect(account: SshAccount, client: type[Client]) -> asyncssh.SSHClientConnection:
     """Log in to an account.
 
-    :param client: what asyncssh tells of the connection.
-    :raises AccessRefused: the host key is not the expected one, or the account is refused.
+    :param client: receives asyncssh's events.
+    :raises AccessRefused: the host key is not the expected one, or the login is refused.
     :raises ConnectionLost: the server cannot be reached, or does not answer.
     """
-    where, told = account.where, client()
+    where, events = account.where, client()
     try:
-        told.proxy = Proxy(account) if account.proxy is not None else None
+        events.proxy = Proxy(account) if account.proxy is not None else None
         return await asyncssh.connect(
             account.address,
             account.port,
-            sock=told.proxy.socket if told.proxy is not None else None,
+            sock=events.proxy.socket if events.proxy is not None else None,
             username=account.user,
             config=None,
-            client_factory=lambda: told,
+            client_factory=lambda: events,
             options=account.options,
         )
     except asyncssh.HostKeyNotVerifiable as error:
         if account.host_keys.trusted and account.host_keys.authorities:
-            # Its certificate is not good enough, but its key may be, as ssh has it, too.
+            # Its certificate is not accepted, but its key may be, as with ssh.
             return await connect(account.without_authorities(), client)
-        raise wrong_host_key(account, _shown(told, account) or said(error)) from error
+        key = events.untrusted_key
+        raise wrong_host_key(
+            account, mismatch(account, key.get_fingerprint()) if key is not None else said(error)
+        ) from error
     except asyncssh.PermissionDenied as error:
         raise refused(account, said(error)) from error
     except asyncssh.KeyExchangeFailed as error:
         raise NoCommonAlgorithm(
-            f"{where}: the server and this side have no algorithm in common ({said(error)}). Have sshd_config"
-            " of the server allow one of today's, or see the connection's extras ciphers and"
-            " disabled_algorithms"
+            f"{where}: the server and this side have no algorithm in common ({said(error)}). Allow a current"
+            " one in the server's sshd_config, or see the connection's extras ciphers and disabled_algorithms"
         ) from error
     except TimeoutError:
         seconds = account.options.connect_timeout
-        raise ConnectionLost(f"{where}: the server does not let us in within {seconds} seconds") from None
+        raise ConnectionLost(f"{where}: no login within {seconds} seconds") from None
     except socket.gaierror as error:
-        raise ConnectionLost(f"{where}: the name {account.address} is not known: {error.strerror}") from error
+        raise ConnectionLost(
+            f"{where}: cannot resolve the name {account.address}: {error.strerror}"
+        ) from error
     except (asyncssh.Error, OSError, EOFError) as error:
         if "Too many authentication failures" in said(error):
             raise refused(account, said(error)) from error
-        words = await asyncio.to_thread(told.proxy.last_words) if told.proxy is not None else ""
+        words = await asyncio.to_thread(events.proxy.last_words) if events.proxy is not None else ""
         raise lost(account, words or f"{said(error)}{_hint(error)}") from error
     finally:
-        if not told.is_connected and told.proxy is not None:
-            told.proxy.end()
+        if not events.is_connected and events.proxy is not None:
+            events.proxy.end()
 
 
 def last_lines(output: bytes) -> str:
-    """Return the last that a program wrote for people, as printable text."""
+    """Return the last two lines of a program's messages, as printable text."""
     lines = [to_text(words) for line in output.splitlines() if (words := line.strip(b" @"))]
     return " / ".join(lines[-2:])[-2000:]
 
 
 def lost(account: SshAccount, why: str) -> AccessRefused | ConnectionLost:
-    """Return what a connection that does not come about is reported as: final, if a jump host refuses us."""
+    """Return the error for a connection that failed; it is final if a jump host refuses the login."""
     if account.jumps and ("Permission denied" in why or "Host key verification failed" in why):
         return AccessRefused(
-            f"{account.where}: the jump host does not let us through ({why}). It is reached by ~/.ssh/config"
-            " alone: see its Host there (User, IdentityFile) and known_hosts, and what plain ssh to it says"
+            f"{account.where}: the jump host refuses the login ({why}). Only ~/.ssh/config says how to reach"
+            " it: check its Host there (User, IdentityFile) and known_hosts, and try plain ssh to it"
         )
     return ConnectionLost(f"{account.where}: {why}")
 
 
 def _hint(error: Exception) -> str:
-    """Return what may be the cause where a server does not say, and what to do."""
+    """Return the likely cause where the server does not give one, and what to do."""
     if "timeout" in said(error).lower():
-        return (
-            f": something accepts the connection there, and does not log us in within {CONNECT} seconds. Is"
-            " that an SSH port?"
-        )
+        return f": it accepts the connection, but no login within {CONNECT} seconds. Is that an SSH port?"
     if isinstance(error, asyncssh.ConnectionLost | ConnectionResetError | EOFError):
         return (
-            ": the server closed the connection before we were logged in. Is that an SSH port? If so, it may"
-            " refuse this address for now: see its log, MaxStartups and PerSourcePenalties of sshd, fail2ban,"
-            " and firewalls on the way"
+            ": the server closed the connection before the login. Is that an SSH port? If so, it may be"
+            " blocking this address for a while: check its log, MaxStartups and PerSourcePenalties of sshd,"
+            " fail2ban, and firewalls on the way"
         )
     return ""
 
 
-def _shown(told: Client, account: SshAccount) -> str:
-    """Return which host key a server has, and which ones it may have; nothing if that is not the matter."""
-    if told.shown is None:
-        return ""
+def mismatch(account: SshAccount, fingerprint: str) -> str:
+    """Return which host key a server has, and which one was expected."""
     trusted = " or ".join(key.get_fingerprint() for key in account.host_keys.trusted[:3])
-    expected = trusted or "one that its authority signed"
-    return f"it has {told.shown.get_fingerprint()}, expected was {expected}"
+    source = "the connection's host_key" if account.pinned else "known_hosts"
+    expected = trusted or "a certificate of a trusted authority"
+    return f"it has {fingerprint}, {source} expects {expected}"
 
 
 def wrong_host_key(account: SshAccount, why: str) -> AccessRefused:
-    """Return what is reported of a server that has none of the host keys that it may have."""
+    """Return the error for a server that has another host key than the trusted ones."""
+    correct = "correct the connection's extra host_key" if account.pinned else "correct known_hosts"
     return AccessRefused(
-        f"{account.where}: the server's host key is not the expected one ({why}). Somebody may be in"
-        " between. If the server really has a new key, pin that in the connection's extra host_key"
-        " (ssh-keyscan shows it; compare it with the server's own), or correct known_hosts"
+        f"{account.where}: the server's host key is not the expected one ({why}). This may be an attack. If"
+        f" the server really has a new key, {correct}: ssh-keyscan shows the key, and `ssh-keygen -lf"
+        " /etc/ssh/ssh_host_ed25519_key.pub` on the server prints the fingerprint to compare it with"
     )
 
 
 def refused(account: SshAccount, why: str) -> AccessRefused:
-    """Return what a server's refusal of an account is told as."""
+    """Return the error for an account whose login the server refuses."""
+    if not account.keys:
+        return AccessRefused(
+            f"{account.where}: the server refuses the account's password ({why}). Check login and password of"
+            " the connection, and whether the server allows passwords (PasswordAuthentication). The backup"
+            " accounts of `provision` take keys only: name one in the connection's extra key_file"
+        )
     return AccessRefused(
-        f"{account.where}: the server refuses the account's {'key' if account.keys else 'password'} ({why})."
-        " Check login and key_file of the connection, the AuthorizedKeysFile on the server, and whether from="
-        " of the key there names this machine's address as the server sees it; the server's log says which"
+        f"{account.where}: the server refuses the account's key ({why}). Check login and key_file of the"
+        " connection, the AuthorizedKeysFile on the server, and whether from= of the key there includes this"
+        " machine's address as the server sees it. The server's log has the reason"
     )
 
 
 def ended_here(account: SshAccount) -> ConnectionLost:
-    """Return what is told to whoever waits for a connection that has been closed."""
-    return ConnectionLost(f"{account.where}: the connection was ended on this side")
+    """Return the error for callers that wait on a connection that has been closed on this side."""
+    return ConnectionLost(f"{account.where}: the connection was closed on this side")
 
 
 def said(error: BaseException) -> str:
-    """Return what an error says. A server's own words may be in it, so that nothing may act on a terminal."""
+    """Return the message of an error as printable text, since it may quote the server."""
     return to_text(str(error).encode("utf-8", "backslashreplace")) or type(error).__name__
 
 
 class Connection:
-    """A connection to an account, to be used by any thread. It is there once :meth:`connect` returns."""
+    """A connection to an account, for use by any thread once :meth:`connect` has returned."""
 
     def __init__(self, account: SshAccount) -> None:
         self.account = account
@@ -259,13 +265,13 @@ class Connection:
         self._thread.start()
 
     def connect(self) -> None:
-        """Log in. :meth:`close` ends the attempt, too.
+        """Log in. :meth:`close` cancels it.
 
         :raises AccessRefused, ConnectionLost: see :func:`connect`.
         """
         try:
-            connecting = connect(self.account, _BoundedClient)  # which has its own limit
-            self._connection = self.do(connecting, self.account.patience + 3 * CONNECT)
+            connecting = connect(self.account, _BoundedClient)  # which has a timeout of its own
+            self._connection = self.do(connecting, self.account.connect_timeout + 3 * CONNECT)
         except BaseException:
             self.close()
             raise
@@ -278,22 +284,22 @@ class Connection:
             self._loop.close()
 
     async def _end_attempts(self) -> None:
-        """End what goes on here, such as a login, which ends its proxy, and wait a while until it has."""
+        """Cancel what is still running, such as a login, and give it a moment to end its proxy."""
         tasks = asyncio.all_tasks(self._loop) - {asyncio.current_task(self._loop)}
         for task in tasks:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks, timeout=_ENDING)
 
-    def do(self, what: Coroutine[Any, Any, Result], seconds: float = 3 * CONNECT) -> Result:
-        """Return what a coroutine comes to on the connection's loop.
+    def do(self, coroutine: Coroutine[Any, Any, Result], seconds: float = 3 * CONNECT) -> Result:
+        """Run a coroutine on the connection's event loop, and return its result.
 
         :raises ConnectionLost: it takes too long, or the connection has been closed.
         """
         try:
-            future = asyncio.run_coroutine_threadsafe(what, self._loop)
+            future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
         except RuntimeError:  # the loop is closed
-            what.close()
+            coroutine.close()
             raise ended_here(self.account) from None
         try:
             return future.result(seconds)
@@ -342,7 +348,7 @@ class Connection:
         return session
 
     def close(self) -> None:
-        """End the connection, and what waits on it. May be called again, and from another thread."""
+        """End the connection and all that waits on it. May be called again, and from any thread."""
 
         def end() -> None:
             if self._connection is not None:
@@ -354,27 +360,27 @@ class Connection:
 
 
 async def open_session(open_it: Callable[[], Awaitable[Result]]) -> Result:
-    """Open a session; where the server has no room for one yet, because an earlier one is just ending, again.
+    """Open a session. Retry while the server allows no further one, since an earlier one is still ending.
 
-    It may allow only one at a time (``MaxSessions`` of sshd), which has not ended for it when it has for us.
+    It may allow only one at a time (``MaxSessions`` of sshd).
     """
-    for pause in _MAKING_ROOM:
+    for pause in _RETRY_SESSION:
         try:
             return await open_it()
         except asyncssh.ChannelOpenError as error:
-            if error.code == OPEN_REQUEST_SESSION_FAILED:  # there was room, but not for such a command
+            if error.code == OPEN_REQUEST_SESSION_FAILED:  # another one is allowed, but not this command
                 raise
             await asyncio.sleep(pause)
     return await open_it()
 
 
-async def _within(what: Coroutine[Any, Any, Result]) -> Result:
+async def _within(coroutine: Coroutine[Any, Any, Result]) -> Result:
     async with asyncio.timeout(CONNECT):
-        return await what
+        return await coroutine
 
 
 class _Events(asyncssh.SSHClientSession[bytes]):
-    """What asyncssh tells of a session, in its own thread."""
+    """Receives asyncssh's events of a session, in its thread."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
@@ -401,13 +407,13 @@ class _Events(asyncssh.SSHClientSession[bytes]):
 
 
 class Session:
-    """A command or subsystem that runs on a server. One thread at a time reads, and one sends.
+    """A command or subsystem that runs on a server. One thread at a time may read, and one may send.
 
-    Its standard error is its output, too.
+    Its output includes its standard error.
 
-    :ivar exit_status: of the command, once the server has told it.
-    :ivar was_killed: whether the server has told that a signal ended the command.
-    :ivar closed: set once the server has ended the channel.
+    :ivar exit_status: of the command, once the server has reported it.
+    :ivar was_killed: whether the server has reported that a signal ended the command.
+    :ivar closed: set once the server has closed the channel.
     """
 
     def __init__(self, timeout: float) -> None:
@@ -419,15 +425,15 @@ class Session:
         self._arrived: deque[bytes] = deque()
         self._size = 0
         self._is_paused = False
-        self._ended: str | None = None  # why; empty if the server has sent all
+        self._ended: str | None = None  # why; empty after the server's end of file
         self._changed = threading.Condition()
 
     def opened(self, loop: asyncio.AbstractEventLoop, channel: Any) -> None:
-        """Take the channel that this session is."""
+        """Store the channel; in asyncssh's thread."""
         self._loop, self._channel = loop, channel
 
     def take(self, data: bytes) -> None:
-        """Take in what has arrived; in asyncssh's thread."""
+        """Buffer what has arrived; in asyncssh's thread."""
         with self._changed:
             self._arrived.append(data)
             self._size += len(data)
@@ -437,32 +443,32 @@ class Session:
                 self._is_paused = True
 
     def end(self, why: str) -> None:
-        """Note that nothing more comes; in asyncssh's thread."""
+        """Note that nothing more will arrive; in asyncssh's thread."""
         with self._changed:
             if self._ended is None:
                 self._ended = why
             self._changed.notify()
 
     def sendall(self, data: bytes) -> None:
-        """Send data. They wait here until the server takes them, which no call waits for.
+        """Send data, without waiting until the server accepts it.
 
-        What has ended by itself needs them no more; :meth:`recv` tells.
+        After a regular end of the session it is dropped; :meth:`recv` then returns nothing.
         """
         if self._ended:
             raise EOFError(self._ended)
         try:
             self._loop.call_soon_threadsafe(self._write, bytes(data))
         except RuntimeError:
-            raise EOFError("the connection was ended on this side") from None
+            raise EOFError("the connection was closed on this side") from None
 
     def _write(self, data: bytes) -> None:
-        with suppress(OSError):  # it has just been closed, and recv says why
+        with suppress(OSError):  # it has just been closed; recv reports why
             self._channel.write(data)
 
     def recv(self, size: int) -> bytes:
-        """Return what has arrived, at most ``size`` bytes; nothing once all has come.
+        """Return what has arrived, at most ``size`` bytes; empty at the end.
 
-        :raises TimeoutError: nothing came in time.
+        :raises TimeoutError: nothing arrived in time.
         :raises EOFError: the connection broke.
         """
         with self._changed:
@@ -490,15 +496,15 @@ class Session:
             return data
 
     def settimeout(self, seconds: float | None) -> None:
-        """Have a call wait no longer than so."""
+        """Set how long a call may wait."""
         self.timeout = seconds
 
     def wait(self, seconds: float) -> int | None:
-        """Wait at most so many seconds until the server has ended it, and return its exit status, if told."""
+        """Wait until the server has closed it, and return its exit status; None if there is none."""
         self.closed.wait(seconds)
         return self.exit_status
 
     def close(self) -> None:
-        """End it; :meth:`wait` tells when the server has, too."""
+        """Close it; :meth:`wait` waits until the server has closed it, too."""
         with suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._channel.close)

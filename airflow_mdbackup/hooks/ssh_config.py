@@ -1,14 +1,13 @@
-"""What ``~/.ssh/config`` says of a host, as the program ``ssh`` itself reads it.
+"""What ``~/.ssh/config`` says about a host, as the program ``ssh`` reads it.
 
-``ssh -G`` resolves ``Host``, ``Match`` and ``Include``, and reports mistakes with their line, so that no way
-of connecting reads that file in its own manner. Only the options that are listed in :data:`HEEDED` are taken
-from it; nothing else that stands there has any effect on a backup.
+``ssh -G`` resolves ``Host``, ``Match`` and ``Include``, and reports errors with their line, so that every way
+to connect understands the file alike. Only the options in :data:`HEEDED` are used; the others have no effect
+on a backup.
 
-A ``ProxyJump`` becomes a ``ProxyCommand`` that runs ``ssh -W``: the jump host is reached by ``~/.ssh/config``
-alone.
+A ``ProxyJump`` becomes a ``ProxyCommand`` that runs ``ssh -W``: only ``~/.ssh/config`` says how to reach the
+jump host.
 
-Limitations: ``/etc/ssh/ssh_config`` is not read, and names of known_hosts files with blanks in them cannot be
-told apart.
+Limitations: ``/etc/ssh/ssh_config`` is not read, and names of known_hosts files may not contain blanks.
 
 Sources: ssh(1) on ``-G``, ssh_config(5), OpenSSH's ``valid_hostname`` and ``valid_ruser`` (misc.c, ssh.c).
 """
@@ -33,20 +32,20 @@ HEEDED = (
     *("Ciphers", "MACs", "KexAlgorithms", "HostKeyAlgorithms"),
 )
 _MOST_HOPS = 8  # jump hosts that are reached through jump hosts
-_SECONDS = 30  # for ssh to read the file, with what `Match exec` runs
-# What would mean something to the shell that runs a ProxyCommand, and is in no name.
-_NO_NAME = re.compile(r"[\s'`\"$\\;&<>|(){}]|^-")
-_NO_LOGIN = re.compile(r"['`\"$;&<>|(){}\n\r\t\0]|^-|\s-|\\$")
+_SECONDS = 30  # for ssh to read the file, including what `Match exec` runs
+# Characters that mean something to the shell that runs a ProxyCommand, and that no name has.
+_NOT_A_HOST = re.compile(r"[\s'`\"$\\;&<>|(){}]|^-")
+_NOT_A_LOGIN = re.compile(r"['`\"$;&<>|(){}\n\r\t\0]|^-|\s-|\\$")
 
 
 @dataclass(frozen=True, slots=True)
 class Reached:
-    """How a host is reached.
+    """How to reach a host.
 
     :ivar host: its name or address.
-    :ivar said: what the file says otherwise than ``ssh`` would do without it: lists, by option.
-    :ivar proxy: a line for the shell, whose input and output are the connection.
-    :ivar jumps: whether that is made of a ``ProxyJump``.
+    :ivar said: the options that the file sets to other values than ``ssh`` has by default: lists, by name.
+    :ivar proxy: a shell command, whose input and output are the connection.
+    :ivar jumps: whether ``proxy`` stands for a ``ProxyJump``.
     """
 
     host: str
@@ -58,16 +57,16 @@ class Reached:
 
 
 def reached(host: str, port: int | None, user: str) -> Reached:
-    """Return how a host is reached, by what a connection and ``~/.ssh/config`` say.
+    """Return how to reach a host, by a connection and ``~/.ssh/config``.
 
-    :raises ValueError: host or login could act on a shell, or the file has a mistake; the message says which.
+    :raises ValueError: host or login could act on a shell, or the file has an error; the message says which.
     """
-    if _NO_NAME.search(host):
+    if _NOT_A_HOST.search(host):
         raise ValueError(
-            f"the host {to_text(host.encode())!r} has characters that are in no name: correct it"
+            f"the host {to_text(host.encode())!r} has characters that no host name has: correct it"
         )
-    if _NO_LOGIN.search(user):
-        raise ValueError(f"the login {to_text(user.encode())!r} has characters that are in none: correct it")
+    if _NOT_A_LOGIN.search(user):
+        raise ValueError(f"the login {to_text(user.encode())!r} has characters that no login has: correct it")
     path = Path("~/.ssh/config").expanduser()
     if not path.exists():
         return Reached(host.lower(), port or 22)
@@ -80,7 +79,7 @@ def reached(host: str, port: int | None, user: str) -> Reached:
     alias = options.get("hostkeyalias", [""])[0] or None
     jump = said.get("ProxyJump", ["none"])[0]
     if jump != "none":
-        _check_ends(path, jump)
+        _check_no_loop(path, jump)
         return Reached(address, number, alias, said, _jump(path, jump, address, number), jumps=True)
     line = said.get("ProxyCommand", ["none"])[0]
     proxy = None if line == "none" else _expanded(line, host, address, number, user)
@@ -89,15 +88,15 @@ def reached(host: str, port: int | None, user: str) -> Reached:
 
 @cache
 def _usual() -> Mapping[str, list[str]]:
-    """Return what ``ssh`` does where no file says anything."""
+    """Return the defaults of ``ssh``."""
     return _options(None, "localhost", None, "nobody")
 
 
 def _options(path: Path | None, host: str, port: int | None, user: str) -> dict[str, list[str]]:
-    """Return what ``ssh -G`` prints, by option in lower case: each of its values, or of its lines."""
+    """Return what ``ssh -G`` prints: lists of values, by the option's name in lower case."""
     ssh = shutil.which("ssh")
     if ssh is None:
-        raise ValueError(f"{path} is there, and the program ssh, which reads it, is not installed")
+        raise ValueError(f"{path} exists, but the program ssh, which reads it, is not installed")
     command = [
         ssh,
         "-G",
@@ -117,7 +116,7 @@ def _options(path: Path | None, host: str, port: int | None, user: str) -> dict[
             check=False,
         )
     except subprocess.TimeoutExpired:
-        raise ValueError(f"ssh does not come to an end of reading {path}") from None
+        raise ValueError(f"ssh did not finish reading {path} within {_SECONDS} seconds") from None
     if ended.returncode:
         lines = [
             to_text(line) for line in ended.stderr.splitlines() if not line.startswith(b"Pseudo-terminal")
@@ -133,28 +132,28 @@ def _options(path: Path | None, host: str, port: int | None, user: str) -> dict[
 
 
 def environment() -> dict[str, str]:
-    """Return what a program needs. A worker's environment has secrets, which are not to be handed on."""
+    """Return the environment for a program. A worker's own has secrets in it."""
     kept = {name: os.environ[name] for name in ("HOME", "USER", "LOGNAME") if name in os.environ}
     return {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C", **kept}
 
 
-def _check_ends(path: Path, jump: str) -> None:
-    """Make sure that jump hosts lead somewhere: ``ssh`` would start itself again and again.
+def _check_no_loop(path: Path, jump: str) -> None:
+    """Refuse a loop of jump hosts, in which ``ssh`` would start itself forever.
 
-    :raises ValueError: they go round in circles.
+    :raises ValueError: there is one.
     """
     for _ in range(_MOST_HOPS):
-        # The first of several is reached by the file, and the others through it.
+        # The file says how to reach the first of several; the others are reached through it.
         first = jump.partition(",")[0].removeprefix("ssh://").rpartition("@")[2]
         name = re.sub(r":\d+$", "", first).strip("[]")
         jump = _options(path, name, None, "nobody").get("proxyjump", ["none"])[0]
         if jump == "none":
             return
-    raise ValueError(f"in {path}, the ProxyJump goes round in circles: write `ProxyJump none` for {name}")
+    raise ValueError(f"in {path}, the ProxyJump is a loop: write `ProxyJump none` for {name}")
 
 
 def _jump(path: Path, hops: str, host: str, port: int) -> str:
-    """Return the command that reaches a server through the last of some jump hosts, as ``ssh`` makes it."""
+    """Return the command that connects through the last of several jump hosts, as ``ssh`` builds it."""
     before, _, last = hops.rpartition(",")
     command = ["ssh", "-F", str(path), "-o", "BatchMode=yes", *(["-J", before] if before else [])]
     command += ["-W", f"[{host}]:{port}"]
@@ -171,7 +170,7 @@ def _jump(path: Path, hops: str, host: str, port: int) -> str:
 def _expanded(line: str, name: str, host: str, port: int, user: str) -> str:
     """Return a ``ProxyCommand`` with its tokens filled in.
 
-    :raises ValueError: there is no such token.
+    :raises ValueError: a token is unknown.
     """
     tokens = {"%": "%", "h": host, "n": name, "p": str(port), "r": user}
 
@@ -179,6 +178,6 @@ def _expanded(line: str, name: str, host: str, port: int, user: str) -> str:
         try:
             return tokens[found[1]]
         except KeyError:
-            raise ValueError(f"its ProxyCommand has %{found[1]}; %h, %n, %p and %r are known") from None
+            raise ValueError(f"its ProxyCommand has %{found[1]}; only %h, %n, %p and %r are known") from None
 
     return re.sub(r"%(.?)", filled, line)

@@ -1,11 +1,11 @@
 """A session over the installed ``ssh`` program, which decrypts outside of Python and on another core.
 
-It is given what :mod:`.connection` has found out, and has the same calls as a :class:`.Session`. The key and
-the host keys reach ``ssh`` from memory: no secret is on a command line, in an environment or on the disk.
+It gets what :mod:`.connection` has parsed, and has the same methods as a :class:`.Session`. The key and the
+host keys reach ``ssh`` from memory: no secret is on a command line, in an environment or on the disk.
 
-What this does not give: its window is 2 MiB, so that a long line is not filled. A password cannot be told
-to it. And if this process is killed outright, ``ssh`` ends as soon as it is logged in; before that, with a
-server that has become silent, only when that hangs up.
+Limitations: its window is 2 MiB, too small to fill a connection with a long round trip. It cannot use a
+password. If this process is killed, ``ssh`` ends as soon as it has logged in, or when a server that does not
+answer hangs up.
 
 Sources: ssh(1), ssh_config(5), memfd_create(2), ptrace(2) on who may look into ``/proc/<pid>/fd``.
 """
@@ -28,9 +28,9 @@ from airflow_mdbackup.hooks.ssh_config import environment
 from airflow_mdbackup.scheme.transfer.sftp import WINDOW
 
 _PIPE = 1 << 20  # the largest that an unprivileged user may have
-_AHEAD = 2 * WINDOW  # bytes that may arrive while we send: more than a reader ever asks for
+_AHEAD = 2 * WINDOW  # bytes that may arrive while we send: more than a reader ever requests
 _FAILED = 255  # the program's exit status for errors of its own
-_ENDING = 5.0  # seconds that the program gets to end by itself
+_ENDING = 5.0  # seconds for the program to end by itself
 _MOMENT = 0.02  # seconds between two looks whether it has ended
 # Options of ssh_config(5), by what asyncssh calls them.
 _ALGORITHMS = {
@@ -43,9 +43,9 @@ _ALGORITHMS = {
 
 
 class Program(ExitStack):
-    """How to call ``ssh``, and the files that this names. They are there until it is closed.
+    """How to call ``ssh``, and the files that its arguments name. They exist until it is closed.
 
-    :ivar log: what ``ssh`` itself has to say; on standard error, the other side and a ProxyCommand speak.
+    :ivar log: messages of ``ssh`` itself; standard error has those of the server and of a ProxyCommand.
     """
 
     def __init__(self, path: str, config: str) -> None:
@@ -62,10 +62,10 @@ class Program(ExitStack):
         self.command += ["-o", f"{name}={value}"]
 
     def file(self, content: str) -> str:
-        """Return a path at which ``ssh`` reads ``content``, which is nowhere but in memory.
+        """Return a path at which ``ssh`` can read ``content``, which is only in memory.
 
-        ``ssh`` closes whatever it inherits, and Airflow's tasks show no other process what they have open
-        (PR_SET_DUMPABLE). So a ``cat`` has it, which waits for input; without us it would end by itself.
+        ``ssh`` closes the descriptors it inherits, and other processes cannot open those of Airflow's tasks
+        (PR_SET_DUMPABLE). So a ``cat`` that waits for input holds it, and ends by itself when we do.
         """
         with open(os.memfd_create("mdbackup"), "wb", buffering=0) as memory:
             os.fchmod(memory.fileno(), 0o600)
@@ -80,20 +80,20 @@ class Program(ExitStack):
 
 
 def program_for(account: SshAccount, command: str | None = None) -> Program | None:
-    """Return how to call ``ssh`` for an account; None if there is no ``ssh``, or the account has no key.
+    """Return how to call ``ssh`` for an account; None without ``ssh``, or if the account has no key.
 
-    :param command: what is to run there, instead of SFTP.
-    :raises OSError: no file can be made for it.
+    :param command: to run there instead of SFTP.
+    :raises OSError: a file for it cannot be made.
     """
     ssh = shutil.which("ssh")
     if ssh is None or not hasattr(os, "memfd_create") or not account.keys:
         return None
-    program = Program(ssh, "none")  # what ~/.ssh/config says is in the account
+    program = Program(ssh, "none")  # the account has what ~/.ssh/config says
     program.option("BatchMode", "yes")
-    program.option("LogLevel", "INFO")  # below that, it does not say why a connection ends
+    program.option("LogLevel", "INFO")  # below INFO, it does not say why a connection ends
     program.option("IdentitiesOnly", "yes")
     program.option("IdentityAgent", "none")
-    program.option("IdentityFile", "none")  # or else the keys in ~/.ssh, if ours cannot be read
+    program.option("IdentityFile", "none")  # otherwise it tries the keys in ~/.ssh if it cannot read ours
     if account.proxy is not None:
         program.option("ProxyCommand", account.proxy.replace("%", "%%"))
     program.option("StrictHostKeyChecking", "yes")
@@ -103,9 +103,9 @@ def program_for(account: SshAccount, command: str | None = None) -> Program | No
     program.option("Compression", "yes" if account.compress else "no")
     for name, algorithms in account.algorithms.items():
         program.option(_ALGORITHMS[name], algorithms if isinstance(algorithms, str) else ",".join(algorithms))
-    program.option("ConnectTimeout", str(account.patience))
+    program.option("ConnectTimeout", str(account.connect_timeout))
     program.option("ServerAliveInterval", str(KEEPALIVE))
-    # By which it looks the keys up, and which a host certificate has to name.
+    # The name under which it looks up host keys, and that a host certificate must have.
     known_as = account.host_key_alias or account.address
     program.option("HostKeyAlias", known_as)
     try:
@@ -128,14 +128,14 @@ def program_for(account: SshAccount, command: str | None = None) -> Program | No
 
 
 class SshChannel:
-    """A running ``ssh``, as a session. One thread at a time, but :meth:`close` may come from another.
+    """A running ``ssh``, as a session. For one thread at a time; any thread may call :meth:`close`.
 
     :param command: its path and arguments.
     :param timeout: seconds that a call may wait.
     :param log: where ``ssh`` itself writes why it fails; see :class:`Program`.
-    :param runs_command: the other side runs a command, whose standard error comes at the end of its output.
-    :ivar answered: whether anything has come from the other side.
-    :ivar was_killed: whether a signal ended the command. ``ssh`` does not say; its exit status is 255 then.
+    :param runs_command: the server runs a command, whose standard error is appended to its output.
+    :ivar answered: whether the server has sent anything.
+    :ivar was_killed: whether a signal ended the command. ``ssh`` does not report it, and exits with 255.
     :raises OSError: it cannot be started.
     """
 
@@ -147,7 +147,7 @@ class SshChannel:
         self._timeout = timeout
         self._runs_command = runs_command
         self.answered = False
-        self._early: deque[bytes] = deque()  # what came while we were sending
+        self._early: deque[bytes] = deque()  # arrived while we were sending
         self._ahead = 0  # bytes of it
         pipe = subprocess.PIPE
         self._process = subprocess.Popen(
@@ -157,21 +157,21 @@ class SshChannel:
         self._in, self._out = self._process.stdin.fileno(), self._process.stdout.fileno()
         self._log = log  # kept open, since another thread may wait for it
         self._err = self._process.stderr.fileno()
-        # The last that was written for people: by ssh itself, and by whoever writes to its standard error.
-        self._words = {self._err: b""} | ({log.fileno(): b""} if log else {})
-        for descriptor in (self._in, *self._words):
+        # The last messages: of ssh itself, and of whoever writes to its standard error.
+        self._messages = {self._err: b""} | ({log.fileno(): b""} if log else {})
+        for descriptor in (self._in, *self._messages):
             os.set_blocking(descriptor, False)
-        with suppress(OSError):  # an unprivileged user may have used up what he may have of it
+        with suppress(OSError):  # an unprivileged user has a limit on all pipes together
             fcntl.fcntl(self._out, fcntl.F_SETPIPE_SZ, _PIPE)
         self._waiting = select.poll()
         self._sending = select.poll()
         for waiting in (self._waiting, self._sending):
-            for descriptor in (self._out, *self._words):
+            for descriptor in (self._out, *self._messages):
                 waiting.register(descriptor, select.POLLIN)
         self._sending.register(self._in, select.POLLOUT)
 
     def sendall(self, data: bytes) -> None:
-        """Send ``data``; what arrives meanwhile is taken in, so that neither side waits for the other."""
+        """Send ``data``. What arrives meanwhile is buffered, so that neither side waits for the other."""
         view = memoryview(data)
         while view:
             try:
@@ -182,15 +182,15 @@ class SshChannel:
                 raise EOFError(self._why_it_ended() or "ssh has ended") from None
 
     def _wait(self, waiting: select.poll) -> set[int]:
-        """Return what is ready; words are taken in, since a full pipe would stop ``ssh``."""
+        """Return the descriptors that are ready. Messages are read here; a full pipe would stop ``ssh``."""
         deadline = time.monotonic() + self._timeout
         while True:
             ready = {descriptor for descriptor, _ in waiting.poll(max(0, deadline - time.monotonic()) * 1000)}
             if not ready:
                 raise TimeoutError("timed out")
-            for words in ready & self._words.keys():
-                self._listen(words)
-            if ready := ready - self._words.keys():
+            for each in ready & self._messages.keys():
+                self._read_messages(each)
+            if ready := ready - self._messages.keys():
                 return ready
 
     def _wait_to_send(self) -> None:
@@ -201,12 +201,12 @@ class SshChannel:
             self._early.append(received)
             self._ahead += len(received)
             if self._ahead > _AHEAD:
-                raise EOFError("the server sends more than it was asked for")
+                raise EOFError("the server sends more than was requested")
 
     def recv(self, size: int) -> bytes:
-        """Return what has arrived, at most ``size`` bytes; nothing once all has come.
+        """Return what has arrived, at most ``size`` bytes; empty at the end.
 
-        :raises TimeoutError: nothing came in time.
+        :raises TimeoutError: nothing arrived in time.
         :raises EOFError: ``ssh`` has failed.
         """
         if self._early:
@@ -222,55 +222,55 @@ class SshChannel:
         if why := self._why_it_ended():
             raise EOFError(why)
         if self._runs_command:
-            data, self._words[self._err] = self._words[self._err], b""
+            data, self._messages[self._err] = self._messages[self._err], b""
         return data
 
     def _why_it_ended(self) -> str:
-        """Return why ``ssh`` itself has failed; nothing if it is the other side that has ended."""
+        """Return why ``ssh`` itself has failed; empty if the server has ended the session."""
         status = self.wait(_ENDING)
         if status is not None and status < 0:
             return f"the program ssh was ended by signal {-status}"
-        return self.said() if status == _FAILED else ""
+        return self.messages() if status == _FAILED else ""
 
-    def said(self) -> str:
-        """Return the last that ``ssh`` itself wrote, such as why it gave up, as printable text."""
-        return self._last_of(*self._words.keys() - {self._err})
+    def messages(self) -> str:
+        """Return the last messages of ``ssh`` itself, such as why it gave up, as printable text."""
+        return self._last_messages(*self._messages.keys() - {self._err})
 
-    def overheard(self) -> str:
-        """Return the last that others wrote to its standard error: the server, or a ProxyCommand."""
-        return self._last_of(self._err)
+    def stderr_messages(self) -> str:
+        """Return the last messages on its standard error, of the server or a ProxyCommand."""
+        return self._last_messages(self._err)
 
-    def _last_of(self, *descriptors: int) -> str:
+    def _last_messages(self, *descriptors: int) -> str:
         for each in descriptors:
-            self._listen(each)
-        written = b"\n".join(self._words[each] for each in descriptors)
+            self._read_messages(each)
+        written = b"\n".join(self._messages[each] for each in descriptors)
         return last_lines(written)
 
-    def _listen(self, words: int) -> None:
-        """Take in the last that was written there for people."""
+    def _read_messages(self, descriptor: int) -> None:
+        """Read messages, of which only the last are kept."""
         try:
-            data = os.read(words, 1 << 16)
+            data = os.read(descriptor, 1 << 16)
         except BlockingIOError:
             return
-        self._words[words] = (self._words[words] + data)[-2000:]
-        if not data:  # there will be no more
+        self._messages[descriptor] = (self._messages[descriptor] + data)[-2000:]
+        if not data:  # end of file
             for each in (self._waiting, self._sending):
                 with suppress(KeyError):
-                    each.unregister(words)
+                    each.unregister(descriptor)
 
     def settimeout(self, seconds: float) -> None:
-        """Have a call wait no longer than so."""
+        """Set how long a call may wait."""
         self._timeout = seconds
 
     def wait(self, seconds: float) -> int | None:
-        """Wait at most so many seconds until ``ssh`` has ended, and return its exit status: the command's.
+        """Wait until ``ssh`` has ended, and return its exit status, the command's; None if it still runs.
 
-        It may have much to write before it ends, which is taken in.
+        Messages are read meanwhile, so that it can end.
         """
         deadline = time.monotonic() + seconds
         while self._process.poll() is None and (left := deadline - time.monotonic()) > 0:
-            for words in self._words:
-                self._listen(words)
+            for each in self._messages:
+                self._read_messages(each)
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(min(left, _MOMENT))
         return self._process.returncode
@@ -278,12 +278,14 @@ class SshChannel:
     def close(self) -> None:
         """End ``ssh`` and the connection. May be called again.
 
-        The pipes are closed with the last reference to them, since another thread may wait for them.
+        The pipes are closed with their last reference, since another thread may be waiting for them.
         """
         self._process.terminate()
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(_ENDING)
             return
         self._process.kill()
-        with suppress(subprocess.TimeoutExpired):  # the interrupted thread of a signal may be waiting for it
+        with suppress(
+            subprocess.TimeoutExpired
+        ):  # a thread interrupted by a signal may be waiting for it, too
             self._process.wait(_ENDING)

@@ -11,14 +11,14 @@ import pytest
 from airflow_mdbackup.hooks import provider as provider_module
 from airflow_mdbackup.triggers import build_provider_index as trigger_module
 
-LONG_LINE = provider_module._LONG
+LONG_LINE = provider_module.LONG_ROUND_TRIP
 SOONEST = trigger_module._SOONEST
 
 
 @pytest.fixture(autouse=True)
 def short_line(monkeypatch: pytest.MonkeyPatch) -> None:
     """Take no line for a long one because the machine is busy: `ssh` is not used over those."""
-    monkeypatch.setattr(provider_module, "_LONG", 2.0)
+    monkeypatch.setattr(provider_module, "LONG_ROUND_TRIP", 2.0)
 
 
 @pytest.fixture(autouse=True)

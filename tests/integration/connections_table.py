@@ -110,18 +110,18 @@ def _keys() -> Iterator[Case]:
         "another password", "refuses the account's password",
         extra={"key_file": None}, fields={"password": "wrong"}, server="of passwords",
     )  # fmt: skip
-    public, putty = "that is the public key", "puttygen KEY -O private-openssh"
+    public, putty = "it is the public key", "puttygen KEY -O private-openssh"
     for place in ("file", "private_key"):
         for what, name, says in (
             ("the public key by mistake", "public", public),
             ("PuTTY's form", "putty", putty),
-            ("something else", "garbage", "that is no private key"),
-            ("half a key", "half", "that is no private key"),
+            ("something else", "garbage", "that is not a private key"),
+            ("half a key", "half", "that is not a private key"),
         ):
             yield _here(f"{what}, in {_of(place)}", says, extra=_at(place, name))
-    yield _here("a key whose lines are separated by `\\n`, written out", "real ones, not \\n",
+    yield _here("a key whose lines are separated by `\\n`, written out", "in place of line breaks",
                 extra=_at("private_key", "escaped"))  # fmt: skip
-    yield _here("the key itself, in `key_file`", "key_file: move it to private_key",
+    yield _here("the key itself, in `key_file`", "which is for the name of a file: move it to private_key",
                 extra={"key_file": "{key ed25519}"})  # fmt: skip
     yield _here("the name of a file, in `private_key`", "write it into key_file",
                 extra={"key_file": None, "private_key": "{keys}/ed25519"})  # fmt: skip
@@ -141,7 +141,7 @@ def _keys() -> Iterator[Case]:
     yield _here("none at all", "name one in its extra key_file",
                 extra={"key_file": None, "look_for_keys": "false"})  # fmt: skip
     yield _here(
-        "none, with an extra that nobody knows", "nobody knows its extra keyfile: key_file?",
+        "none, with an extra that nobody knows", "unknown extra: keyfile (did you mean key_file?)",
         extra={"key_file": None, "keyfile": "{keys}/ed25519", "look_for_keys": "false"},
     )  # fmt: skip
     yield _here("both `key_file` and `private_key`", "remove one of them",
@@ -169,9 +169,9 @@ def _host_keys() -> Iterator[Case]:
     yield _there("`host_key` of another server, RSA", changed, extra={"host_key": "{host other-rsa}"})
     yield _here("`host_key` that is none", "must look like", extra={"host_key": "SHA256:abcdef"})
     yield _here(
-        "`host_key` with a marker", "begins with @revoked", extra={"host_key": "@revoked {host ed25519}"}
+        "`host_key` with a marker", "starts with @revoked", extra={"host_key": "@revoked {host ed25519}"}
     )
-    yield _here("`host_key` that is a number", "host_key that is not a text", extra={"host_key": 12345})
+    yield _here("`host_key` that is a number", "host_key that is not a string", extra={"host_key": 12345})
     yield _here(
         "neither `host_key` nor known_hosts", "Pin it in its extra host_key", extra={"host_key": None}
     )
@@ -262,12 +262,20 @@ def _algorithms() -> Iterator[Case]:
         "kex": ["curve25519-sha256"], "keys": ["ssh-rsa"], "pubkeys": ["ssh-rsa"]}})  # fmt: skip
     yield Case("`disabled_algorithms` that nobody has, and `compression`", extra={"disabled_algorithms": {
         "ciphers": ["blowfish-cbc"], "macs": ["foo"], "compression": ["zlib"]}})  # fmt: skip
+    yield Case("`disabled_algorithms` of others, and a pinned ECDSA key",
+               extra={"host_key": "{host ecdsa}", "disabled_algorithms": {"keys": ["ssh-rsa"]}})  # fmt: skip
+    yield Case("`HostKeyAlgorithms` of `~/.ssh/config`, of which known_hosts has the last",
+               known_hosts="[127.0.0.1]:{port} {host ecdsa}",
+               config="Host *\n  HostKeyAlgorithms ssh-ed25519,ecdsa-sha2-nistp256\n")  # fmt: skip
+    yield _there("`disabled_algorithms` of the pinned key", "host key is not the expected one",
+                 extra={"host_key": "{host ecdsa}",
+                        "disabled_algorithms": {"keys": ["ecdsa-*"]}})  # fmt: skip
     chosen = "Ciphers aes256-ctr\n  MACs hmac-sha2-256\n  KexAlgorithms ecdh-sha2-nistp256\n"
     yield Case("`Ciphers`, `MACs` and `KexAlgorithms` of `~/.ssh/config`", config=f"Host *\n  {chosen}")
     yield _there(
         "`ciphers` that the server has not", "no algorithm in common", extra={"ciphers": ["aes256-cbc"]}
     )
-    see = "See its extras ciphers, disabled_algorithms"
+    see = "See its extras ciphers and disabled_algorithms"
     yield _here("`ciphers` that nobody has", see, extra={"ciphers": ["aes257-gcm"]})
     yield _here("`ciphers` as a text", "ciphers that is not a list", extra={"ciphers": "aes256-ctr"})
     yield _here("`disabled_algorithms` as a text", "disabled_algorithms that is not an object",
@@ -301,16 +309,16 @@ def _rest() -> Iterator[Case]:
     yield Case("`ProxyCommand none`", config="Host *\n  ProxyCommand none\n")
     yield Case("`~/.ssh/config` with bytes of latin-1", config="# caf\xe9\nHost *\n  Port 1\n")
     yield _here("no login", "has no login", fields={"login": None})
-    yield _here("no host", "leads to no host", fields={"host": ""})
+    yield _here("no host", "has an invalid host", fields={"host": ""})
     for host in ("someone@127.0.0.1", "127.0.0.1:22", "sftp://127.0.0.1"):
-        yield _here(f"`{host}` as host", "write its name or address alone", fields={"host": host})
-    yield _here("the port 70000", "there are 1 to 65535", fields={"port": 70000})
+        yield _here(f"`{host}` as host", "enter its name or address only", fields={"host": host})
+    yield _here("the port 70000", "it must be from 1 to 65535", fields={"port": 70000})
     yield _here("an extra that is encoded twice", "encoded twice", fields={"extra": '"{{}}"'})
-    yield _here("an extra that is no JSON", "no JSON", fields={"extra": "key_file=/x"})
+    yield _here("an extra that is no JSON", "not JSON", fields={"extra": "key_file=/x"})
     yield _here("a mistake in `~/.ssh/config`", ".ssh/config", config="Host *\n  Port many\n",
                 fields={"port": None})  # fmt: skip
     yield _here("`compress: yes`", "compress that is neither true nor false", extra={"compress": "yes"})
-    yield _here("`conn_timeout` that is a text", "no number of seconds", extra={"conn_timeout": "soon"})
+    yield _here("`conn_timeout` that is a text", "not a number of seconds", extra={"conn_timeout": "soon"})
 
 
 def _config() -> Iterator[Case]:
@@ -336,6 +344,8 @@ def _config() -> Iterator[Case]:
     yield _there("`IdentityFile` with the right key, and a wrong `key_file`", "refuses the account's key",
                  extra={"key_file": "{keys}/wrong"},
                  config="Host *\n  IdentityFile {keys}/ed25519\n")  # fmt: skip
+    yield _here("`IdentityFile` that is not there", "IdentityFile of ~/.ssh/config", extra={"key_file": None},
+                config="Host *\n  IdentityFile ~/.ssh/id_missing\n")  # fmt: skip
     yield Case("several `IdentityFile`, the last of them right", extra={"key_file": None},
                config="Host *\n  IdentityFile {keys}/wrong\n  IdentityFile {keys}/ecdsa\n")  # fmt: skip
     yield Case("`Include`, `Match`, and a comment behind a value", fields={"host": "web", "port": None},
@@ -345,7 +355,7 @@ def _config() -> Iterator[Case]:
     jump = (
         "Host jump\n  HostName 127.0.0.1\n  Port {port}\n  User {jumper}\n  UserKnownHostsFile {home}/jump\n"
     )
-    refuses = "the jump host does not let us through"
+    refuses = "the jump host refuses the login"
     inside = {"host": "inside", "port": None}
     through = "Host inside\n  HostName 127.0.0.1\n  Port {port}\n  ProxyJump jump\n"
     for what, says, key, known in (
@@ -361,10 +371,10 @@ def _config() -> Iterator[Case]:
         yield _there(f"`RevokedHostKeys` with the server's key, {what}", "is not the expected one",
                      known_hosts=known_hosts,
                      config="Host *\n  RevokedHostKeys {home}/revoked\n")  # fmt: skip
-    yield _here("`RevokedHostKeys` that are no keys", "no list of public keys",
+    yield _here("`RevokedHostKeys` that are no keys", "not a list of public keys",
                 config="Host *\n  RevokedHostKeys {home}/port\n")  # fmt: skip
     yield _here("`ProxyJump` to itself", "jumphost loop", config="Host *\n  ProxyJump jump\n")
-    yield _here("two jump hosts, each behind the other", "goes round in circles",
+    yield _here("two jump hosts, each behind the other", "is a loop",
                 config="Host a\n  ProxyJump b\nHost *\n  ProxyJump a\n")  # fmt: skip
     yield _here("an unknown option", "Bad configuration option", config="Host *\n  UnknownOption yes\n")
 

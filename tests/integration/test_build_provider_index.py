@@ -250,7 +250,7 @@ def test_task_that_is_killed_before_it_is_connected_begins_no_build(
 
     monkeypatch.setattr(f"airflow_mdbackup.{moment}", killed)
     dag_run = SimpleNamespace(dag_id="mdbackup_srv1", run_id="manual__1", start_date=None)
-    with pytest.raises(ConnectionLost, match="was ended on this side"):
+    with pytest.raises(ConnectionLost, match="was closed on this side"):
         operator.execute({"dag_run": dag_run, "params": {}})  # type: ignore[typeddict-item]
     assert not running(server) and not index(server).exists()
 

@@ -624,7 +624,7 @@ def test_hook_that_was_closed_connects_no_more(
     for round_trip in (None, LONG):
         with ProviderHook("backup") as hook:
             hook.close()
-            with pytest.raises(ConnectionLost, match="ended on this side"):
+            with pytest.raises(ConnectionLost, match="closed on this side"):
                 hook.reader(round_trip=round_trip)
 
 
@@ -644,7 +644,7 @@ def test_close_ends_an_attempt_to_connect(
     with kind("backup") as hook:
         threading.Timer(1, hook.close).start()
         began = time.monotonic()
-        with pytest.raises(ConnectionLost, match="ended on this side"):
+        with pytest.raises(ConnectionLost, match="closed on this side"):
             hook.connected()
         assert time.monotonic() - began < CONNECT / 2
         until(lambda: not _own_programs("sleep"))
@@ -713,7 +713,7 @@ def test_swapped_accounts_are_told_as_that(
     assert keys is not None
     lines = keys.read_text().splitlines()
     for command, kind, words in (
-        ("echo mdbackup ready request; cat", REFUSED, "leads to the index account"),
+        ("echo mdbackup ready request; cat", REFUSED, "is the index account"),
         ("echo Welcome, dear user; cat", "ConnectionLost", "does not speak SFTP"),
     ):
         keys.write_text("".join(f'command="{command}" {line}\n' for line in lines if line.startswith("ssh-")))
@@ -758,9 +758,9 @@ def _private(kind: str) -> str:
         (Case("", extra={"key_file": "{keys}/ecdsa"}), ""),
         (Case("", extra={"key_file": "{keys}/rsa"}), ""),
         (Case("", extra={"key_file": "{keys}/certified"}), ""),
-        (Case("", known_hosts="@cert-authority * {host ca}\n"), "knows no host certificates"),
+        (Case("", known_hosts="@cert-authority * {host ca}\n"), "does not support host certificates"),
         (Case("", extra={"host_key": "{host other}"}), "host key is not the expected one"),
-        (Case("", extra={"key_file": None, "private_key": _private("ssh-ed448")}), "one of ssh-ed448"),
+        (Case("", extra={"key_file": None, "private_key": _private("ssh-ed448")}), "of type ssh-ed448"),
         (Case("", extra={"key_file": "{keys}/wrong"}), "refuses the account's key"),
         (Case("", server="of sntrup761"), "have no algorithm in common"),
     ],

@@ -95,7 +95,7 @@ def test_other_host_key_is_refused_and_both_are_named(
         hook.connected()
     for told in (str(caught.value), _refusal_of_the_audit()):
         assert "the server's host key is not the expected one" in told
-        assert f"it has {shown}, expected was {other.get_fingerprint()}" in told
+        assert f"it has {shown}, the connection's host_key expects {other.get_fingerprint()}" in told
 
 
 def _refusal_of_the_audit() -> str:

@@ -165,11 +165,19 @@ def test_name_that_the_terminal_cannot_show_is_escaped(monkeypatch: pytest.Monke
         (
             {"extra": {"key_file": f"{KEY_TEXT}\n"}},
             2,
-            "has the key itself in its extra key_file: move it to private_key",
+            "key_file, which is for the name of a file: move it to private_key",
         ),
-        ({"extra": {"key_file": "~nobody-of-this-name/x"}}, 2, "an extra key_file that is no name of a file"),
+        (
+            {"extra": {"key_file": "~nobody-of-this-name/x"}},
+            2,
+            "an extra key_file that is not the name of a file",
+        ),
         ({"host": "127.0.0.1"}, 3, "web: the connection web has no login"),
-        ({"host": "127.0.0.1\x1b[31m", "login": "x\x1b[31m"}, 3, "leads to no host ('127.0.0.1\\\\x1b[31m')"),
+        (
+            {"host": "127.0.0.1\x1b[31m", "login": "x\x1b[31m"},
+            3,
+            "has an invalid host ('127.0.0.1\\\\x1b[31m')",
+        ),
     ],
     ids=["missing", "extra", "key", "key text", "no name", "login", "escapes"],
 )
