@@ -194,6 +194,8 @@ def lost(account: SshAccount, why: str) -> AccessRefused | ConnectionLost:
             f"{account.where}: the jump host refuses the login ({why}). Only ~/.ssh/config says how to reach"
             " it: check its Host there (User, IdentityFile) and known_hosts, and try plain ssh to it"
         )
+    if account.proxy is not None:
+        why = f"the proxy does not connect to the server ({why})"
     return ConnectionLost(f"{account.where}: {why}")
 
 
