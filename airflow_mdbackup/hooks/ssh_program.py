@@ -89,33 +89,14 @@ def program_for(account: SshAccount, command: str | None = None) -> Program | No
     if ssh is None or not hasattr(os, "memfd_create") or not account.keys:
         return None
     program = Program(ssh, "none")  # the account has what ~/.ssh/config says
-    program.option("BatchMode", "yes")
-    program.option("LogLevel", "INFO")  # below INFO, it does not say why a connection ends
-    program.option("IdentitiesOnly", "yes")
-    program.option("IdentityAgent", "none")
-    program.option("IdentityFile", "none")  # otherwise it tries the keys in ~/.ssh if it cannot read ours
-    if account.proxy is not None:
-        program.option("ProxyCommand", account.proxy.replace("%", "%%"))
-    program.option("StrictHostKeyChecking", "yes")
-    program.option("CheckHostIP", "no")
-    program.option("GlobalKnownHostsFile", "none")
-    program.option("UpdateHostKeys", "no")
-    program.option("Compression", "yes" if account.compress else "no")
-    for name, algorithms in account.algorithms.items():
-        program.option(_ALGORITHMS[name], algorithms if isinstance(algorithms, str) else ",".join(algorithms))
-    program.option("ConnectTimeout", str(account.connect_timeout))
-    program.option("ServerAliveInterval", str(KEEPALIVE))
-    # The name under which it looks up host keys, and that a host certificate must have.
-    known_as = account.host_key_alias or account.address
-    program.option("HostKeyAlias", known_as)
+    for name, value in _options(account).items():
+        program.option(name, value)
     try:
-        program.option("UserKnownHostsFile", program.file(account.host_keys.lines(known_as)))
-        for each in account.keys:
-            program.command += ["-i", program.file(each.key.export_private_key().decode())]
-            if each.certificate is not None:
-                program.option(
-                    "CertificateFile", program.file(each.certificate.export_certificate().decode())
-                )
+        program.option("UserKnownHostsFile", program.file(account.host_keys.lines(_known_as(account))))
+        for key, _, certificate in account.keys:
+            program.command += ["-i", program.file(key.export_private_key().decode())]
+            if certificate is not None:
+                program.option("CertificateFile", program.file(certificate.export_certificate().decode()))
     except BaseException:
         program.close()
         raise
@@ -125,6 +106,35 @@ def program_for(account: SshAccount, command: str | None = None) -> Program | No
     else:
         program.command += ["--", account.address, command]
     return program
+
+
+def _known_as(account: SshAccount) -> str:
+    """Return the name under which ``ssh`` looks up host keys, and that a host certificate must have."""
+    return account.host_key_alias or account.address
+
+
+def _options(account: SshAccount) -> dict[str, str]:
+    """Return options of ssh_config(5)."""
+    options = {
+        "BatchMode": "yes",
+        "LogLevel": "INFO",  # below INFO, it does not say why a connection ends
+        "IdentitiesOnly": "yes",
+        "IdentityAgent": "none",
+        "IdentityFile": "none",  # otherwise it tries the keys in ~/.ssh if it cannot read ours
+        "StrictHostKeyChecking": "yes",
+        "CheckHostIP": "no",
+        "GlobalKnownHostsFile": "none",
+        "UpdateHostKeys": "no",
+        "HostKeyAlias": _known_as(account),
+        "Compression": "yes" if account.compress else "no",
+        "ConnectTimeout": str(account.connect_timeout),
+        "ServerAliveInterval": str(KEEPALIVE),
+    }
+    if account.proxy is not None:
+        options["ProxyCommand"] = account.proxy.replace("%", "%%")
+    for name, algorithms in account.algorithms.items():
+        options[_ALGORITHMS[name]] = algorithms if isinstance(algorithms, str) else ",".join(algorithms)
+    return options
 
 
 class SshChannel:
