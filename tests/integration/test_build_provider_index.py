@@ -200,7 +200,7 @@ def test_build_that_is_stopped_leaves_the_old_index_and_nothing_running(server: 
         hook.stop_build()
         with pytest.raises((NotOnProvider, ConnectionLost), match=r"stopped on request|broke"):
             future.result(10)
-    until(lambda: not running(server), 5)
+    until(lambda: not running(server), 30)
     assert index(server).read_bytes() == before
 
 
@@ -211,7 +211,7 @@ def test_killed_task_stops_its_build_by_a_forced_command_too(server: ProviderSer
         hook.stop_build()
         with pytest.raises((NotOnProvider, ConnectionLost), match=r"stopped on request|broke"):
             future.result(10)
-    until(lambda: not running(server), 5)
+    until(lambda: not running(server), 30)
     assert not index(server).exists()
 
 
@@ -221,7 +221,7 @@ def test_connection_that_ends_while_it_is_closed_is_told_as_one_that_broke(
     """As when a task is killed just as its build stops: the other side's end comes in between."""
 
     def close(session: Session) -> None:
-        until(session._loop.is_closed, 5, every=0.02)
+        until(session._loop.is_closed, 30, every=0.02)
         really_close(session)
 
     really_close = Session.close
@@ -231,7 +231,7 @@ def test_connection_that_ends_while_it_is_closed_is_told_as_one_that_broke(
         hook.stop_build()
         with pytest.raises((NotOnProvider, ConnectionLost), match=r"stopped on request|broke"):
             future.result(10)
-    until(lambda: not running(server), 5)
+    until(lambda: not running(server), 30)
 
 
 @pytest.mark.parametrize("moment", ["operators.build_provider_index.index_hook", "hooks.provider.Connection"])
@@ -462,7 +462,7 @@ def test_triggerer_that_is_shut_down_leaves_the_build_and_a_person_stops_it(serv
     asyncio.run(cancelled(by_a_person=False))
     assert running(server)
     asyncio.run(cancelled(by_a_person=True))
-    until(lambda: not running(server), 5)
+    until(lambda: not running(server), 30)
     assert not index(server).exists()
 
 
