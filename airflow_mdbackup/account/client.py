@@ -18,7 +18,7 @@ from paramiko.ssh_exception import IncompatiblePeer
 
 from airflow_mdbackup.account.bounded import BoundedTransport
 from airflow_mdbackup.hooks.connection import CONNECT, SshAccount
-from airflow_mdbackup.hooks.session import mismatch, refused, said, wrong_host_key
+from airflow_mdbackup.hooks.failures import mismatch, refused, said, wrong_host_key
 from airflow_mdbackup.scheme.errors import AccessRefused, ConnectionLost
 
 _KEYS: dict[str, Any] = {

@@ -95,8 +95,8 @@ def check_key_file(connection_id: str, connection: Connection) -> None:
 
     :raises UsageError: it is the key itself, which is not quoted; or no file can have this name.
     """
-    from airflow_mdbackup.hooks.errors import InvalidConnection
     from airflow_mdbackup.hooks.fields import check_file
+    from airflow_mdbackup.hooks.invalid_connection import InvalidConnection
 
     try:
         check_file({"key_file": connection.key_file}, "key_file")

@@ -21,8 +21,8 @@ from asyncssh.public_key import (
     get_public_key_algs,
 )
 
-from airflow_mdbackup.hooks.errors import InvalidConnection
 from airflow_mdbackup.hooks.host_keys import HostKeys
+from airflow_mdbackup.hooks.invalid_connection import InvalidConnection
 from airflow_mdbackup.hooks.ssh_config import Reached
 
 Algorithms = Mapping[str, str | list[str]]

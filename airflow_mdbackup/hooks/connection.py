@@ -26,7 +26,6 @@ import asyncssh
 
 from airflow_mdbackup.hooks import host_keys
 from airflow_mdbackup.hooks.algorithms import Algorithms, for_asyncssh, requested
-from airflow_mdbackup.hooks.errors import InvalidConnection
 from airflow_mdbackup.hooks.fields import (
     check_host,
     check_text,
@@ -38,6 +37,7 @@ from airflow_mdbackup.hooks.fields import (
 )
 from airflow_mdbackup.hooks.files import path_of
 from airflow_mdbackup.hooks.host_keys import HostKeys
+from airflow_mdbackup.hooks.invalid_connection import InvalidConnection
 from airflow_mdbackup.hooks.private_keys import Key, key_from_file, key_from_text
 from airflow_mdbackup.hooks.ssh_config import Reached, reached
 from airflow_mdbackup.scheme.errors import AccessRefused

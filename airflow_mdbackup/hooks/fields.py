@@ -12,8 +12,8 @@ from contextlib import suppress
 from difflib import get_close_matches
 from typing import Any
 
-from airflow_mdbackup.hooks.errors import InvalidConnection
 from airflow_mdbackup.hooks.files import is_key_text, path_of
+from airflow_mdbackup.hooks.invalid_connection import InvalidConnection
 from airflow_mdbackup.scheme.common.paths import to_text
 
 # An alias of ~/.ssh/config may have other characters than a host name or an address.

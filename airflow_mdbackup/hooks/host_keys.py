@@ -21,8 +21,8 @@ from pathlib import Path
 
 import asyncssh
 
-from airflow_mdbackup.hooks.errors import InvalidConnection
 from airflow_mdbackup.hooks.files import path_of, read
+from airflow_mdbackup.hooks.invalid_connection import InvalidConnection
 from airflow_mdbackup.scheme.common.paths import to_text
 
 log = logging.getLogger(__name__)

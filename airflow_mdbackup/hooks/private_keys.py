@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import asyncssh
 
-from airflow_mdbackup.hooks.errors import InvalidConnection
 from airflow_mdbackup.hooks.files import read
+from airflow_mdbackup.hooks.invalid_connection import InvalidConnection
 
 
 class Key(NamedTuple):

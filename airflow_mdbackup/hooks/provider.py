@@ -25,16 +25,9 @@ from airflow.sdk.exceptions import AirflowNotFoundException
 from airflow_mdbackup.config.configuration import load
 from airflow_mdbackup.config.settings import providers_file
 from airflow_mdbackup.hooks.connection import CONNECT, SshAccount, account_of
-from airflow_mdbackup.hooks.session import (
-    Connection,
-    NoCommonAlgorithm,
-    Session,
-    connect,
-    ended_here,
-    lost,
-    refused,
-    wrong_host_key,
-)
+from airflow_mdbackup.hooks.failures import NoCommonAlgorithm, ended_here, lost, refused, wrong_host_key
+from airflow_mdbackup.hooks.login import connect
+from airflow_mdbackup.hooks.session import Connection, Session
 from airflow_mdbackup.hooks.ssh_program import Program, SshChannel, program_for
 from airflow_mdbackup.provider_side.conversation import Conversation
 from airflow_mdbackup.provider_side.programs import STOP
@@ -111,7 +104,7 @@ class IndexHookAsync(SSHHookAsync):
     async def _get_conn(self) -> asyncssh.SSHClientConnection:
         """Connect. The server can take neither the memory nor the turns of other triggers.
 
-        :raises AccessRefused, ConnectionLost: see :func:`.session.connect`.
+        :raises AccessRefused, ConnectionLost: see :func:`.login.connect`.
         """
         try:
             connection = await get_async_connection(self.ssh_conn_id)

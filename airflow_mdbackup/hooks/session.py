@@ -1,9 +1,8 @@
-"""Connections over asyncssh, for blocking and for asynchronous callers.
+"""Connections over asyncssh for blocking callers.
 
 ::
 
-    connect     logs in, or raises an error that says what went wrong, and whether a retry can help
-    Connection  the same for any thread; asyncssh runs in a thread of its own
+    Connection  a login, for any thread; asyncssh runs in a thread of its own
     Session     a command or subsystem, with the methods of a socket; what arrives is buffered
 
 A server cannot fill the memory: what is not read is buffered only up to the window that was granted, and a
@@ -17,106 +16,29 @@ Sources: RFC 4252 to 4254; asyncssh's documentation of sessions.
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
-import socket
-import subprocess
 import threading
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import CancelledError
 from contextlib import suppress
-from tempfile import TemporaryFile
 from typing import Any, TypeVar
 
 import asyncssh
 from asyncssh.constants import OPEN_REQUEST_SESSION_FAILED
 
 from airflow_mdbackup.hooks.connection import CONNECT, SshAccount
-from airflow_mdbackup.hooks.ssh_config import environment
-from airflow_mdbackup.scheme.common.paths import to_text
-from airflow_mdbackup.scheme.errors import AccessRefused, ConnectionLost, NotOnProvider
+from airflow_mdbackup.hooks.failures import ended_here, said
+from airflow_mdbackup.hooks.login import Client, PatientConnection, connect
+from airflow_mdbackup.scheme.errors import ConnectionLost, NotOnProvider
 from airflow_mdbackup.scheme.transfer.sftp import WINDOW
 
 _WINDOW = 2 * WINDOW  # bytes; more than a reader ever requests, so that any round trip can be filled
 _UNREAD = WINDOW // 2  # bytes buffered before no more of the window is granted
 _UNSENT = 4 << 20  # bytes; a server that accepts less of our replies is hostile
 _PACKET = 256 << 10
-_LAST_WORDS = 1.0  # seconds for a proxy to report what is wrong
 _ENDING = 5.0  # seconds for a connection to end
 _RETRY_SESSION = (0.05, 0.2, 1.0, 3.0, 10.0)  # seconds
 Result = TypeVar("Result")
-
-
-class NoCommonAlgorithm(AccessRefused):
-    """The server and asyncssh have no algorithm in common. The program ssh may have one."""
-
-
-class Proxy:
-    """A running ``ProxyCommand``, whose input and output are a socket.
-
-    :raises OSError: it cannot be started.
-    """
-
-    def __init__(self, account: SshAccount) -> None:
-        self._words = TemporaryFile()  # noqa: SIM115 - until it ends
-        self.socket, theirs = socket.socketpair()
-        with theirs:
-            self._process = subprocess.Popen(
-                account.proxy_command,
-                stdin=theirs.fileno(),
-                stdout=theirs.fileno(),
-                stderr=self._words.fileno(),
-                env=environment(),
-                start_new_session=True,  # so that everything it starts can be ended
-            )
-
-    def last_words(self) -> str:
-        """Return its last error messages, which may still be on their way."""
-        with suppress(subprocess.TimeoutExpired):
-            self._process.wait(_LAST_WORDS)
-        self._words.seek(0)
-        return last_lines(self._words.read())
-
-    def end(self) -> None:
-        with suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
-        self.socket.close()
-        self._words.close()
-
-
-class Client(asyncssh.SSHClient):
-    """What asyncssh reports about a connection.
-
-    :ivar untrusted_key: the server's host key, if it is not a trusted one.
-    :ivar proxy: the proxy that makes the connection, if any. It ends with the connection.
-    """
-
-    untrusted_key: asyncssh.SSHKey | None = None
-    proxy: Proxy | None = None
-    is_connected = False
-
-    def auth_completed(self) -> None:
-        self.is_connected = True
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        if self.is_connected and self.proxy is not None:
-            self.proxy.end()
-
-    def validate_host_public_key(self, host: str, addr: str, port: int, key: asyncssh.SSHKey) -> bool:
-        self.untrusted_key = key
-        return False
-
-
-class PatientConnection(asyncssh.SSHClientConnection):
-    """A connection that handles what has arrived before it handles the end of the stream.
-
-    A server that has no algorithm in common with us says so and hangs up at once.
-    """
-
-    def eof_received(self) -> None:
-        """Leave it to ``connection_lost``, which follows a turn later."""
 
 
 class _BoundedConnection(PatientConnection):
@@ -128,131 +50,6 @@ class _BoundedClient(Client):
     def connection_made(self, conn: asyncssh.SSHClientConnection) -> None:
         conn.__class__ = _BoundedConnection  # asyncssh has no option for it
         conn._transport.set_write_buffer_limits(_UNSENT)  # type: ignore[union-attr]
-
-
-async def connect(account: SshAccount, client: type[Client]) -> asyncssh.SSHClientConnection:
-    """Log in to an account.
-
-    :param client: receives asyncssh's events.
-    :raises AccessRefused: the host key is not the expected one, or the login is refused.
-    :raises ConnectionLost: the server cannot be reached, or does not answer.
-    """
-    where, events = account.where, client()
-    try:
-        events.proxy = Proxy(account) if account.proxy is not None else None
-        return await asyncssh.connect(
-            account.address,
-            account.port,
-            sock=events.proxy.socket if events.proxy is not None else None,
-            username=account.user,
-            config=None,
-            client_factory=lambda: events,
-            options=account.options,
-        )
-    except asyncssh.HostKeyNotVerifiable as error:
-        if account.host_keys.trusted and account.host_keys.authorities:
-            # Its certificate is not accepted, but its key may be, as with ssh.
-            return await connect(account.without_authorities(), client)
-        key = events.untrusted_key
-        raise wrong_host_key(
-            account, mismatch(account, key.get_fingerprint()) if key is not None else said(error)
-        ) from error
-    except asyncssh.PermissionDenied as error:
-        raise refused(account, said(error)) from error
-    except asyncssh.KeyExchangeFailed as error:
-        raise NoCommonAlgorithm(
-            f"{where}: the server and this side have no algorithm in common ({said(error)}). Allow a current"
-            " one in the server's sshd_config, or see the connection's extras ciphers and disabled_algorithms"
-        ) from error
-    except TimeoutError:
-        seconds = account.options.connect_timeout
-        raise ConnectionLost(f"{where}: no login within {seconds} seconds") from None
-    except socket.gaierror as error:
-        raise ConnectionLost(
-            f"{where}: cannot resolve the name {account.address}: {error.strerror}"
-        ) from error
-    except (asyncssh.Error, OSError, EOFError) as error:
-        if "Too many authentication failures" in said(error):
-            raise refused(account, said(error)) from error
-        words = await asyncio.to_thread(events.proxy.last_words) if events.proxy is not None else ""
-        raise lost(account, words or f"{said(error)}{_hint(error)}") from error
-    finally:
-        if not events.is_connected and events.proxy is not None:
-            events.proxy.end()
-
-
-def last_lines(output: bytes) -> str:
-    """Return the last two lines of a program's messages, as printable text."""
-    lines = [to_text(words) for line in output.splitlines() if (words := line.strip(b" @"))]
-    return " / ".join(lines[-2:])[-2000:]
-
-
-def lost(account: SshAccount, why: str) -> AccessRefused | ConnectionLost:
-    """Return the error for a connection that failed; it is final if a jump host refuses the login."""
-    if account.jumps and ("Permission denied" in why or "Host key verification failed" in why):
-        return AccessRefused(
-            f"{account.where}: the jump host refuses the login ({why}). Only ~/.ssh/config says how to reach"
-            " it: check its Host there (User, IdentityFile) and known_hosts, and try plain ssh to it"
-        )
-    if account.proxy is not None:
-        why = f"the proxy does not connect to the server ({why})"
-    return ConnectionLost(f"{account.where}: {why}")
-
-
-def _hint(error: Exception) -> str:
-    """Return the likely cause where the server does not give one, and what to do."""
-    if "timeout" in said(error).lower():
-        return f": it accepts the connection, but no login within {CONNECT} seconds. Is that an SSH port?"
-    if isinstance(error, asyncssh.ConnectionLost | ConnectionResetError | EOFError):
-        return (
-            ": the server closed the connection before the login. Is that an SSH port? If so, it may be"
-            " blocking this address for a while: check its log, MaxStartups and PerSourcePenalties of sshd,"
-            " fail2ban, and firewalls on the way"
-        )
-    return ""
-
-
-def mismatch(account: SshAccount, fingerprint: str) -> str:
-    """Return which host key a server has, and which one was expected."""
-    trusted = " or ".join(key.get_fingerprint() for key in account.host_keys.trusted[:3])
-    source = "the connection's host_key" if account.pinned else "known_hosts"
-    expected = trusted or "a certificate of a trusted authority"
-    return f"it has {fingerprint}, {source} expects {expected}"
-
-
-def wrong_host_key(account: SshAccount, why: str) -> AccessRefused:
-    """Return the error for a server that has another host key than the trusted ones."""
-    correct = "correct the connection's extra host_key" if account.pinned else "correct known_hosts"
-    return AccessRefused(
-        f"{account.where}: the server's host key is not the expected one ({why}). This may be an attack. If"
-        f" the server really has a new key, {correct}: ssh-keyscan shows the key, and `ssh-keygen -lf"
-        " /etc/ssh/ssh_host_ed25519_key.pub` on the server prints the fingerprint to compare it with"
-    )
-
-
-def refused(account: SshAccount, why: str) -> AccessRefused:
-    """Return the error for an account whose login the server refuses."""
-    if not account.keys:
-        return AccessRefused(
-            f"{account.where}: the server refuses the account's password ({why}). Check login and password of"
-            " the connection, and whether the server allows passwords (PasswordAuthentication). The backup"
-            " accounts of `provision` take keys only: name one in the connection's extra key_file"
-        )
-    return AccessRefused(
-        f"{account.where}: the server refuses the account's key ({why}). Check login and key_file of the"
-        " connection, the AuthorizedKeysFile on the server, and whether from= of the key there includes this"
-        " machine's address as the server sees it. The server's log has the reason"
-    )
-
-
-def ended_here(account: SshAccount) -> ConnectionLost:
-    """Return the error for callers that wait on a connection that has been closed on this side."""
-    return ConnectionLost(f"{account.where}: the connection was closed on this side")
-
-
-def said(error: BaseException) -> str:
-    """Return the message of an error as printable text, since it may quote the server."""
-    return to_text(str(error).encode("utf-8", "backslashreplace")) or type(error).__name__
 
 
 class Connection:

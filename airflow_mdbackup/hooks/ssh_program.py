@@ -23,7 +23,7 @@ from contextlib import ExitStack, suppress
 from typing import BinaryIO
 
 from airflow_mdbackup.hooks.connection import KEEPALIVE, SshAccount
-from airflow_mdbackup.hooks.session import last_lines
+from airflow_mdbackup.hooks.failures import last_lines
 from airflow_mdbackup.hooks.ssh_config import environment
 from airflow_mdbackup.scheme.transfer.sftp import WINDOW
 
@@ -253,8 +253,7 @@ class SshChannel:
     def _last_messages(self, *descriptors: int) -> str:
         for each in descriptors:
             self._read_messages(each)
-        written = b"\n".join(self._messages[each] for each in descriptors)
-        return last_lines(written)
+        return last_lines(b"\n".join(self._messages[each] for each in descriptors))
 
     def _read_messages(self, descriptor: int) -> None:
         """Read messages, of which only the last are kept."""

@@ -17,7 +17,7 @@ from typing import Any
 
 import asyncssh
 
-from airflow_mdbackup.hooks.session import Client, PatientConnection
+from airflow_mdbackup.hooks.login import Client, PatientConnection
 
 _PIECE = 4096  # bytes; at least 28 make a packet, which takes some 40 microseconds
 # What one connection may send: so much at once, and so much more for each second. A conversation takes 10,000

@@ -13,8 +13,9 @@ from typing import Any, TypeVar
 import asyncssh
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
+from airflow_mdbackup.hooks.failures import NoCommonAlgorithm, said
 from airflow_mdbackup.hooks.provider import IndexHookAsync
-from airflow_mdbackup.hooks.session import NoCommonAlgorithm, open_session, said
+from airflow_mdbackup.hooks.session import open_session
 from airflow_mdbackup.provider_side.conversation import Conversation
 from airflow_mdbackup.provider_side.programs import STOP
 from airflow_mdbackup.provider_side.report import Done

@@ -29,8 +29,8 @@ from asyncssh.mac import get_mac_algs
 from airflow_mdbackup.account.bounded import BoundedTransport
 from airflow_mdbackup.account.client import client_of
 from airflow_mdbackup.hooks.connection import CONNECT
+from airflow_mdbackup.hooks.failures import NoCommonAlgorithm
 from airflow_mdbackup.hooks.provider import IndexHook, ProviderHook, account
-from airflow_mdbackup.hooks.session import NoCommonAlgorithm
 from airflow_mdbackup.hooks.ssh_program import SshChannel
 from airflow_mdbackup.operators.build_provider_index import BuildProviderIndex
 from airflow_mdbackup.provider_side.request import IndexRequest, request_line
@@ -424,7 +424,7 @@ def test_a_proxy_that_ends_is_told_at_once(
     for command, why in (
         ("/nonexistent/nc %h %p", "not found"),
         ("false %h", ""),
-        ("echo proxy says no >&2; exit 3", "proxy says no"),
+        ("sh -c 'echo proxy says no >&2; exit 3'", "proxy says no"),
     ):
         case = Case("", config=f"Host *\n  ProxyCommand {command}\n")
         set_up(case, place, place.server("nobody"), tmp_path / "home", monkeypatch)
