@@ -23,7 +23,7 @@ from airflow_mdbackup.scheme.files.tree import Tree
 from airflow_mdbackup.scheme.history.changes import ChangeKind, commits, pending
 from airflow_mdbackup.scheme.history.timeline import Timeline
 from airflow_mdbackup.scheme.index.canonical import read_entries
-from airflow_mdbackup.scheme.recovery.verify import VerifyOutcome, unknown, verify
+from airflow_mdbackup.scheme.recovery.verify import VerifyOutcome, unknown_files, verify
 from airflow_mdbackup.scheme.store.mirror import Mirror
 from airflow_mdbackup.scheme.takeover.adopt import adopt
 from airflow_mdbackup.scheme.takeover.survey import (
@@ -80,7 +80,7 @@ def test_first_run_after_an_adoption_transfers_only_what_differs(
     same = adopted[pair.path("same")]
     assert (same.what, same.size, same.mtime, same.mode) == (ChangeKind.ADOPTED, 5, 1_600_000_000, 0o640)
     main(["status", "srv1", "--providers-file", str(terminal.file)])
-    assert "there was no good run yet" in terminal.capsys.readouterr().out
+    assert "there has been no good run yet" in terminal.capsys.readouterr().out
     assert terminal.plan() == ["* different", "+ only there"]
 
     assert pair.backup().outcomes == {"pulled": 2}
@@ -91,8 +91,8 @@ def test_first_run_after_an_adoption_transfers_only_what_differs(
     assert Path(f"{tmp_path}/back{pair.a}/only here").read_bytes() == b"1only here"
     terminal.run("versions", f"{pair.a}/only here", index=False)
     with Timeline(pair.mirror) as past:
-        assert {v.found for v in verify(pair.mirror, past, past.contents())} == {VerifyOutcome.SOUND}
-        assert not list(unknown(pair.mirror, past))
+        assert {v.outcome for v in verify(pair.mirror, past, past.contents())} == {VerifyOutcome.SOUND}
+        assert not list(unknown_files(pair.mirror, past))
     assert pair.backup().outcomes == {}
 
 
@@ -208,9 +208,9 @@ def test_an_adoption_that_cannot_be_meant_is_refused(pair: Pair, terminal: Termi
     assert ".old is for versions" in refused("--tree", copy, "--at", "/x/.old")
     assert "component '..'" in refused("--tree", copy, "--at", "/x/../y")
     nested = ("--tree", tmp_path / "x", "--at", pair.a / "below")
-    assert "would come into" in refused("--tree", copy, *at, *nested)
+    assert "would be moved into" in refused("--tree", copy, *at, *nested)
     (tmp_path / "link").symlink_to(copy)
-    assert "no directory of its own" in refused("--tree", tmp_path / "link", *at)
+    assert "is a symlink, missing, or not a directory" in refused("--tree", tmp_path / "link", *at)
     assert "cannot be moved into itself" in refused("--tree", pair.mirror.dest.parent, *at)
     with tempfile.TemporaryDirectory(dir="/tmp") as elsewhere:
         if os.stat(elsewhere).st_dev != os.stat(tmp_path).st_dev:
@@ -218,10 +218,10 @@ def test_an_adoption_that_cannot_be_meant_is_refused(pair: Pair, terminal: Termi
             assert f"cp --reflink=auto -a {elsewhere}/. {pair.live('')}/" in told
     (pair.live("other")).parent.mkdir(parents=True)
     pair.live("other").write_bytes(b"")
-    assert "something is already" in refused("--tree", copy, *at)
+    assert "something already exists" in refused("--tree", copy, *at)
     shutil.rmtree(pair.mirror.files)
     (pair.mirror.dest / "other").mkdir()
-    assert "has no place in a backup" in refused("--tree", copy, *at)
+    assert "is not part of a backup" in refused("--tree", copy, *at)
     os.rmdir(pair.mirror.dest / "other")
     assert "there is no file to adopt" in refused()
     Mirror(pair.mirror.dest, "srv2").claim()
@@ -251,7 +251,7 @@ def test_a_second_adoption_at_the_same_time_waits_for_the_end_of_the_first(
     trees = [SourceTree(copy, os.fsencode(pair.a))]
     with Survey(trees, pair.mirror.adopting) as first:
         terminal.run("adopt", "--tree", copy, "--at", pair.a, status=REFUSED)
-        assert "another `mdbackup adopt` is at work" in terminal.told
+        assert "another `mdbackup adopt` is running" in terminal.told
         first.walk()
         first.hash(1)
         adopt(pair.mirror, first, trees)
@@ -304,7 +304,7 @@ def test_files_of_any_date_are_adopted_and_backed_up_from_then_on(
         pair.live("kept").write_bytes(b"?")
         os.utime(pair.live("kept"), ns=(0, modified))
         found = verify(pair.mirror, past, past.contents())
-        assert [each.found for each in found if each.place == pair.path("kept")] == [VerifyOutcome.ROTTEN]
+        assert [each.outcome for each in found if each.place == pair.path("kept")] == [VerifyOutcome.ROTTEN]
 
 
 def test_no_number_of_a_file_is_too_large_for_the_table_of_a_survey() -> None:
@@ -313,7 +313,7 @@ def test_no_number_of_a_file_is_too_large_for_the_table_of_a_survey() -> None:
     with Survey([]) as survey:
         for path in (b"/a", b"/b"):
             survey._table.execute(_UPSERT, _row(file._replace(path=path)))
-        assert list(survey.found()) == [file, file._replace(path=b"/b")]
+        assert list(survey.surveyed_files()) == [file, file._replace(path=b"/b")]
         assert survey.size == 2**64
 
 
@@ -324,7 +324,7 @@ def test_a_backup_is_not_adopted_again(pair: Pair, terminal: Terminal, tmp_path:
     before = on_disk(pair.mirror.dest)
     for _ in range(2):
         terminal.run("adopt", "--tree", copy, "--at", pair.a, status=REFUSED)
-        assert "has a backup already" in terminal.told
+        assert "already has a backup" in terminal.told
         after = on_disk(pair.mirror.dest)
         assert (
             after.keys() == before.keys() and after[f"{pair.mirror.index}"] == before[f"{pair.mirror.index}"]
@@ -408,7 +408,7 @@ def test_a_file_that_changes_while_it_is_adopted_is_left_to_the_next_run(pair: P
         survey.hash(1)
         (trees[0].directory / "a").write_bytes(b"2")
         adopt(pair.mirror, survey, trees)
-    assert survey.told.left == {SkipReason.MOVING: 1}
+    assert survey.report.skipped == {SkipReason.MOVING: 1}
     assert set(pair.index_b()) == {pair.path("b")}
     check_sound(pair)
 

@@ -23,10 +23,10 @@ from airflow_mdbackup.scheme.files import syscalls as syscalls_module
 from airflow_mdbackup.scheme.files import tree as tree_module
 from airflow_mdbackup.scheme.history.changes import commits, pending
 from airflow_mdbackup.scheme.history.timeline import Timeline
-from airflow_mdbackup.scheme.recovery.verify import VerifyOutcome, unknown, verify
+from airflow_mdbackup.scheme.recovery.verify import VerifyOutcome, unknown_files, verify
 from airflow_mdbackup.scheme.store.mirror import Mirror
 from airflow_mdbackup.scheme.takeover import import_versions
-from airflow_mdbackup.scheme.takeover.import_versions import _Importing
+from airflow_mdbackup.scheme.takeover.import_versions import _Importer
 from airflow_mdbackup.scheme.takeover.survey import Survey
 
 from ..torture import LONG
@@ -81,8 +81,10 @@ def test_what_rsync_kept_becomes_versions(pair: Pair, terminal: Terminal, tmp_pa
     assert disk_of(pair)[2:] == (3, 37)
     with Timeline(pair.mirror) as past:
         assert not past.problems
-        assert {found.found for found in verify(pair.mirror, past, past.contents())} == {VerifyOutcome.SOUND}
-        assert not list(unknown(pair.mirror, past))
+        assert {found.outcome for found in verify(pair.mirror, past, past.contents())} == {
+            VerifyOutcome.SOUND
+        }
+        assert not list(unknown_files(pair.mirror, past))
     lines = terminal.run("versions", f"{pair.a}/changed", "--format", "json", index=False).splitlines()
     old, new = map(json.loads, lines)
     assert (old["until"], old["since"], old["md5"]) == (STAMP, None, digest(b"old changed").decode())
@@ -106,7 +108,7 @@ def test_a_moment_before_the_first_backup_has_no_state(
     terminal.run("import", kept, "--at", pair.a, *DISPLACED, index=False)
     back = ("restore", "--dest", str(pair.mirror.dest), "--to", str(tmp_path / "back"))
     assert main([*back, "--as-of", "2026-11-21T00:00Z"]) == REFUSED
-    assert "of what was imported, only the versions are known" in capsys.readouterr().err
+    assert "of imported files only the versions are known" in capsys.readouterr().err
     assert main([*back, "--as-of", "now", "--include-gone"]) == GOOD
     found = {path.name: path.read_bytes() for path in (tmp_path / "back").rglob("*") if path.is_file()}
     assert found == {"changed": b"newer sub/changed", "same": b"old same"} | {"changed": found["changed"]}
@@ -145,16 +147,16 @@ def test_two_equal_imports_at_once_tell_each_version_once(
         terminal.run(*words, index=False)
         hashing(survey, *arguments)
 
-    settling = import_versions._settle
+    settling = import_versions._recover
 
     def settle_early(mirror: Mirror) -> bool:
-        monkeypatch.setattr(import_versions, "_settle", settling)
+        monkeypatch.setattr(import_versions, "_recover", settling)
         finished = settling(mirror)
         terminal.cut_off(lambda: any(pending(mirror)), *words, index=False)
         return finished
 
     if cut_off:
-        monkeypatch.setattr(import_versions, "_settle", settle_early)
+        monkeypatch.setattr(import_versions, "_recover", settle_early)
     else:
         monkeypatch.setattr(Survey, "hash", hash_late)
     terminal.run(*words, index=False)
@@ -182,7 +184,7 @@ def test_files_with_a_suffix_become_versions_of_those_without(
     assert pair.versions("gone") == [b"gone.2026-11-20"]
     check_sound(pair)
     with Timeline(pair.mirror) as past:
-        assert not list(unknown(pair.mirror, past))
+        assert not list(unknown_files(pair.mirror, past))
         a = [content.until[:8] for content in past.contents() if content.path == pair.path("a")]
     assert a[2] == "" and a == [*sorted(a[:2]), ""]
     assert pair.backup().outcomes == {}
@@ -198,18 +200,18 @@ def test_no_live_file_that_the_index_has_is_taken_for_a_version(
     pair.live("new~").write_bytes(b"new")
     pair.live("old~").write_bytes(b"old")
 
-    def after_a_run(importing: _Importing) -> None:
+    def after_a_run(importing: _Importer) -> None:
         pair.put("new~", b"new")
         os.utime(pair.path("new~"), (1_600_000_000, 1_600_000_000))
         assert pair.backup().outcomes == {"adopted": 1}
         commit(importing)
 
-    commit = _Importing.commit
+    commit = _Importer.commit
     os.utime(pair.live("new~"), (1_600_000_000, 1_600_000_000))
     words = ["import", "--suffix", "~", *DISPLACED]
     terminal.run(*words, "--dry-run", index=False)
     assert "2 versions" in terminal.told
-    monkeypatch.setattr(_Importing, "commit", after_a_run)
+    monkeypatch.setattr(_Importer, "commit", after_a_run)
     terminal.run(*words, index=False)
     assert "1 versions" in terminal.told
     assert pair.versions("old") == [b"old"]
@@ -267,7 +269,7 @@ def test_an_import_that_is_killed_at_any_step_loses_and_forgets_nothing(
         for name in ("changed", "sub/changed", "deleted"):
             assert pair.versions(name) == [f"old {name}".encode()]
         with Timeline(pair.mirror) as past:
-            assert not list(unknown(pair.mirror, past))
+            assert not list(unknown_files(pair.mirror, past))
         if not killed:
             break
 

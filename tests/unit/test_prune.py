@@ -107,7 +107,7 @@ def test_what_is_kept_of_a_random_history_comes_back_and_all_else_is_told_as_pru
         if number % 8 == 7:
             rules = (KeepRules(last=1), KeepRules(since=snapshots[-4][0]), KeepRules(daily=1))[number // 8]
             before = files_of(pair)
-            gone = {v.place: v for v in prune(pair, rules) if v.fate == PruneOutcome.PRUNED}
+            gone = {v.place: v for v in prune(pair, rules) if v.outcome == PruneOutcome.PRUNED}
             pruned |= {(version.content.path, version.content.until) for version in gone.values()}
             assert files_of(pair) == {p: file for p, file in before.items() if p not in gone}
             assert all(b"/.old/" in place for place in gone)
@@ -125,8 +125,8 @@ def test_what_is_kept_of_a_random_history_comes_back_and_all_else_is_told_as_pru
             moment = past.moment_at(stamp)
             states = list(past.state(moment)) if moment is not None else []
             came = list(restore(pair.mirror, past, states, target))
-            lost = {each.content.path for each in came if each.came == RestoreOutcome.PRUNED}
-            assert {each.came for each in came} <= {RestoreOutcome.RESTORED, RestoreOutcome.PRUNED}
+            lost = {each.content.path for each in came if each.outcome == RestoreOutcome.PRUNED}
+            assert {each.outcome for each in came} <= {RestoreOutcome.RESTORED, RestoreOutcome.PRUNED}
             gone_for_good = [each for each in states if each.md5 not in still_here]
             assert lost == {each.path for each in gone_for_good if (each.path, each.until) in pruned}
             assert files_in(target) == {path: file for path, file in kept.items() if path not in lost}
@@ -152,7 +152,7 @@ def test_a_version_stays_if_any_rule_keeps_it(rules: KeepRules, kept: str) -> No
         **{"a": "20261103T120000.000000Z", "b": "20261103T110000.000000Z", "c": "20261030T110000.000000Z"},
         **{"d": "20261002T120000.000000Z", "e": "20261002T110000.000000Z", "f": "20250102T110000.000000Z"},
     }
-    keeps = rules.keeper()
+    keeps = rules.for_one_path()
     assert "".join(name for name, stamp in stamps.items() if keeps(stamp)) == kept
 
 
@@ -163,7 +163,7 @@ def test_versions_in_a_directory_that_went_as_a_whole_go_too_and_empty_directori
     (moved,) = (pair.live("flips").parent / ".old").glob("flips.*")
     assert {path.name for path in (moved / ".old").iterdir()} and (moved / "below").is_file()
     versions = prune(pair, KeepRules(last=1), ("flips",))
-    assert sorted(v.fate.value for v in versions) == ["kept"] * 2 + ["pruned"] * 6
+    assert sorted(v.outcome.value for v in versions) == ["kept"] * 2 + ["pruned"] * 6
     assert sorted(path.name for path in moved.iterdir()) == ["below", "beside"]
     prune(pair, KeepRules(since="9"))
     assert not list(pair.mirror.files.rglob(".old"))
@@ -176,7 +176,7 @@ def test_versions_in_a_directory_that_went_as_a_whole_go_too_and_empty_directori
 def test_nothing_is_changed_unless_it_is_to_be_carried_out(pair: Pair) -> None:
     many_versions(pair)
     before = sorted((str(path), path.lstat().st_mtime_ns) for path in pair.mirror.dest.rglob("*"))
-    assert {v.fate for v in prune(pair, KeepRules(last=1), carry_out=False)} == {
+    assert {v.outcome for v in prune(pair, KeepRules(last=1), carry_out=False)} == {
         PruneOutcome.GOES,
         PruneOutcome.KEPT,
     }
@@ -200,7 +200,7 @@ def test_what_is_not_what_history_says_stays_and_counts_for_no_rule(pair: Pair, 
     old[5].unlink()
     versions = prune(pair, KeepRules(last=1))
     root = os.fsencode(pair.mirror.files)
-    assert {Path(os.fsdecode(root + v.place)).name: v.fate.value for v in versions} == {
+    assert {Path(os.fsdecode(root + v.place)).name: v.outcome.value for v in versions} == {
         old[0].name: "pruned",
         old[1].name: "changed",
         old[2].name: "changed",
@@ -208,7 +208,7 @@ def test_what_is_not_what_history_says_stays_and_counts_for_no_rule(pair: Pair, 
         old[4].name: "changed",
     }
     assert old[3].read_bytes() == contents_of_old[3] and not old[0].exists()
-    assert [v.fate for v in prune(pair, KeepRules(since="9"))].count(PruneOutcome.LINKED) == 1
+    assert [v.outcome for v in prune(pair, KeepRules(since="9"))].count(PruneOutcome.LINKED) == 1
     assert old[3].read_bytes() == contents_of_old[3] and old[1].exists() and old[2].is_symlink()
     assert pair.live("file").read_bytes() == b"6" * 9
 
@@ -219,7 +219,7 @@ def test_nothing_is_reached_through_a_symlink(pair: Pair, tmp_path: Path) -> Non
     deep = pair.live("deep")
     deep.rename(tmp_path / "elsewhere")
     deep.symlink_to(tmp_path / "elsewhere")
-    fates = {v.fate for v in prune(pair, KeepRules(since="9")) if b"/deep/" in v.place}
+    fates = {v.outcome for v in prune(pair, KeepRules(since="9")) if b"/deep/" in v.place}
     assert fates == set() and len(list((tmp_path / "elsewhere/.old").iterdir())) == 3
     assert not any(c.pruned for c in contents(pair) if b"/deep/" in c.path)
 
@@ -257,7 +257,7 @@ def test_the_index_and_what_hands_did_to_it_stay_as_they_are(pair: Pair) -> None
         pair.mirror.index.unlink(missing_ok=True)
         if spoilt is not None:
             pair.mirror.index.write_bytes(spoilt)
-        assert PruneOutcome.PRUNED in {v.fate for v in prune(pair, KeepRules(last=1), (name,))}
+        assert PruneOutcome.PRUNED in {v.outcome for v in prune(pair, KeepRules(last=1), (name,))}
         assert (pair.mirror.index.read_bytes() if pair.mirror.index.exists() else None) == spoilt
     pair.mirror.index.unlink()
     assert pair.backup().outcomes == {"pulled": 4}
@@ -270,7 +270,7 @@ def test_pruning_may_be_killed_at_any_step_and_goes_no_further_by_itself(
     pair: Pair, cases: Cases, monkeypatch: pytest.MonkeyPatch, kinds: tuple[type[PowerCut] | None, ...]
 ) -> None:
     """What is gone is told as pruned, what is there is there; the same command again does the rest."""
-    monkeypatch.setattr(prune_module, "_FIRST", 2)
+    monkeypatch.setattr(prune_module, "_FIRST_BATCH", 2)
     for number in range(3):
         pair.put("changes", b"%d" % number)
         pair.put("flips/below", b"%d" % number * 2)
@@ -280,7 +280,7 @@ def test_pruning_may_be_killed_at_any_step_and_goes_no_further_by_itself(
     pair.backup()
     kept = files_of(pair)
     rules = KeepRules(since="9")
-    goes = {v.place for v in prune(pair, rules, carry_out=False) if v.fate == PruneOutcome.GOES}
+    goes = {v.place for v in prune(pair, rules, carry_out=False) if v.outcome == PruneOutcome.GOES}
     assert len(goes) == 5
     interrupted = 0
 
@@ -325,10 +325,10 @@ def test_what_a_cut_off_pruning_may_have_taken_is_no_damage_and_comes_back_where
         shutil.rmtree(pair.mirror.dest)
     with Timeline(pair.mirror) as past:
         came = {
-            each.content.path: each.came
+            each.content.path: each.outcome
             for each in restore(pair.mirror, past, list(past.state(past.moments[0])), tmp_path / "target")
         }
-        found = {each.found for each in verify(pair.mirror, past, past.contents())}
+        found = {each.outcome for each in verify(pair.mirror, past, past.contents())}
     assert came.keys() == {content.path for content in state}
     assert (
         came[pair.path("changes")] == RestoreOutcome.PRUNED
@@ -342,7 +342,7 @@ def test_what_is_pruned_while_it_is_verified_is_no_damage(pair: Pair) -> None:
     with Timeline(pair.mirror) as past:
         known = list(past.contents())
         prune(pair, KeepRules(since="9"))
-        found = [each.found for each in verify(pair.mirror, past, known)]
+        found = [each.outcome for each in verify(pair.mirror, past, known)]
     assert (
         set(found) == {VerifyOutcome.SOUND, VerifyOutcome.PRUNED} and found.count(VerifyOutcome.PRUNED) == 17
     )
@@ -400,11 +400,11 @@ def test_a_disk_that_is_full_but_for_some_kilobytes_has_room_again(pair: Pair) -
             server.stop()
         with (pair.mirror.dest / "full").open("wb", buffering=0) as file:
             os.posix_fallocate(file.fileno(), 0, free_space(pair.mirror.dest).size)
-            with pytest.raises(DestinationFull, match="no room even for the history"):
+            with pytest.raises(DestinationFull, match="no space even for the history"):
                 prune(pair, KeepRules(since="9"))
             assert len(files_of(pair)) == 300
             file.truncate(file.seek(0, os.SEEK_END) - 40_000)
-            assert [v.fate for v in prune(pair, KeepRules(since="9"))] == [PruneOutcome.PRUNED] * 240
+            assert [v.outcome for v in prune(pair, KeepRules(since="9"))] == [PruneOutcome.PRUNED] * 240
         assert told(pair) == walked(pair)
 
 
@@ -468,7 +468,7 @@ def test_restore_takes_the_same_bytes_from_elsewhere_where_they_were_pruned(
     prune(pair, KeepRules(since="9"))
     with Timeline(pair.mirror) as past:
         came = list(restore(pair.mirror, past, past.state(past.moments[0]), tmp_path / "target"))
-    assert {each.came for each in came} == {RestoreOutcome.RESTORED}
+    assert {each.outcome for each in came} == {RestoreOutcome.RESTORED}
     assert {file.content for file in files_in(tmp_path / "target").values()} == {b"bytes"}
 
 
@@ -482,7 +482,7 @@ def test_no_other_version_is_taken_for_one_that_was_pruned(pair: Pair, tmp_path:
         with Timeline(pair.mirror) as past:
             state = past.state(past.moments[0])
             (came,) = restore(pair.mirror, past, state, tmp_path / "target", dry_run=dry_run)
-        assert came.came == RestoreOutcome.PRUNED
+        assert came.outcome == RestoreOutcome.PRUNED
 
 
 @pytest.mark.parametrize(
@@ -639,7 +639,7 @@ def test_a_version_that_somebody_writes_to_just_now_stays(
         return write_ahead(tx, going)
 
     monkeypatch.setattr(Transaction, "prune", meanwhile)
-    fates = {version.place: version.fate for version in prune(pair, KeepRules(last=1))}
+    fates = {version.place: version.outcome for version in prune(pair, KeepRules(last=1))}
     assert fates[os.fsencode(old)[len(os.fsencode(pair.mirror.files)) :]] == PruneOutcome.CHANGED
     assert set(old.read_bytes()) == set(b"X")
 

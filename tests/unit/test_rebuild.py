@@ -21,7 +21,7 @@ from airflow_mdbackup.scheme.history.forget import forget
 from airflow_mdbackup.scheme.history.timeline import Timeline
 from airflow_mdbackup.scheme.recovery.prune import KeepRules, pruning
 from airflow_mdbackup.scheme.recovery.rebuild_history import rebuild
-from airflow_mdbackup.scheme.recovery.restore import bytes_of
+from airflow_mdbackup.scheme.recovery.restore import read_content
 from airflow_mdbackup.scheme.recovery.selection import Selection
 from airflow_mdbackup.scheme.takeover.import_versions import import_versions
 from airflow_mdbackup.scheme.takeover.survey import SourceTree
@@ -184,17 +184,18 @@ def test_a_first_commit_that_was_lost_is_told_from_when_the_backup_was_set_up(
     dest = "--dest", str(pair.mirror.dest)
     words = "restore", *dest, "--as-of", between, "--to", str(tmp_path / "back")
     status, _, said = mdbackup(*words)
-    assert status == 2 and "no backup is known of" in said and "mdbackup rebuild" in said
+    assert status == 2 and "no known backup is as old as" in said and "mdbackup rebuild" in said
     rebuild(pair.mirror)
     rebuilt, second = commits(pair.mirror)
     status, _, said = mdbackup(*words)
-    assert status == 0 and "1 restored" in said and "there may be too much" in said
+    assert status == 0 and "1 restored" in said and "there may be too many files" in said
     assert list(files_in(tmp_path / "back")) == [pair.path("first")]
     rebuilt.unlink()
     os.utime(pair.mirror.dest / ".mdbackup" / "provider-id")  # as where hands have written it
     rebuild(pair.mirror)
     status, _, said = mdbackup(*words)
-    assert status == 2 and "no backup is known of" in said and "what was there before is in it" in said
+    assert status == 2 and "no known backup is as old as" in said
+    assert "it includes what was there before" in said
     assert commits(pair.mirror)[1:] == [second]
 
 
@@ -205,7 +206,7 @@ def states(pair: Pair, stamps: list[str]) -> dict[str, dict[bytes, bytes]]:
         for stamp in stamps:
             moment = past.moment_at(stamp)
             contents = past.state(moment) if moment is not None else iter(())
-            there = [c for c in contents if bytes_of(pair.mirror, past, c) is not None]
+            there = [c for c in contents if read_content(pair.mirror, past, c) is not None]
             found[stamp] = {content.path: content.md5 for content in there}
     return found
 

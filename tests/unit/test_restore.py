@@ -31,7 +31,7 @@ from airflow_mdbackup.scheme.history.timeline import FileVersion, Timeline
 from airflow_mdbackup.scheme.recovery import restore as restore_module
 from airflow_mdbackup.scheme.recovery import restore_target as target_module
 from airflow_mdbackup.scheme.recovery.restore import Restored, RestoreOutcome, restore
-from airflow_mdbackup.scheme.recovery.restore_target import OpenTarget, trusted
+from airflow_mdbackup.scheme.recovery.restore_target import OpenTarget, resolve_trusted
 from airflow_mdbackup.scheme.recovery.selection import Selection
 
 from ..kept import Kept, files_in
@@ -125,7 +125,7 @@ def test_each_moment_of_a_random_history_comes_back_exactly(
         target = tmp_path / str(number)
         with cases.one():
             came = back(pair, target, stamp)
-            assert {each.came for each in came} <= {RestoreOutcome.RESTORED}
+            assert {each.outcome for each in came} <= {RestoreOutcome.RESTORED}
             assert files_in(target) == kept
         shutil.rmtree(target, ignore_errors=True)
 
@@ -147,7 +147,7 @@ def two_runs(pair: Pair) -> tuple[str, dict[bytes, Kept]]:
 
 
 def outcomes(came: list[Restored]) -> dict[str, int]:
-    return dict(Counter(each.came.value for each in came))
+    return dict(Counter(each.outcome.value for each in came))
 
 
 @pytest.mark.guarantee("11. Getting it back")
@@ -190,8 +190,8 @@ def test_a_restore_that_is_killed_at_any_step_goes_on_where_it_was(
             found = {path: file for path, file in files_in(target).items() if b"/.mdbackup-" not in path}
             assert found.items() <= files_of_a(pair).items()
             came = back(pair, target)
-            assert {each.came for each in came} <= {RestoreOutcome.RESTORED, RestoreOutcome.THERE}
-            assert sum(each.came == RestoreOutcome.THERE for each in came) == len(found)
+            assert {each.outcome for each in came} <= {RestoreOutcome.RESTORED, RestoreOutcome.THERE}
+            assert sum(each.outcome == RestoreOutcome.THERE for each in came) == len(found)
             assert files_in(target) == files_of_a(pair)
         if not killed:
             break
@@ -220,7 +220,7 @@ def test_a_restore_that_is_killed_where_names_take_placeholders_goes_on_where_it
             killed = crash_at(number, partial(back, pair, target, threads=1))
             found = {path: file for path, file in files_in(target).items() if b"/.mdbackup-" not in path}
             left += len(found.items() - files_of_a(pair).items())
-            assert {each.came for each in back(pair, target)} <= {
+            assert {each.outcome for each in back(pair, target)} <= {
                 RestoreOutcome.RESTORED,
                 RestoreOutcome.THERE,
             }
@@ -264,7 +264,7 @@ def test_only_a_placeholder_is_taken_for_one(pair: Pair, tmp_path: Path) -> None
         (tmp_path / name).chmod(mode)
     (tmp_path / "cut off").touch(mode=0o600)
     (work / "naming").chmod(0o600)
-    with OpenTarget(trusted(tmp_path)) as target:
+    with OpenTarget(resolve_trusted(tmp_path)) as target:
         assert os.listdir(target.work.descriptor) == []
     assert {path.name for path in tmp_path.iterdir()} >= {"bytes", "mode", "directory", "cut off"}
     assert not (tmp_path / "held").exists() and not work.exists()
@@ -289,7 +289,7 @@ def test_bytes_that_are_gone_are_taken_from_where_else_they_are(pair: Pair, tmp_
     old.unlink()
     came = back(pair, tmp_path / "target", stamp)
     assert outcomes(came) == {"restored": 4, "lost": 2}
-    assert {each.content.path for each in came if each.came == RestoreOutcome.LOST} == {
+    assert {each.content.path for each in came if each.outcome == RestoreOutcome.LOST} == {
         pair.path("same"),
         pair.path("twin"),
     }
@@ -305,7 +305,7 @@ def test_what_a_lost_history_told_is_found_by_the_names_of_versions(pair: Pair, 
     moved = {
         path for path in kept if b"/flipped/" in path
     }  # a directory that went as a whole has another name
-    assert {each.content.path for each in came if each.came != RestoreOutcome.RESTORED} == moved
+    assert {each.content.path for each in came if each.outcome != RestoreOutcome.RESTORED} == moved
     assert files_in(tmp_path / "target") == {path: file for path, file in kept.items() if path not in moved}
 
 
@@ -361,7 +361,7 @@ def test_no_symlink_in_the_target_is_followed(pair: Pair, tmp_path: Path) -> Non
     target.mkdir()
     (target / os.fsdecode(pair.path("x")).split("/")[1]).symlink_to(outside)
     came = back(pair, target)
-    assert {each.came for each in came} == {RestoreOutcome.KEPT} and "is a symlink in the target" in came[
+    assert {each.outcome for each in came} == {RestoreOutcome.KEPT} and "is a symlink in the target" in came[
         0
     ].detail
     assert not any(outside.iterdir())
@@ -407,7 +407,7 @@ def test_paths_and_patterns_choose(pair: Pair, words: list[str], names: list[str
     pair.backup()
     wanted = Selection(word.replace("/A", str(pair.a)) for word in words)
     with Timeline(pair.mirror, wanted) as past:
-        wanted.settle(past.knows)
+        wanted.resolve(past.knows)
         moment = past.moment_at("9")
         assert moment is not None
         found = [content.path for content in past.state(moment) if wanted(content.path)]
@@ -484,7 +484,7 @@ def test_paths_may_stand_before_and_behind_options_and_each_must_be_known(pair: 
     assert status == 0 and "2 restored" in told
     status, _, told = mdbackup(*command, twin, gone, "/nowhere")
     assert status == 1 and "2 there" in told
-    assert f"nothing under {gone!r} then; --include-gone" in told
+    assert f"nothing under {gone!r} at that time; --include-gone" in told
     assert "Nothing was ever backed up under '/nowhere'" in told
     for name in ("versions", "history", "verify"):
         status, _, told = mdbackup(name, same, "--dest", str(pair.mirror.dest), "/nowhere")
@@ -604,10 +604,10 @@ def test_the_name_that_restoring_needs_is_nobody_elses(pair: Pair, tmp_path: Pat
     many = [FileVersion(b"/%d" % number, md5(b"same"), places=[pair.path("same")]) for number in range(100)]
     with Timeline(pair.mirror) as past:
         coming = restore(pair.mirror, past, [reserved, *many], target, threads=1)
-        assert next(coming).came == RestoreOutcome.FAILED
+        assert next(coming).outcome == RestoreOutcome.FAILED
         with pytest.raises(DestinationBusy):
             next(restore(pair.mirror, past, many, target))
-        assert {each.came for each in coming} == {RestoreOutcome.RESTORED}
+        assert {each.outcome for each in coming} == {RestoreOutcome.RESTORED}
     assert len(list(target.iterdir())) == 100
 
 
@@ -651,7 +651,9 @@ def test_what_is_put_in_the_place_of_a_directory_meanwhile_gets_nothing(
             (target / swapped).symlink_to(elsewhere)
             yield from past.state(moment)
 
-        came = Counter(each.came for each in restore(pair.mirror, past, contents(), target, overwrite=True))
+        came = Counter(
+            each.outcome for each in restore(pair.mirror, past, contents(), target, overwrite=True)
+        )
     assert set(came) == {RestoreOutcome.RESTORED} and not os.listdir(elsewhere)
     real = (target if swapped else tmp_path / "aside") / os.fsdecode(pair.path("same"))[1:]
     assert real.read_bytes() == Path(os.fsdecode(pair.path("same"))).read_bytes()
@@ -668,7 +670,7 @@ def test_a_symlink_of_somebody_else_on_the_way_to_the_target_is_refused(
     elsewhere.mkdir()
     link.symlink_to("elsewhere")
     os.lchown(link, 54321, 54321)
-    with pytest.raises(DestinationRefused, match="is a symlink of somebody else"):
+    with pytest.raises(DestinationRefused, match="is a symlink of another user"):
         back(pair, link / below)
     assert not os.listdir(elsewhere)
     os.lchown(link, 0, 0)
@@ -688,7 +690,7 @@ def test_a_directory_on_the_way_to_the_target_need_not_be_readable(pair: Pair, t
             os.chown(home / "ours", 65534, 65534)
             os.setresgid(65534, 65534, 65534)
             os.setresuid(65534, 65534, 65534)
-        with OpenTarget(trusted(home / "ours" / "target")) as target:
+        with OpenTarget(resolve_trusted(home / "ours" / "target")) as target:
             os.close(os.open("1", os.O_WRONLY | os.O_CREAT, dir_fd=target.work.descriptor))
 
     for folder in (tmp_path, *tmp_path.parents):
@@ -736,12 +738,12 @@ def test_a_target_of_somebody_else_is_told(pair: Pair, tmp_path: Path) -> None:
     os.chown(home, 54321, 54321)
     command = ("restore", "--dest", str(pair.mirror.dest), "--to")
     status, _, told = mdbackup(*command, str(home / "target"))
-    assert status == 0 and f"{home} belongs to the user 54321, who can replace all" in told
+    assert status == 0 and f"{home} belongs to the user 54321, who can replace everything" in told
     assert "belongs to" not in mdbackup(*command, str(tmp_path / "ours"))[2]
     assert f"{home / 'there'} belongs" not in mdbackup(*command, str(home))[2]
     (tmp_path / "open").mkdir()
     for mode, warned in (
-        (0o777, "written by everybody"),
+        (0o777, "writable by everybody"),
         (0o775, "by the group"),
         (0o1777, None),
         (0o755, None),
@@ -779,10 +781,12 @@ def test_what_overwriting_would_not_help_is_not_said_to_be(pair: Pair, tmp_path:
     there.mkdir(parents=True)
     command = ("restore", "--dest", str(pair.mirror.dest), "--to", str(tmp_path / "target"))
     status, out, told = mdbackup(*command)
-    assert status == 1 and "a directory has its name: move it away" in out and "--overwrite" not in told
+    assert (
+        status == 1 and "a directory with this name exists: move it away" in out and "--overwrite" not in told
+    )
     there.rmdir()
     there.symlink_to("elsewhere")
-    assert "a symlink has its name: move it away" in mdbackup(*command)[1]
+    assert "a symlink with this name exists: move it away" in mdbackup(*command)[1]
     there.unlink()
     there.write_bytes(b"2")
     assert "--overwrite replaces files with other bytes" in mdbackup(*command)[2]
@@ -795,7 +799,7 @@ def test_a_target_that_cannot_be_made_is_one_to_be_corrected(pair: Pair, tmp_pat
     (tmp_path / "file").touch()
     to = str(tmp_path / target)
     status, _, told = mdbackup("restore", "--dest", str(pair.mirror.dest), "--to", to)
-    assert status == 2 and "name another" in told.lower() and "stopped" not in told
+    assert status == 2 and "choose another" in told.lower() and "stopped" not in told
 
 
 def test_a_full_target_is_told_by_name_and_keeps_what_came(
@@ -812,7 +816,7 @@ def test_a_full_target_is_told_by_name_and_keeps_what_came(
         told.value
     )
     assert len(files_in(target)) == 2
-    assert Counter(each.came for each in back(pair, target))[RestoreOutcome.THERE] == 2
+    assert Counter(each.outcome for each in back(pair, target))[RestoreOutcome.THERE] == 2
     assert files_in(target) == files_of_a(pair)
 
 
@@ -854,13 +858,13 @@ def test_what_is_there_keeps_its_time_and_mode_unless_it_may_be_overwritten(
         os.utime(file, (1, 1))
         os.link(file, tmp_path / f"{number}")
     before = files_in(target)
-    assert {each.came for each in back(pair, target)} == {RestoreOutcome.THERE}
+    assert {each.outcome for each in back(pair, target)} == {RestoreOutcome.THERE}
     assert files_in(target) == before
     again = back(pair, target, overwrite=True)
-    assert {(each.came, each.replaced) for each in again} == {(RestoreOutcome.RESTORED, True)}
+    assert {(each.outcome, each.replaced) for each in again} == {(RestoreOutcome.RESTORED, True)}
     assert files_in(target) == files_of_a(pair)
     assert {(tmp_path / f"{number}").stat().st_mtime for number in range(len(before))} == {1}
-    assert {each.came for each in back(pair, target, overwrite=True)} == {RestoreOutcome.THERE}
+    assert {each.outcome for each in back(pair, target, overwrite=True)} == {RestoreOutcome.THERE}
 
 
 @pytest.mark.parametrize("lost", ["first", "last", "all"])

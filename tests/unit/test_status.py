@@ -34,7 +34,7 @@ from airflow_mdbackup.scheme.recovery.health import (
     ProviderHealth,
     Unfinished,
     check_health,
-    is_due,
+    is_reminder_due,
     judge,
 )
 from airflow_mdbackup.scheme.store.mirror import Mirror
@@ -53,9 +53,9 @@ NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
         (NOW - 27 * HOUR, None, Health.STALE, "the last good run was 27 h ago, more than 26 h"),
         (NOW + 30 * HOUR, None, Health.STALE, "30 h in the future"),
         (NOW + timedelta(minutes=5), None, Health.GOOD, ""),
-        (None, None, Health.NEVER, "there was no good run yet"),
+        (None, None, Health.NEVER, "there has been no good run yet"),
         (None, NOW - 26 * HOUR, Health.GOOD, ""),
-        (None, NOW - 27 * HOUR, Health.NEVER, "no good run yet, in the 27 h since this is watched"),
+        (None, NOW - 27 * HOUR, Health.NEVER, "no good run yet, in the 27 h since the watchdog first saw it"),
         (NOW - 27 * HOUR, NOW, Health.STALE, "27 h ago"),
     ],
 )
@@ -98,10 +98,10 @@ def test_without_a_max_age_any_good_run_will_do() -> None:
 
 def test_people_are_told_at_once_and_then_once_a_day() -> None:
     """By an hourly look that may come some minutes early; a clock that went back does not silence it."""
-    assert is_due(None, NOW)
-    assert [hours for hours in range(1, 26) if is_due(NOW - hours * HOUR, NOW)] == [24, 25]
-    assert is_due(NOW - 24 * HOUR + timedelta(minutes=5), NOW)
-    assert is_due(NOW + HOUR, NOW)
+    assert is_reminder_due(None, NOW)
+    assert [hours for hours in range(1, 26) if is_reminder_due(NOW - hours * HOUR, NOW)] == [24, 25]
+    assert is_reminder_due(NOW - 24 * HOUR + timedelta(minutes=5), NOW)
+    assert is_reminder_due(NOW + HOUR, NOW)
 
 
 @pytest.mark.parametrize(
@@ -531,7 +531,7 @@ def test_totals_that_are_damaged_are_not_known_and_spoil_nothing_else(tmp_path: 
     run = {"run_id": "r", "at": NOW.isoformat(), "outcomes": {}}
     mirror = set_up(tmp_path / "dest", last_good=run, files=3, totals=totals)
     status = check_health(mirror, HOUR, NOW)
-    assert (status.state, status.files, status.disk, status.came) == (Health.GOOD, 3, None, None)
+    assert (status.state, status.files, status.disk, status.received) == (Health.GOOD, 3, None, None)
 
 
 VIENNA = ZoneInfo("Europe/Vienna")
