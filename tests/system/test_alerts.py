@@ -126,7 +126,7 @@ def test_failed_run_is_told_once_in_each_way_and_a_good_one_only_pinged(
     assert HOSTILE in (site.folder / "told.txt").read_text()
     assert (site.folder / "told.txt").read_text().count("FAILED") == 1
     kept = [file for file in site.stack.home.rglob("*") if file.is_file() and file.suffix != ".pyc"]
-    assert any(b"Told of the failure by ping_url" in file.read_bytes() for file in kept)
+    assert any(b"Failure alert sent by ping_url" in file.read_bytes() for file in kept)
     assert not [file for file in kept if b"told-secret" in file.read_bytes()]
     assert b"told-secret" not in shared_airflow.database.dump()
 
@@ -141,15 +141,15 @@ def test_killed_task_is_told_though_it_left_no_word(site: Site, mailbox: Mailbox
         os.kill(pid, 9)
     assert site.finish("shot", run_id) == "failed"
     subject, body = only(lambda: mailbox.of("shot"))
-    assert "FAILED in pull_changed, shard 0: it was killed, or its worker was lost" in subject
+    assert "FAILED in pull_changed, shard 0: the task was killed, or its worker was lost" in subject
     assert "Last good backup</td><td>never" in body and "commit_backup" in body
 
 
 @pytest.mark.parametrize(
     ("provider", "said"),
     [
-        ("slow", "FAILED in build_provider_index: it took longer than its execution_timeout"),
-        ("late", "FAILED: the run took longer than its dagrun_timeout"),
+        ("slow", "FAILED in build_provider_index: the task exceeded its execution_timeout"),
+        ("late", "FAILED: the run exceeded its dagrun_timeout"),
     ],
 )
 def test_task_or_run_that_takes_too_long_is_told(
@@ -213,7 +213,7 @@ def test_approval_that_is_waited_for_is_told_at_once(site: Site, mailbox: Mailbo
     (site.source("waiting") / "only").unlink()
     run_id = site.start("waiting")
     subject, body = only(lambda: mailbox.of("waiting"))
-    assert subject.endswith("waiting: backup WAITS for a person's approval: much is gone or changed")
+    assert subject.endswith("waiting: backup is WAITING for approval: too much is gone or changed")
     assert "Guard</td>" in body
     assert f"{site.stack.url}/dags/mdbackup_waiting/runs/{run_id}/tasks/approve/required_actions" in body
     assert site.stack.task_states("mdbackup_waiting", run_id)["approve"] == "awaiting_input"
@@ -228,5 +228,5 @@ def test_question_that_nobody_answers_fails_the_run_and_changes_nothing(site: Si
     assert site.finish("ignored", site.start("ignored")) == "failed"
     assert (site.folder / "ignored" / "index.md5").read_bytes() == index
     until(lambda: len(mailbox.of("ignored")) == 2)
-    assert "WAITS" in mailbox.mails[-2]["subject"]
-    assert mailbox.mails[-1]["subject"].endswith("nobody answered in time whether to go on")
+    assert "WAITING" in mailbox.mails[-2]["subject"]
+    assert mailbox.mails[-1]["subject"].endswith("nobody approved or rejected the changes in time")

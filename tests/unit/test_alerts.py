@@ -21,7 +21,7 @@ from airflow.sdk import BaseNotifier
 from airflow.sdk.exceptions import AirflowFailException
 
 from airflow_mdbackup.alerts import context, message, senders
-from airflow_mdbackup.alerts.callbacks import RunCallbacks, callbacks
+from airflow_mdbackup.alerts.callbacks import RunCallbacks, failure_callbacks
 from airflow_mdbackup.alerts.message import Alert, Failure
 from airflow_mdbackup.cli.main import main
 from airflow_mdbackup.config import AlertRule, Configuration, Provider, load
@@ -59,7 +59,7 @@ def test_each_kind_of_error_of_ours_has_its_words() -> None:
     assert len(kinds) > 10
     for kind in kinds:
         if kind is not errors.BackupError:
-            assert message.kind_of(kind("said"))[0] != kind.__name__, kind
+            assert message.describe_error(kind("said"))[0] != message.UNEXPECTED, kind
 
 
 def test_error_is_told_by_its_own_kind_also_behind_airflows() -> None:
@@ -69,7 +69,7 @@ def test_error_is_told_by_its_own_kind_also_behind_airflows() -> None:
             raise errors.EntriesFailed("web: 2 files")
         except errors.EntriesFailed as error:
             raise AirflowFailException(str(error)) from None
-    assert message.kind_of(raised.value) == ("some files could not be backed up", "web: 2 files")
+    assert message.describe_error(raised.value) == ("some files could not be backed up", "web: 2 files")
 
 
 def test_a_parameter_that_is_misspelt_or_malformed_is_told_as_a_mistake() -> None:
@@ -77,20 +77,24 @@ def test_a_parameter_that_is_misspelt_or_malformed_is_told_as_a_mistake() -> Non
     run = SimpleNamespace(conf={"dryrun": True})
     with pytest.raises(AirflowFailException, match="did you mean dry_run") as raised:
         refuse_misspelt({"dag_run": run}, PARAMETERS)  # type: ignore[typeddict-item]
-    assert message.kind_of(raised.value)[0] == message.MISTAKEN
+    assert message.describe_error(raised.value)[0] == message.BAD_PARAMETER
     with pytest.raises(AirflowFailException) as raised:
         try:
             raise ValueError("1/x is no part")
         except ValueError as error:
             raise refused(f"web: {error}")  # noqa: B904 - it has its own cause
-    assert message.kind_of(raised.value) == (message.MISTAKEN, "web: 1/x is no part")
-    assert message.kind_of(AirflowFailException("said")) == ("it failed for good", "said")
+    assert message.describe_error(raised.value) == (message.BAD_PARAMETER, "web: 1/x is no part")
+    assert message.describe_error(AirflowFailException("said")) == (
+        "the task failed and is not retried",
+        "said",
+    )
 
 
-def test_unforeseen_error_is_told_by_name_and_cut() -> None:
+def test_unexpected_error_is_named_in_its_text_alone_and_cut() -> None:
     """A message as long as a log would not be delivered."""
-    kind, text = message.kind_of(ZeroDivisionError("x" * 100_000))
-    assert kind == "ZeroDivisionError" and len(text) < message.LONGEST + 10
+    kind, text = message.describe_error(ZeroDivisionError("x" * 100_000))
+    assert kind == message.UNEXPECTED and text.startswith("ZeroDivisionError: xxx")
+    assert len(text) < message.MAX_TEXT + 10
 
 
 def test_alert_has_all_in_text_and_html_and_each_is_escaped_for_its_place() -> None:
@@ -184,7 +188,7 @@ def test_good_run_is_told_only_to_those_who_asked(
         def xcom_pull(self, task_ids: str) -> Any:
             return {"outcomes": outcomes, "summary": "9 new"}
 
-    RunCallbacks(provider(tmp_path, rule)).tell_good_run({"ti": Task()})
+    RunCallbacks(provider(tmp_path, rule)).alert_good_run({"ti": Task()})
     assert bool(told) == said
     assert not said or ("WARNINGS: 2 changed" in told[0]) == bool(outcomes)
 
@@ -202,7 +206,7 @@ def test_templates_of_a_notifier_see_the_alert_and_what_is_in_the_alert_is_no_te
 def test_run_is_told_though_airflow_knows_nothing_of_it(tmp_path: Path, told: list[str]) -> None:
     """A meagre message, not none."""
     rule = {"notifier": "tests.Told", "arguments": {"text": "{{ alert.text }}"}}
-    RunCallbacks(provider(tmp_path, rule)).tell_failed_run({"run_id": "r1"})
+    RunCallbacks(provider(tmp_path, rule)).alert_failed_run({"run_id": "r1"})
     assert len(told) == 1 and "web: backup FAILED" in told[0] and "r1" in told[0]
 
 
@@ -213,7 +217,7 @@ def test_task_that_stands_alone_tells_its_own_failure(tmp_path: Path, told: list
     class Task:
         task_id, dag_id, run_id, map_index, log_url = "look", "watch", "r", 0, "https://airflow/log"
 
-    (callback,) = callbacks(provider(tmp_path, rule))["on_failure_callback"]
+    (callback,) = failure_callbacks(provider(tmp_path, rule))["on_failure_callback"]
     callback({"ti": Task(), "exception": RuntimeError("web is stale")})
     callback({"ti": Task()})
     assert "web: web is stale" in told[0] and "look, shard 0" in told[0] and "https://airflow/log" in told[0]
@@ -226,13 +230,13 @@ def test_failed_verification_is_told_in_its_own_words_and_to_no_ping(
     """It is no failed backup; what its check says of the backup stays."""
     rule = {"notifier": "tests.Told", "arguments": {"text": "{{ alert.event }} {{ alert.text }}"}}
     failure = Failure("verify_mirror", "files of the backup are damaged", "rotten: /x", "https://airflow/log")
-    monkeypatch.setattr(context, "_failed", lambda context: [("verify_mirror", -1)])
-    monkeypatch.setattr(context, "_failure", lambda *where: failure)
+    monkeypatch.setattr(context, "_failed_tasks", lambda context: [("verify_mirror", -1)])
+    monkeypatch.setattr(context, "_read_failure", lambda *where: failure)
     with web_server(200) as (url, paths):
         teller = RunCallbacks(provider(tmp_path, {"ping_url": url}, rule))
         dag = verify_dags(tmp_path / "providers.yaml")["mdbackup_verify_web"]
-        teller.tell_failed_verification({"dag": dag, "run_id": "r1"})
-        teller.tell_failed_verification({"run_id": "r2"})  # Airflow knows nothing of it
+        teller.alert_failed_verification({"dag": dag, "run_id": "r1"})
+        teller.alert_failed_verification({"run_id": "r2"})  # Airflow knows nothing of it
     assert paths == [] and "NOT sent" not in caplog.text
     assert told[0].startswith("verification web: verification FAILED: files of the backup are damaged\n")
     assert "rotten: /x" in told[0] and "https://airflow/log" in told[0] and "good backup" not in told[0]
@@ -247,25 +251,25 @@ def test_run_that_is_refused_for_a_misspelt_parameter_is_told_as_that_and_to_no_
 ) -> None:
     """Neither its start, for whose end a check would wait, nor its failure: a typo is no failed backup."""
     rule = {"notifier": "tests.Told", "arguments": {"text": "{{ alert.subject }}"}}
-    failure = Failure("diff_indexes", message.MISTAKEN, "did you mean dry_run?", "https://airflow/log")
-    monkeypatch.setattr(context, "_failed", lambda context: [("diff_indexes", -1)])
-    monkeypatch.setattr(context, "_failure", lambda *where: failure)
-    monkeypatch.setattr(context, "keep_last_good", lambda *where: None)
+    failure = Failure("diff_indexes", message.BAD_PARAMETER, "did you mean dry_run?", "https://airflow/log")
+    monkeypatch.setattr(context, "_failed_tasks", lambda context: [("diff_indexes", -1)])
+    monkeypatch.setattr(context, "_read_failure", lambda *where: failure)
+    monkeypatch.setattr(context, "store_last_good", lambda *where: None)
     with web_server(200) as (url, paths):
         one = provider(tmp_path, {"ping_url": url}, rule)
         dag = provider_dag(one)
         for conf in ({"dryrun": True}, {}):
             run = {"dag": dag, "run_id": "r1", "dag_run": SimpleNamespace(conf=conf)}
             RunCallbacks(one).note_start(run)
-            RunCallbacks(one).tell_failed_run(run)
+            RunCallbacks(one).alert_failed_run(run)
             assert [path.rpartition("/")[2] for path in paths] == ([] if conf else ["start", "fail"])
-    assert told[0] == f"[mdbackup] web: run REFUSED, and nothing was done: {message.MISTAKEN}"
+    assert told[0] == f"[mdbackup] web: run REFUSED, and nothing was done: {message.BAD_PARAMETER}"
 
 
 def test_provider_without_alerts_has_no_callbacks(tmp_path: Path) -> None:
     """So that Airflow starts nothing for it."""
     quiet = provider(tmp_path)
-    assert callbacks(quiet) == {}
+    assert failure_callbacks(quiet) == {}
     dag = provider_dag(quiet)
     assert not dag.on_failure_callback
     assert not any(task.on_failure_callback or task.on_execute_callback for task in dag.tasks)
@@ -335,8 +339,8 @@ def test_ping_that_nobody_answers_is_given_up(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A backup does not wait for it."""
-    assert senders.TIMEOUT == 10
-    monkeypatch.setattr(senders, "TIMEOUT", 0.2)
+    assert senders.PING_TIMEOUT == 10
+    monkeypatch.setattr(senders, "PING_TIMEOUT", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         senders.send(AlertRule(ping_url=f"http://127.0.0.1:{silent.getsockname()[1]}/x"), "start", None, {})
     assert "ReadTimeout" in caplog.text
@@ -383,7 +387,7 @@ def test_way_that_does_not_take_the_test_is_told_and_the_others_are_tried(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Status 1, whichever it was; one that does not answer is waited for no longer than in earnest."""
-    monkeypatch.setattr(senders, "PATIENCE", 1.0)
+    monkeypatch.setattr(senders, "SEND_TIMEOUT", 1.0)
     good = {"notifier": "tests.Told", "arguments": {"text": "{{ alert.text }}"}}
     bad = {"notifier": "tests.Told", "arguments": {"text": "{{ ti.task_id }}"}}
     with web_server(404) as (url, _), socket.create_server(("127.0.0.1", 0)) as silent:

@@ -13,7 +13,7 @@ import pytest
 import structlog.testing
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
-from airflow_mdbackup.alerts.message import kind_of
+from airflow_mdbackup.alerts.message import describe_error
 from airflow_mdbackup.assets import LAST_GOOD, provider_asset
 from airflow_mdbackup.operators import RestoreFiles, VerifyMirror
 from airflow_mdbackup.scheme.errors import DestinationRefused
@@ -106,7 +106,7 @@ def test_damage_fails_the_task_for_good_and_says_where_and_what_to_do(pair: Pair
     assert told.count("\n- rotten: ") == 10 and "mdbackup verify srv1 PATH --repair" in told
     assert "1 missing" in told and "11 rotten" in told and "\x1b" not in told
     assert task.pushed["return_value"]["rotten"] == 11 and len(task.pushed["return_value"]["damage"]) == 10
-    assert kind_of(failed.value)[0] == "files of the backup are damaged"
+    assert describe_error(failed.value)[0] == "files of the backup are damaged"
     assert log.text.count("rotten: /") == 11
     assert "odd\\x0a:\\x3aendgroup::" in log.text and "\x1b" not in log.text
     with pytest.raises(AirflowFailException, match="nothing was ever backed up under /nowhere"):
