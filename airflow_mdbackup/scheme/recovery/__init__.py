@@ -10,6 +10,7 @@
     verify            files are read again and compared with their md5; corrupted ones can be repaired
     prune             old versions are deleted because an operator wants the space
     rebuild_history   lost history is reconstructed from what is on the disk
+      gaps            what must have happened to a path where history is missing
     health            whether the last good run is recent enough
 
 May import the foundation, but neither backup nor takeover.

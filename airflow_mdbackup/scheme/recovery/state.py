@@ -73,20 +73,24 @@ class MirrorState:
         last_run = LastRun(self._mirror)
         listed = [last_run.lists(content) for content in self._removed if self._wanted(content.path)]
         gone = listed.count(False)
-        numbers = {
-            "no run has pulled it since": len(listed) - gone,
-            f"the provider's index of {format_time(last_run.fetched)} no longer has it": gone,
-        }
-        return [
-            f"{_count_files(number)} excluded: `forget` or `verify --repair` removed the index entry, and "
-            f"{reason}; {option} includes what is left"
-            for reason, number in numbers.items()
-            if number
-        ]
+        waiting = len(listed) - gone
+        fetched = format_time(last_run.fetched)
+        lines = []
+        if waiting:
+            lines.append(f"{_removed(waiting)}, and no run has pulled {_them(waiting)} since")
+        if gone:
+            index = f"the provider's index of {fetched}"
+            lines.append(f"{_removed(gone)}, and {index} no longer has {_them(gone)}")
+        return [f"{line}; {option} includes what is left" for line in lines]
 
 
-def _count_files(number: int) -> str:
-    return "1 file" if number == 1 else f"{number:,} files"
+def _removed(number: int) -> str:
+    files, entries = ("1 file", "entry") if number == 1 else (f"{number:,} files", "entries")
+    return f"{files} excluded: `forget` or `verify --repair` removed the index {entries}"
+
+
+def _them(number: int) -> str:
+    return "it" if number == 1 else "them"
 
 
 @contextmanager
