@@ -110,7 +110,7 @@ def test_equal_trees_make_the_first_run_a_no_op(pair: Pair, terminal: Terminal, 
     assert disk_of(pair) == (50, 90, 0, 0)
 
 
-def test_a_dry_run_of_an_adoption_tells_all_and_changes_nothing(
+def test_a_dry_run_of_an_adoption_reports_everything_and_changes_nothing(
     pair: Pair, terminal: Terminal, tmp_path: Path
 ) -> None:
     copy = differing(pair, tmp_path)
@@ -123,7 +123,7 @@ def test_a_dry_run_of_an_adoption_tells_all_and_changes_nothing(
     assert on_disk(copy) == before and not pair.mirror.dest.exists()
 
 
-def test_without_the_providers_index_all_that_is_here_is_adopted(
+def test_without_the_providers_index_everything_here_is_adopted(
     pair: Pair, terminal: Terminal, tmp_path: Path
 ) -> None:
     """And the first run, with its guard, sees to what the provider does not have."""
@@ -135,7 +135,7 @@ def test_without_the_providers_index_all_that_is_here_is_adopted(
     check_sound(pair)
 
 
-def test_what_is_no_regular_file_is_told_and_not_adopted(
+def test_what_is_not_a_regular_file_is_reported_and_not_adopted(
     pair: Pair, terminal: Terminal, tmp_path: Path
 ) -> None:
     """Each kind is counted and named; the versions of others in `.old` stay where they are."""
@@ -165,7 +165,7 @@ def test_what_is_no_regular_file_is_told_and_not_adopted(
     assert sorted(path.read_bytes() for path in pair.live(".old").iterdir()) == [b"1", b"another's version"]
 
 
-def test_files_that_cannot_be_read_or_are_another_users_are_told(
+def test_unreadable_files_and_those_of_other_users_are_reported(
     pair: Pair, terminal: Terminal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They fail alone; the next run pulls them."""
@@ -190,7 +190,7 @@ def test_files_that_cannot_be_read_or_are_another_users_are_told(
     assert terminal.plan() == ["+ bad"]
 
 
-def test_an_adoption_that_cannot_be_meant_is_refused(pair: Pair, terminal: Terminal, tmp_path: Path) -> None:
+def test_an_adoption_that_makes_no_sense_is_refused(pair: Pair, terminal: Terminal, tmp_path: Path) -> None:
     """And leaves the tree where it is."""
     copy = differing(pair, tmp_path)
     before = on_disk(copy)
@@ -258,7 +258,7 @@ def test_a_second_adoption_at_the_same_time_waits_for_the_end_of_the_first(
     assert pair.index_b() == pair.index_a()
 
 
-def test_what_goes_while_a_tree_is_looked_at_is_told(
+def test_files_that_disappear_during_a_survey_are_reported(
     pair: Pair, terminal: Terminal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("a", "b"):
@@ -413,7 +413,7 @@ def test_a_file_that_changes_while_it_is_adopted_is_left_to_the_next_run(pair: P
     check_sound(pair)
 
 
-def test_an_adoption_that_is_killed_at_any_step_is_whole_or_none(
+def test_an_adoption_that_is_killed_at_any_step_is_complete_or_did_not_happen(
     pair: Pair, terminal: Terminal, tmp_path: Path
 ) -> None:
     """Or the power is cut. No run begins on half of one; the same command again ends it, or the next run."""
@@ -453,7 +453,7 @@ def test_an_adoption_that_is_killed_at_any_step_is_whole_or_none(
     assert seen == {"none", "moved", "whole"} if LONG else "whole" in seen
 
 
-def test_a_history_that_an_adoption_wrote_before_it_was_one_is_no_ones(
+def test_a_history_written_before_the_marker_of_an_adoption_is_discarded(
     pair: Pair, terminal: Terminal, tmp_path: Path
 ) -> None:
     """The next try writes its own, of what is there by then."""

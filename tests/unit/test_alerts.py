@@ -62,7 +62,7 @@ def test_each_kind_of_error_of_ours_has_its_words() -> None:
             assert message.describe_error(kind("said"))[0] != message.UNEXPECTED, kind
 
 
-def test_error_is_told_by_its_own_kind_also_behind_airflows() -> None:
+def test_our_error_behind_one_of_airflows_is_described() -> None:
     """As CommitBackup raises it, so that it is not retried."""
     with pytest.raises(AirflowFailException) as raised:
         try:
@@ -72,7 +72,7 @@ def test_error_is_told_by_its_own_kind_also_behind_airflows() -> None:
     assert message.describe_error(raised.value) == ("some files could not be backed up", "web: 2 files")
 
 
-def test_a_parameter_that_is_misspelt_or_malformed_is_told_as_a_mistake() -> None:
+def test_a_misspelt_or_malformed_parameter_is_described_as_such() -> None:
     """And no exception of Airflow's is told by its name, which says nothing to people."""
     run = SimpleNamespace(conf={"dryrun": True})
     with pytest.raises(AirflowFailException, match="did you mean dry_run") as raised:
@@ -136,7 +136,7 @@ def test_slack_makes_no_links_of_names() -> None:
         (timedelta(days=40), "40 days ago"),
     ],
 )
-def test_age_of_the_last_good_backup_is_told_in_words(passed: timedelta, said: str) -> None:
+def test_age_of_the_last_good_backup_is_written_out(passed: timedelta, said: str) -> None:
     """And as the time itself."""
     now = datetime(2026, 11, 24, 12, tzinfo=UTC)
     assert message.age(now - passed, now) == f"{said} ({now - passed:%Y-%m-%d %H:%M} UTC)"
@@ -176,7 +176,7 @@ def told(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         (["success"], {}, True),
     ],
 )
-def test_good_run_is_told_only_to_those_who_asked(
+def test_a_good_run_is_reported_only_to_those_who_asked(
     tmp_path: Path, told: list[str], also: list[str], outcomes: dict[str, int], said: bool
 ) -> None:
     """`also: [warning]` or `also: [success]`."""
@@ -203,14 +203,14 @@ def test_templates_of_a_notifier_see_the_alert_and_what_is_in_the_alert_is_no_te
     assert [text.splitlines()[0] for text in told] == [f"web: one {HOSTILE}", f"web: two {HOSTILE}"]
 
 
-def test_run_is_told_though_airflow_knows_nothing_of_it(tmp_path: Path, told: list[str]) -> None:
+def test_a_run_that_airflow_knows_nothing_about_is_reported(tmp_path: Path, told: list[str]) -> None:
     """A meagre message, not none."""
     rule = {"notifier": "tests.Told", "arguments": {"text": "{{ alert.text }}"}}
     RunCallbacks(provider(tmp_path, rule)).alert_failed_run({"run_id": "r1"})
     assert len(told) == 1 and "web: backup FAILED" in told[0] and "r1" in told[0]
 
 
-def test_task_that_stands_alone_tells_its_own_failure(tmp_path: Path, told: list[str]) -> None:
+def test_a_task_on_its_own_reports_its_own_failure(tmp_path: Path, told: list[str]) -> None:
     """With its exception; killed, it has none."""
     rule = {"notifier": "tests.Told", "arguments": {"text": "{{ alert.text }}"}}
 
@@ -224,7 +224,7 @@ def test_task_that_stands_alone_tells_its_own_failure(tmp_path: Path, told: list
     assert message.KILLED in told[1]
 
 
-def test_failed_verification_is_told_in_its_own_words_and_to_no_ping(
+def test_a_failed_verification_is_reported_as_such_and_not_by_pings(
     tmp_path: Path, told: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It is no failed backup; what its check says of the backup stays."""
@@ -246,7 +246,7 @@ def test_failed_verification_is_told_in_its_own_words_and_to_no_ping(
     assert dag.has_on_failure_callback and not dag.has_on_success_callback and not task.on_execute_callback
 
 
-def test_run_that_is_refused_for_a_misspelt_parameter_is_told_as_that_and_to_no_ping(
+def test_a_run_refused_for_a_misspelt_parameter_is_reported_as_such_and_not_by_pings(
     tmp_path: Path, told: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither its start, for whose end a check would wait, nor its failure: a typo is no failed backup."""
@@ -275,7 +275,7 @@ def test_provider_without_alerts_has_no_callbacks(tmp_path: Path) -> None:
     assert not any(task.on_failure_callback or task.on_execute_callback for task in dag.tasks)
 
 
-def test_with_alerts_only_the_run_tells_of_failures(tmp_path: Path) -> None:
+def test_with_alerts_only_the_run_reports_failures(tmp_path: Path) -> None:
     """One alert per run: its tasks only leave word, the first also pings, the last tells what is good."""
     dag = provider_dag(provider(tmp_path, {"email": "ops@example.org"}))
     assert dag.has_on_failure_callback and not dag.has_on_success_callback
@@ -335,7 +335,7 @@ def test_ping_that_is_refused_is_logged_without_its_url(
     assert "secret" not in caplog.text
 
 
-def test_ping_that_nobody_answers_is_given_up(
+def test_a_ping_without_an_answer_times_out(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A backup does not wait for it."""
@@ -380,7 +380,7 @@ def test_alerts_are_tried_with_a_message_that_is_marked_as_a_test(
     assert "secret" not in said.out + said.err
 
 
-def test_way_that_does_not_take_the_test_is_told_and_the_others_are_tried(
+def test_a_channel_that_rejects_the_test_is_reported_and_the_others_are_tried(
     try_alerts: Callable[..., int],
     told: list[str],
     monkeypatch: pytest.MonkeyPatch,

@@ -99,7 +99,7 @@ def test_what_rsync_kept_becomes_versions(pair: Pair, terminal: Terminal, tmp_pa
     check_sound(pair)
 
 
-def test_a_moment_before_the_first_backup_has_no_state(
+def test_a_time_before_the_first_backup_has_no_state(
     pair: Pair, terminal: Terminal, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Which files there were then is not known, and nothing is made up; the present state is as it was."""
@@ -133,7 +133,7 @@ def test_an_import_overwrites_no_version(pair: Pair, terminal: Terminal, tmp_pat
 
 
 @pytest.mark.parametrize("cut_off", [False, True])
-def test_two_equal_imports_at_once_tell_each_version_once(
+def test_two_equal_imports_at_once_record_each_version_once(
     pair: Pair, terminal: Terminal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cut_off: bool
 ) -> None:
     """The second one begins and ends while the first hashes; or is cut off as the first reads history."""
@@ -190,7 +190,7 @@ def test_files_with_a_suffix_become_versions_of_those_without(
     assert pair.backup().outcomes == {}
 
 
-def test_no_live_file_that_the_index_has_is_taken_for_a_version(
+def test_no_live_file_in_the_index_is_mistaken_for_a_version(
     pair: Pair, terminal: Terminal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Though its history is lost, or a run has brought it only since it was looked at."""
@@ -297,7 +297,7 @@ def test_an_import_that_was_cut_off_in_its_commit_is_finished_by_the_next(
     check_sound(pair)
 
 
-def test_what_changed_since_an_import_was_cut_off_is_not_taken_for_what_it_was(
+def test_files_that_changed_since_an_import_was_cut_off_are_not_recorded_as_what_they_were(
     pair: Pair, terminal: Terminal, tmp_path: Path
 ) -> None:
     """Nor is what has the version's name by then. Both stay where they are, until the next import."""
@@ -333,7 +333,7 @@ def test_what_changed_since_an_import_was_cut_off_is_not_taken_for_what_it_was(
         (("DIR", "--at", "/x", "--displaced", "today"), "has no index yet"),
     ],
 )
-def test_an_import_that_cannot_be_meant_is_refused(
+def test_an_import_that_makes_no_sense_is_refused(
     pair: Pair, terminal: Terminal, tmp_path: Path, words: tuple[str, ...], told: str
 ) -> None:
     pair.mirror.claim()
@@ -357,7 +357,7 @@ def test_an_import_that_cannot_be_meant_is_refused(
         (".%Y-%m-%d", b"/a.2026-11-20/x", None),
     ],
 )
-def test_a_suffix_tells_of_what_and_when(
+def test_a_suffix_shows_the_path_and_the_time(
     form: str, path: bytes, cut: tuple[bytes, str | None] | None
 ) -> None:
     """In local time; a name that is nothing but the suffix has none."""
@@ -433,7 +433,7 @@ def test_a_suffix_may_begin_with_a_dash(pair: Pair, terminal: Terminal, words: t
         (("/proc", "--at", "/x", "--suffix-keep-extension", *DISPLACED), "name the suffix, too"),
     ],
 )
-def test_a_suffix_that_is_missing_is_told(
+def test_a_missing_suffix_is_reported(
     terminal: Terminal, words: tuple[str, ...], why: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     try:
@@ -481,6 +481,6 @@ def test_a_suffix_that_skips_a_part_of_the_time_is_refused(form: str) -> None:
         (".%Y%%m%m%d", b"/x.2025%m1120", "2025-11-20"),
     ],
 )
-def test_a_suffix_that_tells_a_day_may_go_on_to_the_second(form: str, path: bytes, moment: str) -> None:
+def test_a_suffix_with_a_day_may_include_the_time_to_the_second(form: str, path: bytes, moment: str) -> None:
     there = stamp_of(datetime.fromisoformat(moment).astimezone())
     assert Suffix(form).cut(path) == (b"/x", there)

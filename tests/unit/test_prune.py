@@ -92,7 +92,7 @@ def many_versions(pair: Pair) -> None:
 
 @pytest.mark.guarantee("11. Getting it back")
 @pytest.mark.parametrize("seed", range(scaled(2, 20)))
-def test_what_is_kept_of_a_random_history_comes_back_and_all_else_is_told_as_pruned(
+def test_kept_versions_of_a_random_history_can_be_restored_and_all_others_are_reported_as_pruned(
     pair: Pair, cases: Cases, tmp_path: Path, seed: int
 ) -> None:
     """Every state, byte for byte; the totals of the status are what a walk of the disk counts."""
@@ -156,7 +156,7 @@ def test_a_version_stays_if_any_rule_keeps_it(rules: KeepRules, kept: str) -> No
     assert "".join(name for name, stamp in stamps.items() if keeps(stamp)) == kept
 
 
-def test_versions_in_a_directory_that_went_as_a_whole_go_too_and_empty_directories_with_them(
+def test_versions_in_a_directory_that_was_moved_are_pruned_too_with_empty_directories(
     pair: Pair,
 ) -> None:
     many_versions(pair)
@@ -183,7 +183,7 @@ def test_nothing_is_changed_unless_it_is_to_be_carried_out(pair: Pair) -> None:
     assert sorted((str(path), path.lstat().st_mtime_ns) for path in pair.mirror.dest.rglob("*")) == before
 
 
-def test_what_is_not_what_history_says_stays_and_counts_for_no_rule(pair: Pair, tmp_path: Path) -> None:
+def test_files_that_are_not_what_history_says_stay_and_count_for_no_rule(pair: Pair, tmp_path: Path) -> None:
     """Other bytes, a symlink, nothing at all, another name. Other times alone are no reason."""
     for number in range(7):
         pair.put("file", b"%d" % number * 9)
@@ -224,7 +224,7 @@ def test_nothing_is_reached_through_a_symlink(pair: Pair, tmp_path: Path) -> Non
     assert not any(c.pruned for c in contents(pair) if b"/deep/" in c.path)
 
 
-def test_what_cannot_be_seen_any_more_is_not_told_to_be_gone(pair: Pair, tmp_path: Path) -> None:
+def test_a_version_that_cannot_be_seen_any_more_is_not_recorded_as_gone(pair: Pair, tmp_path: Path) -> None:
     """Somebody puts a symlink in its way while a pruning is cut off."""
     many_versions(pair)
     for number in count(1):
@@ -238,7 +238,7 @@ def test_what_cannot_be_seen_any_more_is_not_told_to_be_gone(pair: Pair, tmp_pat
     assert not any(pending(pair.mirror)) and not any(c.pruned for c in contents(pair))
 
 
-def test_a_run_that_is_older_than_the_last_commit_is_superseded_behind_a_pruning(pair: Pair) -> None:
+def test_a_run_older_than_the_last_commit_is_superseded_after_a_pruning(pair: Pair) -> None:
     """Also where only history tells how new that was."""
     many_versions(pair)
     old = pair.prepare()
@@ -249,7 +249,7 @@ def test_a_run_that_is_older_than_the_last_commit_is_superseded_behind_a_pruning
     assert pair.finish(old).superseded and pair.live("same").read_bytes() == b"newer"
 
 
-def test_the_index_and_what_hands_did_to_it_stay_as_they_are(pair: Pair) -> None:
+def test_the_index_and_manual_edits_of_it_stay_as_they_are(pair: Pair) -> None:
     """Also where it is damaged or deleted: pruning is no run. The next one tells of it."""
     many_versions(pair)
     lines = pair.mirror.index.read_bytes()
@@ -266,7 +266,7 @@ def test_the_index_and_what_hands_did_to_it_stay_as_they_are(pair: Pair) -> None
 
 @pytest.mark.guarantee("1. Crash at every step")
 @pytest.mark.parametrize("kinds", scaled([(None, HarshPowerCut)], [(None,), (HarshPowerCut,)]))
-def test_pruning_may_be_killed_at_any_step_and_goes_no_further_by_itself(
+def test_pruning_may_be_killed_at_any_step_and_is_not_resumed_by_itself(
     pair: Pair, cases: Cases, monkeypatch: pytest.MonkeyPatch, kinds: tuple[type[PowerCut] | None, ...]
 ) -> None:
     """What is gone is told as pruned, what is there is there; the same command again does the rest."""
@@ -308,7 +308,7 @@ def test_pruning_may_be_killed_at_any_step_and_goes_no_further_by_itself(
     assert interrupted > 10
 
 
-def test_what_a_cut_off_pruning_may_have_taken_is_no_damage_and_comes_back_where_it_is(
+def test_what_a_cut_off_pruning_may_have_deleted_is_no_damage_and_is_restored_if_it_exists(
     pair: Pair, tmp_path: Path
 ) -> None:
     """Before any run has settled it."""
@@ -348,7 +348,7 @@ def test_what_is_pruned_while_it_is_verified_is_no_damage(pair: Pair) -> None:
     )
 
 
-def test_a_run_that_is_under_way_goes_on_after_a_pruning(pair: Pair) -> None:
+def test_a_running_backup_continues_after_a_pruning(pair: Pair) -> None:
     """It has archived already; its versions get another stamp, and none of them is lost."""
     many_versions(pair)
     pair.put("changes", b"newest")
@@ -362,7 +362,7 @@ def test_a_run_that_is_under_way_goes_on_after_a_pruning(pair: Pair) -> None:
     assert told(pair) == walked(pair)
 
 
-def test_a_run_that_holds_the_lock_is_waited_for_and_told(
+def test_a_run_that_holds_the_lock_is_named_and_waited_for(
     pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     many_versions(pair)
@@ -372,9 +372,7 @@ def test_a_run_that_holds_the_lock_is_waited_for_and_told(
 
 
 @pytest.mark.parametrize("number", [1, 2])
-def test_what_a_lost_history_told_of_stays(
-    pair: Pair, capsys: pytest.CaptureFixture[str], number: int
-) -> None:
+def test_versions_of_a_lost_history_stay(pair: Pair, capsys: pytest.CaptureFixture[str], number: int) -> None:
     """It is said that some is missing; what is known goes, and the rest is counted as known to nobody."""
     for n in range(4):
         pair.put("file", b"%d" % n)
@@ -389,7 +387,7 @@ def test_what_a_lost_history_told_of_stays(
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
-def test_a_disk_that_is_full_but_for_some_kilobytes_has_room_again(pair: Pair) -> None:
+def test_a_disk_that_is_full_except_for_some_kilobytes_can_be_pruned(pair: Pair) -> None:
     """The first versions that go make room for the history of the others; with no room at all it is told."""
     with mounted("tmpfs", pair.mirror.dest, 80 * MB):
         for number in range(5):
@@ -411,7 +409,7 @@ def test_a_disk_that_is_full_but_for_some_kilobytes_has_room_again(pair: Pair) -
 # --- the commands -----------------------------------------------------------------------------------
 
 
-def test_command_shows_first_and_takes_away_when_told(
+def test_the_command_shows_first_and_deletes_on_request(
     pair: Pair, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     """In text and in JSON; and what log, history, versions and restore tell then."""
@@ -457,9 +455,7 @@ def test_command_shows_first_and_takes_away_when_told(
         )
 
 
-def test_restore_takes_the_same_bytes_from_elsewhere_where_they_were_pruned(
-    pair: Pair, tmp_path: Path
-) -> None:
+def test_pruned_content_is_restored_from_another_copy(pair: Pair, tmp_path: Path) -> None:
     pair.put("a", b"bytes")
     pair.put("b", b"bytes")
     pair.backup()
@@ -472,7 +468,7 @@ def test_restore_takes_the_same_bytes_from_elsewhere_where_they_were_pruned(
     assert {file.content for file in files_in(tmp_path / "target").values()} == {b"bytes"}
 
 
-def test_no_other_version_is_taken_for_one_that_was_pruned(pair: Pair, tmp_path: Path) -> None:
+def test_no_other_version_is_mistaken_for_a_pruned_one(pair: Pair, tmp_path: Path) -> None:
     """Of the same path and size; nor by a dry run."""
     for content in (b"first", b"other", b"third"):
         pair.put("a", content)
@@ -504,7 +500,7 @@ def test_a_rule_is_needed_and_must_be_meant(
     assert status == 2 and said in told and files_of(pair) == before
 
 
-def test_a_path_that_was_never_there_is_told(pair: Pair, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_path_that_was_never_backed_up_is_reported(pair: Pair, capsys: pytest.CaptureFixture[str]) -> None:
     many_versions(pair)
     status, _, said = mdbackup(
         capsys, "prune", "--dest", str(pair.mirror.dest), "--keep-within", "1y", "/nowhere"
@@ -550,7 +546,7 @@ def test_totals_count_a_commit_once_wherever_it_is_killed(pair: Pair, cases: Cas
 
 
 @pytest.mark.parametrize("stored", ["none", "damaged", "of another time", "lost", "old"])
-def test_totals_that_are_lost_are_counted_anew_by_the_next_run(pair: Pair, stored: str) -> None:
+def test_lost_totals_are_counted_again_by_the_next_run(pair: Pair, stored: str) -> None:
     many_versions(pair)
     before = told(pair)
     status = json.loads(pair.mirror.status.read_text())
@@ -589,7 +585,7 @@ def test_a_run_that_changes_nothing_reads_no_history_for_the_totals(
     assert pair.mirror.read_status()["totals"] == before
 
 
-def test_growth_is_what_came_in_the_last_30_days(pair: Pair) -> None:
+def test_growth_is_what_arrived_in_the_last_30_days(pair: Pair) -> None:
     pair.put("a", bytes(1000))
     pair.backup()
     pair.put("a", bytes(300))
@@ -602,7 +598,7 @@ def test_growth_is_what_came_in_the_last_30_days(pair: Pair) -> None:
     assert month.came(NOW) - totals.came(NOW) == 5
 
 
-def test_files_of_hands_that_are_adopted_are_counted(pair: Pair) -> None:
+def test_files_put_there_by_hand_are_counted_once_adopted(pair: Pair) -> None:
     """They were no commit's, so that all is counted anew."""
     pair.put("a", b"a")
     pair.backup()
@@ -613,7 +609,7 @@ def test_files_of_hands_that_are_adopted_are_counted(pair: Pair) -> None:
     assert told(pair) == walked(pair) == (3, 3, 0, 0)
 
 
-def test_history_has_path_md5_size_and_place_of_what_went(pair: Pair) -> None:
+def test_history_has_path_md5_size_and_place_of_pruned_versions(pair: Pair) -> None:
     pair.put("a", b"first")
     pair.backup()
     pair.put("a", b"second")
@@ -626,9 +622,7 @@ def test_history_has_path_md5_size_and_place_of_what_went(pair: Pair) -> None:
 
 
 @pytest.mark.guarantee("11. Getting it back")
-def test_a_version_that_somebody_writes_to_just_now_stays(
-    pair: Pair, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_version_that_somebody_is_writing_to_stays(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also if it has the same size as before."""
     many_versions(pair)
     old = sorted((pair.live("changes").parent / ".old").glob("changes.*"))[0]
@@ -644,7 +638,7 @@ def test_a_version_that_somebody_writes_to_just_now_stays(
     assert set(old.read_bytes()) == set(b"X")
 
 
-def test_versions_with_the_same_stamp_count_each(pair: Pair, tmp_path: Path) -> None:
+def test_versions_with_the_same_stamp_each_count(pair: Pair, tmp_path: Path) -> None:
     """As imports of several trees of one day may have."""
     pair.put("file", b"now")
     pair.backup()
@@ -658,7 +652,7 @@ def test_versions_with_the_same_stamp_count_each(pair: Pair, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("how", ["repaired", "no index", "another size"])
-def test_what_hands_took_away_and_a_run_brings_again_counts_once(pair: Pair, how: str) -> None:
+def test_a_file_deleted_by_hand_and_copied_again_counts_once(pair: Pair, how: str) -> None:
     pair.put("file", b"file")
     pair.put("other", b"other")
     pair.backup()

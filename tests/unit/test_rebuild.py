@@ -49,7 +49,7 @@ def lose(pair: Pair, choose: random.Random) -> None:
 
 
 @pytest.mark.parametrize("lost", ["told anew", "moved away", "damaged"])
-def test_no_run_takes_a_version_away_because_the_history_of_it_has_another_name(
+def test_no_run_deletes_a_version_because_its_history_has_another_name(
     pair: Pair, monkeypatch: pytest.MonkeyPatch, lost: str
 ) -> None:
     """Runs clean up what earlier ones archived in vain; whether it was in vain no name of a file tells."""
@@ -107,7 +107,7 @@ def test_a_version_stays_of_each_commit_of_a_run_that_was_cleared(
 
 @pytest.mark.guarantee("11. Getting it back")
 @pytest.mark.parametrize("seed", range(5 if not LONG else 200))
-def test_what_was_lost_of_a_random_history_is_told_anew(
+def test_lost_parts_of_a_random_history_are_rebuilt(
     pair: Pair, cases: Cases, tmp_path: Path, seed: int
 ) -> None:
     """What was before comes exactly; of what was lost, and behind it, everything, and rather too much."""
@@ -141,7 +141,7 @@ def pair_knows(pair: Pair, stamp: str) -> bool:
         return past.moment_at(stamp) is not None
 
 
-def test_rebuilt_history_is_gone_on_with(pair: Pair, tmp_path: Path) -> None:
+def test_runs_continue_a_rebuilt_history(pair: Pair, tmp_path: Path) -> None:
     """None was left: versions have their times, damaged files stay, and the next run takes no harm."""
     for content in (b"1", b"2", b"3"):
         pair.put("changed", content)
@@ -171,9 +171,7 @@ def test_rebuilt_history_is_gone_on_with(pair: Pair, tmp_path: Path) -> None:
     assert status == 0 and "4 restored" in said
 
 
-def test_a_first_commit_that_was_lost_is_told_from_when_the_backup_was_set_up(
-    pair: Pair, tmp_path: Path
-) -> None:
+def test_a_lost_first_commit_is_rebuilt_as_of_when_the_backup_was_set_up(pair: Pair, tmp_path: Path) -> None:
     """Else a moment between it and the second is before all backups. Where it is not known, that is told."""
     pair.put("first", b"1")
     pair.backup()
@@ -221,9 +219,7 @@ def imported(pair: Pair, tree: Path, stamp: str, choose: random.Random) -> None:
 
 
 @pytest.mark.parametrize("seed", range(2 if not LONG else 100))
-def test_rebuilding_takes_no_state_away_whatever_else_people_did(
-    pair: Pair, tmp_path: Path, seed: int
-) -> None:
+def test_rebuilding_loses_no_state_whatever_operators_did(pair: Pair, tmp_path: Path, seed: int) -> None:
     """Some forgot, imported, and pruned. Each moment is the index as of then; no file of it is lost again."""
     somebody, choose = Random(pair, seed), random.Random(seed)
     indexes: dict[str, dict[bytes, bytes]] = {}
@@ -257,7 +253,7 @@ def test_rebuilding_takes_no_state_away_whatever_else_people_did(
     assert states(pair, ["9"])["9"] == pair.index_b()
 
 
-def test_rebuilding_makes_nobody_trust_an_index_that_hands_have_written(pair: Pair) -> None:
+def test_rebuilding_makes_nobody_trust_an_index_edited_by_hand(pair: Pair) -> None:
     """Where no copy of it is left: one out of order is sorted by the next run, a damaged one is refused."""
     for name in ("a", "b", "c"):
         pair.put(name, name.encode())
@@ -277,7 +273,7 @@ def test_rebuilding_makes_nobody_trust_an_index_that_hands_have_written(pair: Pa
     assert pair.backup().outcomes == {}
 
 
-def test_rebuilding_that_is_cut_off_is_gone_on_with(pair: Pair) -> None:
+def test_rebuilding_that_is_cut_off_is_resumed(pair: Pair) -> None:
     for content in (b"1", b"2", b"3"):
         pair.put("changed", content)
         pair.backup()

@@ -111,7 +111,7 @@ def back(pair: Pair, target: Path, stamp: str = "9", *, sound: bool = True, **op
 
 @pytest.mark.guarantee("11. Getting it back")
 @pytest.mark.parametrize("seed", range(3 if not LONG else 20))
-def test_each_moment_of_a_random_history_comes_back_exactly(
+def test_each_state_of_a_random_history_is_restored_exactly(
     pair: Pair, cases: Cases, tmp_path: Path, seed: int
 ) -> None:
     """Bytes, times and modes, compared with a copy of A kept at each run."""
@@ -151,7 +151,7 @@ def outcomes(came: list[Restored]) -> dict[str, int]:
 
 
 @pytest.mark.guarantee("11. Getting it back")
-def test_it_comes_back_while_a_commit_is_cut_off_at_any_step(
+def test_restore_works_while_a_commit_is_cut_off_at_any_step(
     pair: Pair, cases: Cases, tmp_path: Path
 ) -> None:
     """What that commit displaced is found where it went; nothing in the backup need be mended first."""
@@ -178,9 +178,7 @@ def test_it_comes_back_while_a_commit_is_cut_off_at_any_step(
 
 
 @pytest.mark.guarantee("11. Getting it back")
-def test_a_restore_that_is_killed_at_any_step_goes_on_where_it_was(
-    pair: Pair, cases: Cases, tmp_path: Path
-) -> None:
+def test_a_restore_that_is_killed_at_any_step_resumes(pair: Pair, cases: Cases, tmp_path: Path) -> None:
     """What has its name is whole; the same command again does the rest, and leaves nothing else there."""
     two_runs(pair)
     for number in count(1):
@@ -205,7 +203,7 @@ def placeholders(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.guarantee("11. Getting it back")
-def test_a_restore_that_is_killed_where_names_take_placeholders_goes_on_where_it_was(
+def test_a_restore_that_is_killed_where_names_take_placeholders_resumes(
     pair: Pair, cases: Cases, tmp_path: Path, placeholders: None
 ) -> None:
     """The placeholder that the kill leaves is not taken for somebody's file."""
@@ -231,7 +229,7 @@ def test_a_restore_that_is_killed_where_names_take_placeholders_goes_on_where_it
 
 
 @pytest.mark.usefixtures("placeholders")
-def test_a_placeholder_is_gone_also_if_the_renaming_fails_and_it_could_not_be_taken_away(
+def test_a_placeholder_is_removed_later_if_renaming_fails_and_so_does_removing_it(
     pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As of a disk that is away for a moment."""
@@ -251,7 +249,7 @@ def test_a_placeholder_is_gone_also_if_the_renaming_fails_and_it_could_not_be_ta
 
 
 @pytest.mark.usefixtures("placeholders")
-def test_only_a_placeholder_is_taken_for_one(pair: Pair, tmp_path: Path) -> None:
+def test_only_placeholders_are_removed_as_such(pair: Pair, tmp_path: Path) -> None:
     """Not what has bytes, or another mode, or a name of which a note was cut off."""
     two_runs(pair)
     work = tmp_path / ".mdbackup-restoring"
@@ -280,7 +278,7 @@ def test_nothing_is_noted_where_names_take_no_placeholders(
     assert files_in(tmp_path / "target") == files_of_a(pair) and not noted
 
 
-def test_bytes_that_are_gone_are_taken_from_where_else_they_are(pair: Pair, tmp_path: Path) -> None:
+def test_missing_content_is_restored_from_another_copy(pair: Pair, tmp_path: Path) -> None:
     """A file with other bytes is never written; what is lost is named, and the rest comes."""
     stamp, kept = two_runs(pair)
     for name in ("same", "twin"):
@@ -297,7 +295,7 @@ def test_bytes_that_are_gone_are_taken_from_where_else_they_are(pair: Pair, tmp_
     assert files_in(tmp_path / "target") == {path: file for path, file in kept.items() if path not in lost}
 
 
-def test_what_a_lost_history_told_is_found_by_the_names_of_versions(pair: Pair, tmp_path: Path) -> None:
+def test_content_of_a_lost_history_is_found_by_version_names(pair: Pair, tmp_path: Path) -> None:
     """It is noticed that it is missing."""
     stamp, kept = two_runs(pair)
     commits(pair.mirror)[-1].unlink()
@@ -310,14 +308,14 @@ def test_what_a_lost_history_told_is_found_by_the_names_of_versions(pair: Pair, 
 
 
 @pytest.mark.parametrize("content", [b"", b"\0" * 50, b'{"format":1,"stamp":"x","run_id":"y"}\n{"path":1}\n'])
-def test_a_damaged_history_is_told(pair: Pair, content: bytes) -> None:
+def test_a_damaged_history_is_reported(pair: Pair, content: bytes) -> None:
     two_runs(pair)
     commits(pair.mirror)[0].write_bytes(content)
     with Timeline(pair.mirror) as past:
         assert any("damaged" in problem for problem in past.problems)
 
 
-def test_what_is_there_is_not_touched_unless_asked(pair: Pair, tmp_path: Path) -> None:
+def test_existing_files_are_not_touched_unless_asked(pair: Pair, tmp_path: Path) -> None:
     stamp, kept = two_runs(pair)
     target = tmp_path / "target"
     there = target / os.fsdecode(pair.path("changed"))[1:]
@@ -373,7 +371,7 @@ def test_a_target_within_the_backup_is_refused(pair: Pair) -> None:
         back(pair, pair.mirror.files / "x")
 
 
-def test_what_had_gone_comes_only_when_asked(pair: Pair) -> None:
+def test_deleted_files_are_restored_only_on_request(pair: Pair) -> None:
     two_runs(pair)
     with Timeline(pair.mirror) as past:
         moment = past.moment_at("9")
@@ -399,7 +397,7 @@ def test_what_had_gone_comes_only_when_asked(pair: Pair) -> None:
         ([], ["!neg", "a[1]", "changed", "flipped/below", "same", "twin", "twin of changed"]),
     ],
 )
-def test_paths_and_patterns_choose(pair: Pair, words: list[str], names: list[str]) -> None:
+def test_paths_and_patterns_select_files(pair: Pair, words: list[str], names: list[str]) -> None:
     """A word that is a path means just that, whatever is in it."""
     for name in ("same", "changed", "flipped/below", "twin", "twin of changed", "a[1]", "a1", "!neg"):
         pair.put(name, name.encode())
@@ -445,7 +443,7 @@ def test_a_printed_name_can_be_given_again(pair: Pair, tmp_path: Path) -> None:
         assert len(files_in(target)) == 1
 
 
-def test_commands_tell_of_history_and_restore_as_of_a_printed_moment(pair: Pair, tmp_path: Path) -> None:
+def test_commands_print_history_and_restore_as_of_a_printed_time(pair: Pair, tmp_path: Path) -> None:
     stamp, kept = two_runs(pair)
     dest = str(pair.mirror.dest)
     status, runs, _ = mdbackup("log", "--dest", dest)
@@ -588,7 +586,7 @@ def test_a_target_above_the_backup_is_refused(pair: Pair) -> None:
         back(pair, pair.mirror.dest.parent, overwrite=True)
 
 
-def test_the_name_that_restoring_needs_is_nobody_elses(pair: Pair, tmp_path: Path) -> None:
+def test_a_file_with_the_name_of_the_work_directory_is_not_restored(pair: Pair, tmp_path: Path) -> None:
     """Neither of what comes back, nor of what is there; and one restore at a time writes to a target."""
     two_runs(pair)
     target = tmp_path / "target"
@@ -612,7 +610,7 @@ def test_the_name_that_restoring_needs_is_nobody_elses(pair: Pair, tmp_path: Pat
 
 
 @pytest.mark.parametrize("kind", ["symlink", "file", "open to others", "of somebody else"])
-def test_a_place_to_work_in_that_is_not_ours_alone_is_refused(pair: Pair, tmp_path: Path, kind: str) -> None:
+def test_a_work_directory_that_is_not_ours_alone_is_refused(pair: Pair, tmp_path: Path, kind: str) -> None:
     """As if whoever owns the target had put it there, and waited for root to write to it."""
     two_runs(pair)
     elsewhere, work = tmp_path / "elsewhere", tmp_path / "target" / ".mdbackup-restoring"
@@ -635,7 +633,7 @@ def test_a_place_to_work_in_that_is_not_ours_alone_is_refused(pair: Pair, tmp_pa
 
 
 @pytest.mark.parametrize("swapped", ["", ".mdbackup-restoring"], ids=["the target", "where restoring works"])
-def test_what_is_put_in_the_place_of_a_directory_meanwhile_gets_nothing(
+def test_nothing_is_written_into_what_replaces_a_directory_meanwhile(
     pair: Pair, tmp_path: Path, swapped: str
 ) -> None:
     """Whoever owns the target, or what lies above it, may rename it; root must not follow."""
@@ -661,7 +659,7 @@ def test_what_is_put_in_the_place_of_a_directory_meanwhile_gets_nothing(
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a symlink away")
 @pytest.mark.parametrize("below", ["", "further/down"])
-def test_a_symlink_of_somebody_else_on_the_way_to_the_target_is_refused(
+def test_another_users_symlink_on_the_way_to_the_target_is_refused(
     pair: Pair, tmp_path: Path, below: str
 ) -> None:
     """It leads where its owner wants. One of ours is followed."""
@@ -731,7 +729,7 @@ def test_a_new_target_is_closed_to_others(pair: Pair, tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory away")
-def test_a_target_of_somebody_else_is_told(pair: Pair, tmp_path: Path) -> None:
+def test_a_target_of_another_user_is_warned_about(pair: Pair, tmp_path: Path) -> None:
     two_runs(pair)
     home = tmp_path / "home"
     home.mkdir()
@@ -753,7 +751,7 @@ def test_a_target_of_somebody_else_is_told(pair: Pair, tmp_path: Path) -> None:
         assert (f"{warned}" in told) is (warned is not None) and ("WARNING" in told) is (warned is not None)
 
 
-def test_a_run_whose_id_is_a_moment_is_not_guessed(pair: Pair, tmp_path: Path) -> None:
+def test_a_run_whose_id_looks_like_a_time_is_not_guessed(pair: Pair, tmp_path: Path) -> None:
     """Neither is meant for sure, so both are named."""
     for run_id, content in (("2026-11-30", b"1"), ("now", b"2"), ("other", b"3")):
         pair.put("file", content)
@@ -773,7 +771,7 @@ def test_a_run_whose_id_is_a_moment_is_not_guessed(pair: Pair, tmp_path: Path) -
     assert (tmp_path / "target" / os.fsdecode(pair.path("file"))[1:]).read_bytes() == b"2"
 
 
-def test_what_overwriting_would_not_help_is_not_said_to_be(pair: Pair, tmp_path: Path) -> None:
+def test_overwriting_is_not_suggested_where_it_would_not_help(pair: Pair, tmp_path: Path) -> None:
     """What stands in the way is named; --overwrite is named where it helps."""
     pair.put("file", b"1")
     pair.backup()
@@ -793,7 +791,7 @@ def test_what_overwriting_would_not_help_is_not_said_to_be(pair: Pair, tmp_path:
 
 
 @pytest.mark.parametrize("target", ["file/below", "/proc/here", "x" * 300])
-def test_a_target_that_cannot_be_made_is_one_to_be_corrected(pair: Pair, tmp_path: Path, target: str) -> None:
+def test_a_target_that_cannot_be_created_is_a_usage_error(pair: Pair, tmp_path: Path, target: str) -> None:
     pair.put("file", b"1")
     pair.backup()
     (tmp_path / "file").touch()
@@ -802,7 +800,7 @@ def test_a_target_that_cannot_be_made_is_one_to_be_corrected(pair: Pair, tmp_pat
     assert status == 2 and "choose another" in told.lower() and "stopped" not in told
 
 
-def test_a_full_target_is_told_by_name_and_keeps_what_came(
+def test_a_full_target_is_named_and_keeps_what_was_restored(
     pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     two_runs(pair)
@@ -832,7 +830,7 @@ def full_after(files: int) -> Callable[[int, int], bytes]:
     return copy
 
 
-def test_holes_come_back_as_holes(pair: Pair, tmp_path: Path) -> None:
+def test_holes_are_restored_as_holes(pair: Pair, tmp_path: Path) -> None:
     """From A into the mirror, into a copy of it, and from there."""
     content = b"begin" + bytes(20_000_000) + b"amid" + bytes(20_000_000)
     for name in ("image", "twin"):
@@ -846,9 +844,7 @@ def test_holes_come_back_as_holes(pair: Pair, tmp_path: Path) -> None:
             assert file.stat().st_blocks * 512 < 3_000_000, file
 
 
-def test_what_is_there_keeps_its_time_and_mode_unless_it_may_be_overwritten(
-    pair: Pair, tmp_path: Path
-) -> None:
+def test_existing_files_keep_time_and_mode_unless_they_may_be_overwritten(pair: Pair, tmp_path: Path) -> None:
     """Then it is written anew, so that other names of it stay what they are."""
     two_runs(pair)
     target = tmp_path / "target"

@@ -96,7 +96,7 @@ def test_without_a_max_age_any_good_run_will_do() -> None:
     assert judge(None, None, NOW, since=NOW - 9000 * HOUR) == (Health.GOOD, "")
 
 
-def test_people_are_told_at_once_and_then_once_a_day() -> None:
+def test_reminders_are_sent_at_once_and_then_once_a_day() -> None:
     """By an hourly look that may come some minutes early; a clock that went back does not silence it."""
     assert is_reminder_due(None, NOW)
     assert [hours for hours in range(1, 26) if is_reminder_due(NOW - hours * HOUR, NOW)] == [24, 25]
@@ -108,7 +108,7 @@ def test_people_are_told_at_once_and_then_once_a_day() -> None:
     ("seconds", "text"),
     [(12, "12 s"), (300, "5 min"), (3600, "1 h"), (5400, "1 h 30 min"), (93600, "26 h"), (273600, "3 d 4 h")],
 )
-def test_durations_are_told_in_their_two_largest_units(seconds: int, text: str) -> None:
+def test_durations_are_written_in_their_two_largest_units(seconds: int, text: str) -> None:
     """As people say them."""
     assert describe_duration(timedelta(seconds=seconds)) == text
 
@@ -183,7 +183,7 @@ def told_of(pair: Pair, capsys: pytest.CaptureFixture[str], *words: str) -> str:
     return capsys.readouterr().out
 
 
-def test_a_run_that_failed_before_its_commit_is_told_until_another_ends(
+def test_a_run_that_failed_before_its_commit_is_reported_until_another_finishes(
     pair: Pair, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Here its diff does, by the guard; then one of which nothing came but that it began."""
@@ -240,7 +240,7 @@ def test_a_time_that_the_status_prints_means_that_run_to_other_commands(
         time.tzset()
 
 
-def test_a_first_run_that_fails_is_told_beside_that_there_was_none(pair: Pair) -> None:
+def test_a_failed_first_run_is_reported_in_addition_to_the_lack_of_a_good_one(pair: Pair) -> None:
     pair.mirror.claim()
     with pytest.raises(ConnectionRefusedError):
         fetch_index(pair.mirror, pair.new_run(), refusing, pair.index)
@@ -250,7 +250,7 @@ def test_a_first_run_that_fails_is_told_beside_that_there_was_none(pair: Pair) -
 
 
 @pytest.mark.parametrize("shared", [False, True])
-def test_a_run_that_is_at_work_is_not_told_to_have_failed(
+def test_a_run_in_progress_is_not_reported_as_failed(
     pair: Pair, capsys: pytest.CaptureFixture[str], shared: bool
 ) -> None:
     """A task of it holds a lock; shards share theirs. Between two tasks nobody here can tell."""
@@ -268,7 +268,7 @@ def test_a_run_that_is_at_work_is_not_told_to_have_failed(
     assert "manual__2" not in told_of(pair, capsys).splitlines()[0]
 
 
-def test_a_run_that_came_before_the_last_commit_is_not_told(pair: Pair) -> None:
+def test_a_run_older_than_the_last_commit_is_not_reported(pair: Pair) -> None:
     """Nor what is no run, or is damaged; and reading changes nothing."""
     pair.put("one", b"1")
     pair.build_index()
@@ -304,7 +304,7 @@ def set_up(dest: Path, **status: Any) -> Mirror:
     return mirror
 
 
-def test_destination_without_a_good_run_is_told_as_never_backed_up(tmp_path: Path) -> None:
+def test_a_destination_without_a_good_run_is_reported_as_never_backed_up(tmp_path: Path) -> None:
     """Missing, empty (a disk that is not mounted), set up, or with runs that all failed."""
     failed = {"run_id": "r", "at": "2026-11-24T03:00:00+00:00", "outcomes": {"denied": 3}}
     (tmp_path / "empty").mkdir()
@@ -330,7 +330,7 @@ def test_destination_without_a_good_run_is_told_as_never_backed_up(tmp_path: Pat
         '{"format": 1, "files": "many"}',
     ],
 )
-def test_damaged_status_is_told_as_unreadable_and_never_raised(tmp_path: Path, text: str) -> None:
+def test_a_damaged_status_is_reported_as_unreadable_and_never_raised(tmp_path: Path, text: str) -> None:
     """One backup that cannot be judged must not hide the others."""
     mirror = set_up(tmp_path / "dest")
     mirror.status.write_text(text)
@@ -338,14 +338,14 @@ def test_damaged_status_is_told_as_unreadable_and_never_raised(tmp_path: Path, t
     assert status.state == Health.UNREADABLE and str(mirror.status) in status.message
 
 
-def test_destination_of_another_provider_is_told_as_unreadable(tmp_path: Path) -> None:
+def test_the_destination_of_another_provider_is_reported_as_unreadable(tmp_path: Path) -> None:
     """Its good runs are not this one's."""
     set_up(tmp_path / "dest")
     status = check_health(Mirror(tmp_path / "dest", "other"), HOUR, NOW)
     assert status.state == Health.UNREADABLE and "belongs to the provider 'web'" in status.message
 
 
-def test_destination_that_may_not_be_read_is_told_as_unreadable(tmp_path: Path) -> None:
+def test_an_unreadable_destination_is_reported_as_such(tmp_path: Path) -> None:
     """Whoever runs this as a wrong user is told so, and does not hear that there is no backup."""
     mirror = set_up(tmp_path / "dest")
     root = os.geteuid() == 0
@@ -491,7 +491,7 @@ def test_prometheus_file_is_replaced_in_one_step_and_readable_for_others(file: P
     assert [path.name for path in file.parent.iterdir() if "prom" in path.name] == ["mdbackup.prom"]
 
 
-def test_figures_of_a_backup_are_told_in_each_format(pair: Pair, capsys: pytest.CaptureFixture[str]) -> None:
+def test_figures_of_a_backup_are_in_each_format(pair: Pair, capsys: pytest.CaptureFixture[str]) -> None:
     """For people, when they name it: what it takes, what came, and when the next run begins."""
     for content in (b"old", b"newer"):
         pair.put("file", content)
@@ -527,7 +527,7 @@ def test_figures_of_a_backup_are_told_in_each_format(pair: Pair, capsys: pytest.
 @pytest.mark.parametrize(
     "totals", [1, {}, {"disk": {"odd": 1}}, {"disk": {}, "stamp": "1", "days": {"x": "y"}}]
 )
-def test_totals_that_are_damaged_are_not_known_and_spoil_nothing_else(tmp_path: Path, totals: Any) -> None:
+def test_damaged_totals_are_ignored_and_break_nothing_else(tmp_path: Path, totals: Any) -> None:
     run = {"run_id": "r", "at": NOW.isoformat(), "outcomes": {}}
     mirror = set_up(tmp_path / "dest", last_good=run, files=3, totals=totals)
     status = check_health(mirror, HOUR, NOW)
@@ -573,7 +573,7 @@ def test_next_run_is_that_of_airflow_where_clocks_are_put_forward_or_back(cron: 
             assert schedule_module.next_run(cron, now, VIENNA) == due, now
 
 
-def test_what_starts_runs_is_told_in_words_where_no_time_is_known() -> None:
+def test_what_starts_runs_is_described_where_no_time_is_known() -> None:
     assert (
         schedule_module.describe_schedule(Assets(("mdbackup://web", "other")))
         == "after mdbackup://web and other"

@@ -119,7 +119,7 @@ def test_a_limit_that_cannot_be_kept_makes_no_file_unreadable(pair: Pair) -> Non
 
 
 @pytest.mark.parametrize("size", [1, 10, 10_000])
-def test_parts_come_to_everything_once(pair: Pair, size: int) -> None:
+def test_parts_cover_everything_once(pair: Pair, size: int) -> None:
     """A path with all its versions is in one part; files that come and go in between harm nothing."""
     two_runs(pair)
     seen: list[VerifiedFile] = []
@@ -138,7 +138,7 @@ def test_parts_come_to_everything_once(pair: Pair, size: int) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", bytes(50), b'{"format": 1}\n', b'{"format": 1, "next": "\\\\q"}\n'])
-def test_a_spoilt_mark_begins_anew(pair: Pair, content: bytes) -> None:
+def test_a_corrupted_position_starts_from_the_beginning(pair: Pair, content: bytes) -> None:
     two_runs(pair)
     pair.mirror.verified.write_bytes(content)
     with Timeline(pair.mirror) as past:
@@ -175,7 +175,7 @@ def excluded_from_restore(pair: Pair, folder: Path, *words: str) -> str:
     return "".join(line.partition(":")[0] for line in told.splitlines() if " excluded: " in line)
 
 
-def test_repair_has_rotten_live_files_pulled_again_and_leaves_all_else_alone(
+def test_repair_has_corrupted_live_files_pulled_again_and_changes_nothing_else(
     pair: Pair, tmp_path: Path
 ) -> None:
     """Not versions, not what hands changed, and what is missing only if asked; the rotten bytes are kept."""
@@ -215,7 +215,7 @@ def test_repair_has_rotten_live_files_pulled_again_and_leaves_all_else_alone(
     assert mdbackup("verify", "--dest", str(pair.mirror.dest), "--missing")[0] == 2
 
 
-def test_damage_is_judged_again_under_the_lock(pair: Pair) -> None:
+def test_damage_is_checked_again_under_the_lock(pair: Pair) -> None:
     """A run may have replaced the file since it was looked at, and somebody may have mended it."""
     two_runs(pair)
     for name in ("same", "new", "gone", "twin"):
@@ -240,7 +240,7 @@ def test_damage_is_judged_again_under_the_lock(pair: Pair) -> None:
     assert pair.index_b() == index
 
 
-def test_part_that_could_not_be_repaired_is_walked_again(pair: Pair) -> None:
+def test_a_part_that_could_not_be_repaired_is_verified_again(pair: Pair) -> None:
     """A run that holds the lock for long does not make its damage wait until all parts had their turn."""
     two_runs(pair)
     rot(pair.live("same"))
@@ -259,7 +259,7 @@ def test_part_that_could_not_be_repaired_is_walked_again(pair: Pair) -> None:
 
 
 @pytest.mark.parametrize("name", [b"plain", b'it\'s $(id) `id`; "x" \\ \n \x1b[31m', "ü".encode()])
-def test_command_that_is_told_pulls_just_these_whatever_their_names(name: bytes) -> None:
+def test_the_printed_command_pulls_just_these_files_whatever_their_names(name: bytes) -> None:
     """In a shell, and as JSON; and no name acts on a terminal, or on what shows a log."""
     told = describe_repair("web", [b"/" + name])
     command = shlex.split(told.partition("To do it now: ")[2])
@@ -269,14 +269,14 @@ def test_command_that_is_told_pulls_just_these_whatever_their_names(name: bytes)
 
 
 @pytest.mark.parametrize("paths", [[b"/\xff"], [b"/%d" % n for n in range(101)], [b"/" + bytes([97] * 3999)]])
-def test_whole_run_is_told_where_a_command_cannot_name_the_paths(paths: list[bytes]) -> None:
+def test_a_full_run_is_suggested_where_a_command_cannot_name_the_paths(paths: list[bytes]) -> None:
     assert describe_repair("web", paths).endswith("airflow dags trigger mdbackup_web")
 
 
 # --- forget -----------------------------------------------------------------------------------------
 
 
-def test_what_is_forgotten_is_copied_again_where_it_is_rotten(pair: Pair) -> None:
+def test_a_forgotten_file_is_copied_again_if_it_is_corrupted(pair: Pair) -> None:
     """The rotten bytes become a version; what is sound is adopted; an edit by hand before it is told of."""
     two_runs(pair)
     rot(pair.live("same"))
@@ -316,7 +316,7 @@ def test_what_is_in_the_index_again_is_not_reported_as_excluded(pair: Pair, tmp_
     assert excluded_from_restore(pair, tmp_path) == ""
 
 
-def test_a_forgetting_that_is_committed_does_not_fail_by_what_it_tells(
+def test_forgetting_that_is_committed_does_not_fail_afterwards(
     pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The disk cannot be read where old history lies, or takes no status any more."""
@@ -359,7 +359,7 @@ def test_forgetting_may_be_killed_at_any_step(pair: Pair, cases: Cases, tmp_path
 
 
 @pytest.mark.guarantee("11. Getting it back")
-def test_what_is_gone_for_good_can_be_let_go_and_is_missed_no_more(pair: Pair, tmp_path: Path) -> None:
+def test_missing_files_can_be_acknowledged_and_are_not_reported_any_more(pair: Pair, tmp_path: Path) -> None:
     """A version, and a file that had left the index; not what a run can bring. It may come again."""
     from .test_prune import told, walked  # which imports this module
 
@@ -382,7 +382,7 @@ def test_what_is_gone_for_good_can_be_let_go_and_is_missed_no_more(pair: Pair, t
     assert found_in(pair) == {pair.path("gone"): "rotten"}
 
 
-def test_what_is_there_again_is_not_let_go(pair: Pair, tmp_path: Path) -> None:
+def test_a_file_that_exists_again_is_not_acknowledged_as_missing(pair: Pair, tmp_path: Path) -> None:
     """As when a part of the disk was not mounted."""
     two_runs(pair)
     (old,) = (pair.live("changed").parent / ".old").glob("changed.*")
