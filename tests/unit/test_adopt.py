@@ -60,7 +60,7 @@ def differing(pair: Pair, folder: Path) -> Path:
 def test_first_run_after_an_adoption_transfers_only_what_differs(
     pair: Pair, terminal: Terminal, tmp_path: Path, moved: bool
 ) -> None:
-    """Whether the tree is moved or lies there already; what A does not have is known as gone from there."""
+    """Whether the tree is moved or already in place; what A does not have is recorded as deleted there."""
     copy = differing(pair, tmp_path)
     words = ["--tree", str(copy), "--at", str(pair.a)]
     if not moved:
@@ -243,7 +243,7 @@ def test_a_tree_that_is_part_of_another_one_is_refused_before_anything_moves(
 def test_a_second_adoption_at_the_same_time_waits_for_the_end_of_the_first(
     pair: Pair, terminal: Terminal, tmp_path: Path
 ) -> None:
-    """And does not take what that has hashed for spoilt."""
+    """And does not mistake the first one's table for a corrupted one."""
     pair.put("a", b"1")
     copy = rsynced(pair, tmp_path)
     pair.build_index()
@@ -318,7 +318,7 @@ def test_no_number_of_a_file_is_too_large_for_the_table_of_a_survey() -> None:
 
 
 def test_a_backup_is_not_adopted_again(pair: Pair, terminal: Terminal, tmp_path: Path) -> None:
-    """Its index would claim what no history tells of."""
+    """Its index would list what no history knows."""
     copy = differing(pair, tmp_path)
     pair.backup()
     before = on_disk(pair.mirror.dest)
@@ -416,7 +416,7 @@ def test_a_file_that_changes_while_it_is_adopted_is_left_to_the_next_run(pair: P
 def test_an_adoption_that_is_killed_at_any_step_is_complete_or_did_not_happen(
     pair: Pair, terminal: Terminal, tmp_path: Path
 ) -> None:
-    """Or the power is cut. No run begins on half of one; the same command again ends it, or the next run."""
+    """Or the power fails. No run starts on half of one; the same command finishes it, or the next run."""
     template = tmp_path / "x"
     differing(pair, template)
     seen = set()
@@ -456,7 +456,7 @@ def test_an_adoption_that_is_killed_at_any_step_is_complete_or_did_not_happen(
 def test_a_history_written_before_the_marker_of_an_adoption_is_discarded(
     pair: Pair, terminal: Terminal, tmp_path: Path
 ) -> None:
-    """The next try writes its own, of what is there by then."""
+    """The next attempt writes its own, of what is there by then."""
     copy = differing(pair, tmp_path)
     words = ("adopt", "--tree", copy, "--at", pair.a)
     terminal.cut_off(lambda: any(pending(pair.mirror)), *words, first=60)

@@ -1,4 +1,4 @@
-"""What alerts say, whom they reach, and that they never harm what they tell of."""
+"""What alerts say, whom they reach, and that they never harm what they are about."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def provider(folder: Path, *alerts: Any) -> Provider:
 
 
 def test_each_kind_of_error_of_ours_has_its_words() -> None:
-    """Nobody is told the name of a class in place of what happened."""
+    """No message has the name of a class in place of what happened."""
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type)]
     assert len(kinds) > 10
     for kind in kinds:
@@ -73,7 +73,7 @@ def test_our_error_behind_one_of_airflows_is_described() -> None:
 
 
 def test_a_misspelt_or_malformed_parameter_is_described_as_such() -> None:
-    """And no exception of Airflow's is told by its name, which says nothing to people."""
+    """And no exception of Airflow is described by its class name, which means nothing to people."""
     run = SimpleNamespace(conf={"dryrun": True})
     with pytest.raises(AirflowFailException, match="did you mean dry_run") as raised:
         refuse_misspelt({"dag_run": run}, PARAMETERS)  # type: ignore[typeddict-item]
@@ -98,7 +98,7 @@ def test_unexpected_error_is_named_in_its_text_alone_and_cut() -> None:
 
 
 def test_alert_has_all_in_text_and_html_and_each_is_escaped_for_its_place() -> None:
-    """The names come from somebody else's server."""
+    """The names come from another server."""
     alert = message.failed(
         "web", [FAILURE], last_good=None, run_url="https://airflow/run", outcomes="1 denied"
     )
@@ -116,7 +116,7 @@ def test_alert_has_all_in_text_and_html_and_each_is_escaped_for_its_place() -> N
 
 
 def test_slack_makes_no_links_of_names() -> None:
-    """What is code has none; and nothing in it ends it."""
+    """Text formatted as code has none; and no name can end the code."""
     name = "/a/www.example.com/```b"
     failure = Failure(FAILURE.step, FAILURE.kind, f"denied {name}\nand {name}", FAILURE.log_url)
     alert = Alert(
@@ -146,7 +146,7 @@ def test_age_of_the_last_good_backup_is_written_out(passed: timedelta, said: str
 
 
 class Told(BaseNotifier):
-    """A notifier that remembers what it was told."""
+    """A notifier that remembers its messages."""
 
     template_fields = ("text",)
     texts: list[str] = []  # noqa: RUF012 - of all its instances
@@ -204,14 +204,14 @@ def test_templates_of_a_notifier_see_the_alert_and_what_is_in_the_alert_is_no_te
 
 
 def test_a_run_that_airflow_knows_nothing_about_is_reported(tmp_path: Path, told: list[str]) -> None:
-    """A meagre message, not none."""
+    """A short message is better than none."""
     rule = {"notifier": "tests.Told", "arguments": {"text": "{{ alert.text }}"}}
     RunCallbacks(provider(tmp_path, rule)).alert_failed_run({"run_id": "r1"})
     assert len(told) == 1 and "web: backup FAILED" in told[0] and "r1" in told[0]
 
 
 def test_a_task_on_its_own_reports_its_own_failure(tmp_path: Path, told: list[str]) -> None:
-    """With its exception; killed, it has none."""
+    """With its exception; a killed task has none."""
     rule = {"notifier": "tests.Told", "arguments": {"text": "{{ alert.text }}"}}
 
     class Task:
@@ -227,7 +227,7 @@ def test_a_task_on_its_own_reports_its_own_failure(tmp_path: Path, told: list[st
 def test_a_failed_verification_is_reported_as_such_and_not_by_pings(
     tmp_path: Path, told: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It is no failed backup; what its check says of the backup stays."""
+    """It is not a failed backup; the state of its check stays."""
     rule = {"notifier": "tests.Told", "arguments": {"text": "{{ alert.event }} {{ alert.text }}"}}
     failure = Failure("verify_mirror", "files of the backup are damaged", "rotten: /x", "https://airflow/log")
     monkeypatch.setattr(context, "_failed_tasks", lambda context: [("verify_mirror", -1)])
@@ -249,7 +249,7 @@ def test_a_failed_verification_is_reported_as_such_and_not_by_pings(
 def test_a_run_refused_for_a_misspelt_parameter_is_reported_as_such_and_not_by_pings(
     tmp_path: Path, told: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Neither its start, for whose end a check would wait, nor its failure: a typo is no failed backup."""
+    """Neither its start, whose end a check would wait for, nor its failure: a typo is not a failed backup."""
     rule = {"notifier": "tests.Told", "arguments": {"text": "{{ alert.subject }}"}}
     failure = Failure("diff_indexes", message.BAD_PARAMETER, "did you mean dry_run?", "https://airflow/log")
     monkeypatch.setattr(context, "_failed_tasks", lambda context: [("diff_indexes", -1)])
@@ -276,7 +276,7 @@ def test_provider_without_alerts_has_no_callbacks(tmp_path: Path) -> None:
 
 
 def test_with_alerts_only_the_run_reports_failures(tmp_path: Path) -> None:
-    """One alert per run: its tasks only leave word, the first also pings, the last tells what is good."""
+    """One alert per run: tasks only store their failures, the first also pings, the last reports success."""
     dag = provider_dag(provider(tmp_path, {"email": "ops@example.org"}))
     assert dag.has_on_failure_callback and not dag.has_on_success_callback
     for task in dag.tasks:
@@ -317,7 +317,7 @@ def web_server(status: int) -> Iterator[tuple[str, list[str]]]:
     [("start", "/secret/start"), ("success", "/secret"), ("failure", "/secret/fail")],
 )
 def test_ping_says_which_event_it_is_by_its_path(event: str, path: str) -> None:
-    """As healthchecks.io has it."""
+    """As healthchecks.io expects it."""
     with web_server(200) as (url, paths):
         senders.send(AlertRule(ping_url=url), event, None, {})
     assert paths == [path]
@@ -369,7 +369,7 @@ def test_alerts_are_tried_with_a_message_that_is_marked_as_a_test(
     options: tuple[str, ...],
     path: str,
 ) -> None:
-    """A ping leaves its check as it is, unless that is asked for."""
+    """A ping does not change the state of its check, unless asked to."""
     notifier = {"notifier": "tests.Told", "arguments": {"text": "{{ alert.event }}: {{ alert.text }}"}}
     with web_server(200) as (url, paths):
         assert try_alerts([{"ping_url": url}, notifier], *options) == 0
@@ -386,7 +386,7 @@ def test_a_channel_that_rejects_the_test_is_reported_and_the_others_are_tried(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Status 1, whichever it was; one that does not answer is waited for no longer than in earnest."""
+    """Status 1, whichever it was; one that does not answer times out as in a real alert."""
     monkeypatch.setattr(senders, "SEND_TIMEOUT", 1.0)
     good = {"notifier": "tests.Told", "arguments": {"text": "{{ alert.text }}"}}
     bad = {"notifier": "tests.Told", "arguments": {"text": "{{ ti.task_id }}"}}
@@ -406,7 +406,7 @@ def test_a_channel_that_rejects_the_test_is_reported_and_the_others_are_tried(
 def test_provider_without_alerts_has_none_to_try(
     try_alerts: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Which is told, rather than that all took it."""
+    """The message says so, rather than that all accepted it."""
     assert try_alerts([]) == 2
     assert "the provider web has no `alerts`, so that nobody is told" in capsys.readouterr().err
 
@@ -450,7 +450,7 @@ def test_alert_that_does_not_fit_is_refused_with_what_to_write(
     ],
 )
 def test_wrong_ping_url_is_refused_without_being_shown(tmp_path: Path, url: str) -> None:
-    """Who has the URL can say that all is well."""
+    """Whoever has the URL can report that all is well."""
     (problem,) = read(tmp_path, [{"ping_url": url}]).problems
     assert problem.key == "alerts.ping_url" and "is not the URL of a check" in problem.message
     assert "secret" not in str(problem)
@@ -471,7 +471,7 @@ def test_wrong_ping_url_is_refused_without_being_shown(tmp_path: Path, url: str)
 def test_notifier_that_cannot_be_made_is_a_problem_that_refuses_nobody(
     tmp_path: Path, rule: dict[str, Any], said: str | None
 ) -> None:
-    """It is found when the configuration is looked at, not when it is needed; the backup goes on."""
+    """It is found when the configuration is read, not when an alert is needed; backups continue."""
     configuration = read(tmp_path, [rule])
     assert configuration.providers and not configuration.problems
     problems = unusable(configuration, tmp_path / "providers.yaml")

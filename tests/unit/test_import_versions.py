@@ -61,7 +61,7 @@ def adopted(terminal: Terminal, folder: Path, *words: str) -> None:
 
 @pytest.mark.parametrize("copy", [False, True])
 def test_what_rsync_kept_becomes_versions(pair: Pair, terminal: Terminal, tmp_path: Path, copy: bool) -> None:
-    """Moved, or copied; also of a path that is there no more. All that reads history knows them."""
+    """Moved, or copied; also of a path that no longer exists. Everything that reads history knows them."""
     kept = with_backup_dir(pair, tmp_path)
     adopted(terminal, tmp_path)
     before, index = on_disk(kept), pair.index_b()
@@ -116,7 +116,7 @@ def test_a_time_before_the_first_backup_has_no_state(
 
 
 def test_an_import_overwrites_no_version(pair: Pair, terminal: Terminal, tmp_path: Path) -> None:
-    """Of the same moment, the next name is taken; the same bytes are not brought twice."""
+    """For the same time, the next name is used; the same content is not imported twice."""
     kept = with_backup_dir(pair, tmp_path)
     adopted(terminal, tmp_path)
     there = pair.live(".old") / f"changed.{STAMP}"
@@ -136,7 +136,7 @@ def test_an_import_overwrites_no_version(pair: Pair, terminal: Terminal, tmp_pat
 def test_two_equal_imports_at_once_record_each_version_once(
     pair: Pair, terminal: Terminal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cut_off: bool
 ) -> None:
-    """The second one begins and ends while the first hashes; or is cut off as the first reads history."""
+    """The second one starts and ends while the first hashes; or is cut off as the first reads history."""
     kept = with_backup_dir(pair, tmp_path)
     adopted(terminal, tmp_path)
     words = ["import", kept, "--at", pair.a, *DISPLACED, "--copy"]
@@ -168,7 +168,7 @@ def test_two_equal_imports_at_once_record_each_version_once(
 def test_files_with_a_suffix_become_versions_of_those_without(
     pair: Pair, terminal: Terminal, tmp_path: Path
 ) -> None:
-    """As `rclone --suffix` leaves them beside the others; a file of A's with such a name stays one."""
+    """As `rclone --suffix` leaves them beside the others; a file of A with such a name is not a version."""
     for name in ("a", "sub/b", "notes.2026-01-02", "other.2026-99-99"):
         pair.put(name, b"live")
     copy = rsynced(pair, tmp_path)
@@ -193,7 +193,7 @@ def test_files_with_a_suffix_become_versions_of_those_without(
 def test_no_live_file_in_the_index_is_mistaken_for_a_version(
     pair: Pair, terminal: Terminal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Though its history is lost, or a run has brought it only since it was looked at."""
+    """Even if its history is lost, or a run brought it only since the survey."""
     pair.put("lost~", b"lost")
     pair.backup()
     commits(pair.mirror)[0].unlink()
@@ -237,7 +237,7 @@ def test_nothing_is_imported_into_the_place_of_versions(
 def test_an_import_that_is_killed_at_any_step_loses_and_forgets_nothing(
     pair: Pair, terminal: Terminal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Or the power is cut; also where a renaming always overwrites. The next run, or command, finishes it."""
+    """Or the power fails; also where a rename always overwrites. The next run or command finishes it."""
     template = tmp_path / "x"
     with_backup_dir(pair, template)
     pair.mirror = Mirror(template / "b", "srv1")
@@ -278,7 +278,7 @@ def test_an_import_that_is_killed_at_any_step_loses_and_forgets_nothing(
 def test_an_import_that_was_cut_off_in_its_commit_is_finished_by_the_next(
     pair: Pair, terminal: Terminal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overwrites: bool
 ) -> None:
-    """Before that looks for more; an empty file, which took a version's name first, counts for nothing."""
+    """Before it looks for more; an empty file that got a version's name first is ignored."""
     kept = with_backup_dir(pair, tmp_path)
     adopted(terminal, tmp_path)
     words = ("import", kept, "--at", pair.a, *DISPLACED)
@@ -300,7 +300,7 @@ def test_an_import_that_was_cut_off_in_its_commit_is_finished_by_the_next(
 def test_files_that_changed_since_an_import_was_cut_off_are_not_recorded_as_what_they_were(
     pair: Pair, terminal: Terminal, tmp_path: Path
 ) -> None:
-    """Nor is what has the version's name by then. Both stay where they are, until the next import."""
+    """Nor is what has the version's name by then. Both stay in place until the next import."""
     kept = with_backup_dir(pair, tmp_path)
     adopted(terminal, tmp_path)
     words = ("import", kept, "--at", pair.a, *DISPLACED)

@@ -1,4 +1,4 @@
-"""What pruning takes away and what it leaves, compared with what lay there; and what is told of it."""
+"""What pruning deletes and what it keeps, compared with what was there; and what is reported."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def prune(
 
 
 def mdbackup(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
-    """Run the command line, and return its exit status and what it told."""
+    """Run a command, and return its exit status and output."""
     try:
         status = main(words)
     except SystemExit as end:
@@ -78,7 +78,7 @@ def told(pair: Pair) -> tuple[int, ...]:
 
 
 def many_versions(pair: Pair) -> None:
-    """Have versions of files, of such as are gone, and some in a directory that went out of the way."""
+    """Make versions of files, of deleted ones too, and some in a directory that was moved out of the way."""
     for number in range(4):
         for name in ("changes", "deep/changes", "gone", "flips/below", "flips/beside"):
             pair.put(name, f"{name}, {number}".encode() * (number + 1))
@@ -118,7 +118,7 @@ def test_kept_versions_of_a_random_history_can_be_restored_and_all_others_are_re
         assert not past.problems
     assert {(each.path, each.until) for each in contents(pair) if each.pruned} == pruned
     assert pruned
-    still_here = set(map(digest, contents_of(pair)))  # some bytes have come under several names
+    still_here = set(map(digest, contents_of(pair)))  # some contents were under several names
     for number, (stamp, kept) in enumerate(snapshots):
         target = tmp_path / str(number)
         with cases.one(), Timeline(pair.mirror) as past:
@@ -214,7 +214,7 @@ def test_files_that_are_not_what_history_says_stay_and_count_for_no_rule(pair: P
 
 
 def test_nothing_is_reached_through_a_symlink(pair: Pair, tmp_path: Path) -> None:
-    """Nor is what cannot be seen behind one told to be gone."""
+    """Nor is what cannot be seen behind one recorded as gone."""
     many_versions(pair)
     deep = pair.live("deep")
     deep.rename(tmp_path / "elsewhere")
@@ -239,7 +239,7 @@ def test_a_version_that_cannot_be_seen_any_more_is_not_recorded_as_gone(pair: Pa
 
 
 def test_a_run_older_than_the_last_commit_is_superseded_after_a_pruning(pair: Pair) -> None:
-    """Also where only history tells how new that was."""
+    """Even if only history shows how new that was."""
     many_versions(pair)
     old = pair.prepare()
     pair.put("same", b"newer")
@@ -250,7 +250,7 @@ def test_a_run_older_than_the_last_commit_is_superseded_after_a_pruning(pair: Pa
 
 
 def test_the_index_and_manual_edits_of_it_stay_as_they_are(pair: Pair) -> None:
-    """Also where it is damaged or deleted: pruning is no run. The next one tells of it."""
+    """Even if it is damaged or deleted: pruning is not a run. The next run reports it."""
     many_versions(pair)
     lines = pair.mirror.index.read_bytes()
     for spoilt, name in ((b"spoilt", "changes"), (None, "gone"), (lines.replace(b"  ", b" *", 1), "flips")):
@@ -269,7 +269,7 @@ def test_the_index_and_manual_edits_of_it_stay_as_they_are(pair: Pair) -> None:
 def test_pruning_may_be_killed_at_any_step_and_is_not_resumed_by_itself(
     pair: Pair, cases: Cases, monkeypatch: pytest.MonkeyPatch, kinds: tuple[type[PowerCut] | None, ...]
 ) -> None:
-    """What is gone is told as pruned, what is there is there; the same command again does the rest."""
+    """What is gone is reported as pruned, the rest is intact; the same command again does the rest."""
     monkeypatch.setattr(prune_module, "_FIRST_BATCH", 2)
     for number in range(3):
         pair.put("changes", b"%d" % number)
@@ -311,7 +311,7 @@ def test_pruning_may_be_killed_at_any_step_and_is_not_resumed_by_itself(
 def test_what_a_cut_off_pruning_may_have_deleted_is_no_damage_and_is_restored_if_it_exists(
     pair: Pair, tmp_path: Path
 ) -> None:
-    """Before any run has settled it."""
+    """Before any run has recovered it."""
     many_versions(pair)
     with Timeline(pair.mirror) as past:
         state = list(past.state(past.moments[0]))
@@ -373,7 +373,7 @@ def test_a_run_that_holds_the_lock_is_named_and_waited_for(
 
 @pytest.mark.parametrize("number", [1, 2])
 def test_versions_of_a_lost_history_stay(pair: Pair, capsys: pytest.CaptureFixture[str], number: int) -> None:
-    """It is said that some is missing; what is known goes, and the rest is counted as known to nobody."""
+    """The gap is reported; known versions are pruned, and the rest is counted as unknown."""
     for n in range(4):
         pair.put("file", b"%d" % n)
         pair.backup()
@@ -388,7 +388,7 @@ def test_versions_of_a_lost_history_stay(pair: Pair, capsys: pytest.CaptureFixtu
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
 def test_a_disk_that_is_full_except_for_some_kilobytes_can_be_pruned(pair: Pair) -> None:
-    """The first versions that go make room for the history of the others; with no room at all it is told."""
+    """The first versions make space for the history of the others; a completely full disk is reported."""
     with mounted("tmpfs", pair.mirror.dest, 80 * MB):
         for number in range(5):
             for name in range(60):
@@ -412,7 +412,7 @@ def test_a_disk_that_is_full_except_for_some_kilobytes_can_be_pruned(pair: Pair)
 def test_the_command_shows_first_and_deletes_on_request(
     pair: Pair, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    """In text and in JSON; and what log, history, versions and restore tell then."""
+    """In text and in JSON; and what log, history, versions and restore say afterwards."""
     many_versions(pair)
     dest = ("--dest", str(pair.mirror.dest))
     status, out, said = mdbackup(capsys, "prune", *dest, "--keep-last", "1")
@@ -513,7 +513,7 @@ def test_a_path_that_was_never_backed_up_is_reported(pair: Pair, capsys: pytest.
 
 @pytest.mark.guarantee("1. Crash at every step")
 def test_totals_count_a_commit_once_wherever_it_is_killed(pair: Pair, cases: Cases) -> None:
-    """Added, replaced, moved and returned files; killed at each step, settled and gone on with by a retry."""
+    """Added, replaced, moved and returned files; killed at each step, recovered and resumed by a retry."""
     for name in ("same", "changed", "returns", "flips/below", "flips/changed", "file"):
         pair.put(name, name.encode())
     pair.backup()
@@ -599,7 +599,7 @@ def test_growth_is_what_arrived_in_the_last_30_days(pair: Pair) -> None:
 
 
 def test_files_put_there_by_hand_are_counted_once_adopted(pair: Pair) -> None:
-    """They were no commit's, so that all is counted anew."""
+    """They were not part of a commit, so everything is counted again."""
     pair.put("a", b"a")
     pair.backup()
     for name in ("b", "c"):

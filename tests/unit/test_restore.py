@@ -1,4 +1,4 @@
-"""What comes back of a backup, compared with copies that were kept aside."""
+"""What a restore writes, compared with copies that were kept aside."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ def outcomes(came: list[Restored]) -> dict[str, int]:
 def test_restore_works_while_a_commit_is_cut_off_at_any_step(
     pair: Pair, cases: Cases, tmp_path: Path
 ) -> None:
-    """What that commit displaced is found where it went; nothing in the backup need be mended first."""
+    """What that commit displaced is found where it went; no repair of the backup is needed first."""
     stamp, kept = two_runs(pair)
     after = files_of_a(pair)
     pair.put("changed", b"newest")
@@ -179,7 +179,7 @@ def test_restore_works_while_a_commit_is_cut_off_at_any_step(
 
 @pytest.mark.guarantee("11. Getting it back")
 def test_a_restore_that_is_killed_at_any_step_resumes(pair: Pair, cases: Cases, tmp_path: Path) -> None:
-    """What has its name is whole; the same command again does the rest, and leaves nothing else there."""
+    """Files with their final names are complete; the same command does the rest, and leaves nothing else."""
     two_runs(pair)
     for number in count(1):
         target = tmp_path / str(number)
@@ -206,7 +206,7 @@ def placeholders(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_restore_that_is_killed_where_names_take_placeholders_resumes(
     pair: Pair, cases: Cases, tmp_path: Path, placeholders: None
 ) -> None:
-    """The placeholder that the kill leaves is not taken for somebody's file."""
+    """The placeholder that the kill leaves is not mistaken for somebody's file."""
     two_runs(pair)
     pair.put("empty")
     pair.put("odd\nname", b"odd")
@@ -232,7 +232,7 @@ def test_a_restore_that_is_killed_where_names_take_placeholders_resumes(
 def test_a_placeholder_is_removed_later_if_renaming_fails_and_so_does_removing_it(
     pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As of a disk that is away for a moment."""
+    """As when a disk is away for a short time."""
     two_runs(pair)
     with monkeypatch.context() as patched:
 
@@ -250,7 +250,7 @@ def test_a_placeholder_is_removed_later_if_renaming_fails_and_so_does_removing_i
 
 @pytest.mark.usefixtures("placeholders")
 def test_only_placeholders_are_removed_as_such(pair: Pair, tmp_path: Path) -> None:
-    """Not what has bytes, or another mode, or a name of which a note was cut off."""
+    """Not a file with content or another mode, nor one whose name was cut off in the note."""
     two_runs(pair)
     work = tmp_path / ".mdbackup-restoring"
     work.mkdir(mode=0o700)
@@ -279,7 +279,7 @@ def test_nothing_is_noted_where_names_take_no_placeholders(
 
 
 def test_missing_content_is_restored_from_another_copy(pair: Pair, tmp_path: Path) -> None:
-    """A file with other bytes is never written; what is lost is named, and the rest comes."""
+    """A file with other content is never written; lost files are named, and the rest is restored."""
     stamp, kept = two_runs(pair)
     for name in ("same", "twin"):
         pair.live(name).write_bytes(b"rotten")
@@ -296,13 +296,11 @@ def test_missing_content_is_restored_from_another_copy(pair: Pair, tmp_path: Pat
 
 
 def test_content_of_a_lost_history_is_found_by_version_names(pair: Pair, tmp_path: Path) -> None:
-    """It is noticed that it is missing."""
+    """The gap is noticed."""
     stamp, kept = two_runs(pair)
     commits(pair.mirror)[-1].unlink()
     came = back(pair, tmp_path / "target", stamp, sound=False)
-    moved = {
-        path for path in kept if b"/flipped/" in path
-    }  # a directory that went as a whole has another name
+    moved = {path for path in kept if b"/flipped/" in path}  # a directory that was moved has another name
     assert {each.content.path for each in came if each.outcome != RestoreOutcome.RESTORED} == moved
     assert files_in(tmp_path / "target") == {path: file for path, file in kept.items() if path not in moved}
 
@@ -398,7 +396,7 @@ def test_deleted_files_are_restored_only_on_request(pair: Pair) -> None:
     ],
 )
 def test_paths_and_patterns_select_files(pair: Pair, words: list[str], names: list[str]) -> None:
-    """A word that is a path means just that, whatever is in it."""
+    """A word that is a path means exactly that path, whatever characters it contains."""
     for name in ("same", "changed", "flipped/below", "twin", "twin of changed", "a[1]", "a1", "!neg"):
         pair.put(name, name.encode())
     os.unlink(pair.path("a1"))
@@ -416,7 +414,7 @@ def test_paths_and_patterns_select_files(pair: Pair, words: list[str], names: li
 
 
 def mdbackup(*words: str) -> tuple[int, str, str]:
-    """Run the command line in a process of its own that has no Airflow, nor what comes with that alone."""
+    """Run a command in a process without Airflow and without the packages that only Airflow needs."""
     code = (
         "import sys; sys.modules |= dict.fromkeys(('airflow', 'pydantic', 'croniter', 'yaml', 'jinja2'))\n"
         "from airflow_mdbackup.cli.main import main; sys.exit(main())"
@@ -426,7 +424,7 @@ def mdbackup(*words: str) -> tuple[int, str, str]:
 
 
 def test_a_printed_name_can_be_given_again(pair: Pair, tmp_path: Path) -> None:
-    """Whatever its bytes are, by copy and paste into a shell; and none acts on the terminal."""
+    """Whatever its bytes, by copy and paste into a shell; and no name has an effect on the terminal."""
     names = [b"odd\xff\n\x1b[31m", b"with 'quotes\" and\\", b"*", b"-rf", "ü".encode()]
     for name in names:
         pair.put(b"odd/" + name, name)
@@ -474,7 +472,7 @@ def test_commands_print_history_and_restore_as_of_a_printed_time(pair: Pair, tmp
 
 
 def test_paths_may_stand_before_and_behind_options_and_each_must_be_known(pair: Pair, tmp_path: Path) -> None:
-    """A mistyped path is no reason to be silent because another one is right."""
+    """A mistyped path is reported even if another one is right."""
     two_runs(pair)
     same, twin, gone = (os.fsdecode(pair.path(name)) for name in ("same", "twin", "gone"))
     command = ("restore", same, "--dest", str(pair.mirror.dest), "--to", str(tmp_path / "target"))
@@ -493,7 +491,7 @@ def test_paths_may_stand_before_and_behind_options_and_each_must_be_known(pair: 
 def test_the_packages_that_the_page_installs_are_enough_for_all_of_a_backup(
     pair: Pair, tmp_path: Path
 ) -> None:
-    """With all their options, where Airflow and what comes with it cannot be imported."""
+    """With all their options, where Airflow and its packages cannot be imported."""
     two_runs(pair)
     page = (PROJECT / "docs" / "restore.md").read_text()
     (packages,) = re.findall(r"^rescue/bin/pip install (\w.*)$", page, re.MULTILINE)
@@ -571,7 +569,7 @@ def test_no_odd_history_is_an_error_of_the_program(
     ],
 )
 def test_what_cannot_be_meant_is_refused(pair: Pair, tmp_path: Path, words: list[str]) -> None:
-    """An empty path, as of a variable that is not set, above all."""
+    """Such as an empty path, from a variable that is not set."""
     two_runs(pair)
     words = [str(tmp_path / "target") if word == "T" else word for word in words]
     index = pair.mirror.index.read_bytes()
@@ -587,7 +585,7 @@ def test_a_target_above_the_backup_is_refused(pair: Pair) -> None:
 
 
 def test_a_file_with_the_name_of_the_work_directory_is_not_restored(pair: Pair, tmp_path: Path) -> None:
-    """Neither of what comes back, nor of what is there; and one restore at a time writes to a target."""
+    """Neither restored nor existing files may have it; and one restore at a time writes to a target."""
     two_runs(pair)
     target = tmp_path / "target"
     mine = target / ".mdbackup-restoring" / "mine"
@@ -662,7 +660,7 @@ def test_nothing_is_written_into_what_replaces_a_directory_meanwhile(
 def test_another_users_symlink_on_the_way_to_the_target_is_refused(
     pair: Pair, tmp_path: Path, below: str
 ) -> None:
-    """It leads where its owner wants. One of ours is followed."""
+    """It leads wherever its owner wants. One of our own is followed."""
     two_runs(pair)
     elsewhere, link = tmp_path / "elsewhere", tmp_path / "link"
     elsewhere.mkdir()
@@ -719,7 +717,7 @@ def test_all_names_of_a_restore_are_on_the_disk_when_it_ends(
 
 
 def test_a_new_target_is_closed_to_others(pair: Pair, tmp_path: Path) -> None:
-    """A file that all may read can have lain in a directory that only its owner could enter."""
+    """A file that everybody may read may have been in a directory that only its owner could enter."""
     two_runs(pair)
     back(pair, tmp_path / "new" / "target")
     assert stat.S_IMODE((tmp_path / "new" / "target").stat().st_mode) == 0o700
@@ -752,7 +750,7 @@ def test_a_target_of_another_user_is_warned_about(pair: Pair, tmp_path: Path) ->
 
 
 def test_a_run_whose_id_looks_like_a_time_is_not_guessed(pair: Pair, tmp_path: Path) -> None:
-    """Neither is meant for sure, so both are named."""
+    """It is not clear which one is meant, so both are named."""
     for run_id, content in (("2026-11-30", b"1"), ("now", b"2"), ("other", b"3")):
         pair.put("file", content)
         pair.build_index()
@@ -772,7 +770,7 @@ def test_a_run_whose_id_looks_like_a_time_is_not_guessed(pair: Pair, tmp_path: P
 
 
 def test_overwriting_is_not_suggested_where_it_would_not_help(pair: Pair, tmp_path: Path) -> None:
-    """What stands in the way is named; --overwrite is named where it helps."""
+    """What is in the way is named; --overwrite is suggested where it helps."""
     pair.put("file", b"1")
     pair.backup()
     there = tmp_path / "target" / os.fsdecode(pair.path("file"))[1:]
@@ -845,7 +843,7 @@ def test_holes_are_restored_as_holes(pair: Pair, tmp_path: Path) -> None:
 
 
 def test_existing_files_keep_time_and_mode_unless_they_may_be_overwritten(pair: Pair, tmp_path: Path) -> None:
-    """Then it is written anew, so that other names of it stay what they are."""
+    """Then a new file is written, so that other names of the old one are unchanged."""
     two_runs(pair)
     target = tmp_path / "target"
     back(pair, target)
@@ -865,7 +863,7 @@ def test_existing_files_keep_time_and_mode_unless_they_may_be_overwritten(pair: 
 
 @pytest.mark.parametrize("lost", ["first", "last", "all"])
 def test_the_present_state_needs_no_history(pair: Pair, tmp_path: Path, lost: str) -> None:
-    """What is missing is told; the index has what is there now."""
+    """Missing history is reported; the index has what is there now."""
     two_runs(pair)
     pair.put("same", b"newest")
     pair.backup()

@@ -1,4 +1,4 @@
-"""What a verification finds of damage that was done, and that it finds nothing else."""
+"""Which damage a verification finds, and that it finds nothing else."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def rot(file: Path) -> None:
 
 
 def test_a_sound_backup_is_sound(pair: Pair) -> None:
-    """With versions, what had gone, and what went out of the way as a whole."""
+    """With versions, deleted files, and a directory that was moved out of the way."""
     two_runs(pair)
     assert found_in(pair) == {}
     shutil.rmtree(pair.path("twin"), ignore_errors=True)
@@ -96,7 +96,7 @@ def test_each_kind_of_damage_is_found_as_what_it_is(pair: Pair) -> None:
 
 
 def test_what_a_run_commits_meanwhile_is_looked_for_where_it_went(pair: Pair) -> None:
-    """It is no damage that a file is not where it was when the verification began; but rot is."""
+    """It is no damage that a file is not where it was when the verification began; corruption is."""
     two_runs(pair)
     with Timeline(pair.mirror) as past:
         pair.put("same", b"changed now")
@@ -120,7 +120,7 @@ def test_a_limit_that_cannot_be_kept_makes_no_file_unreadable(pair: Pair) -> Non
 
 @pytest.mark.parametrize("size", [1, 10, 10_000])
 def test_parts_cover_everything_once(pair: Pair, size: int) -> None:
-    """A path with all its versions is in one part; files that come and go in between harm nothing."""
+    """A path with all its versions is in one part; files that appear or disappear in between do no harm."""
     two_runs(pair)
     seen: list[VerifiedFile] = []
     parts = 0
@@ -178,7 +178,7 @@ def excluded_from_restore(pair: Pair, folder: Path, *words: str) -> str:
 def test_repair_has_corrupted_live_files_pulled_again_and_changes_nothing_else(
     pair: Pair, tmp_path: Path
 ) -> None:
-    """Not versions, not what hands changed, and what is missing only if asked; the rotten bytes are kept."""
+    """Not versions, nor manual edits, and missing files only on request; the corrupted content is kept."""
     two_runs(pair)
     as_of = datetime.now(UTC).isoformat()
     (old,) = (pair.live("changed").parent / ".old").glob("changed.*")
@@ -216,7 +216,7 @@ def test_repair_has_corrupted_live_files_pulled_again_and_changes_nothing_else(
 
 
 def test_damage_is_checked_again_under_the_lock(pair: Pair) -> None:
-    """A run may have replaced the file since it was looked at, and somebody may have mended it."""
+    """A run may have replaced the file since it was read, or somebody may have repaired it."""
     two_runs(pair)
     for name in ("same", "new", "gone", "twin"):
         pair.put(name, b"first of " + name.encode())
@@ -241,7 +241,7 @@ def test_damage_is_checked_again_under_the_lock(pair: Pair) -> None:
 
 
 def test_a_part_that_could_not_be_repaired_is_verified_again(pair: Pair) -> None:
-    """A run that holds the lock for long does not make its damage wait until all parts had their turn."""
+    """Its damage need not wait until all other parts have been verified."""
     two_runs(pair)
     rot(pair.live("same"))
     found = []
@@ -260,7 +260,7 @@ def test_a_part_that_could_not_be_repaired_is_verified_again(pair: Pair) -> None
 
 @pytest.mark.parametrize("name", [b"plain", b'it\'s $(id) `id`; "x" \\ \n \x1b[31m', "ü".encode()])
 def test_the_printed_command_pulls_just_these_files_whatever_their_names(name: bytes) -> None:
-    """In a shell, and as JSON; and no name acts on a terminal, or on what shows a log."""
+    """In a shell, and as JSON; and no name has an effect on a terminal or a log viewer."""
     told = describe_repair("web", [b"/" + name])
     command = shlex.split(told.partition("To do it now: ")[2])
     assert told.isprintable() and "group:" not in told
@@ -277,7 +277,7 @@ def test_a_full_run_is_suggested_where_a_command_cannot_name_the_paths(paths: li
 
 
 def test_a_forgotten_file_is_copied_again_if_it_is_corrupted(pair: Pair) -> None:
-    """The rotten bytes become a version; what is sound is adopted; an edit by hand before it is told of."""
+    """The corrupted content becomes a version; a sound file is adopted; an earlier edit is recorded."""
     two_runs(pair)
     rot(pair.live("same"))
     drop_entries(pair, "new")
@@ -294,7 +294,7 @@ def test_a_forgotten_file_is_copied_again_if_it_is_corrupted(pair: Pair) -> None
 
 
 def test_what_is_in_the_index_again_is_not_reported_as_excluded(pair: Pair, tmp_path: Path) -> None:
-    """Whoever brought it, and whether history tells; but then it was."""
+    """Whoever put it back, and whether history says so or not; but at the earlier time it was."""
     two_runs(pair)
     index = pair.mirror.index.read_bytes()
     forget(pair.mirror, lambda path: path in (pair.path("same"), pair.path("new")))
@@ -319,7 +319,7 @@ def test_what_is_in_the_index_again_is_not_reported_as_excluded(pair: Pair, tmp_
 def test_forgetting_that_is_committed_does_not_fail_afterwards(
     pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The disk cannot be read where old history lies, or takes no status any more."""
+    """The disk cannot read old history, or cannot write the status any more."""
     two_runs(pair)
     status = pair.mirror.read_status()
     del status["totals"]
@@ -360,7 +360,7 @@ def test_forgetting_may_be_killed_at_any_step(pair: Pair, cases: Cases, tmp_path
 
 @pytest.mark.guarantee("11. Getting it back")
 def test_missing_files_can_be_acknowledged_and_are_not_reported_any_more(pair: Pair, tmp_path: Path) -> None:
-    """A version, and a file that had left the index; not what a run can bring. It may come again."""
+    """A version, and a file that had left the index; not what a run can bring back. It may reappear."""
     from .test_prune import told, walked  # which imports this module
 
     two_runs(pair)
@@ -407,7 +407,7 @@ def _listed_before(
 def test_a_commit_that_ends_while_history_is_read_is_in_it_once(
     pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whether it had begun before, or not: nothing is told to be missing."""
+    """Whether it had begun before or not: nothing is reported as missing."""
     pair.put("file", b"1")
     pair.backup()
     for number, cut_off in enumerate((True, False), 2):
