@@ -27,7 +27,7 @@ def _told_to_a_file(provider):
         return not os.path.exists({file!r} + "-by-nobody")
     return {{"on_failure_callback": [tell]}}
 
-watchdog.callbacks = _told_to_a_file
+watchdog.failure_callbacks = _told_to_a_file
 """
 WITHOUT_ONE = """
 from airflow_mdbackup import config

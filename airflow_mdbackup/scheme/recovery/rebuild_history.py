@@ -92,7 +92,7 @@ def rebuild(mirror: Mirror, *, dry_run: bool = False) -> Rebuilt:
     ):
         folder = Path(name)
         if not dry_run:
-            recover(mirror, folder / "settled.md5")
+            recover(mirror, folder / "recovered.md5")
         with (
             Timeline(mirror) as timeline,
             mirror.tree() as tree,
