@@ -1,4 +1,4 @@
-"""What Airflow calls when a task or a run of a provider begins, ends or fails."""
+"""What Airflow calls when a task or a run of a provider starts, ends or fails."""
 
 from __future__ import annotations
 
@@ -16,97 +16,98 @@ from airflow_mdbackup.config import AlertRule, Provider
 log = logging.getLogger(__name__)
 
 
-def callbacks(provider: Provider) -> dict[str, Any]:
-    """Return what tells through a provider's ``alerts`` when a task fails: keyword arguments of that task.
+def failure_callbacks(provider: Provider) -> dict[str, Any]:
+    """Return keyword arguments for a task that alerts about its own failure, at once.
 
-    For a task that no other one of its DAG speaks for: it tells at once. Nothing if there are no alerts.
+    For tasks that are not part of a provider's own DAG. Empty if the provider has no ``alerts``.
     """
-    return {"on_failure_callback": [RunCallbacks(provider).tell_failed_task]} if provider.alerts else {}
+    return {"on_failure_callback": [RunCallbacks(provider).alert_failed_task]} if provider.alerts else {}
 
 
 @dataclass(frozen=True, slots=True)
 class RunCallbacks:
-    """The callbacks of one provider's runs. Each takes the context of Airflow, and none raises."""
+    """The callbacks of one provider's runs. Each takes Airflow's context; none raises."""
 
     provider: Provider
 
     def note_start(self, context: Any) -> None:
-        """Say that a run begins, and keep when the last good backup was, for the alert if this one fails.
+        """Ping that a run starts, and store when the last good backup was, for an alert if the run fails.
 
         For ``on_execute_callback`` of the first task, which has the provider's asset as inlet.
         """
-        with _nothing_raised("tell of the start"):
-            alert_context.keep_last_good(context, self.provider.name)
-        self._tell("start", context, lambda: None)
+        with _log_exceptions("store the time of the last good backup"):
+            alert_context.store_last_good(context, self.provider.name)
+        self._alert("start", context, lambda: None)
 
     def note_failure(self, context: Any) -> None:
-        """Keep why a task has failed for good, for the run's alert. For its ``on_failure_callback``."""
-        with _nothing_raised("keep why the task failed"):
-            alert_context.keep_failure(context)
+        """Store why a task failed for good, for the run's alert. For its ``on_failure_callback``."""
+        with _log_exceptions("store why the task failed"):
+            alert_context.store_failure(context)
 
-    def tell_failed_run(self, context: Any) -> None:
-        """Tell of a failed run. For the DAG's ``on_failure_callback``."""
-        self._tell("failure", context, lambda: alert_context.failed_run(context, self.provider.name))
+    def alert_failed_run(self, context: Any) -> None:
+        """Alert about a failed run. For the DAG's ``on_failure_callback``."""
+        self._alert("failure", context, lambda: alert_context.failed_run(context, self.provider.name))
 
-    def tell_failed_verification(self, context: Any) -> None:
-        """Tell people of a failed verification. For the ``on_failure_callback`` of its DAG.
+    def alert_failed_verification(self, context: Any) -> None:
+        """Alert about a failed verification. For the ``on_failure_callback`` of its DAG.
 
-        Pings are of backups, and are not told.
+        Sends no pings: those are about backups.
         """
-        self._tell(
+        self._alert(
             "verification", context, lambda: alert_context.failed_verification(context, self.provider.name)
         )
 
-    def tell_failed_task(self, context: Any) -> bool:
-        """Tell of a failed task, and return whether any way of telling took it.
+    def alert_failed_task(self, context: Any) -> bool:
+        """Alert about a failed task, and return whether any channel accepted the alert.
 
-        For the ``on_failure_callback`` of one that stands alone.
+        For the ``on_failure_callback`` of a task on its own.
         """
-        return self._tell("failure", context, lambda: alert_context.failed_task(context, self.provider.name))
+        return self._alert("failure", context, lambda: alert_context.failed_task(context, self.provider.name))
 
-    def tell_approval(self, context: Any) -> None:
-        """Tell that a run waits for a person. For ``notifiers`` of ApproveChanges."""
-        self._tell("approval", context, lambda: alert_context.approval(context, self.provider.name))
+    def alert_approval(self, context: Any) -> None:
+        """Alert that a run waits for approval. For ``notifiers`` of ApproveChanges."""
+        self._alert("approval", context, lambda: alert_context.approval(context, self.provider.name))
 
-    def tell_good_run(self, context: Any) -> None:
-        """Tell of a good run, if asked. For ``on_success_callback`` of ``commit_backup``.
+    def alert_good_run(self, context: Any) -> None:
+        """Alert about a good run, if configured. For ``on_success_callback`` of ``commit_backup``.
 
-        One that was superseded by a run that failed is none: that one has told.
+        Does nothing if the run was superseded by one that failed, which has sent its own alert.
         """
         if alert_context.is_doubtful(context):
             return
-        self._tell("success", context, lambda: alert_context.good_run(context, self.provider.name))
+        self._alert("success", context, lambda: alert_context.good_run(context, self.provider.name))
 
-    def _tell(self, event: str, context: Any, alert_of: Callable[[], Alert | None]) -> bool:
-        told = False
-        with _nothing_raised(f"tell of the {event}"):
+    def _alert(self, event: str, context: Any, make_alert: Callable[[], Alert | None]) -> bool:
+        """Send an alert through each channel that wants it, pings first; return whether any accepted it."""
+        is_sent = False
+        with _log_exceptions(f"send the {event} alert"):
             try:
-                alert = alert_of()
+                alert = make_alert()
             except Exception:
-                # Better a meagre word than none.
-                log.exception("The alert of %s says less than it should", self.provider.name)
-                alert = alert_context.meagre(context, self.provider.name, event)
+                # A short alert is better than none.
+                log.exception("The alert for %s says less than it should", self.provider.name)
+                alert = alert_context.minimal(context, self.provider.name, event)
             for rule in sorted(self.provider.alerts, key=lambda rule: rule.ping_url is None):
-                if rule.ping_url is not None and not _is_of_all(context):
+                if rule.ping_url is not None and not _is_full_backup(context):
                     continue
-                if _wanted(rule, event, alert):
-                    told |= send(rule, event, alert, context)
-        return told
+                if _wants(rule, event, alert):
+                    is_sent |= send(rule, event, alert, context)
+        return is_sent
 
 
-def _is_of_all(context: Any) -> bool:
-    """Tell whether a run is to back all up.
+def _is_full_backup(context: Any) -> bool:
+    """Whether a run is meant to back up everything.
 
-    One that a person limits, or that is refused for a parameter that he misspelt, says nothing to pings: it
-    is no backup, good or failed.
+    Pings ignore other runs, which are no backup, good or failed: those limited by whoever started them, and
+    those refused because of a misspelt parameter.
     """
-    return not alert_context.limits(context) and not alert_context.is_mistaken(context)
+    return not alert_context.describe_limits(context) and not alert_context.has_misspelt_parameter(context)
 
 
-def _wanted(rule: AlertRule, event: str, alert: Alert | None) -> bool:
-    """Tell whether a rule asks for this event.
+def _wants(rule: AlertRule, event: str, alert: Alert | None) -> bool:
+    """Whether a rule asks for this event.
 
-    Pings know no approval, with which the run goes on, and no verification, which is no backup.
+    Pings exist for neither approvals, after which the run continues, nor verifications, which are no backup.
     """
     if rule.ping_url is not None:
         return event not in ("approval", "verification")
@@ -116,8 +117,8 @@ def _wanted(rule: AlertRule, event: str, alert: Alert | None) -> bool:
 
 
 @contextmanager
-def _nothing_raised(what: str) -> Iterator[None]:
-    """Log what the ``with`` block raises: an alert never fails what it tells of."""
+def _log_exceptions(what: str) -> Iterator[None]:
+    """Log what the ``with`` block raises: an alert never fails the run that it is about."""
     try:
         yield
     except Exception:

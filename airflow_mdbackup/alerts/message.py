@@ -1,7 +1,7 @@
-"""What an alert says, as plain text, as HTML and for Slack. Knows no Airflow.
+"""What an alert says, as plain text, as HTML and for Slack. Independent of Airflow.
 
-What comes from a provider is escaped by :func:`.common.paths.to_text` wherever it enters a message; for a
-place where characters mean something, it is escaped here once more.
+Names that came from a provider are escaped by :func:`.common.paths.to_text` when they enter a message;
+characters that have a meaning in HTML or Slack are escaped here in addition.
 """
 
 from __future__ import annotations
@@ -11,58 +11,65 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-LONGEST = 4000
-"""How many characters of an error's text are told."""
+MAX_TEXT = 4000
+"""How many characters of an error's text an alert contains."""
 
-MISTAKEN = "a parameter of the run is misspelt or malformed"
+BAD_PARAMETER = "a parameter of the run is misspelt or malformed"
+KILLED = "the task was killed, or its worker was lost"
+TIMED_OUT = "the run exceeded its dagrun_timeout"
+UNEXPECTED = "unexpected error"
 _KINDS = {
     "ConnectionLost": "the connection to the provider was lost",
-    "AccessRefused": "no access: by the connection on this side, the account, or the host key",
+    "AccessRefused": "login refused: check the connection's key, the account on A and the host key",
     "NotOnProvider": "the provider lacks a file that the run needs",
     "IndexRefused": "the provider's index was refused",
-    "ConsumerIndexDamaged": "the consumer's index is damaged",
+    "ConsumerIndexDamaged": "the consumer index is damaged",
     "GuardTripped": "the guard stopped the run: too much is gone or changed",
-    "ParameterRefused": MISTAKEN,
-    "DestinationRefused": "dest is not what it should be",
+    "ParameterRefused": BAD_PARAMETER,
+    "DestinationRefused": "dest is not usable",
     "DestinationFull": "the disk of dest is full",
-    "DestinationBroken": "the disk of dest fails",
-    "WorkerExhausted": "the worker has no open files or no memory left",
-    "DestinationBusy": "another run held dest for too long",
+    "DestinationBroken": "the disk of dest is failing",
+    "WorkerExhausted": "the worker is out of open files or memory",
+    "DestinationBusy": "another run held the lock on dest for too long",
     "RunIncomplete": "an earlier step left no result",
     "EntriesFailed": "some files could not be backed up",
     "DamageFound": "files of the backup are damaged",
-    "AirflowTaskTimeout": "it took longer than its execution_timeout",
-    "TaskDeferralTimeout": "it took longer than its execution_timeout",
-    "HITLRejectException": "a person refused what the guard stopped",
-    "HITLTimeoutError": "nobody answered in time whether to go on",
-    "AirflowFailException": "it failed for good",
+    "AirflowTaskTimeout": "the task exceeded its execution_timeout",
+    "TaskDeferralTimeout": "the task exceeded its execution_timeout",
+    "HITLRejectException": "an operator rejected the changes",
+    "HITLTimeoutError": "nobody approved or rejected the changes in time",
+    "AirflowFailException": "the task failed and is not retried",
 }
-KILLED = "it was killed, or its worker was lost"
-TIMED_OUT = "the run took longer than its dagrun_timeout"
+"""What happened, by the name of the exception's class."""
 
 
-def kind_of(error: BaseException) -> tuple[str, str]:
-    """Return in words what kind of failure an exception is, and its text."""
+def describe_error(error: BaseException) -> tuple[str, str]:
+    """Return what kind of failure an exception is, in words, and its text.
+
+    The text of an unexpected exception begins with the name of its class.
+    """
     # Airflow's own exception, by which a task fails without retry, was raised for ours, or in handling it.
     cause = error.__cause__ or error.__context__
     if type(error).__name__ == "AirflowFailException" and type(cause).__name__ in _KINDS:
         error = cause  # type: ignore[assignment]
     name = type(error).__name__
-    return _KINDS.get(name, name), cut(str(error))
+    if name not in _KINDS:
+        return UNEXPECTED, shorten(f"{name}: {error}")
+    return _KINDS[name], shorten(str(error))
 
 
-def cut(text: str) -> str:
-    """Return at most :data:`LONGEST` characters of a text."""
-    return text if len(text) <= LONGEST else text[:LONGEST] + " ..."
+def shorten(text: str) -> str:
+    """Return at most :data:`MAX_TEXT` characters of a text."""
+    return text if len(text) <= MAX_TEXT else text[:MAX_TEXT] + " ..."
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """What is known of one failed task.
+    """What is known about one failed task.
 
     :ivar step: the task, with the number of its shard.
     :ivar kind: what kind of failure it was, in words.
-    :ivar text: what the error said; empty if that is not known.
+    :ivar text: the error's text; empty if not known.
     :ivar log_url: where its log is.
     """
 
@@ -74,13 +81,13 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Alert:
-    """What people are told. Its texts are what a notifier's templates use.
+    """A message to people. The templates of a notifier use its texts.
 
-    :ivar event: ``failure``, ``approval``, ``success``, ``verification`` (one that failed) or ``test``.
-    :ivar headline: what happened, after the provider's name.
-    :ivar facts: pairs of what and which, in their order.
+    :ivar event: ``failure``, ``approval``, ``success``, ``verification`` (a failed one) or ``test``.
+    :ivar headline: what happened, without the provider's name.
+    :ivar facts: pairs of name and value, in order.
     :ivar failures: the tasks that failed, in the order of the DAG.
-    :ivar warning: it is a success with warnings.
+    :ivar warning: a success with warnings.
     """
 
     provider: str
@@ -97,20 +104,24 @@ class Alert:
 
     @property
     def text(self) -> str:
-        """All of it as plain text, lines of any length."""
+        """The whole message as plain text, with lines of any length."""
         return self._text(str, str)
 
     @property
     def mrkdwn(self) -> str:
-        """The text, in which Slack sees neither mentions nor links of somebody else's making."""
-        return html.escape(self._text(_in_a_block, _in_a_line), quote=False)
+        """The text for Slack, which sees no mentions or links in names from the provider."""
+        return html.escape(self._text(_as_code_block, _as_code), quote=False)
 
     def _text(self, block: Callable[[str], str], line: Callable[[str], str]) -> str:
-        """Return all of it, with what may have names from elsewhere as ``block`` and ``line`` show it."""
+        """Return the whole message.
+
+        :param block: formats a text of several lines that may contain names from the provider; ``line``
+            likewise one line.
+        """
         parts = [line(f"{self.provider}: {self.headline}")]
         for failure in self.failures:
-            said = block(failure.text) if failure.text else ""
-            lines = [f"{failure.step}: {failure.kind}", said, f"Log: {failure.log_url}"]
+            text = block(failure.text) if failure.text else ""
+            lines = [f"{failure.step}: {failure.kind}", text, f"Log: {failure.log_url}"]
             parts.append("\n".join(filter(None, lines)))
         facts = (f"{name}: {value if _is_link(value) else line(value)}" for name, value in self.facts)
         parts.append("\n".join(facts))
@@ -118,7 +129,7 @@ class Alert:
 
     @property
     def html(self) -> str:
-        """All of it as a fragment of HTML."""
+        """The whole message as a fragment of HTML."""
         parts = [f"<h3>{html.escape(f'{self.provider}: {self.headline}')}</h3>"]
         for failure in self.failures:
             parts.append(f"<p><b>{html.escape(failure.step)}</b>: {html.escape(failure.kind)}</p>")
@@ -133,12 +144,12 @@ class Alert:
         return "\n".join([*parts, f"<table>{rows}</table>" if rows else ""])
 
 
-def _in_a_block(text: str) -> str:
-    """Return a text as code, in which Slack makes no link of a name such as www.example.com."""
+def _as_code_block(text: str) -> str:
+    """Return a text as code, in which Slack does not turn a name such as www.example.com into a link."""
     return "```\n" + text.replace("`", "'") + "\n```"
 
 
-def _in_a_line(text: str) -> str:
+def _as_code(text: str) -> str:
     return "`" + " ".join(text.replace("`", "'").split()) + "`" if text else ""
 
 
@@ -160,10 +171,10 @@ def failed(
     outcomes: str = "",
     headline: str = "",
 ) -> Alert:
-    """Return the alert of a failed run.
+    """Return the alert about a failed run.
 
-    :param last_good: since when there is a good backup, in words; None if that is not known.
-    :param outcomes: what became of the files, as far as anything did.
+    :param last_good: the age of the last good backup, as text; None if not known.
+    :param outcomes: what became of the files; empty if not known.
     :param headline: what happened; by default the kind of the first failure.
     """
     if not headline:
@@ -175,8 +186,8 @@ def failed(
 
 
 def age(at: datetime, now: datetime) -> str:
-    """Return how long ago a time is, in words: ``2 days 3 hours ago (2026-11-24 03:00 UTC)``."""
+    """Return how long ago a time was, as in ``2 days 3 hours ago (2026-11-24 03:00 UTC)``."""
     minutes = max(now - at, timedelta()) // timedelta(minutes=1)
     parts = {"day": minutes // 1440, "hour": minutes // 60 % 24, "minute": minutes % 60}
-    told = [f"{count} {unit}{'s' * (count > 1)}" for unit, count in parts.items() if count]
-    return f"{' '.join(told[:2]) or 'less than a minute'} ago ({at:%Y-%m-%d %H:%M} UTC)"
+    units = [f"{count} {unit}{'s' * (count > 1)}" for unit, count in parts.items() if count]
+    return f"{' '.join(units[:2]) or 'less than a minute'} ago ({at:%Y-%m-%d %H:%M} UTC)"

@@ -1,6 +1,6 @@
-"""How an alert is sent: as an e-mail, by any notifier, or as a ping. Nothing here raises.
+"""Sending an alert: as an e-mail, by any notifier, or as a ping. Nothing here raises.
 
-A DAG processor ends a callback that takes too long, so pings give up after ten seconds.
+A DAG processor kills a callback that takes too long, so pings give up after ten seconds.
 """
 
 from __future__ import annotations
@@ -17,37 +17,37 @@ from airflow_mdbackup.config.classes import find_class
 
 log = logging.getLogger(__name__)
 
-TIMEOUT = 10.0
-"""Seconds that a ping may wait for each of connection, sending and answer."""
+PING_TIMEOUT = 10.0
+"""Seconds that a ping may take for each of connecting, sending and the answer."""
 
-PATIENCE = 15.0
-"""Seconds that one way of telling gets, of the 50 that a DAG processor has for all."""
+SEND_TIMEOUT = 15.0
+"""Seconds that one channel gets, out of the 50 that a DAG processor allows for all."""
 
-_PATHS = {"start": "/start", "failure": "/fail", "success": "", "test": "/log"}
-_LONGEST_BODY = 10_000
+_PING_PATHS = {"start": "/start", "failure": "/fail", "success": "", "test": "/log"}
+_MAX_PING_BODY = 10_000
 
 
 def send(rule: AlertRule, event: str, alert: Alert | None, context: Any) -> bool:
-    """Send an alert in one way, log what came of it, and return whether it was taken.
+    """Send an alert through one channel, log the result, and return whether it was accepted.
 
     :param event: ``start``, ``failure``, ``approval``, ``success`` or ``verification``.
-    :param alert: what is told; None for the start, which only pings tell of.
+    :param alert: the message; None for ``start``, for which there are only pings.
     """
-    if why := deliver(rule, event, alert, context):
+    if problem := deliver(rule, event, alert, context):
         log.error(
-            "The alert was NOT sent by %s: %s. Backups go on; correct `alerts` in the configuration, or what"
-            " it names",
-            *(name_of(rule), why),
+            "The alert was NOT sent by %s: %s. Backups continue; correct `alerts` in the configuration, or "
+            "what it refers to",
+            *(describe_rule(rule), problem),
         )
     else:
-        log.info("Told of the %s by %s", event, name_of(rule))
-    return not why
+        log.info("%s alert sent by %s", event.capitalize(), describe_rule(rule))
+    return not problem
 
 
 def deliver(rule: AlertRule, event: str, alert: Alert | None, context: Any) -> str:
-    """Send an alert in one way, and return why it was not taken; nothing if it was.
+    """Send an alert through one channel, and return why it was not accepted; empty if it was.
 
-    :param event: as for :func:`send`, or ``test``, of which a ping makes an entry in the check's log.
+    :param event: as for :func:`send`; or ``test``, for which a ping makes an entry in the check's log.
     """
     failed: list[BaseException] = []
 
@@ -62,17 +62,17 @@ def deliver(rule: AlertRule, event: str, alert: Alert | None, context: Any) -> s
         except Exception as error:
             failed.append(error)
 
-    # A server that is silent, or never ends, must keep neither the other ways nor the backup waiting.
+    # A silent or endless server must not keep the other channels, or the backup, waiting.
     thread = threading.Thread(target=attempt, daemon=True)
     thread.start()
-    thread.join(PATIENCE)
+    thread.join(SEND_TIMEOUT)
     if thread.is_alive():
-        failed.append(TimeoutError(f"it took longer than {PATIENCE:.0f} s"))
+        failed.append(TimeoutError(f"it took longer than {SEND_TIMEOUT:.0f} s"))
     return f"{type(failed[0]).__name__}: {failed[0]}" if failed else ""
 
 
-def name_of(rule: AlertRule) -> str:
-    """Return how a rule tells, without what is secret of it."""
+def describe_rule(rule: AlertRule) -> str:
+    """Return the name of a rule's channel, without its secrets."""
     if rule.ping_url is not None:
         return f"ping_url at {urlsplit(rule.ping_url).hostname}"
     return f"e-mail to {', '.join(rule.email)}" if rule.email else str(rule.notifier)
@@ -81,8 +81,8 @@ def name_of(rule: AlertRule) -> str:
 def _ping(url: str, event: str, body: str) -> None:
     import httpx
 
-    address = url + _PATHS[event]
-    answer = httpx.post(address, content=body[:_LONGEST_BODY].encode(errors="replace"), timeout=TIMEOUT)
+    address = url + _PING_PATHS[event]
+    answer = httpx.post(address, content=body[:_MAX_PING_BODY].encode(errors="replace"), timeout=PING_TIMEOUT)
     if answer.is_error or answer.is_redirect:
         raise RuntimeError(f"the service answered {answer.status_code} {answer.reason_phrase}")
 
@@ -97,11 +97,11 @@ def _mail(rule: AlertRule, alert: Alert, context: Any) -> None:
         html_content=alert.html,
         smtp_conn_id=rule.smtp_conn_id,
     )
-    # Not called but told to notify: a call would take what is in the alert for templates.
+    # A call of the notifier itself would render the texts of the alert as templates.
     notifier.notify(context)
 
 
 def _notify(rule: AlertRule, alert: Alert, context: Any) -> None:
     notifier = find_class(str(rule.notifier))(**copy.deepcopy(rule.arguments))
-    # Without the DAG, which in some places is one that cannot render.
+    # Without the DAG: in the DAG processor it is serialized, and cannot render templates.
     notifier({**{key: context[key] for key in context if key != "dag"}, "alert": alert})

@@ -40,11 +40,11 @@ from airflow_mdbackup.scheme.takeover.adopt import (
     adopt,
     check_adoptable,
     conclude,
-    go_on,
-    is_adopted,
-    sources_of,
+    is_committing,
+    resume,
+    survey_sources,
 )
-from airflow_mdbackup.scheme.takeover.survey import SkipReason, SourceTree, Survey, SurveyReport, is_in
+from airflow_mdbackup.scheme.takeover.survey import SkipReason, SourceTree, Survey, SurveyReport, index_lookup
 
 DONE, LEFT_OUT, UNREACHED_STATUS = 0, 1, 3
 
@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     trees = trees_of(args.tree, args.at)
     suffix = suffix_of(args)
     try:
-        goes_on = is_adopted(mirror)
+        goes_on = is_committing(mirror)
         if not goes_on:
             check_adoptable(mirror, trees)
         with provider_index(provider, args.index, offline=args.offline) as aside:
@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
                 say("An adoption was cut off; the same command without --dry-run finishes it")
                 return DONE
             if goes_on:
-                go_on(mirror)
+                resume(mirror)
                 return _finish(args, provider, mirror, aside)
             return _adopt(args, provider, mirror, aside, trees, suffix)
     except UNREACHED as error:
@@ -117,7 +117,7 @@ def _adopt(
     trees: list[SourceTree],
     suffix: Suffix | None,
 ) -> int:
-    is_theirs = is_in(aside.run.index) if suffix is not None and aside.index is not None else None
+    is_theirs = index_lookup(aside.run.index) if suffix is not None and aside.index is not None else None
 
     def is_version(path: bytes) -> bool:
         """Whether a path is an old version by its suffix, and no file of the provider's."""
@@ -125,7 +125,9 @@ def _adopt(
 
     if not args.dry_run:
         mirror.make_directories()
-    with Survey(sources_of(mirror, trees), None if args.dry_run else mirror.adopting, is_version) as survey:
+    with Survey(
+        survey_sources(mirror, trees), None if args.dry_run else mirror.adopting, is_version
+    ) as survey:
         survey.walk()
         if not survey.files:
             raise UsageError(
@@ -133,16 +135,16 @@ def _adopt(
             )
         with progress_of() as progress:
             survey.hash(args.jobs, progress(survey))
-        tell_left(args, survey.told, "adopted", _ADVICE)
+        tell_left(args, survey.report, "adopted", _ADVICE)
         if aside.index is not None:
             _compare(args, provider, mirror, aside, survey)
         if args.dry_run:
             say(f"{survey.files:,} files, {format_size(survey.size)}, would be adopted; nothing was changed")
-            return LEFT_OUT if harm(survey.told) else DONE
-        before = survey.told.left.total()
+            return LEFT_OUT if harm(survey.report) else DONE
+        before = survey.report.skipped.total()
         adopt(mirror, survey, trees)
-        harmed = harm(survey.told)
-        if meanwhile := survey.told.left.total() - before:
+        harmed = harm(survey.report)
+        if meanwhile := survey.report.skipped.total() - before:
             say(f"{meanwhile:,} of them changed meanwhile, and are not adopted")
     status = _finish(args, provider, mirror, aside)
     return LEFT_OUT if harmed else status
@@ -206,7 +208,7 @@ def _compare(
 
 def harm(told: SurveyReport) -> bool:
     """Whether something was left out that a person should see to."""
-    return any(not why.harmless for why in told.left)
+    return any(not why.harmless for why in told.skipped)
 
 
 def tell_left(
@@ -214,21 +216,21 @@ def tell_left(
 ) -> None:
     """Print what is not ``done``, each with an advice, and what else a person should see to."""
     if args.format == "json":
-        facts: dict[str, Any] = {why.value: number for why, number in told.left.items()}
-        print(json.dumps({"left": facts, "others": told.others, "linked": told.linked}))
-    for why, number in told.left.items():
+        facts: dict[str, Any] = {why.value: number for why, number in told.skipped.items()}
+        print(json.dumps({"left": facts, "others": told.foreign, "linked": told.hard_linked}))
+    for why, number in told.skipped.items():
         examples = ", ".join(map(quoted, told.examples[why]))
         more = ", ..." if number > len(told.examples[why]) else ""
         say(f"{number:,} not {done}, {why}: {examples}{more}{advice.get(why, '')}")
-    if told.others:
+    if told.foreign:
         say(
-            f"{told.others:,} files and directories do not belong to {_user()}. All must belong to the user "
+            f"{told.foreign:,} files and directories do not belong to {_user()}. All must belong to the user "
             "of the workers: run this as that user, after chown -R"
         )
-    if told.linked:
+    if told.hard_linked:
         say(
-            f"{told.linked:,} files have more names than one (hard links): whoever writes to such a name in "
-            "place changes the backup too"
+            f"{told.hard_linked:,} files have more names than one (hard links): whoever writes to such a "
+            "name in place changes the backup too"
         )
 
 

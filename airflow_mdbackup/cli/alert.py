@@ -8,7 +8,7 @@ import sys
 from datetime import UTC, datetime
 
 from airflow_mdbackup.alerts.message import Alert
-from airflow_mdbackup.alerts.senders import deliver, name_of
+from airflow_mdbackup.alerts.senders import deliver, describe_rule
 from airflow_mdbackup.cli.output import UsageError, printable
 from airflow_mdbackup.cli.providers import as_a_command, find_provider
 from airflow_mdbackup.config.settings import dags_folder
@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     for rule in provider.alerts:
         with as_a_command():
             why = deliver(rule, "failure" if args.fail else "test", alert, {})
-        print(printable(f"{name_of(rule)}: {f'NOT taken: {why}' if why else 'taken'}"), flush=True)
+        print(printable(f"{describe_rule(rule)}: {f'NOT taken: {why}' if why else 'taken'}"), flush=True)
         status = NOT_TAKEN if why else status
     return status
 

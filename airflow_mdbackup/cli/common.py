@@ -12,7 +12,7 @@ from airflow_mdbackup.cli.output import printable
 from airflow_mdbackup.scheme.common.paths import to_text
 from airflow_mdbackup.scheme.history.timeline import Timeline
 from airflow_mdbackup.scheme.recovery.selection import Selection
-from airflow_mdbackup.scheme.recovery.state import nothing_under
+from airflow_mdbackup.scheme.recovery.state import describe_never_backed_up
 from airflow_mdbackup.scheme.store.mirror import Mirror
 
 GOOD, WRONG = 0, 1
@@ -44,7 +44,7 @@ def tell_stopped(name: str, error: OSError) -> None:
 def tell_not_found(wanted: Selection) -> int:
     """Complain of words for which there was nothing, and return the exit status for it."""
     for word in wanted.not_found:
-        print(printable(nothing_under(word)), file=sys.stderr)
+        print(printable(describe_never_backed_up(word)), file=sys.stderr)
     return WRONG if wanted.not_found else GOOD
 
 

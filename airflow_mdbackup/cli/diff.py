@@ -14,7 +14,7 @@ from airflow_mdbackup.cli.mirrors import mirror_of
 from airflow_mdbackup.cli.output import UsageError
 from airflow_mdbackup.scheme.common.times import NoSuchTime, format_time, requested_time
 from airflow_mdbackup.scheme.history.timeline import FileVersion, Timeline
-from airflow_mdbackup.scheme.recovery.restore import bytes_of
+from airflow_mdbackup.scheme.recovery.restore import read_content
 from airflow_mdbackup.scheme.recovery.selection import as_path
 from airflow_mdbackup.scheme.store.mirror import Mirror
 
@@ -100,7 +100,7 @@ def _as_of(past: Timeline, contents: list[FileVersion], text: str) -> FileVersio
 def _read(mirror: Mirror, past: Timeline, content: FileVersion) -> bytes | None:
     if (content.size or 0) > _LARGEST:
         raise UsageError(f"{_title(content)} has {content.size:,} bytes, too many to compare: restore both")
-    return bytes_of(mirror, past, content)
+    return read_content(mirror, past, content)
 
 
 def _title(content: FileVersion) -> str:

@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
     wanted = selection_of(words)
     with TemporaryDirectory(prefix="mdbackup-") as folder:
         index = present_index(mirror, Path(folder) / "index.md5")
-        wanted.settle(lambda path: index is not None and has_path(index, path))
+        wanted.resolve(lambda path: index is not None and has_path(index, path))
     gone = forget(mirror, wanted.take)
     for path in gone:
         print(json.dumps({"path": to_text(path)}) if args.format == "json" else quoted(path))

@@ -77,7 +77,7 @@ def history(args: argparse.Namespace) -> int:
     mirror, words = mirror_of(args)
     wanted = selection_of(words)
     with Timeline(mirror, wanted) as past:
-        wanted.settle(past.knows)
+        wanted.resolve(past.knows)
         for stamp, run_id, changes in _commits(past):
             for change in changes:
                 if wanted.take(change.path):
@@ -128,7 +128,7 @@ def versions(args: argparse.Namespace) -> int:
         raise UsageError("name a path, or a pattern such as '*.conf'; '*' for all")
     wanted = selection_of(words)
     with Timeline(mirror, wanted) as past, _tree(mirror) as tree:
-        wanted.settle(past.knows)
+        wanted.resolve(past.knows)
         last = LastRun(mirror)
         for path, contents in groupby(past.contents(), key=lambda content: content.path):
             if not wanted.take(path):

@@ -14,7 +14,7 @@ from airflow_mdbackup.cli.suffix import suffix_of
 from airflow_mdbackup.scheme.common.times import NoSuchTime, parse_time, stamp_of
 from airflow_mdbackup.scheme.common.units import format_size
 from airflow_mdbackup.scheme.store.mirror import Mirror
-from airflow_mdbackup.scheme.takeover.import_versions import Imported, Meaning, import_versions
+from airflow_mdbackup.scheme.takeover.import_versions import IdentifyVersion, Imported, import_versions
 from airflow_mdbackup.scheme.takeover.survey import SkipReason, SourceTree
 
 DONE, LEFT_OUT = 0, 1
@@ -51,8 +51,8 @@ def run(args: argparse.Namespace) -> int:
         tell_stopped("import", error)
         return LEFT_OUT
     _sum_up(args, imported)
-    nothing = not (imported.versions or imported.there or imported.finished)
-    return LEFT_OUT if nothing or harm(imported.told) else DONE
+    nothing = not (imported.versions or imported.already_present or imported.recovered)
+    return LEFT_OUT if nothing or harm(imported.report) else DONE
 
 
 def _source(args: argparse.Namespace, mirror: Mirror) -> SourceTree:
@@ -72,7 +72,7 @@ def _source(args: argparse.Namespace, mirror: Mirror) -> SourceTree:
     return source
 
 
-def _meaning(args: argparse.Namespace) -> Meaning:
+def _meaning(args: argparse.Namespace) -> IdentifyVersion:
     """Return what tells of a file what it is a version of.
 
     :raises UsageError: it is not told when the files were displaced, or twice.
@@ -100,13 +100,13 @@ def _meaning(args: argparse.Namespace) -> Meaning:
 
 
 def _sum_up(args: argparse.Namespace, imported: Imported) -> None:
-    tell_left(args, imported.told, "imported", _ADVICE)
+    tell_left(args, imported.report, "imported", _ADVICE)
     if args.format == "json":
-        facts = {"versions": imported.versions, "bytes": imported.size, "there": imported.there}
+        facts = {"versions": imported.versions, "bytes": imported.size, "there": imported.already_present}
         print(json.dumps({"provider": args.provider, "imported": facts, "dry_run": args.dry_run}))
-    if imported.finished and not args.dry_run:
+    if imported.recovered and not args.dry_run:
         say("A commit that was cut off has been finished first")
-    there = f", {imported.there:,} were there already" if imported.there else ""
+    there = f", {imported.already_present:,} were there already" if imported.already_present else ""
     would = "would be imported" if args.dry_run else "imported"
     say(f"{imported.versions:,} versions, {format_size(imported.size)}, {would}{there}")
     if imported.versions:
@@ -114,5 +114,5 @@ def _sum_up(args: argparse.Namespace, imported: Imported) -> None:
             "Which files there were at a moment before the first backup is not known: `mdbackup versions` "
             "lists these, but `restore --as-of` has no such moment"
         )
-    elif not imported.there:
+    elif not imported.already_present:
         say("Nothing there was taken for an old version")

@@ -18,7 +18,7 @@ from airflow_mdbackup.scheme.common.progress import ReportTimer
 from airflow_mdbackup.scheme.common.times import stamp_of
 from airflow_mdbackup.scheme.common.units import format_size, parse_duration
 from airflow_mdbackup.scheme.recovery.prune import KeepRules, PrunableVersion, PruneOutcome, pruning
-from airflow_mdbackup.scheme.recovery.verify import unknown
+from airflow_mdbackup.scheme.recovery.verify import unknown_files
 from airflow_mdbackup.scheme.store.mirror import Mirror
 from airflow_mdbackup.scheme.store.version_names import OLD
 
@@ -47,10 +47,10 @@ def run(args: argparse.Namespace) -> int:
         for _, of_path in groupby(_with_progress(versions), key=lambda version: version.content.path):
             gone = _tell(args, mirror, of_path, fates)
             size += sum(version.size for version in gone)
-            room += sum(version.room for version in gone)
+            room += sum(version.disk_size for version in gone)
             paths += bool(gone)
         if not words and not args.yes:
-            others = sum(b"/" + OLD + b"/" in each.place for each in unknown(mirror, past))
+            others = sum(b"/" + OLD + b"/" in each.place for each in unknown_files(mirror, past))
     number = fates[PruneOutcome.PRUNED] + fates[PruneOutcome.GOES]
     what = "pruned" if args.yes else "would go"
     print(
@@ -115,14 +115,14 @@ def _tell(
     """Print what becomes of the versions of one path, count their fates, and return those that go."""
     gone = []
     for version in versions:
-        fates[version.fate] += 1
-        if version.fate in (PruneOutcome.GOES, PruneOutcome.PRUNED):
+        fates[version.outcome] += 1
+        if version.outcome in (PruneOutcome.GOES, PruneOutcome.PRUNED):
             gone.append(version)
         if args.format == "json":
             _print_json(mirror, version)
-        elif version.fate in _LEFT:
+        elif version.outcome in _LEFT:
             why = f": {version.detail}" if version.detail else ""
-            print(f"{version.fate:<13}  {quoted(on_disk(mirror, version.place))}{why}")
+            print(f"{version.outcome:<13}  {quoted(on_disk(mirror, version.place))}{why}")
     if gone and args.format != "json":
         size = format_size(sum(version.size for version in gone))
         print(f"{len(gone):>6,} versions  {size:>9}  {quoted(gone[0].content.path)}")
@@ -134,10 +134,10 @@ def _print_json(mirror: Mirror, version: PrunableVersion) -> None:
     facts = {
         "path": to_text(content.path),
         "file": to_text(on_disk(mirror, version.place)),
-        "fate": version.fate,
+        "fate": version.outcome,
         "md5": content.md5.decode(),
         "bytes": version.size,
-        "room": version.room,
+        "room": version.disk_size,
         "since": content.since or None,
         "until": content.until,
     }

@@ -19,7 +19,7 @@ from airflow_mdbackup.scheme.common.progress import ReportTimer
 from airflow_mdbackup.scheme.common.times import NoSuchTime, RequestedTime, requested_time
 from airflow_mdbackup.scheme.common.units import format_size
 from airflow_mdbackup.scheme.recovery.restore import Restored, RestoreOutcome, restore
-from airflow_mdbackup.scheme.recovery.restore_target import whose
+from airflow_mdbackup.scheme.recovery.restore_target import find_other_writer
 from airflow_mdbackup.scheme.recovery.state import MirrorState, state_of
 
 GOOD, WRONG = 0, 1
@@ -41,25 +41,28 @@ def run(args: argparse.Namespace) -> int:
     size = replaced = differing = 0
     try:
         when = _when(args.as_of)
-        with state_of(mirror, wanted, when, gone=args.include_gone) as state:
-            wrong = tell_problems(state.past)
-            print(printable(state.said), file=sys.stderr)
-            if owner := whose(Path(args.to)):
+        with state_of(mirror, wanted, when, include_deleted=args.include_gone) as state:
+            wrong = tell_problems(state.timeline)
+            print(printable(state.description), file=sys.stderr)
+            if owner := find_other_writer(Path(args.to)):
                 print(printable(f"WARNING: {owner}"), file=sys.stderr)
             with _progress(state) as advance:
                 for restored in restore(
-                    *(mirror, state.past, state.contents(), Path(args.to)),
+                    *(mirror, state.timeline, state.contents(), Path(args.to)),
                     overwrite=args.overwrite,
                     dry_run=args.dry_run,
                     threads=args.jobs,
                 ):
-                    counts[restored.came] += 1
+                    counts[restored.outcome] += 1
                     size += restored.size
                     replaced += restored.replaced
-                    differing += restored.differs
+                    differing += restored.overwritable
                     advance(restored)
                     _tell(args, restored)
-            not_found, taken_out = state.not_found("--include-gone"), state.taken_out("--include-gone")
+            not_found, taken_out = (
+                state.describe_not_found("--include-gone"),
+                state.describe_removed("--include-gone"),
+            )
     except NoSuchTime as error:
         raise UsageError(str(error)) from error
     except OSError as error:
@@ -117,15 +120,15 @@ def _tell(args: argparse.Namespace, restored: Restored) -> None:
     """Print what became of a file: of each one in JSON and in a dry run, else of those that did not come."""
     content = restored.content
     if args.format == "json":
-        facts = {"path": to_text(content.path), "came": restored.came, "bytes": restored.size}
+        facts = {"path": to_text(content.path), "came": restored.outcome, "bytes": restored.size}
         facts |= {"md5": content.md5.decode(), "replaced": restored.replaced, "detail": restored.detail}
         print(json.dumps(facts))
-    elif args.dry_run and restored.came.good:
+    elif args.dry_run and restored.outcome.good:
         would = "would replace what is there" if restored.replaced else "would come"
-        what = would if restored.came == RestoreOutcome.RESTORED else restored.came
+        what = would if restored.outcome == RestoreOutcome.RESTORED else restored.outcome
         print(f"{what:<10}  {quoted(content.path)}")
-    elif not restored.came.good:
-        print(f"{restored.came:<8}  {quoted(content.path)}: {restored.detail}")
+    elif not restored.outcome.good:
+        print(f"{restored.outcome:<8}  {quoted(content.path)}: {restored.detail}")
 
 
 def _sum_up(args: argparse.Namespace, counts: Counter[RestoreOutcome], size: int, replaced: int) -> None:

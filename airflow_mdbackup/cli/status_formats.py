@@ -113,7 +113,7 @@ def _told(status: ProviderHealth, now: datetime) -> Iterable[str]:
 
 
 def _details(status: ProviderHealth) -> Iterable[str]:
-    disk, came = status.disk, status.came
+    disk, came = status.disk, status.received
     if disk is not None and came is not None:
         yield (
             f"on the disk: {disk.live:,} files with {format_size(disk.live_bytes)},"
@@ -156,7 +156,7 @@ def _object(status: ProviderHealth, now: datetime) -> dict[str, Any]:
         "age": round((now - last_good.at).total_seconds()) if last_good is not None else None,
         "max_age": round(status.max_age.total_seconds()) if status.max_age is not None else None,
         "files": status.files,
-        "disk": None if status.disk is None else _disk(status.disk, status.came),
+        "disk": None if status.disk is None else _disk(status.disk, status.received),
         "starts": status.starts or None,
         "next_run": None if status.next_run is None else _iso(status.next_run),
         "last_good": _commit(last_good),
@@ -253,7 +253,7 @@ def as_prometheus(report: Report) -> str:
         (
             "came_bytes",
             "Bytes that came to the disk in the last 30 days.",
-            [(_of(s), s.came) for s in statuses if s.came is not None],
+            [(_of(s), s.received) for s in statuses if s.received is not None],
         ),
         (
             "next_run_timestamp_seconds",

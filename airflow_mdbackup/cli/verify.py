@@ -16,7 +16,7 @@ from airflow_mdbackup.scheme.common.paths import to_text
 from airflow_mdbackup.scheme.common.units import parse_size
 from airflow_mdbackup.scheme.errors import BackupError
 from airflow_mdbackup.scheme.history.timeline import Timeline
-from airflow_mdbackup.scheme.recovery.verify import Verification, VerifiedFile, VerifyOutcome, what_follows
+from airflow_mdbackup.scheme.recovery.verify import Verification, VerifiedFile, VerifyOutcome, describe_repair
 from airflow_mdbackup.scheme.store.mirror import Mirror
 
 SOUND, DAMAGED = 0, 1
@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
 def _run(args: argparse.Namespace, mirror: Mirror, words: list[str]) -> int:
     wanted = selection_of(words)
     with Timeline(mirror, wanted) as past:
-        wanted.settle(past.knows)
+        wanted.resolve(past.knows)
         try:
             walk = Verification(
                 *(mirror, past, wanted),
@@ -53,8 +53,8 @@ def _run(args: argparse.Namespace, mirror: Mirror, words: list[str]) -> int:
                 threads=args.jobs,
                 repair=args.repair,
                 missing=args.missing,
-                let_go=args.let_go,
-                tell=lambda text: print(text, file=sys.stderr),
+                acknowledge=args.let_go,
+                report_progress=lambda text: print(text, file=sys.stderr),
             )
         except ValueError as error:
             raise UsageError(str(error)) from error
@@ -62,10 +62,10 @@ def _run(args: argparse.Namespace, mirror: Mirror, words: list[str]) -> int:
             _tell(args, mirror, verified)
         tell_problems(past)
     tell_not_found(wanted)
-    print(walk.in_words(), file=sys.stderr)
+    print(walk.summary(), file=sys.stderr)
     try:
         gone = walk.finish()
-        let_go = walk.let_go()
+        let_go = walk.acknowledge_missing()
     except BackupError as error:
         print(printable(f"mdbackup verify: nothing was repaired, or let go: {error}"), file=sys.stderr)
         return DAMAGED
@@ -77,7 +77,7 @@ def _run(args: argparse.Namespace, mirror: Mirror, words: list[str]) -> int:
         fact = json.dumps({"file": to_text(file), "repair": "let go"})
         print(fact if args.format == "json" else f"{'let go':<10}  {quoted(file)}")
     if gone:
-        print(what_follows(mirror.provider, gone), file=sys.stderr)
+        print(describe_repair(mirror.provider, gone), file=sys.stderr)
     if let_go:
         print(f"{len(let_go):,} missing files are let go: nothing looks for them any more", file=sys.stderr)
     if walk.is_last:
@@ -116,7 +116,7 @@ def _tell(args: argparse.Namespace, mirror: Mirror, verified: VerifiedFile) -> N
     """Print what is not as it should be; in JSON, everything."""
     if args.format == "json":
         content = verified.content
-        facts: dict[str, Any] = {"file": to_text(on_disk(mirror, verified.place)), "found": verified.found}
+        facts: dict[str, Any] = {"file": to_text(on_disk(mirror, verified.place)), "found": verified.outcome}
         if content is not None:
             known = {
                 "path": to_text(content.path),
@@ -125,5 +125,5 @@ def _tell(args: argparse.Namespace, mirror: Mirror, verified: VerifiedFile) -> N
             }
             facts |= known | {"until": content.until or None}
         print(json.dumps(facts))
-    elif verified.found != VerifyOutcome.SOUND:
-        print(f"{verified.found:<10}  {quoted(on_disk(mirror, verified.place))}")
+    elif verified.outcome != VerifyOutcome.SOUND:
+        print(f"{verified.outcome:<10}  {quoted(on_disk(mirror, verified.place))}")

@@ -132,7 +132,7 @@ def provider_dag(provider: Provider) -> DAG:
         tags={"mdbackup", *provider.tags},
         default_args=task_defaults(provider, teller),
         params=_PARAMS,
-        on_failure_callback=[teller.tell_failed_run] if teller else None,
+        on_failure_callback=[teller.alert_failed_run] if teller else None,
     ) as dag:
         built: Any = None
         if provider.ssh_conn_id is not None:
@@ -180,7 +180,7 @@ def provider_dag(provider: Provider) -> DAG:
                 reasons=diff.output["guard"],  # type: ignore[index]
                 subject=f"Backup of {provider.name}: much is gone or changed. Back it up all the same?",
                 response_timeout=_APPROVAL,
-                notifiers=[teller.tell_approval] if teller else None,
+                notifiers=[teller.alert_approval] if teller else None,
                 retries=0,  # else a refusal would be asked again
             )
             diff >> accepted
@@ -212,7 +212,7 @@ def provider_dag(provider: Provider) -> DAG:
             outlets=[asset],
         )
         if teller is not None:
-            commit.on_success_callback = [teller.tell_good_run]
+            commit.on_success_callback = [teller.alert_good_run]
         fetch >> diff
         accepted >> pull >> finished
         [accepted, finished] >> archive >> commit

@@ -71,7 +71,7 @@ def _verify_dag(provider: Provider, verify: Verify) -> DAG:
         tags={"mdbackup", *provider.tags},
         default_args=task_defaults(provider, teller),
         params=_params(verify),
-        on_failure_callback=[teller.tell_failed_verification] if teller else None,
+        on_failure_callback=[teller.alert_failed_verification] if teller else None,
     ) as dag:
         VerifyMirror(
             task_id="verify_mirror",

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from airflow.sdk import DAG
 
-from airflow_mdbackup.alerts.callbacks import callbacks
+from airflow_mdbackup.alerts.callbacks import failure_callbacks
 from airflow_mdbackup.assets import provider_asset
 from airflow_mdbackup.config import load, providers_file
 from airflow_mdbackup.config.provider import is_name
@@ -57,7 +57,7 @@ def watchdog_dag(path: Path | None = None) -> DAG:
                 provider=provider.name,
                 max_age=provider.max_age,
                 inlets=[provider_asset(provider.name)],
-                on_failure_callback=callbacks(provider).get("on_failure_callback"),
+                on_failure_callback=failure_callbacks(provider).get("on_failure_callback"),
             )
         for name, problems in configuration.refused.items():
             if is_name(name):

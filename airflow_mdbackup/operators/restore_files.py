@@ -17,7 +17,7 @@ from airflow_mdbackup.scheme.common.progress import ReportTimer
 from airflow_mdbackup.scheme.common.times import RequestedTime, requested_time
 from airflow_mdbackup.scheme.common.units import format_size
 from airflow_mdbackup.scheme.recovery.restore import Restored, RestoreOutcome, restore
-from airflow_mdbackup.scheme.recovery.restore_target import target_below, whose
+from airflow_mdbackup.scheme.recovery.restore_target import find_other_writer, resolve_target
 from airflow_mdbackup.scheme.recovery.selection import Selection
 from airflow_mdbackup.scheme.recovery.state import state_of
 
@@ -64,21 +64,21 @@ class RestoreFiles(BackupOperator):
             target = self._target(context, make=not dry)
             wanted = Selection(params.get(PATHS) or ())
             when = self._when(params.get(AS_OF))
-            with state_of(mirror, wanted, when, gone=bool(params.get(INCLUDE_GONE))) as state:
-                self.log.info("%s; into %s", state.said, unfolded(str(target)))
-                if owner := whose(target):
+            with state_of(mirror, wanted, when, include_deleted=bool(params.get(INCLUDE_GONE))) as state:
+                self.log.info("%s; into %s", state.description, unfolded(str(target)))
+                if owner := find_other_writer(target):
                     self.log.warning("%s", unfolded(owner))
                 came = restore(
-                    *(mirror, state.past, state.contents(), target),
+                    *(mirror, state.timeline, state.contents(), target),
                     overwrite=bool(params.get(OVERWRITE)),
                     dry_run=dry,
                 )
                 size, lost = self._bring(came, counts, dry)
                 wrong = [
-                    *state.not_found(INCLUDE_GONE),
-                    *(state.past.problems if state.needs_history else ()),
+                    *state.describe_not_found(INCLUDE_GONE),
+                    *(state.timeline.problems if state.needs_history else ()),
                 ]
-                for problem in [*state.past.problems, *state.taken_out(INCLUDE_GONE)]:
+                for problem in [*state.timeline.problems, *state.describe_removed(INCLUDE_GONE)]:
                     self.log.warning("%s", unfolded(problem))
         except ValueError as error:
             raise refused(f"{self.provider}: {error}")  # noqa: B904 - it has a cause
@@ -111,7 +111,7 @@ class RestoreFiles(BackupOperator):
         run = f"{self.provider}/{context['dag_run'].run_after.astimezone(UTC):%Y%m%dT%H%M%S.%fZ}"
         target = context["params"].get(TARGET) or run
         keep_out = map(Path, (self.dest, *self.keep_out, dags_folder()))
-        return target_below(base, target, keep_out, make=make)
+        return resolve_target(base, target, keep_out, make=make)
 
     def _when(self, as_of: str | None) -> RequestedTime | None:
         if not as_of:
@@ -128,11 +128,11 @@ class RestoreFiles(BackupOperator):
         lost: list[str] = []
         size, logged, pace = 0, 0, ReportTimer()
         for restored in came:
-            counts[restored.came] += 1
+            counts[restored.outcome] += 1
             size += restored.size
             path = to_text(restored.content.path)
-            good = restored.came.good
-            said = f"{restored.came}: {path}" + (f": {restored.detail}" if restored.detail else "")
+            good = restored.outcome.good
+            said = f"{restored.outcome}: {path}" + (f": {restored.detail}" if restored.detail else "")
             if not good and len(lost) < _MOST_TOLD:
                 lost.append(said)
             if dry or not good:
@@ -140,7 +140,7 @@ class RestoreFiles(BackupOperator):
                 tell = self.log.info if good else self.log.warning
                 if logged <= _MOST_LOGGED:
                     would = "would replace what is there" if restored.replaced else "would come"
-                    tell("%s", f"{would}: {path}" if restored.came == RestoreOutcome.RESTORED else said)
+                    tell("%s", f"{would}: {path}" if restored.outcome == RestoreOutcome.RESTORED else said)
             if pace.due():
                 self.log.info("%s files, %s so far", counts.total(), format_size(size))
         if logged > _MOST_LOGGED:

@@ -14,7 +14,7 @@ from airflow_mdbackup.scheme.common.units import parse_fraction
 from airflow_mdbackup.scheme.errors import BackupError, DamageFound
 from airflow_mdbackup.scheme.history.timeline import Timeline
 from airflow_mdbackup.scheme.recovery.selection import Selection
-from airflow_mdbackup.scheme.recovery.verify import Verification, VerifyOutcome, what_follows
+from airflow_mdbackup.scheme.recovery.verify import Verification, VerifyOutcome, describe_repair
 from airflow_mdbackup.scheme.store.locks import LOCK_WAIT
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ class VerifyMirror(BackupOperator):
             except ValueError as error:
                 raise refused(f"{self.provider}: {error}")  # noqa: B904 - it has a cause
             gone, done = self._finish(mirror, walk)
-        self.log.info("%s: %s", self.provider, walk.in_words())
+        self.log.info("%s: %s", self.provider, walk.summary())
         if walk.is_last:
             self.log.info("That was the last part; the next one begins anew")
         counts = {
@@ -111,23 +111,23 @@ class VerifyMirror(BackupOperator):
 
         :raises ValueError: it is malformed, or does not go together.
         """
-        wanted.settle(past.knows)
+        wanted.resolve(past.knows)
         return Verification(
             *(mirror, past, wanted),
             part=parse_fraction(params.get(PART) or self.part) if wanted.is_everything else None,
             limit=None if self.limit is None else parse_rate(self.limit),
             repair=bool(params.get(REPAIR, self.repair)),
             missing=bool(params.get(MISSING, self.missing)),
-            tell=self.log.info,
+            report_progress=self.log.info,
         )
 
     def _read(self, walk: Verification) -> None:
         told = 0
         for verified in walk:
-            if verified.found != VerifyOutcome.SOUND:
+            if verified.outcome != VerifyOutcome.SOUND:
                 told += 1
                 if told <= _MOST_LOGGED:
-                    self.log.warning("%s: %s", verified.found, to_text(verified.place))
+                    self.log.warning("%s: %s", verified.outcome, to_text(verified.place))
         if told > _MOST_LOGGED:
             self.log.warning("and %s more", told - _MOST_LOGGED)
 
@@ -142,8 +142,8 @@ class VerifyMirror(BackupOperator):
         for path in gone[:_MOST_LOGGED]:
             self.log.warning("left the index, to be pulled again: %s", to_text(path))
         if gone:
-            return gone, what_follows(self.provider, gone)
-        if walk.repairs:
+            return gone, describe_repair(self.provider, gone)
+        if walk.is_repairing:
             return gone, (
                 "Look at the disk. Nothing of it could be repaired: only what is rotten, live, and in the"
                 " index is; what an earlier repair took out of it waits for the next backup; what is gone for"

@@ -11,7 +11,7 @@ from airflow.sdk.exceptions import AirflowFailException, AirflowRuntimeError
 
 from airflow_mdbackup.assets import LAST_GOOD, provider_asset
 from airflow_mdbackup.scheme.common.units import describe_duration
-from airflow_mdbackup.scheme.recovery.health import Health, is_due, judge, moment
+from airflow_mdbackup.scheme.recovery.health import Health, is_reminder_due, judge, parse_stored_time
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -57,10 +57,12 @@ class WatchBackup(BaseOperator):
         store = context["asset_state_store"][provider_asset(self.provider)]
         watch = cast("dict[str, Any]", store.get(WATCH)) or {"since": now.isoformat()}
         last_good = cast("dict[str, Any] | None", store.get(LAST_GOOD))
-        at = moment(last_good["at"]) if last_good else None
-        state, message = judge(at, self.max_age, now, since=moment(watch["since"]))
+        at = parse_stored_time(last_good["at"]) if last_good else None
+        state, message = judge(at, self.max_age, now, since=parse_stored_time(watch["since"]))
         known = (
-            f"the last good run was {describe_duration(now - at)} ago" if at else "there was no good run yet"
+            f"the last good run was {describe_duration(now - at)} ago"
+            if at
+            else "there has been no good run yet"
         )
         if self.problems:
             state = Health.INVALID
@@ -70,7 +72,7 @@ class WatchBackup(BaseOperator):
             store.set(WATCH, {"since": watch["since"]})
             self.log.info("%s: %s", self.provider, known)
             return known
-        if state != watch.get("state") or is_due(moment(watch["told"]), now):
+        if state != watch.get("state") or is_reminder_due(parse_stored_time(watch["told"]), now):
             noted = {"since": watch["since"], "state": state, "told": now.isoformat()}
             context[_NOTE] = lambda: store.set(WATCH, noted)  # type: ignore[literal-required]
             store.set(WATCH, {"since": watch["since"]})

@@ -1,4 +1,4 @@
-"""Who is told of what, with a real scheduler, a real mail server and a real web server for the pings."""
+"""Which alerts are sent to whom, with a real scheduler, mail server and web server for the pings."""
 
 from __future__ import annotations
 
@@ -78,14 +78,14 @@ def site(shared_airflow: SharedAirflow, checks: Checks) -> Site:
 
 @pytest.fixture(autouse=True)
 def nothing_told_yet(site: Site, mailbox: Mailbox, checks: Checks) -> None:
-    """Forget what other tests have had told, in whatever order they ran."""
+    """Forget the alerts of other tests, in whatever order they ran."""
     mailbox.mails.clear()
     checks.pings.clear()
     (site.folder / "told.txt").unlink(missing_ok=True)
 
 
 def only(mails: Callable[[], list[EmailMessage]]) -> tuple[str, str]:
-    """Return subject and text of the only mail; what comes late is waited for, and so is a second one."""
+    """Return subject and text of the only mail; wait for a late one, and for a second one."""
     until(lambda: bool(mails()))
     time.sleep(5)
     (mail,) = mails()
@@ -95,7 +95,7 @@ def only(mails: Callable[[], list[EmailMessage]]) -> tuple[str, str]:
     return mail["subject"], body.get_content()
 
 
-def test_failed_run_is_told_once_in_each_way_and_a_good_one_only_pinged(
+def test_a_failed_run_is_reported_once_by_each_channel_and_a_good_one_only_pinged(
     site: Site, shared_airflow: SharedAirflow, mailbox: Mailbox, checks: Checks
 ) -> None:
     """The message has step, kind, path with outcome, the last good backup and links; HTML and templates in
@@ -126,12 +126,12 @@ def test_failed_run_is_told_once_in_each_way_and_a_good_one_only_pinged(
     assert HOSTILE in (site.folder / "told.txt").read_text()
     assert (site.folder / "told.txt").read_text().count("FAILED") == 1
     kept = [file for file in site.stack.home.rglob("*") if file.is_file() and file.suffix != ".pyc"]
-    assert any(b"Told of the failure by ping_url" in file.read_bytes() for file in kept)
+    assert any(b"Failure alert sent by ping_url" in file.read_bytes() for file in kept)
     assert not [file for file in kept if b"told-secret" in file.read_bytes()]
     assert b"told-secret" not in shared_airflow.database.dump()
 
 
-def test_killed_task_is_told_though_it_left_no_word(site: Site, mailbox: Mailbox) -> None:
+def test_a_killed_task_is_reported_though_it_stored_nothing(site: Site, mailbox: Mailbox) -> None:
     """SIGKILL on the process that pulls."""
     site.put("shot", "big", os.urandom(20_000_000))
     run_id = site.start("shot")
@@ -141,21 +141,21 @@ def test_killed_task_is_told_though_it_left_no_word(site: Site, mailbox: Mailbox
         os.kill(pid, 9)
     assert site.finish("shot", run_id) == "failed"
     subject, body = only(lambda: mailbox.of("shot"))
-    assert "FAILED in pull_changed, shard 0: it was killed, or its worker was lost" in subject
+    assert "FAILED in pull_changed, shard 0: the task was killed, or its worker was lost" in subject
     assert "Last good backup</td><td>never" in body and "commit_backup" in body
 
 
 @pytest.mark.parametrize(
     ("provider", "said"),
     [
-        ("slow", "FAILED in build_provider_index: it took longer than its execution_timeout"),
-        ("late", "FAILED: the run took longer than its dagrun_timeout"),
+        ("slow", "FAILED in build_provider_index: the task exceeded its execution_timeout"),
+        ("late", "FAILED: the run exceeded its dagrun_timeout"),
     ],
 )
-def test_task_or_run_that_takes_too_long_is_told(
+def test_a_task_or_run_that_takes_too_long_is_reported(
     site: Site, mailbox: Mailbox, provider: str, said: str
 ) -> None:
-    """By Airflow's own time-outs, which end a task from within, and a run from without."""
+    """By Airflow's own timeouts, which end a task from within, and a run from outside."""
     site.put(provider, "big", os.urandom(20_000_000))
     run_id = site.start(provider)
     assert site.finish(provider, run_id) == "failed"
@@ -163,10 +163,10 @@ def test_task_or_run_that_takes_too_long_is_told(
     assert said in subject
 
 
-def test_warnings_of_a_good_run_are_told_if_asked_whatever_other_ways_do(
+def test_warnings_of_a_good_run_are_reported_on_request_whatever_other_channels_do(
     site: Site, mailbox: Mailbox
 ) -> None:
-    """A file that is gone since its index; before the mail, a notifier and a ping fail, and fail nothing."""
+    """A file deleted since its index; a notifier and a ping fail before the mail, and nothing else fails."""
     site.put("warned", "there", b"1")
     lines = [
         f"{hashlib.md5(b'1').hexdigest()}  {site.server.prefix}/warned/{name}" for name in ("gone", "there")
@@ -178,7 +178,7 @@ def test_warnings_of_a_good_run_are_told_if_asked_whatever_other_ways_do(
     run_id = site.start("warned")
     assert site.finish("warned", run_id) == "success"
     subject, _ = only(lambda: mailbox.of("warned"))
-    assert subject == "[mdbackup] warned: backup is good, with WARNINGS: 1 vanished meanwhile"
+    assert subject == "[mdbackup] warned: backup succeeded, with WARNINGS: 1 vanished during the run"
     log = site.stack.task_log("mdbackup_warned", run_id, "commit_backup")
     assert "NOT sent by ping_url at 127.0.0.1" in log and "dead-secret" not in log
     (error,) = site.import_errors()
@@ -186,7 +186,7 @@ def test_warnings_of_a_good_run_are_told_if_asked_whatever_other_ways_do(
 
 
 def test_alerts_can_be_tried_before_they_are_needed(site: Site, mailbox: Mailbox, checks: Checks) -> None:
-    """By Airflow's own command line, with the connections that it has, and a notifier beside the DAGs."""
+    """By Airflow's own command line, with its connections, and a notifier beside the DAGs."""
     pings = len(checks.of("told-secret"))
     status, told = site.command("test-alert", "told")
     assert status == 0, told
@@ -205,22 +205,22 @@ def test_alerts_can_be_tried_before_they_are_needed(site: Site, mailbox: Mailbox
     assert "dead-secret" not in failed
 
 
-def test_approval_that_is_waited_for_is_told_at_once(site: Site, mailbox: Mailbox) -> None:
-    """With the guard's reasons and where to answer; nobody is told while the guard is quiet."""
+def test_a_run_that_waits_for_approval_is_reported_at_once(site: Site, mailbox: Mailbox) -> None:
+    """With the guard's reasons and where to answer; no alert unless the guard is triggered."""
     site.put("waiting", "only", b"1")
     assert site.run("waiting")[0] == "success"
     assert not mailbox.of("waiting")
     (site.source("waiting") / "only").unlink()
     run_id = site.start("waiting")
     subject, body = only(lambda: mailbox.of("waiting"))
-    assert subject.endswith("waiting: backup WAITS for a person's approval: much is gone or changed")
+    assert subject.endswith("waiting: backup is WAITING for approval: too much is gone or changed")
     assert "Guard</td>" in body
     assert f"{site.stack.url}/dags/mdbackup_waiting/runs/{run_id}/tasks/approve/required_actions" in body
     assert site.stack.task_states("mdbackup_waiting", run_id)["approve"] == "awaiting_input"
 
 
 def test_question_that_nobody_answers_fails_the_run_and_changes_nothing(site: Site, mailbox: Mailbox) -> None:
-    """People are told of the question, and then of the failure."""
+    """There is an alert about the question, and then about the failure."""
     site.put("ignored", "only", b"1")
     assert site.run("ignored")[0] == "success"
     index = (site.folder / "ignored" / "index.md5").read_bytes()
@@ -228,5 +228,5 @@ def test_question_that_nobody_answers_fails_the_run_and_changes_nothing(site: Si
     assert site.finish("ignored", site.start("ignored")) == "failed"
     assert (site.folder / "ignored" / "index.md5").read_bytes() == index
     until(lambda: len(mailbox.of("ignored")) == 2)
-    assert "WAITS" in mailbox.mails[-2]["subject"]
-    assert mailbox.mails[-1]["subject"].endswith("nobody answered in time whether to go on")
+    assert "WAITING" in mailbox.mails[-2]["subject"]
+    assert mailbox.mails[-1]["subject"].endswith("nobody approved or rejected the changes in time")

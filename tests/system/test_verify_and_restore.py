@@ -26,7 +26,7 @@ def checks() -> Iterator[Checks]:
 
 @pytest.fixture(scope="module")
 def site(shared_airflow: SharedAirflow, checks: Checks) -> Site:
-    """Two providers with workers of their own; people of the first one are told in a file, and by pings."""
+    """Two providers with workers of their own; alerts of the first one go to a file, and to pings."""
     server, folder = shared_airflow.server, shared_airflow.folder / "verified"
     (folder / "restored").mkdir(parents=True, exist_ok=True)
     to_file = {
@@ -58,8 +58,8 @@ def run(site: Site, dag_id: str, **conf: Any) -> tuple[str, str]:
     return site.stack.wait_for_run(dag_id, run_id), run_id
 
 
-def test_damage_is_found_told_and_mended_by_the_next_backup(site: Site, checks: Checks) -> None:
-    """People are told once, that it is the verification; pings, which are of backups, say nothing of it."""
+def test_damage_is_found_reported_and_repaired_by_the_next_backup(site: Site, checks: Checks) -> None:
+    """There is one alert, about the verification; pings, which are about backups, are not sent."""
     live = site.live("web", "kept")
     before = live.stat()
     live.write_bytes(b"as it WAS")
@@ -94,7 +94,7 @@ def files_in(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix != ".pyc")
 
 
-def test_backup_that_is_not_there_yet_is_skipped_and_told_nobody(site: Site) -> None:
+def test_a_backup_that_does_not_exist_yet_is_skipped_without_an_alert(site: Site) -> None:
     state, run_id = run(site, "mdbackup_verify_new")
     assert (state, site.stack.task_states("mdbackup_verify_new", run_id)) == (
         "success",
@@ -102,10 +102,10 @@ def test_backup_that_is_not_there_yet_is_skipped_and_told_nobody(site: Site) -> 
     )
 
 
-def test_files_come_back_by_the_form_below_the_directory_that_the_worker_allows(
+def test_the_form_restores_files_below_the_directory_that_the_worker_allows(
     site: Site, shared_airflow: SharedAirflow
 ) -> None:
-    """The task for the chosen provider's workers does it; a name that is none is refused at once."""
+    """The task for the chosen provider's workers does it; an unknown name is refused at once."""
     conf = {"provider": "web", "paths": ["other"], "target": "here", "as_of": "now"}
     state, run_id = run(site, RESTORE, **conf)
     assert state == "success"

@@ -27,7 +27,7 @@ def _told_to_a_file(provider):
         return not os.path.exists({file!r} + "-by-nobody")
     return {{"on_failure_callback": [tell]}}
 
-watchdog.callbacks = _told_to_a_file
+watchdog.failure_callbacks = _told_to_a_file
 """
 WITHOUT_ONE = """
 from airflow_mdbackup import config
@@ -204,7 +204,7 @@ def test_stale_backup_fails_and_says_that_its_dag_is_paused(site: Site, troubled
 def test_provider_without_a_good_run_fails_after_its_time(site: Site, troubled: Look) -> None:
     """Also when nobody ever unpaused its DAG, or there is none."""
     assert site.stack.task_states(DAG_ID, troubled.run_id)["never"] == "failed"
-    assert "never: there was no good run yet, in the" in said(site, troubled.run_id, "never")
+    assert "never: there has been no good run yet, in the" in said(site, troubled.run_id, "never")
     assert "the DAG mdbackup_never is paused" in said(site, troubled.run_id, "never")
     assert "Airflow knows no DAG mdbackup_unknown" in said(site, troubled.run_id, "unknown")
 

@@ -23,7 +23,7 @@ from airflow_mdbackup.scheme.files.tree import Tree
 from airflow_mdbackup.scheme.history.changes import ChangeKind, commits, pending
 from airflow_mdbackup.scheme.history.timeline import Timeline
 from airflow_mdbackup.scheme.index.canonical import read_entries
-from airflow_mdbackup.scheme.recovery.verify import VerifyOutcome, unknown, verify
+from airflow_mdbackup.scheme.recovery.verify import VerifyOutcome, unknown_files, verify
 from airflow_mdbackup.scheme.store.mirror import Mirror
 from airflow_mdbackup.scheme.takeover.adopt import adopt
 from airflow_mdbackup.scheme.takeover.survey import (
@@ -60,7 +60,7 @@ def differing(pair: Pair, folder: Path) -> Path:
 def test_first_run_after_an_adoption_transfers_only_what_differs(
     pair: Pair, terminal: Terminal, tmp_path: Path, moved: bool
 ) -> None:
-    """Whether the tree is moved or lies there already; what A does not have is known as gone from there."""
+    """Whether the tree is moved or already in place; what A does not have is recorded as deleted there."""
     copy = differing(pair, tmp_path)
     words = ["--tree", str(copy), "--at", str(pair.a)]
     if not moved:
@@ -80,7 +80,7 @@ def test_first_run_after_an_adoption_transfers_only_what_differs(
     same = adopted[pair.path("same")]
     assert (same.what, same.size, same.mtime, same.mode) == (ChangeKind.ADOPTED, 5, 1_600_000_000, 0o640)
     main(["status", "srv1", "--providers-file", str(terminal.file)])
-    assert "there was no good run yet" in terminal.capsys.readouterr().out
+    assert "there has been no good run yet" in terminal.capsys.readouterr().out
     assert terminal.plan() == ["* different", "+ only there"]
 
     assert pair.backup().outcomes == {"pulled": 2}
@@ -91,8 +91,8 @@ def test_first_run_after_an_adoption_transfers_only_what_differs(
     assert Path(f"{tmp_path}/back{pair.a}/only here").read_bytes() == b"1only here"
     terminal.run("versions", f"{pair.a}/only here", index=False)
     with Timeline(pair.mirror) as past:
-        assert {v.found for v in verify(pair.mirror, past, past.contents())} == {VerifyOutcome.SOUND}
-        assert not list(unknown(pair.mirror, past))
+        assert {v.outcome for v in verify(pair.mirror, past, past.contents())} == {VerifyOutcome.SOUND}
+        assert not list(unknown_files(pair.mirror, past))
     assert pair.backup().outcomes == {}
 
 
@@ -110,7 +110,7 @@ def test_equal_trees_make_the_first_run_a_no_op(pair: Pair, terminal: Terminal, 
     assert disk_of(pair) == (50, 90, 0, 0)
 
 
-def test_a_dry_run_of_an_adoption_tells_all_and_changes_nothing(
+def test_a_dry_run_of_an_adoption_reports_everything_and_changes_nothing(
     pair: Pair, terminal: Terminal, tmp_path: Path
 ) -> None:
     copy = differing(pair, tmp_path)
@@ -123,7 +123,7 @@ def test_a_dry_run_of_an_adoption_tells_all_and_changes_nothing(
     assert on_disk(copy) == before and not pair.mirror.dest.exists()
 
 
-def test_without_the_providers_index_all_that_is_here_is_adopted(
+def test_without_the_providers_index_everything_here_is_adopted(
     pair: Pair, terminal: Terminal, tmp_path: Path
 ) -> None:
     """And the first run, with its guard, sees to what the provider does not have."""
@@ -135,7 +135,7 @@ def test_without_the_providers_index_all_that_is_here_is_adopted(
     check_sound(pair)
 
 
-def test_what_is_no_regular_file_is_told_and_not_adopted(
+def test_what_is_not_a_regular_file_is_reported_and_not_adopted(
     pair: Pair, terminal: Terminal, tmp_path: Path
 ) -> None:
     """Each kind is counted and named; the versions of others in `.old` stay where they are."""
@@ -165,7 +165,7 @@ def test_what_is_no_regular_file_is_told_and_not_adopted(
     assert sorted(path.read_bytes() for path in pair.live(".old").iterdir()) == [b"1", b"another's version"]
 
 
-def test_files_that_cannot_be_read_or_are_another_users_are_told(
+def test_unreadable_files_and_those_of_other_users_are_reported(
     pair: Pair, terminal: Terminal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They fail alone; the next run pulls them."""
@@ -190,7 +190,7 @@ def test_files_that_cannot_be_read_or_are_another_users_are_told(
     assert terminal.plan() == ["+ bad"]
 
 
-def test_an_adoption_that_cannot_be_meant_is_refused(pair: Pair, terminal: Terminal, tmp_path: Path) -> None:
+def test_an_adoption_that_makes_no_sense_is_refused(pair: Pair, terminal: Terminal, tmp_path: Path) -> None:
     """And leaves the tree where it is."""
     copy = differing(pair, tmp_path)
     before = on_disk(copy)
@@ -208,9 +208,9 @@ def test_an_adoption_that_cannot_be_meant_is_refused(pair: Pair, terminal: Termi
     assert ".old is for versions" in refused("--tree", copy, "--at", "/x/.old")
     assert "component '..'" in refused("--tree", copy, "--at", "/x/../y")
     nested = ("--tree", tmp_path / "x", "--at", pair.a / "below")
-    assert "would come into" in refused("--tree", copy, *at, *nested)
+    assert "would be moved into" in refused("--tree", copy, *at, *nested)
     (tmp_path / "link").symlink_to(copy)
-    assert "no directory of its own" in refused("--tree", tmp_path / "link", *at)
+    assert "is a symlink, missing, or not a directory" in refused("--tree", tmp_path / "link", *at)
     assert "cannot be moved into itself" in refused("--tree", pair.mirror.dest.parent, *at)
     with tempfile.TemporaryDirectory(dir="/tmp") as elsewhere:
         if os.stat(elsewhere).st_dev != os.stat(tmp_path).st_dev:
@@ -218,10 +218,10 @@ def test_an_adoption_that_cannot_be_meant_is_refused(pair: Pair, terminal: Termi
             assert f"cp --reflink=auto -a {elsewhere}/. {pair.live('')}/" in told
     (pair.live("other")).parent.mkdir(parents=True)
     pair.live("other").write_bytes(b"")
-    assert "something is already" in refused("--tree", copy, *at)
+    assert "something already exists" in refused("--tree", copy, *at)
     shutil.rmtree(pair.mirror.files)
     (pair.mirror.dest / "other").mkdir()
-    assert "has no place in a backup" in refused("--tree", copy, *at)
+    assert "is not part of a backup" in refused("--tree", copy, *at)
     os.rmdir(pair.mirror.dest / "other")
     assert "there is no file to adopt" in refused()
     Mirror(pair.mirror.dest, "srv2").claim()
@@ -243,7 +243,7 @@ def test_a_tree_that_is_part_of_another_one_is_refused_before_anything_moves(
 def test_a_second_adoption_at_the_same_time_waits_for_the_end_of_the_first(
     pair: Pair, terminal: Terminal, tmp_path: Path
 ) -> None:
-    """And does not take what that has hashed for spoilt."""
+    """And does not mistake the first one's table for a corrupted one."""
     pair.put("a", b"1")
     copy = rsynced(pair, tmp_path)
     pair.build_index()
@@ -251,14 +251,14 @@ def test_a_second_adoption_at_the_same_time_waits_for_the_end_of_the_first(
     trees = [SourceTree(copy, os.fsencode(pair.a))]
     with Survey(trees, pair.mirror.adopting) as first:
         terminal.run("adopt", "--tree", copy, "--at", pair.a, status=REFUSED)
-        assert "another `mdbackup adopt` is at work" in terminal.told
+        assert "another `mdbackup adopt` is running" in terminal.told
         first.walk()
         first.hash(1)
         adopt(pair.mirror, first, trees)
     assert pair.index_b() == pair.index_a()
 
 
-def test_what_goes_while_a_tree_is_looked_at_is_told(
+def test_files_that_disappear_during_a_survey_are_reported(
     pair: Pair, terminal: Terminal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("a", "b"):
@@ -304,7 +304,7 @@ def test_files_of_any_date_are_adopted_and_backed_up_from_then_on(
         pair.live("kept").write_bytes(b"?")
         os.utime(pair.live("kept"), ns=(0, modified))
         found = verify(pair.mirror, past, past.contents())
-        assert [each.found for each in found if each.place == pair.path("kept")] == [VerifyOutcome.ROTTEN]
+        assert [each.outcome for each in found if each.place == pair.path("kept")] == [VerifyOutcome.ROTTEN]
 
 
 def test_no_number_of_a_file_is_too_large_for_the_table_of_a_survey() -> None:
@@ -313,18 +313,18 @@ def test_no_number_of_a_file_is_too_large_for_the_table_of_a_survey() -> None:
     with Survey([]) as survey:
         for path in (b"/a", b"/b"):
             survey._table.execute(_UPSERT, _row(file._replace(path=path)))
-        assert list(survey.found()) == [file, file._replace(path=b"/b")]
+        assert list(survey.surveyed_files()) == [file, file._replace(path=b"/b")]
         assert survey.size == 2**64
 
 
 def test_a_backup_is_not_adopted_again(pair: Pair, terminal: Terminal, tmp_path: Path) -> None:
-    """Its index would claim what no history tells of."""
+    """Its index would list what no history knows."""
     copy = differing(pair, tmp_path)
     pair.backup()
     before = on_disk(pair.mirror.dest)
     for _ in range(2):
         terminal.run("adopt", "--tree", copy, "--at", pair.a, status=REFUSED)
-        assert "has a backup already" in terminal.told
+        assert "already has a backup" in terminal.told
         after = on_disk(pair.mirror.dest)
         assert (
             after.keys() == before.keys() and after[f"{pair.mirror.index}"] == before[f"{pair.mirror.index}"]
@@ -408,15 +408,15 @@ def test_a_file_that_changes_while_it_is_adopted_is_left_to_the_next_run(pair: P
         survey.hash(1)
         (trees[0].directory / "a").write_bytes(b"2")
         adopt(pair.mirror, survey, trees)
-    assert survey.told.left == {SkipReason.MOVING: 1}
+    assert survey.report.skipped == {SkipReason.MOVING: 1}
     assert set(pair.index_b()) == {pair.path("b")}
     check_sound(pair)
 
 
-def test_an_adoption_that_is_killed_at_any_step_is_whole_or_none(
+def test_an_adoption_that_is_killed_at_any_step_is_complete_or_did_not_happen(
     pair: Pair, terminal: Terminal, tmp_path: Path
 ) -> None:
-    """Or the power is cut. No run begins on half of one; the same command again ends it, or the next run."""
+    """Or the power fails. No run starts on half of one; the same command finishes it, or the next run."""
     template = tmp_path / "x"
     differing(pair, template)
     seen = set()
@@ -453,10 +453,10 @@ def test_an_adoption_that_is_killed_at_any_step_is_whole_or_none(
     assert seen == {"none", "moved", "whole"} if LONG else "whole" in seen
 
 
-def test_a_history_that_an_adoption_wrote_before_it_was_one_is_no_ones(
+def test_a_history_written_before_the_marker_of_an_adoption_is_discarded(
     pair: Pair, terminal: Terminal, tmp_path: Path
 ) -> None:
-    """The next try writes its own, of what is there by then."""
+    """The next attempt writes its own, of what is there by then."""
     copy = differing(pair, tmp_path)
     words = ("adopt", "--tree", copy, "--at", pair.a)
     terminal.cut_off(lambda: any(pending(pair.mirror)), *words, first=60)

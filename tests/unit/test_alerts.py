@@ -1,4 +1,4 @@
-"""What alerts say, whom they reach, and that they never harm what they tell of."""
+"""What alerts say, whom they reach, and that they never harm what they are about."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from airflow.sdk import BaseNotifier
 from airflow.sdk.exceptions import AirflowFailException
 
 from airflow_mdbackup.alerts import context, message, senders
-from airflow_mdbackup.alerts.callbacks import RunCallbacks, callbacks
+from airflow_mdbackup.alerts.callbacks import RunCallbacks, failure_callbacks
 from airflow_mdbackup.alerts.message import Alert, Failure
 from airflow_mdbackup.cli.main import main
 from airflow_mdbackup.config import AlertRule, Configuration, Provider, load
@@ -54,47 +54,51 @@ def provider(folder: Path, *alerts: Any) -> Provider:
 
 
 def test_each_kind_of_error_of_ours_has_its_words() -> None:
-    """Nobody is told the name of a class in place of what happened."""
+    """No message has the name of a class in place of what happened."""
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type)]
     assert len(kinds) > 10
     for kind in kinds:
         if kind is not errors.BackupError:
-            assert message.kind_of(kind("said"))[0] != kind.__name__, kind
+            assert message.describe_error(kind("said"))[0] != message.UNEXPECTED, kind
 
 
-def test_error_is_told_by_its_own_kind_also_behind_airflows() -> None:
+def test_our_error_behind_one_of_airflows_is_described() -> None:
     """As CommitBackup raises it, so that it is not retried."""
     with pytest.raises(AirflowFailException) as raised:
         try:
             raise errors.EntriesFailed("web: 2 files")
         except errors.EntriesFailed as error:
             raise AirflowFailException(str(error)) from None
-    assert message.kind_of(raised.value) == ("some files could not be backed up", "web: 2 files")
+    assert message.describe_error(raised.value) == ("some files could not be backed up", "web: 2 files")
 
 
-def test_a_parameter_that_is_misspelt_or_malformed_is_told_as_a_mistake() -> None:
-    """And no exception of Airflow's is told by its name, which says nothing to people."""
+def test_a_misspelt_or_malformed_parameter_is_described_as_such() -> None:
+    """And no exception of Airflow is described by its class name, which means nothing to people."""
     run = SimpleNamespace(conf={"dryrun": True})
     with pytest.raises(AirflowFailException, match="did you mean dry_run") as raised:
         refuse_misspelt({"dag_run": run}, PARAMETERS)  # type: ignore[typeddict-item]
-    assert message.kind_of(raised.value)[0] == message.MISTAKEN
+    assert message.describe_error(raised.value)[0] == message.BAD_PARAMETER
     with pytest.raises(AirflowFailException) as raised:
         try:
             raise ValueError("1/x is no part")
         except ValueError as error:
             raise refused(f"web: {error}")  # noqa: B904 - it has its own cause
-    assert message.kind_of(raised.value) == (message.MISTAKEN, "web: 1/x is no part")
-    assert message.kind_of(AirflowFailException("said")) == ("it failed for good", "said")
+    assert message.describe_error(raised.value) == (message.BAD_PARAMETER, "web: 1/x is no part")
+    assert message.describe_error(AirflowFailException("said")) == (
+        "the task failed and is not retried",
+        "said",
+    )
 
 
-def test_unforeseen_error_is_told_by_name_and_cut() -> None:
+def test_unexpected_error_is_named_in_its_text_alone_and_cut() -> None:
     """A message as long as a log would not be delivered."""
-    kind, text = message.kind_of(ZeroDivisionError("x" * 100_000))
-    assert kind == "ZeroDivisionError" and len(text) < message.LONGEST + 10
+    kind, text = message.describe_error(ZeroDivisionError("x" * 100_000))
+    assert kind == message.UNEXPECTED and text.startswith("ZeroDivisionError: xxx")
+    assert len(text) < message.MAX_TEXT + 10
 
 
 def test_alert_has_all_in_text_and_html_and_each_is_escaped_for_its_place() -> None:
-    """The names come from somebody else's server."""
+    """The names come from another server."""
     alert = message.failed(
         "web", [FAILURE], last_good=None, run_url="https://airflow/run", outcomes="1 denied"
     )
@@ -112,7 +116,7 @@ def test_alert_has_all_in_text_and_html_and_each_is_escaped_for_its_place() -> N
 
 
 def test_slack_makes_no_links_of_names() -> None:
-    """What is code has none; and nothing in it ends it."""
+    """Text formatted as code has none; and no name can end the code."""
     name = "/a/www.example.com/```b"
     failure = Failure(FAILURE.step, FAILURE.kind, f"denied {name}\nand {name}", FAILURE.log_url)
     alert = Alert(
@@ -132,7 +136,7 @@ def test_slack_makes_no_links_of_names() -> None:
         (timedelta(days=40), "40 days ago"),
     ],
 )
-def test_age_of_the_last_good_backup_is_told_in_words(passed: timedelta, said: str) -> None:
+def test_age_of_the_last_good_backup_is_written_out(passed: timedelta, said: str) -> None:
     """And as the time itself."""
     now = datetime(2026, 11, 24, 12, tzinfo=UTC)
     assert message.age(now - passed, now) == f"{said} ({now - passed:%Y-%m-%d %H:%M} UTC)"
@@ -142,7 +146,7 @@ def test_age_of_the_last_good_backup_is_told_in_words(passed: timedelta, said: s
 
 
 class Told(BaseNotifier):
-    """A notifier that remembers what it was told."""
+    """A notifier that remembers its messages."""
 
     template_fields = ("text",)
     texts: list[str] = []  # noqa: RUF012 - of all its instances
@@ -172,7 +176,7 @@ def told(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         (["success"], {}, True),
     ],
 )
-def test_good_run_is_told_only_to_those_who_asked(
+def test_a_good_run_is_reported_only_to_those_who_asked(
     tmp_path: Path, told: list[str], also: list[str], outcomes: dict[str, int], said: bool
 ) -> None:
     """`also: [warning]` or `also: [success]`."""
@@ -184,7 +188,7 @@ def test_good_run_is_told_only_to_those_who_asked(
         def xcom_pull(self, task_ids: str) -> Any:
             return {"outcomes": outcomes, "summary": "9 new"}
 
-    RunCallbacks(provider(tmp_path, rule)).tell_good_run({"ti": Task()})
+    RunCallbacks(provider(tmp_path, rule)).alert_good_run({"ti": Task()})
     assert bool(told) == said
     assert not said or ("WARNINGS: 2 changed" in told[0]) == bool(outcomes)
 
@@ -199,40 +203,40 @@ def test_templates_of_a_notifier_see_the_alert_and_what_is_in_the_alert_is_no_te
     assert [text.splitlines()[0] for text in told] == [f"web: one {HOSTILE}", f"web: two {HOSTILE}"]
 
 
-def test_run_is_told_though_airflow_knows_nothing_of_it(tmp_path: Path, told: list[str]) -> None:
-    """A meagre message, not none."""
+def test_a_run_that_airflow_knows_nothing_about_is_reported(tmp_path: Path, told: list[str]) -> None:
+    """A short message is better than none."""
     rule = {"notifier": "tests.Told", "arguments": {"text": "{{ alert.text }}"}}
-    RunCallbacks(provider(tmp_path, rule)).tell_failed_run({"run_id": "r1"})
+    RunCallbacks(provider(tmp_path, rule)).alert_failed_run({"run_id": "r1"})
     assert len(told) == 1 and "web: backup FAILED" in told[0] and "r1" in told[0]
 
 
-def test_task_that_stands_alone_tells_its_own_failure(tmp_path: Path, told: list[str]) -> None:
-    """With its exception; killed, it has none."""
+def test_a_task_on_its_own_reports_its_own_failure(tmp_path: Path, told: list[str]) -> None:
+    """With its exception; a killed task has none."""
     rule = {"notifier": "tests.Told", "arguments": {"text": "{{ alert.text }}"}}
 
     class Task:
         task_id, dag_id, run_id, map_index, log_url = "look", "watch", "r", 0, "https://airflow/log"
 
-    (callback,) = callbacks(provider(tmp_path, rule))["on_failure_callback"]
+    (callback,) = failure_callbacks(provider(tmp_path, rule))["on_failure_callback"]
     callback({"ti": Task(), "exception": RuntimeError("web is stale")})
     callback({"ti": Task()})
     assert "web: web is stale" in told[0] and "look, shard 0" in told[0] and "https://airflow/log" in told[0]
     assert message.KILLED in told[1]
 
 
-def test_failed_verification_is_told_in_its_own_words_and_to_no_ping(
+def test_a_failed_verification_is_reported_as_such_and_not_by_pings(
     tmp_path: Path, told: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It is no failed backup; what its check says of the backup stays."""
+    """It is not a failed backup; the state of its check stays."""
     rule = {"notifier": "tests.Told", "arguments": {"text": "{{ alert.event }} {{ alert.text }}"}}
     failure = Failure("verify_mirror", "files of the backup are damaged", "rotten: /x", "https://airflow/log")
-    monkeypatch.setattr(context, "_failed", lambda context: [("verify_mirror", -1)])
-    monkeypatch.setattr(context, "_failure", lambda *where: failure)
+    monkeypatch.setattr(context, "_failed_tasks", lambda context: [("verify_mirror", -1)])
+    monkeypatch.setattr(context, "_read_failure", lambda *where: failure)
     with web_server(200) as (url, paths):
         teller = RunCallbacks(provider(tmp_path, {"ping_url": url}, rule))
         dag = verify_dags(tmp_path / "providers.yaml")["mdbackup_verify_web"]
-        teller.tell_failed_verification({"dag": dag, "run_id": "r1"})
-        teller.tell_failed_verification({"run_id": "r2"})  # Airflow knows nothing of it
+        teller.alert_failed_verification({"dag": dag, "run_id": "r1"})
+        teller.alert_failed_verification({"run_id": "r2"})  # Airflow knows nothing of it
     assert paths == [] and "NOT sent" not in caplog.text
     assert told[0].startswith("verification web: verification FAILED: files of the backup are damaged\n")
     assert "rotten: /x" in told[0] and "https://airflow/log" in told[0] and "good backup" not in told[0]
@@ -242,37 +246,37 @@ def test_failed_verification_is_told_in_its_own_words_and_to_no_ping(
     assert dag.has_on_failure_callback and not dag.has_on_success_callback and not task.on_execute_callback
 
 
-def test_run_that_is_refused_for_a_misspelt_parameter_is_told_as_that_and_to_no_ping(
+def test_a_run_refused_for_a_misspelt_parameter_is_reported_as_such_and_not_by_pings(
     tmp_path: Path, told: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Neither its start, for whose end a check would wait, nor its failure: a typo is no failed backup."""
+    """Neither its start, whose end a check would wait for, nor its failure: a typo is not a failed backup."""
     rule = {"notifier": "tests.Told", "arguments": {"text": "{{ alert.subject }}"}}
-    failure = Failure("diff_indexes", message.MISTAKEN, "did you mean dry_run?", "https://airflow/log")
-    monkeypatch.setattr(context, "_failed", lambda context: [("diff_indexes", -1)])
-    monkeypatch.setattr(context, "_failure", lambda *where: failure)
-    monkeypatch.setattr(context, "keep_last_good", lambda *where: None)
+    failure = Failure("diff_indexes", message.BAD_PARAMETER, "did you mean dry_run?", "https://airflow/log")
+    monkeypatch.setattr(context, "_failed_tasks", lambda context: [("diff_indexes", -1)])
+    monkeypatch.setattr(context, "_read_failure", lambda *where: failure)
+    monkeypatch.setattr(context, "store_last_good", lambda *where: None)
     with web_server(200) as (url, paths):
         one = provider(tmp_path, {"ping_url": url}, rule)
         dag = provider_dag(one)
         for conf in ({"dryrun": True}, {}):
             run = {"dag": dag, "run_id": "r1", "dag_run": SimpleNamespace(conf=conf)}
             RunCallbacks(one).note_start(run)
-            RunCallbacks(one).tell_failed_run(run)
+            RunCallbacks(one).alert_failed_run(run)
             assert [path.rpartition("/")[2] for path in paths] == ([] if conf else ["start", "fail"])
-    assert told[0] == f"[mdbackup] web: run REFUSED, and nothing was done: {message.MISTAKEN}"
+    assert told[0] == f"[mdbackup] web: run REFUSED, and nothing was done: {message.BAD_PARAMETER}"
 
 
 def test_provider_without_alerts_has_no_callbacks(tmp_path: Path) -> None:
     """So that Airflow starts nothing for it."""
     quiet = provider(tmp_path)
-    assert callbacks(quiet) == {}
+    assert failure_callbacks(quiet) == {}
     dag = provider_dag(quiet)
     assert not dag.on_failure_callback
     assert not any(task.on_failure_callback or task.on_execute_callback for task in dag.tasks)
 
 
-def test_with_alerts_only_the_run_tells_of_failures(tmp_path: Path) -> None:
-    """One alert per run: its tasks only leave word, the first also pings, the last tells what is good."""
+def test_with_alerts_only_the_run_reports_failures(tmp_path: Path) -> None:
+    """One alert per run: tasks only store their failures, the first also pings, the last reports success."""
     dag = provider_dag(provider(tmp_path, {"email": "ops@example.org"}))
     assert dag.has_on_failure_callback and not dag.has_on_success_callback
     for task in dag.tasks:
@@ -313,7 +317,7 @@ def web_server(status: int) -> Iterator[tuple[str, list[str]]]:
     [("start", "/secret/start"), ("success", "/secret"), ("failure", "/secret/fail")],
 )
 def test_ping_says_which_event_it_is_by_its_path(event: str, path: str) -> None:
-    """As healthchecks.io has it."""
+    """As healthchecks.io expects it."""
     with web_server(200) as (url, paths):
         senders.send(AlertRule(ping_url=url), event, None, {})
     assert paths == [path]
@@ -331,12 +335,12 @@ def test_ping_that_is_refused_is_logged_without_its_url(
     assert "secret" not in caplog.text
 
 
-def test_ping_that_nobody_answers_is_given_up(
+def test_a_ping_without_an_answer_times_out(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A backup does not wait for it."""
-    assert senders.TIMEOUT == 10
-    monkeypatch.setattr(senders, "TIMEOUT", 0.2)
+    assert senders.PING_TIMEOUT == 10
+    monkeypatch.setattr(senders, "PING_TIMEOUT", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         senders.send(AlertRule(ping_url=f"http://127.0.0.1:{silent.getsockname()[1]}/x"), "start", None, {})
     assert "ReadTimeout" in caplog.text
@@ -365,7 +369,7 @@ def test_alerts_are_tried_with_a_message_that_is_marked_as_a_test(
     options: tuple[str, ...],
     path: str,
 ) -> None:
-    """A ping leaves its check as it is, unless that is asked for."""
+    """A ping does not change the state of its check, unless asked to."""
     notifier = {"notifier": "tests.Told", "arguments": {"text": "{{ alert.event }}: {{ alert.text }}"}}
     with web_server(200) as (url, paths):
         assert try_alerts([{"ping_url": url}, notifier], *options) == 0
@@ -376,14 +380,14 @@ def test_alerts_are_tried_with_a_message_that_is_marked_as_a_test(
     assert "secret" not in said.out + said.err
 
 
-def test_way_that_does_not_take_the_test_is_told_and_the_others_are_tried(
+def test_a_channel_that_rejects_the_test_is_reported_and_the_others_are_tried(
     try_alerts: Callable[..., int],
     told: list[str],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Status 1, whichever it was; one that does not answer is waited for no longer than in earnest."""
-    monkeypatch.setattr(senders, "PATIENCE", 1.0)
+    """Status 1, whichever it was; one that does not answer times out as in a real alert."""
+    monkeypatch.setattr(senders, "SEND_TIMEOUT", 1.0)
     good = {"notifier": "tests.Told", "arguments": {"text": "{{ alert.text }}"}}
     bad = {"notifier": "tests.Told", "arguments": {"text": "{{ ti.task_id }}"}}
     with web_server(404) as (url, _), socket.create_server(("127.0.0.1", 0)) as silent:
@@ -402,7 +406,7 @@ def test_way_that_does_not_take_the_test_is_told_and_the_others_are_tried(
 def test_provider_without_alerts_has_none_to_try(
     try_alerts: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Which is told, rather than that all took it."""
+    """The message says so, rather than that all accepted it."""
     assert try_alerts([]) == 2
     assert "the provider web has no `alerts`, so that nobody is told" in capsys.readouterr().err
 
@@ -446,7 +450,7 @@ def test_alert_that_does_not_fit_is_refused_with_what_to_write(
     ],
 )
 def test_wrong_ping_url_is_refused_without_being_shown(tmp_path: Path, url: str) -> None:
-    """Who has the URL can say that all is well."""
+    """Whoever has the URL can report that all is well."""
     (problem,) = read(tmp_path, [{"ping_url": url}]).problems
     assert problem.key == "alerts.ping_url" and "is not the URL of a check" in problem.message
     assert "secret" not in str(problem)
@@ -467,7 +471,7 @@ def test_wrong_ping_url_is_refused_without_being_shown(tmp_path: Path, url: str)
 def test_notifier_that_cannot_be_made_is_a_problem_that_refuses_nobody(
     tmp_path: Path, rule: dict[str, Any], said: str | None
 ) -> None:
-    """It is found when the configuration is looked at, not when it is needed; the backup goes on."""
+    """It is found when the configuration is read, not when an alert is needed; backups continue."""
     configuration = read(tmp_path, [rule])
     assert configuration.providers and not configuration.problems
     problems = unusable(configuration, tmp_path / "providers.yaml")

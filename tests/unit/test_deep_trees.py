@@ -19,7 +19,7 @@ from airflow_mdbackup.scheme.history.usage import recount, stored_totals
 from airflow_mdbackup.scheme.index.canonical import IndexWriter
 from airflow_mdbackup.scheme.recovery.prune import KeepRules, PruneOutcome, pruning
 from airflow_mdbackup.scheme.recovery.selection import Selection
-from airflow_mdbackup.scheme.recovery.verify import unknown
+from airflow_mdbackup.scheme.recovery.verify import unknown_files
 from airflow_mdbackup.scheme.takeover.survey import SkipReason, SourceTree, Survey
 
 from ..torture import Cases
@@ -103,7 +103,7 @@ def test_no_depth_of_a_tree_that_makes_way_for_a_file_stops_a_run(
         assert main(["verify", *dest]) == GOOD
     with cases.one(), few_files():
         with pruning(pair.mirror, Selection(), KeepRules(), carry_out=True) as (_, versions):
-            assert [version.fate for version in versions] == [PruneOutcome.PRUNED] * 3
+            assert [version.outcome for version in versions] == [PruneOutcome.PRUNED] * 3
         with Timeline(pair.mirror) as past:
             assert not [content for content in past.contents() if content.until and content.places]
         assert os.listdir(pair.live("bob")) == ["a"]  # and no empty directory is left in .old
@@ -115,7 +115,7 @@ def test_what_lies_deeper_than_a_path_can_say_is_told_as_unknown(deep_pair: Pair
     assert backup(deep_pair, "file") == {"pulled": 1}
     deep = nest(deep_pair.mirror.files, 3_000)
     with Timeline(deep_pair.mirror) as past, few_files():
-        assert [found.place for found in unknown(deep_pair.mirror, past)] == [deep]
+        assert [found.place for found in unknown_files(deep_pair.mirror, past)] == [deep]
 
 
 def test_a_tree_of_any_depth_is_surveyed(deep_pair: Pair) -> None:
@@ -126,8 +126,8 @@ def test_a_tree_of_any_depth_is_surveyed(deep_pair: Pair) -> None:
     with few_files(), Survey([SourceTree(tree)]) as survey:
         survey.walk()
         survey.hash(2)
-        assert [(file.path, file.md5 is None) for file in survey.found()] == [(taken, False)]
-        assert survey.told.examples == {SkipReason.BAD_NAME: [b"/b" + left]}
+        assert [(file.path, file.md5 is None) for file in survey.surveyed_files()] == [(taken, False)]
+        assert survey.report.examples == {SkipReason.BAD_NAME: [b"/b" + left]}
 
 
 def leftover(pair: Pair) -> Path:

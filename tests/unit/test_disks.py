@@ -194,12 +194,14 @@ def test_a_restore_does_not_take_memory_for_a_disk_that_refused_what_was_written
 
         def restored() -> list[RestoreOutcome]:
             with state_of(pair.mirror, Selection()) as state:
-                return [each.came for each in restore(pair.mirror, state.past, state.contents(), target)]
+                return [
+                    each.outcome for each in restore(pair.mirror, state.timeline, state.contents(), target)
+                ]
 
         with (
             cases.one(),
             refusing(disk, monkeypatch, others),
-            pytest.raises(DestinationFull, match="make room"),
+            pytest.raises(DestinationFull, match="free some space"),
         ):
             restored()
         with cases.one():

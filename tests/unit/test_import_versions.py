@@ -23,10 +23,10 @@ from airflow_mdbackup.scheme.files import syscalls as syscalls_module
 from airflow_mdbackup.scheme.files import tree as tree_module
 from airflow_mdbackup.scheme.history.changes import commits, pending
 from airflow_mdbackup.scheme.history.timeline import Timeline
-from airflow_mdbackup.scheme.recovery.verify import VerifyOutcome, unknown, verify
+from airflow_mdbackup.scheme.recovery.verify import VerifyOutcome, unknown_files, verify
 from airflow_mdbackup.scheme.store.mirror import Mirror
 from airflow_mdbackup.scheme.takeover import import_versions
-from airflow_mdbackup.scheme.takeover.import_versions import _Importing
+from airflow_mdbackup.scheme.takeover.import_versions import _Importer
 from airflow_mdbackup.scheme.takeover.survey import Survey
 
 from ..torture import LONG
@@ -61,7 +61,7 @@ def adopted(terminal: Terminal, folder: Path, *words: str) -> None:
 
 @pytest.mark.parametrize("copy", [False, True])
 def test_what_rsync_kept_becomes_versions(pair: Pair, terminal: Terminal, tmp_path: Path, copy: bool) -> None:
-    """Moved, or copied; also of a path that is there no more. All that reads history knows them."""
+    """Moved, or copied; also of a path that no longer exists. Everything that reads history knows them."""
     kept = with_backup_dir(pair, tmp_path)
     adopted(terminal, tmp_path)
     before, index = on_disk(kept), pair.index_b()
@@ -81,8 +81,10 @@ def test_what_rsync_kept_becomes_versions(pair: Pair, terminal: Terminal, tmp_pa
     assert disk_of(pair)[2:] == (3, 37)
     with Timeline(pair.mirror) as past:
         assert not past.problems
-        assert {found.found for found in verify(pair.mirror, past, past.contents())} == {VerifyOutcome.SOUND}
-        assert not list(unknown(pair.mirror, past))
+        assert {found.outcome for found in verify(pair.mirror, past, past.contents())} == {
+            VerifyOutcome.SOUND
+        }
+        assert not list(unknown_files(pair.mirror, past))
     lines = terminal.run("versions", f"{pair.a}/changed", "--format", "json", index=False).splitlines()
     old, new = map(json.loads, lines)
     assert (old["until"], old["since"], old["md5"]) == (STAMP, None, digest(b"old changed").decode())
@@ -97,7 +99,7 @@ def test_what_rsync_kept_becomes_versions(pair: Pair, terminal: Terminal, tmp_pa
     check_sound(pair)
 
 
-def test_a_moment_before_the_first_backup_has_no_state(
+def test_a_time_before_the_first_backup_has_no_state(
     pair: Pair, terminal: Terminal, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Which files there were then is not known, and nothing is made up; the present state is as it was."""
@@ -106,7 +108,7 @@ def test_a_moment_before_the_first_backup_has_no_state(
     terminal.run("import", kept, "--at", pair.a, *DISPLACED, index=False)
     back = ("restore", "--dest", str(pair.mirror.dest), "--to", str(tmp_path / "back"))
     assert main([*back, "--as-of", "2026-11-21T00:00Z"]) == REFUSED
-    assert "of what was imported, only the versions are known" in capsys.readouterr().err
+    assert "of imported files only the versions are known" in capsys.readouterr().err
     assert main([*back, "--as-of", "now", "--include-gone"]) == GOOD
     found = {path.name: path.read_bytes() for path in (tmp_path / "back").rglob("*") if path.is_file()}
     assert found == {"changed": b"newer sub/changed", "same": b"old same"} | {"changed": found["changed"]}
@@ -114,7 +116,7 @@ def test_a_moment_before_the_first_backup_has_no_state(
 
 
 def test_an_import_overwrites_no_version(pair: Pair, terminal: Terminal, tmp_path: Path) -> None:
-    """Of the same moment, the next name is taken; the same bytes are not brought twice."""
+    """For the same time, the next name is used; the same content is not imported twice."""
     kept = with_backup_dir(pair, tmp_path)
     adopted(terminal, tmp_path)
     there = pair.live(".old") / f"changed.{STAMP}"
@@ -131,10 +133,10 @@ def test_an_import_overwrites_no_version(pair: Pair, terminal: Terminal, tmp_pat
 
 
 @pytest.mark.parametrize("cut_off", [False, True])
-def test_two_equal_imports_at_once_tell_each_version_once(
+def test_two_equal_imports_at_once_record_each_version_once(
     pair: Pair, terminal: Terminal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cut_off: bool
 ) -> None:
-    """The second one begins and ends while the first hashes; or is cut off as the first reads history."""
+    """The second one starts and ends while the first hashes; or is cut off as the first reads history."""
     kept = with_backup_dir(pair, tmp_path)
     adopted(terminal, tmp_path)
     words = ["import", kept, "--at", pair.a, *DISPLACED, "--copy"]
@@ -145,16 +147,16 @@ def test_two_equal_imports_at_once_tell_each_version_once(
         terminal.run(*words, index=False)
         hashing(survey, *arguments)
 
-    settling = import_versions._settle
+    settling = import_versions._recover
 
     def settle_early(mirror: Mirror) -> bool:
-        monkeypatch.setattr(import_versions, "_settle", settling)
+        monkeypatch.setattr(import_versions, "_recover", settling)
         finished = settling(mirror)
         terminal.cut_off(lambda: any(pending(mirror)), *words, index=False)
         return finished
 
     if cut_off:
-        monkeypatch.setattr(import_versions, "_settle", settle_early)
+        monkeypatch.setattr(import_versions, "_recover", settle_early)
     else:
         monkeypatch.setattr(Survey, "hash", hash_late)
     terminal.run(*words, index=False)
@@ -166,7 +168,7 @@ def test_two_equal_imports_at_once_tell_each_version_once(
 def test_files_with_a_suffix_become_versions_of_those_without(
     pair: Pair, terminal: Terminal, tmp_path: Path
 ) -> None:
-    """As `rclone --suffix` leaves them beside the others; a file of A's with such a name stays one."""
+    """As `rclone --suffix` leaves them beside the others; a file of A with such a name is not a version."""
     for name in ("a", "sub/b", "notes.2026-01-02", "other.2026-99-99"):
         pair.put(name, b"live")
     copy = rsynced(pair, tmp_path)
@@ -182,34 +184,34 @@ def test_files_with_a_suffix_become_versions_of_those_without(
     assert pair.versions("gone") == [b"gone.2026-11-20"]
     check_sound(pair)
     with Timeline(pair.mirror) as past:
-        assert not list(unknown(pair.mirror, past))
+        assert not list(unknown_files(pair.mirror, past))
         a = [content.until[:8] for content in past.contents() if content.path == pair.path("a")]
     assert a[2] == "" and a == [*sorted(a[:2]), ""]
     assert pair.backup().outcomes == {}
 
 
-def test_no_live_file_that_the_index_has_is_taken_for_a_version(
+def test_no_live_file_in_the_index_is_mistaken_for_a_version(
     pair: Pair, terminal: Terminal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Though its history is lost, or a run has brought it only since it was looked at."""
+    """Even if its history is lost, or a run brought it only since the survey."""
     pair.put("lost~", b"lost")
     pair.backup()
     commits(pair.mirror)[0].unlink()
     pair.live("new~").write_bytes(b"new")
     pair.live("old~").write_bytes(b"old")
 
-    def after_a_run(importing: _Importing) -> None:
+    def after_a_run(importing: _Importer) -> None:
         pair.put("new~", b"new")
         os.utime(pair.path("new~"), (1_600_000_000, 1_600_000_000))
         assert pair.backup().outcomes == {"adopted": 1}
         commit(importing)
 
-    commit = _Importing.commit
+    commit = _Importer.commit
     os.utime(pair.live("new~"), (1_600_000_000, 1_600_000_000))
     words = ["import", "--suffix", "~", *DISPLACED]
     terminal.run(*words, "--dry-run", index=False)
     assert "2 versions" in terminal.told
-    monkeypatch.setattr(_Importing, "commit", after_a_run)
+    monkeypatch.setattr(_Importer, "commit", after_a_run)
     terminal.run(*words, index=False)
     assert "1 versions" in terminal.told
     assert pair.versions("old") == [b"old"]
@@ -235,7 +237,7 @@ def test_nothing_is_imported_into_the_place_of_versions(
 def test_an_import_that_is_killed_at_any_step_loses_and_forgets_nothing(
     pair: Pair, terminal: Terminal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Or the power is cut; also where a renaming always overwrites. The next run, or command, finishes it."""
+    """Or the power fails; also where a rename always overwrites. The next run or command finishes it."""
     template = tmp_path / "x"
     with_backup_dir(pair, template)
     pair.mirror = Mirror(template / "b", "srv1")
@@ -267,7 +269,7 @@ def test_an_import_that_is_killed_at_any_step_loses_and_forgets_nothing(
         for name in ("changed", "sub/changed", "deleted"):
             assert pair.versions(name) == [f"old {name}".encode()]
         with Timeline(pair.mirror) as past:
-            assert not list(unknown(pair.mirror, past))
+            assert not list(unknown_files(pair.mirror, past))
         if not killed:
             break
 
@@ -276,7 +278,7 @@ def test_an_import_that_is_killed_at_any_step_loses_and_forgets_nothing(
 def test_an_import_that_was_cut_off_in_its_commit_is_finished_by_the_next(
     pair: Pair, terminal: Terminal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overwrites: bool
 ) -> None:
-    """Before that looks for more; an empty file, which took a version's name first, counts for nothing."""
+    """Before it looks for more; an empty file that got a version's name first is ignored."""
     kept = with_backup_dir(pair, tmp_path)
     adopted(terminal, tmp_path)
     words = ("import", kept, "--at", pair.a, *DISPLACED)
@@ -295,10 +297,10 @@ def test_an_import_that_was_cut_off_in_its_commit_is_finished_by_the_next(
     check_sound(pair)
 
 
-def test_what_changed_since_an_import_was_cut_off_is_not_taken_for_what_it_was(
+def test_files_that_changed_since_an_import_was_cut_off_are_not_recorded_as_what_they_were(
     pair: Pair, terminal: Terminal, tmp_path: Path
 ) -> None:
-    """Nor is what has the version's name by then. Both stay where they are, until the next import."""
+    """Nor is what has the version's name by then. Both stay in place until the next import."""
     kept = with_backup_dir(pair, tmp_path)
     adopted(terminal, tmp_path)
     words = ("import", kept, "--at", pair.a, *DISPLACED)
@@ -331,7 +333,7 @@ def test_what_changed_since_an_import_was_cut_off_is_not_taken_for_what_it_was(
         (("DIR", "--at", "/x", "--displaced", "today"), "has no index yet"),
     ],
 )
-def test_an_import_that_cannot_be_meant_is_refused(
+def test_an_import_that_makes_no_sense_is_refused(
     pair: Pair, terminal: Terminal, tmp_path: Path, words: tuple[str, ...], told: str
 ) -> None:
     pair.mirror.claim()
@@ -355,7 +357,7 @@ def test_an_import_that_cannot_be_meant_is_refused(
         (".%Y-%m-%d", b"/a.2026-11-20/x", None),
     ],
 )
-def test_a_suffix_tells_of_what_and_when(
+def test_a_suffix_shows_the_path_and_the_time(
     form: str, path: bytes, cut: tuple[bytes, str | None] | None
 ) -> None:
     """In local time; a name that is nothing but the suffix has none."""
@@ -431,7 +433,7 @@ def test_a_suffix_may_begin_with_a_dash(pair: Pair, terminal: Terminal, words: t
         (("/proc", "--at", "/x", "--suffix-keep-extension", *DISPLACED), "name the suffix, too"),
     ],
 )
-def test_a_suffix_that_is_missing_is_told(
+def test_a_missing_suffix_is_reported(
     terminal: Terminal, words: tuple[str, ...], why: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     try:
@@ -479,6 +481,6 @@ def test_a_suffix_that_skips_a_part_of_the_time_is_refused(form: str) -> None:
         (".%Y%%m%m%d", b"/x.2025%m1120", "2025-11-20"),
     ],
 )
-def test_a_suffix_that_tells_a_day_may_go_on_to_the_second(form: str, path: bytes, moment: str) -> None:
+def test_a_suffix_with_a_day_may_include_the_time_to_the_second(form: str, path: bytes, moment: str) -> None:
     there = stamp_of(datetime.fromisoformat(moment).astimezone())
     assert Suffix(form).cut(path) == (b"/x", there)

@@ -13,14 +13,14 @@ import pytest
 import structlog.testing
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
-from airflow_mdbackup.alerts.message import kind_of
+from airflow_mdbackup.alerts.message import describe_error
 from airflow_mdbackup.assets import LAST_GOOD, provider_asset
 from airflow_mdbackup.operators import RestoreFiles, VerifyMirror
 from airflow_mdbackup.scheme.errors import DestinationRefused
 from airflow_mdbackup.scheme.history.changes import commits
 from airflow_mdbackup.scheme.history.forget import forget
 from airflow_mdbackup.scheme.recovery.rebuild_history import rebuild
-from airflow_mdbackup.scheme.recovery.restore_target import target_below
+from airflow_mdbackup.scheme.recovery.restore_target import resolve_target
 
 from .conftest import Pair
 from .test_restore import two_runs
@@ -106,7 +106,7 @@ def test_damage_fails_the_task_for_good_and_says_where_and_what_to_do(pair: Pair
     assert told.count("\n- rotten: ") == 10 and "mdbackup verify srv1 PATH --repair" in told
     assert "1 missing" in told and "11 rotten" in told and "\x1b" not in told
     assert task.pushed["return_value"]["rotten"] == 11 and len(task.pushed["return_value"]["damage"]) == 10
-    assert kind_of(failed.value)[0] == "files of the backup are damaged"
+    assert describe_error(failed.value)[0] == "files of the backup are damaged"
     assert log.text.count("rotten: /") == 11
     assert "odd\\x0a:\\x3aendgroup::" in log.text and "\x1b" not in log.text
     with pytest.raises(AirflowFailException, match="nothing was ever backed up under /nowhere"):
@@ -179,7 +179,7 @@ def test_backup_that_is_not_there_yet_is_no_damage_but_one_that_is_gone_is(pair:
     ("params", "said"),
     [
         ({"part": "2/1"}, "is more than all"),
-        ({"missing": True}, "ask for a repair, too"),
+        ({"missing": True}, "only together with corrupted ones: add `repair`"),
         ({"paths": [""]}, "a path is empty"),
         ({"path": ["/x"]}, "did you mean paths"),
         ({"repairs": True}, "did you mean repair"),
@@ -247,7 +247,7 @@ def test_restore_says_what_a_person_has_taken_out_of_the_index(pair: Pair, base:
     two_runs(pair)
     forget(pair.mirror, lambda path: path in (pair.path("same"), pair.path("new")))
     assert execute(restorer(pair), target="t")["restored"] == 4
-    assert "2 files are left out" in log.text and "include_gone takes" in log.text
+    assert "2 files excluded" in log.text and "include_gone includes" in log.text
 
 
 def test_dry_run_makes_nothing_and_tells_what_would_come(pair: Pair, base: Path, log: Log) -> None:
@@ -279,7 +279,7 @@ def test_what_does_not_come_back_fails_the_task_for_good_and_is_named(pair: Pair
     ("params", "said"),
     [
         ({"as_of": "sometime"}, "is no moment"),
-        ({"as_of": "2001-01-01"}, "there was no backup yet"),
+        ({"as_of": "2001-01-01"}, "the first backup is newer than"),
         ({"path": ["/x"]}, "did you mean paths"),
         ({"targets": "x"}, "did you mean target"),
     ],
@@ -328,12 +328,12 @@ def test_base_may_be_a_symlink_and_must_be_a_directory(tmp_path: Path) -> None:
     real.mkdir()
     link.symlink_to(real)
     for target in ("a/b", f"{link}/a/b", f"{real}/a/b"):
-        assert target_below(link, target) == real / "a" / "b"
+        assert resolve_target(link, target) == real / "a" / "b"
     assert (real / "a" / "b").stat().st_mode & 0o777 == 0o700
     for base in (tmp_path / "missing", Path("relative")):
-        with pytest.raises(DestinationRefused, match="absolute path of a directory"):
-            target_below(base, "a")
-    assert target_below(real, "not made", make=False) == real / "not made"
+        with pytest.raises(DestinationRefused, match="absolute path of an existing directory"):
+            resolve_target(base, "a")
+    assert resolve_target(real, "not made", make=False) == real / "not made"
     assert not (real / "not made").exists()
 
 

@@ -839,8 +839,8 @@ def test_a_restore_from_the_second_file_tried_is_whole_where_blocks_are_shared(
         for file in pair.mirror.history.iterdir():
             file.unlink()
         with state_of(pair.mirror, Selection()) as state:
-            (came,) = restore(pair.mirror, state.past, state.contents(), disk / "target")
-        assert came.came == RestoreOutcome.RESTORED
+            (came,) = restore(pair.mirror, state.timeline, state.contents(), disk / "target")
+        assert came.outcome == RestoreOutcome.RESTORED
         assert (disk / "target" / os.fsdecode(pair.path("file"))[1:]).read_bytes() == b"small" * 10
 
 

@@ -44,7 +44,7 @@ def with_versions(pair: Pair) -> None:
 
 def versions_to_prune(pair: Pair) -> int:
     with pruning(pair.mirror, Selection(), KeepRules(last=1), carry_out=False) as (_, versions):
-        return sum(version.fate == PruneOutcome.GOES for version in versions)
+        return sum(version.outcome == PruneOutcome.GOES for version in versions)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What pruning takes away and what it leaves, compared with what lay there; and what is told of it."""
+"""What pruning deletes and what it keeps, compared with what was there; and what is reported."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def prune(
 
 
 def mdbackup(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
-    """Run the command line, and return its exit status and what it told."""
+    """Run a command, and return its exit status and output."""
     try:
         status = main(words)
     except SystemExit as end:
@@ -78,7 +78,7 @@ def told(pair: Pair) -> tuple[int, ...]:
 
 
 def many_versions(pair: Pair) -> None:
-    """Have versions of files, of such as are gone, and some in a directory that went out of the way."""
+    """Make versions of files, of deleted ones too, and some in a directory that was moved out of the way."""
     for number in range(4):
         for name in ("changes", "deep/changes", "gone", "flips/below", "flips/beside"):
             pair.put(name, f"{name}, {number}".encode() * (number + 1))
@@ -92,7 +92,7 @@ def many_versions(pair: Pair) -> None:
 
 @pytest.mark.guarantee("11. Getting it back")
 @pytest.mark.parametrize("seed", range(scaled(2, 20)))
-def test_what_is_kept_of_a_random_history_comes_back_and_all_else_is_told_as_pruned(
+def test_kept_versions_of_a_random_history_can_be_restored_and_all_others_are_reported_as_pruned(
     pair: Pair, cases: Cases, tmp_path: Path, seed: int
 ) -> None:
     """Every state, byte for byte; the totals of the status are what a walk of the disk counts."""
@@ -107,7 +107,7 @@ def test_what_is_kept_of_a_random_history_comes_back_and_all_else_is_told_as_pru
         if number % 8 == 7:
             rules = (KeepRules(last=1), KeepRules(since=snapshots[-4][0]), KeepRules(daily=1))[number // 8]
             before = files_of(pair)
-            gone = {v.place: v for v in prune(pair, rules) if v.fate == PruneOutcome.PRUNED}
+            gone = {v.place: v for v in prune(pair, rules) if v.outcome == PruneOutcome.PRUNED}
             pruned |= {(version.content.path, version.content.until) for version in gone.values()}
             assert files_of(pair) == {p: file for p, file in before.items() if p not in gone}
             assert all(b"/.old/" in place for place in gone)
@@ -118,15 +118,15 @@ def test_what_is_kept_of_a_random_history_comes_back_and_all_else_is_told_as_pru
         assert not past.problems
     assert {(each.path, each.until) for each in contents(pair) if each.pruned} == pruned
     assert pruned
-    still_here = set(map(digest, contents_of(pair)))  # some bytes have come under several names
+    still_here = set(map(digest, contents_of(pair)))  # some contents were under several names
     for number, (stamp, kept) in enumerate(snapshots):
         target = tmp_path / str(number)
         with cases.one(), Timeline(pair.mirror) as past:
             moment = past.moment_at(stamp)
             states = list(past.state(moment)) if moment is not None else []
             came = list(restore(pair.mirror, past, states, target))
-            lost = {each.content.path for each in came if each.came == RestoreOutcome.PRUNED}
-            assert {each.came for each in came} <= {RestoreOutcome.RESTORED, RestoreOutcome.PRUNED}
+            lost = {each.content.path for each in came if each.outcome == RestoreOutcome.PRUNED}
+            assert {each.outcome for each in came} <= {RestoreOutcome.RESTORED, RestoreOutcome.PRUNED}
             gone_for_good = [each for each in states if each.md5 not in still_here]
             assert lost == {each.path for each in gone_for_good if (each.path, each.until) in pruned}
             assert files_in(target) == {path: file for path, file in kept.items() if path not in lost}
@@ -152,18 +152,18 @@ def test_a_version_stays_if_any_rule_keeps_it(rules: KeepRules, kept: str) -> No
         **{"a": "20261103T120000.000000Z", "b": "20261103T110000.000000Z", "c": "20261030T110000.000000Z"},
         **{"d": "20261002T120000.000000Z", "e": "20261002T110000.000000Z", "f": "20250102T110000.000000Z"},
     }
-    keeps = rules.keeper()
+    keeps = rules.for_one_path()
     assert "".join(name for name, stamp in stamps.items() if keeps(stamp)) == kept
 
 
-def test_versions_in_a_directory_that_went_as_a_whole_go_too_and_empty_directories_with_them(
+def test_versions_in_a_directory_that_was_moved_are_pruned_too_with_empty_directories(
     pair: Pair,
 ) -> None:
     many_versions(pair)
     (moved,) = (pair.live("flips").parent / ".old").glob("flips.*")
     assert {path.name for path in (moved / ".old").iterdir()} and (moved / "below").is_file()
     versions = prune(pair, KeepRules(last=1), ("flips",))
-    assert sorted(v.fate.value for v in versions) == ["kept"] * 2 + ["pruned"] * 6
+    assert sorted(v.outcome.value for v in versions) == ["kept"] * 2 + ["pruned"] * 6
     assert sorted(path.name for path in moved.iterdir()) == ["below", "beside"]
     prune(pair, KeepRules(since="9"))
     assert not list(pair.mirror.files.rglob(".old"))
@@ -176,14 +176,14 @@ def test_versions_in_a_directory_that_went_as_a_whole_go_too_and_empty_directori
 def test_nothing_is_changed_unless_it_is_to_be_carried_out(pair: Pair) -> None:
     many_versions(pair)
     before = sorted((str(path), path.lstat().st_mtime_ns) for path in pair.mirror.dest.rglob("*"))
-    assert {v.fate for v in prune(pair, KeepRules(last=1), carry_out=False)} == {
+    assert {v.outcome for v in prune(pair, KeepRules(last=1), carry_out=False)} == {
         PruneOutcome.GOES,
         PruneOutcome.KEPT,
     }
     assert sorted((str(path), path.lstat().st_mtime_ns) for path in pair.mirror.dest.rglob("*")) == before
 
 
-def test_what_is_not_what_history_says_stays_and_counts_for_no_rule(pair: Pair, tmp_path: Path) -> None:
+def test_files_that_are_not_what_history_says_stay_and_count_for_no_rule(pair: Pair, tmp_path: Path) -> None:
     """Other bytes, a symlink, nothing at all, another name. Other times alone are no reason."""
     for number in range(7):
         pair.put("file", b"%d" % number * 9)
@@ -200,7 +200,7 @@ def test_what_is_not_what_history_says_stays_and_counts_for_no_rule(pair: Pair, 
     old[5].unlink()
     versions = prune(pair, KeepRules(last=1))
     root = os.fsencode(pair.mirror.files)
-    assert {Path(os.fsdecode(root + v.place)).name: v.fate.value for v in versions} == {
+    assert {Path(os.fsdecode(root + v.place)).name: v.outcome.value for v in versions} == {
         old[0].name: "pruned",
         old[1].name: "changed",
         old[2].name: "changed",
@@ -208,23 +208,23 @@ def test_what_is_not_what_history_says_stays_and_counts_for_no_rule(pair: Pair, 
         old[4].name: "changed",
     }
     assert old[3].read_bytes() == contents_of_old[3] and not old[0].exists()
-    assert [v.fate for v in prune(pair, KeepRules(since="9"))].count(PruneOutcome.LINKED) == 1
+    assert [v.outcome for v in prune(pair, KeepRules(since="9"))].count(PruneOutcome.LINKED) == 1
     assert old[3].read_bytes() == contents_of_old[3] and old[1].exists() and old[2].is_symlink()
     assert pair.live("file").read_bytes() == b"6" * 9
 
 
 def test_nothing_is_reached_through_a_symlink(pair: Pair, tmp_path: Path) -> None:
-    """Nor is what cannot be seen behind one told to be gone."""
+    """Nor is what cannot be seen behind one recorded as gone."""
     many_versions(pair)
     deep = pair.live("deep")
     deep.rename(tmp_path / "elsewhere")
     deep.symlink_to(tmp_path / "elsewhere")
-    fates = {v.fate for v in prune(pair, KeepRules(since="9")) if b"/deep/" in v.place}
+    fates = {v.outcome for v in prune(pair, KeepRules(since="9")) if b"/deep/" in v.place}
     assert fates == set() and len(list((tmp_path / "elsewhere/.old").iterdir())) == 3
     assert not any(c.pruned for c in contents(pair) if b"/deep/" in c.path)
 
 
-def test_what_cannot_be_seen_any_more_is_not_told_to_be_gone(pair: Pair, tmp_path: Path) -> None:
+def test_a_version_that_cannot_be_seen_any_more_is_not_recorded_as_gone(pair: Pair, tmp_path: Path) -> None:
     """Somebody puts a symlink in its way while a pruning is cut off."""
     many_versions(pair)
     for number in count(1):
@@ -238,8 +238,8 @@ def test_what_cannot_be_seen_any_more_is_not_told_to_be_gone(pair: Pair, tmp_pat
     assert not any(pending(pair.mirror)) and not any(c.pruned for c in contents(pair))
 
 
-def test_a_run_that_is_older_than_the_last_commit_is_superseded_behind_a_pruning(pair: Pair) -> None:
-    """Also where only history tells how new that was."""
+def test_a_run_older_than_the_last_commit_is_superseded_after_a_pruning(pair: Pair) -> None:
+    """Even if only history shows how new that was."""
     many_versions(pair)
     old = pair.prepare()
     pair.put("same", b"newer")
@@ -249,15 +249,15 @@ def test_a_run_that_is_older_than_the_last_commit_is_superseded_behind_a_pruning
     assert pair.finish(old).superseded and pair.live("same").read_bytes() == b"newer"
 
 
-def test_the_index_and_what_hands_did_to_it_stay_as_they_are(pair: Pair) -> None:
-    """Also where it is damaged or deleted: pruning is no run. The next one tells of it."""
+def test_the_index_and_manual_edits_of_it_stay_as_they_are(pair: Pair) -> None:
+    """Even if it is damaged or deleted: pruning is not a run. The next run reports it."""
     many_versions(pair)
     lines = pair.mirror.index.read_bytes()
     for spoilt, name in ((b"spoilt", "changes"), (None, "gone"), (lines.replace(b"  ", b" *", 1), "flips")):
         pair.mirror.index.unlink(missing_ok=True)
         if spoilt is not None:
             pair.mirror.index.write_bytes(spoilt)
-        assert PruneOutcome.PRUNED in {v.fate for v in prune(pair, KeepRules(last=1), (name,))}
+        assert PruneOutcome.PRUNED in {v.outcome for v in prune(pair, KeepRules(last=1), (name,))}
         assert (pair.mirror.index.read_bytes() if pair.mirror.index.exists() else None) == spoilt
     pair.mirror.index.unlink()
     assert pair.backup().outcomes == {"pulled": 4}
@@ -266,11 +266,11 @@ def test_the_index_and_what_hands_did_to_it_stay_as_they_are(pair: Pair) -> None
 
 @pytest.mark.guarantee("1. Crash at every step")
 @pytest.mark.parametrize("kinds", scaled([(None, HarshPowerCut)], [(None,), (HarshPowerCut,)]))
-def test_pruning_may_be_killed_at_any_step_and_goes_no_further_by_itself(
+def test_pruning_may_be_killed_at_any_step_and_is_not_resumed_by_itself(
     pair: Pair, cases: Cases, monkeypatch: pytest.MonkeyPatch, kinds: tuple[type[PowerCut] | None, ...]
 ) -> None:
-    """What is gone is told as pruned, what is there is there; the same command again does the rest."""
-    monkeypatch.setattr(prune_module, "_FIRST", 2)
+    """What is gone is reported as pruned, the rest is intact; the same command again does the rest."""
+    monkeypatch.setattr(prune_module, "_FIRST_BATCH", 2)
     for number in range(3):
         pair.put("changes", b"%d" % number)
         pair.put("flips/below", b"%d" % number * 2)
@@ -280,7 +280,7 @@ def test_pruning_may_be_killed_at_any_step_and_goes_no_further_by_itself(
     pair.backup()
     kept = files_of(pair)
     rules = KeepRules(since="9")
-    goes = {v.place for v in prune(pair, rules, carry_out=False) if v.fate == PruneOutcome.GOES}
+    goes = {v.place for v in prune(pair, rules, carry_out=False) if v.outcome == PruneOutcome.GOES}
     assert len(goes) == 5
     interrupted = 0
 
@@ -308,10 +308,10 @@ def test_pruning_may_be_killed_at_any_step_and_goes_no_further_by_itself(
     assert interrupted > 10
 
 
-def test_what_a_cut_off_pruning_may_have_taken_is_no_damage_and_comes_back_where_it_is(
+def test_what_a_cut_off_pruning_may_have_deleted_is_no_damage_and_is_restored_if_it_exists(
     pair: Pair, tmp_path: Path
 ) -> None:
-    """Before any run has settled it."""
+    """Before any run has recovered it."""
     many_versions(pair)
     with Timeline(pair.mirror) as past:
         state = list(past.state(past.moments[0]))
@@ -325,10 +325,10 @@ def test_what_a_cut_off_pruning_may_have_taken_is_no_damage_and_comes_back_where
         shutil.rmtree(pair.mirror.dest)
     with Timeline(pair.mirror) as past:
         came = {
-            each.content.path: each.came
+            each.content.path: each.outcome
             for each in restore(pair.mirror, past, list(past.state(past.moments[0])), tmp_path / "target")
         }
-        found = {each.found for each in verify(pair.mirror, past, past.contents())}
+        found = {each.outcome for each in verify(pair.mirror, past, past.contents())}
     assert came.keys() == {content.path for content in state}
     assert (
         came[pair.path("changes")] == RestoreOutcome.PRUNED
@@ -342,13 +342,13 @@ def test_what_is_pruned_while_it_is_verified_is_no_damage(pair: Pair) -> None:
     with Timeline(pair.mirror) as past:
         known = list(past.contents())
         prune(pair, KeepRules(since="9"))
-        found = [each.found for each in verify(pair.mirror, past, known)]
+        found = [each.outcome for each in verify(pair.mirror, past, known)]
     assert (
         set(found) == {VerifyOutcome.SOUND, VerifyOutcome.PRUNED} and found.count(VerifyOutcome.PRUNED) == 17
     )
 
 
-def test_a_run_that_is_under_way_goes_on_after_a_pruning(pair: Pair) -> None:
+def test_a_running_backup_continues_after_a_pruning(pair: Pair) -> None:
     """It has archived already; its versions get another stamp, and none of them is lost."""
     many_versions(pair)
     pair.put("changes", b"newest")
@@ -362,7 +362,7 @@ def test_a_run_that_is_under_way_goes_on_after_a_pruning(pair: Pair) -> None:
     assert told(pair) == walked(pair)
 
 
-def test_a_run_that_holds_the_lock_is_waited_for_and_told(
+def test_a_run_that_holds_the_lock_is_named_and_waited_for(
     pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     many_versions(pair)
@@ -372,10 +372,8 @@ def test_a_run_that_holds_the_lock_is_waited_for_and_told(
 
 
 @pytest.mark.parametrize("number", [1, 2])
-def test_what_a_lost_history_told_of_stays(
-    pair: Pair, capsys: pytest.CaptureFixture[str], number: int
-) -> None:
-    """It is said that some is missing; what is known goes, and the rest is counted as known to nobody."""
+def test_versions_of_a_lost_history_stay(pair: Pair, capsys: pytest.CaptureFixture[str], number: int) -> None:
+    """The gap is reported; known versions are pruned, and the rest is counted as unknown."""
     for n in range(4):
         pair.put("file", b"%d" % n)
         pair.backup()
@@ -389,8 +387,8 @@ def test_what_a_lost_history_told_of_stays(
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
-def test_a_disk_that_is_full_but_for_some_kilobytes_has_room_again(pair: Pair) -> None:
-    """The first versions that go make room for the history of the others; with no room at all it is told."""
+def test_a_disk_that_is_full_except_for_some_kilobytes_can_be_pruned(pair: Pair) -> None:
+    """The first versions make space for the history of the others; a completely full disk is reported."""
     with mounted("tmpfs", pair.mirror.dest, 80 * MB):
         for number in range(5):
             for name in range(60):
@@ -400,21 +398,21 @@ def test_a_disk_that_is_full_but_for_some_kilobytes_has_room_again(pair: Pair) -
             server.stop()
         with (pair.mirror.dest / "full").open("wb", buffering=0) as file:
             os.posix_fallocate(file.fileno(), 0, free_space(pair.mirror.dest).size)
-            with pytest.raises(DestinationFull, match="no room even for the history"):
+            with pytest.raises(DestinationFull, match="no space even for the history"):
                 prune(pair, KeepRules(since="9"))
             assert len(files_of(pair)) == 300
             file.truncate(file.seek(0, os.SEEK_END) - 40_000)
-            assert [v.fate for v in prune(pair, KeepRules(since="9"))] == [PruneOutcome.PRUNED] * 240
+            assert [v.outcome for v in prune(pair, KeepRules(since="9"))] == [PruneOutcome.PRUNED] * 240
         assert told(pair) == walked(pair)
 
 
 # --- the commands -----------------------------------------------------------------------------------
 
 
-def test_command_shows_first_and_takes_away_when_told(
+def test_the_command_shows_first_and_deletes_on_request(
     pair: Pair, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    """In text and in JSON; and what log, history, versions and restore tell then."""
+    """In text and in JSON; and what log, history, versions and restore say afterwards."""
     many_versions(pair)
     dest = ("--dest", str(pair.mirror.dest))
     status, out, said = mdbackup(capsys, "prune", *dest, "--keep-last", "1")
@@ -457,9 +455,7 @@ def test_command_shows_first_and_takes_away_when_told(
         )
 
 
-def test_restore_takes_the_same_bytes_from_elsewhere_where_they_were_pruned(
-    pair: Pair, tmp_path: Path
-) -> None:
+def test_pruned_content_is_restored_from_another_copy(pair: Pair, tmp_path: Path) -> None:
     pair.put("a", b"bytes")
     pair.put("b", b"bytes")
     pair.backup()
@@ -468,11 +464,11 @@ def test_restore_takes_the_same_bytes_from_elsewhere_where_they_were_pruned(
     prune(pair, KeepRules(since="9"))
     with Timeline(pair.mirror) as past:
         came = list(restore(pair.mirror, past, past.state(past.moments[0]), tmp_path / "target"))
-    assert {each.came for each in came} == {RestoreOutcome.RESTORED}
+    assert {each.outcome for each in came} == {RestoreOutcome.RESTORED}
     assert {file.content for file in files_in(tmp_path / "target").values()} == {b"bytes"}
 
 
-def test_no_other_version_is_taken_for_one_that_was_pruned(pair: Pair, tmp_path: Path) -> None:
+def test_no_other_version_is_mistaken_for_a_pruned_one(pair: Pair, tmp_path: Path) -> None:
     """Of the same path and size; nor by a dry run."""
     for content in (b"first", b"other", b"third"):
         pair.put("a", content)
@@ -482,7 +478,7 @@ def test_no_other_version_is_taken_for_one_that_was_pruned(pair: Pair, tmp_path:
         with Timeline(pair.mirror) as past:
             state = past.state(past.moments[0])
             (came,) = restore(pair.mirror, past, state, tmp_path / "target", dry_run=dry_run)
-        assert came.came == RestoreOutcome.PRUNED
+        assert came.outcome == RestoreOutcome.PRUNED
 
 
 @pytest.mark.parametrize(
@@ -504,7 +500,7 @@ def test_a_rule_is_needed_and_must_be_meant(
     assert status == 2 and said in told and files_of(pair) == before
 
 
-def test_a_path_that_was_never_there_is_told(pair: Pair, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_path_that_was_never_backed_up_is_reported(pair: Pair, capsys: pytest.CaptureFixture[str]) -> None:
     many_versions(pair)
     status, _, said = mdbackup(
         capsys, "prune", "--dest", str(pair.mirror.dest), "--keep-within", "1y", "/nowhere"
@@ -517,7 +513,7 @@ def test_a_path_that_was_never_there_is_told(pair: Pair, capsys: pytest.CaptureF
 
 @pytest.mark.guarantee("1. Crash at every step")
 def test_totals_count_a_commit_once_wherever_it_is_killed(pair: Pair, cases: Cases) -> None:
-    """Added, replaced, moved and returned files; killed at each step, settled and gone on with by a retry."""
+    """Added, replaced, moved and returned files; killed at each step, recovered and resumed by a retry."""
     for name in ("same", "changed", "returns", "flips/below", "flips/changed", "file"):
         pair.put(name, name.encode())
     pair.backup()
@@ -550,7 +546,7 @@ def test_totals_count_a_commit_once_wherever_it_is_killed(pair: Pair, cases: Cas
 
 
 @pytest.mark.parametrize("stored", ["none", "damaged", "of another time", "lost", "old"])
-def test_totals_that_are_lost_are_counted_anew_by_the_next_run(pair: Pair, stored: str) -> None:
+def test_lost_totals_are_counted_again_by_the_next_run(pair: Pair, stored: str) -> None:
     many_versions(pair)
     before = told(pair)
     status = json.loads(pair.mirror.status.read_text())
@@ -589,7 +585,7 @@ def test_a_run_that_changes_nothing_reads_no_history_for_the_totals(
     assert pair.mirror.read_status()["totals"] == before
 
 
-def test_growth_is_what_came_in_the_last_30_days(pair: Pair) -> None:
+def test_growth_is_what_arrived_in_the_last_30_days(pair: Pair) -> None:
     pair.put("a", bytes(1000))
     pair.backup()
     pair.put("a", bytes(300))
@@ -602,8 +598,8 @@ def test_growth_is_what_came_in_the_last_30_days(pair: Pair) -> None:
     assert month.came(NOW) - totals.came(NOW) == 5
 
 
-def test_files_of_hands_that_are_adopted_are_counted(pair: Pair) -> None:
-    """They were no commit's, so that all is counted anew."""
+def test_files_put_there_by_hand_are_counted_once_adopted(pair: Pair) -> None:
+    """They were not part of a commit, so everything is counted again."""
     pair.put("a", b"a")
     pair.backup()
     for name in ("b", "c"):
@@ -613,7 +609,7 @@ def test_files_of_hands_that_are_adopted_are_counted(pair: Pair) -> None:
     assert told(pair) == walked(pair) == (3, 3, 0, 0)
 
 
-def test_history_has_path_md5_size_and_place_of_what_went(pair: Pair) -> None:
+def test_history_has_path_md5_size_and_place_of_pruned_versions(pair: Pair) -> None:
     pair.put("a", b"first")
     pair.backup()
     pair.put("a", b"second")
@@ -626,9 +622,7 @@ def test_history_has_path_md5_size_and_place_of_what_went(pair: Pair) -> None:
 
 
 @pytest.mark.guarantee("11. Getting it back")
-def test_a_version_that_somebody_writes_to_just_now_stays(
-    pair: Pair, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_version_that_somebody_is_writing_to_stays(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also if it has the same size as before."""
     many_versions(pair)
     old = sorted((pair.live("changes").parent / ".old").glob("changes.*"))[0]
@@ -639,12 +633,12 @@ def test_a_version_that_somebody_writes_to_just_now_stays(
         return write_ahead(tx, going)
 
     monkeypatch.setattr(Transaction, "prune", meanwhile)
-    fates = {version.place: version.fate for version in prune(pair, KeepRules(last=1))}
+    fates = {version.place: version.outcome for version in prune(pair, KeepRules(last=1))}
     assert fates[os.fsencode(old)[len(os.fsencode(pair.mirror.files)) :]] == PruneOutcome.CHANGED
     assert set(old.read_bytes()) == set(b"X")
 
 
-def test_versions_with_the_same_stamp_count_each(pair: Pair, tmp_path: Path) -> None:
+def test_versions_with_the_same_stamp_each_count(pair: Pair, tmp_path: Path) -> None:
     """As imports of several trees of one day may have."""
     pair.put("file", b"now")
     pair.backup()
@@ -658,7 +652,7 @@ def test_versions_with_the_same_stamp_count_each(pair: Pair, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("how", ["repaired", "no index", "another size"])
-def test_what_hands_took_away_and_a_run_brings_again_counts_once(pair: Pair, how: str) -> None:
+def test_a_file_deleted_by_hand_and_copied_again_counts_once(pair: Pair, how: str) -> None:
     pair.put("file", b"file")
     pair.put("other", b"other")
     pair.backup()

@@ -1,4 +1,4 @@
-"""History that is lost or damaged, told anew by what is left."""
+"""Lost or damaged history is rebuilt from what is left."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from airflow_mdbackup.scheme.history.forget import forget
 from airflow_mdbackup.scheme.history.timeline import Timeline
 from airflow_mdbackup.scheme.recovery.prune import KeepRules, pruning
 from airflow_mdbackup.scheme.recovery.rebuild_history import rebuild
-from airflow_mdbackup.scheme.recovery.restore import bytes_of
+from airflow_mdbackup.scheme.recovery.restore import read_content
 from airflow_mdbackup.scheme.recovery.selection import Selection
 from airflow_mdbackup.scheme.takeover.import_versions import import_versions
 from airflow_mdbackup.scheme.takeover.survey import SourceTree
@@ -49,10 +49,10 @@ def lose(pair: Pair, choose: random.Random) -> None:
 
 
 @pytest.mark.parametrize("lost", ["told anew", "moved away", "damaged"])
-def test_no_run_takes_a_version_away_because_the_history_of_it_has_another_name(
+def test_no_run_deletes_a_version_because_its_history_has_another_name(
     pair: Pair, monkeypatch: pytest.MonkeyPatch, lost: str
 ) -> None:
-    """Runs clean up what earlier ones archived in vain; whether it was in vain no name of a file tells."""
+    """Runs clean up what earlier ones archived in vain; no file name shows whether it was in vain."""
     monkeypatch.setattr(clean_module, "_RUNS", 2)
     for content in (b"A", b"B", b"A"):
         pair.put("file", content)
@@ -107,10 +107,10 @@ def test_a_version_stays_of_each_commit_of_a_run_that_was_cleared(
 
 @pytest.mark.guarantee("11. Getting it back")
 @pytest.mark.parametrize("seed", range(5 if not LONG else 200))
-def test_what_was_lost_of_a_random_history_is_told_anew(
+def test_lost_parts_of_a_random_history_are_rebuilt(
     pair: Pair, cases: Cases, tmp_path: Path, seed: int
 ) -> None:
-    """What was before comes exactly; of what was lost, and behind it, everything, and rather too much."""
+    """States before the loss are restored exactly; later ones completely, rather with too much."""
     somebody, choose = Random(pair, seed), random.Random(seed)
     snapshots: list[tuple[str, dict[bytes, Kept]]] = []
     for _ in range(scaled(12, 40)):
@@ -136,13 +136,13 @@ def test_what_was_lost_of_a_random_history_is_told_anew(
 
 
 def pair_knows(pair: Pair, stamp: str) -> bool:
-    """Whether there is a moment that is not after a stamp: it is not known when lost first ones were."""
+    """Whether there is a commit that is not after a stamp: when lost first ones were is not known."""
     with Timeline(pair.mirror) as past:
         return past.moment_at(stamp) is not None
 
 
-def test_rebuilt_history_is_gone_on_with(pair: Pair, tmp_path: Path) -> None:
-    """None was left: versions have their times, damaged files stay, and the next run takes no harm."""
+def test_runs_continue_a_rebuilt_history(pair: Pair, tmp_path: Path) -> None:
+    """None was left: versions have their times, damaged files stay, and the next run succeeds."""
     for content in (b"1", b"2", b"3"):
         pair.put("changed", content)
         pair.put("of " + content.decode(), content)
@@ -171,10 +171,8 @@ def test_rebuilt_history_is_gone_on_with(pair: Pair, tmp_path: Path) -> None:
     assert status == 0 and "4 restored" in said
 
 
-def test_a_first_commit_that_was_lost_is_told_from_when_the_backup_was_set_up(
-    pair: Pair, tmp_path: Path
-) -> None:
-    """Else a moment between it and the second is before all backups. Where it is not known, that is told."""
+def test_a_lost_first_commit_is_rebuilt_as_of_when_the_backup_was_set_up(pair: Pair, tmp_path: Path) -> None:
+    """Else a time between it and the second is before all backups. If it is unknown, the message says so."""
     pair.put("first", b"1")
     pair.backup()
     between = f"{datetime.now(UTC).isoformat()}"
@@ -184,28 +182,29 @@ def test_a_first_commit_that_was_lost_is_told_from_when_the_backup_was_set_up(
     dest = "--dest", str(pair.mirror.dest)
     words = "restore", *dest, "--as-of", between, "--to", str(tmp_path / "back")
     status, _, said = mdbackup(*words)
-    assert status == 2 and "no backup is known of" in said and "mdbackup rebuild" in said
+    assert status == 2 and "no known backup is as old as" in said and "mdbackup rebuild" in said
     rebuild(pair.mirror)
     rebuilt, second = commits(pair.mirror)
     status, _, said = mdbackup(*words)
-    assert status == 0 and "1 restored" in said and "there may be too much" in said
+    assert status == 0 and "1 restored" in said and "there may be too many files" in said
     assert list(files_in(tmp_path / "back")) == [pair.path("first")]
     rebuilt.unlink()
-    os.utime(pair.mirror.dest / ".mdbackup" / "provider-id")  # as where hands have written it
+    os.utime(pair.mirror.dest / ".mdbackup" / "provider-id")  # as if written by hand
     rebuild(pair.mirror)
     status, _, said = mdbackup(*words)
-    assert status == 2 and "no backup is known of" in said and "what was there before is in it" in said
+    assert status == 2 and "no known backup is as old as" in said
+    assert "it includes what was there before" in said
     assert commits(pair.mirror)[1:] == [second]
 
 
 def states(pair: Pair, stamps: list[str]) -> dict[str, dict[bytes, bytes]]:
-    """Return what history says of some moments: the md5 of each path that comes back from somewhere."""
+    """Return what history says about some times: the md5 of each path that can be restored."""
     found: dict[str, dict[bytes, bytes]] = {}
     with Timeline(pair.mirror) as past:
         for stamp in stamps:
             moment = past.moment_at(stamp)
             contents = past.state(moment) if moment is not None else iter(())
-            there = [c for c in contents if bytes_of(pair.mirror, past, c) is not None]
+            there = [c for c in contents if read_content(pair.mirror, past, c) is not None]
             found[stamp] = {content.path: content.md5 for content in there}
     return found
 
@@ -220,10 +219,8 @@ def imported(pair: Pair, tree: Path, stamp: str, choose: random.Random) -> None:
 
 
 @pytest.mark.parametrize("seed", range(2 if not LONG else 100))
-def test_rebuilding_takes_no_state_away_whatever_else_people_did(
-    pair: Pair, tmp_path: Path, seed: int
-) -> None:
-    """Some forgot, imported, and pruned. Each moment is the index as of then; no file of it is lost again."""
+def test_rebuilding_loses_no_state_whatever_operators_did(pair: Pair, tmp_path: Path, seed: int) -> None:
+    """They forgot, imported and pruned. Each state is the index of that time; no file of it is lost."""
     somebody, choose = Random(pair, seed), random.Random(seed)
     indexes: dict[str, dict[bytes, bytes]] = {}
     for number in range(12):
@@ -256,7 +253,7 @@ def test_rebuilding_takes_no_state_away_whatever_else_people_did(
     assert states(pair, ["9"])["9"] == pair.index_b()
 
 
-def test_rebuilding_makes_nobody_trust_an_index_that_hands_have_written(pair: Pair) -> None:
+def test_rebuilding_makes_nobody_trust_an_index_edited_by_hand(pair: Pair) -> None:
     """Where no copy of it is left: one out of order is sorted by the next run, a damaged one is refused."""
     for name in ("a", "b", "c"):
         pair.put(name, name.encode())
@@ -276,7 +273,7 @@ def test_rebuilding_makes_nobody_trust_an_index_that_hands_have_written(pair: Pa
     assert pair.backup().outcomes == {}
 
 
-def test_rebuilding_that_is_cut_off_is_gone_on_with(pair: Pair) -> None:
+def test_rebuilding_that_is_cut_off_is_resumed(pair: Pair) -> None:
     for content in (b"1", b"2", b"3"):
         pair.put("changed", content)
         pair.backup()
@@ -295,7 +292,7 @@ def test_rebuilding_that_is_cut_off_is_gone_on_with(pair: Pair) -> None:
 
 
 def test_texts_are_compared(pair: Pair) -> None:
-    """Between the last two versions, or any two moments; other bytes than text are only told to differ."""
+    """Between the last two versions, or any two times; for binary files it only says that they differ."""
     stamps = []
     for text in (b"one\n", b"one\ntwo\n", b"one\nthree\x1b\n", b"\0"):
         pair.put("text", text)
@@ -319,7 +316,7 @@ def test_texts_are_compared(pair: Pair) -> None:
 
 
 def test_a_text_acts_on_no_terminal(pair: Pair) -> None:
-    """Neither by controls of seven or eight bits, nor by marks that turn the direction of writing."""
+    """Neither by control characters of seven or eight bits, nor by marks for the direction of writing."""
     pair.put("text", b"old\n")
     pair.backup()
     lines = [b"\x9b31mred", b"\x1b[31m \x7f"]

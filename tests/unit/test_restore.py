@@ -1,4 +1,4 @@
-"""What comes back of a backup, compared with copies that were kept aside."""
+"""What a restore writes, compared with copies that were kept aside."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from airflow_mdbackup.scheme.history.timeline import FileVersion, Timeline
 from airflow_mdbackup.scheme.recovery import restore as restore_module
 from airflow_mdbackup.scheme.recovery import restore_target as target_module
 from airflow_mdbackup.scheme.recovery.restore import Restored, RestoreOutcome, restore
-from airflow_mdbackup.scheme.recovery.restore_target import OpenTarget, trusted
+from airflow_mdbackup.scheme.recovery.restore_target import OpenTarget, resolve_trusted
 from airflow_mdbackup.scheme.recovery.selection import Selection
 
 from ..kept import Kept, files_in
@@ -111,7 +111,7 @@ def back(pair: Pair, target: Path, stamp: str = "9", *, sound: bool = True, **op
 
 @pytest.mark.guarantee("11. Getting it back")
 @pytest.mark.parametrize("seed", range(3 if not LONG else 20))
-def test_each_moment_of_a_random_history_comes_back_exactly(
+def test_each_state_of_a_random_history_is_restored_exactly(
     pair: Pair, cases: Cases, tmp_path: Path, seed: int
 ) -> None:
     """Bytes, times and modes, compared with a copy of A kept at each run."""
@@ -125,7 +125,7 @@ def test_each_moment_of_a_random_history_comes_back_exactly(
         target = tmp_path / str(number)
         with cases.one():
             came = back(pair, target, stamp)
-            assert {each.came for each in came} <= {RestoreOutcome.RESTORED}
+            assert {each.outcome for each in came} <= {RestoreOutcome.RESTORED}
             assert files_in(target) == kept
         shutil.rmtree(target, ignore_errors=True)
 
@@ -147,14 +147,14 @@ def two_runs(pair: Pair) -> tuple[str, dict[bytes, Kept]]:
 
 
 def outcomes(came: list[Restored]) -> dict[str, int]:
-    return dict(Counter(each.came.value for each in came))
+    return dict(Counter(each.outcome.value for each in came))
 
 
 @pytest.mark.guarantee("11. Getting it back")
-def test_it_comes_back_while_a_commit_is_cut_off_at_any_step(
+def test_restore_works_while_a_commit_is_cut_off_at_any_step(
     pair: Pair, cases: Cases, tmp_path: Path
 ) -> None:
-    """What that commit displaced is found where it went; nothing in the backup need be mended first."""
+    """What that commit displaced is found where it went; no repair of the backup is needed first."""
     stamp, kept = two_runs(pair)
     after = files_of_a(pair)
     pair.put("changed", b"newest")
@@ -178,10 +178,8 @@ def test_it_comes_back_while_a_commit_is_cut_off_at_any_step(
 
 
 @pytest.mark.guarantee("11. Getting it back")
-def test_a_restore_that_is_killed_at_any_step_goes_on_where_it_was(
-    pair: Pair, cases: Cases, tmp_path: Path
-) -> None:
-    """What has its name is whole; the same command again does the rest, and leaves nothing else there."""
+def test_a_restore_that_is_killed_at_any_step_resumes(pair: Pair, cases: Cases, tmp_path: Path) -> None:
+    """Files with their final names are complete; the same command does the rest, and leaves nothing else."""
     two_runs(pair)
     for number in count(1):
         target = tmp_path / str(number)
@@ -190,8 +188,8 @@ def test_a_restore_that_is_killed_at_any_step_goes_on_where_it_was(
             found = {path: file for path, file in files_in(target).items() if b"/.mdbackup-" not in path}
             assert found.items() <= files_of_a(pair).items()
             came = back(pair, target)
-            assert {each.came for each in came} <= {RestoreOutcome.RESTORED, RestoreOutcome.THERE}
-            assert sum(each.came == RestoreOutcome.THERE for each in came) == len(found)
+            assert {each.outcome for each in came} <= {RestoreOutcome.RESTORED, RestoreOutcome.THERE}
+            assert sum(each.outcome == RestoreOutcome.THERE for each in came) == len(found)
             assert files_in(target) == files_of_a(pair)
         if not killed:
             break
@@ -205,10 +203,10 @@ def placeholders(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.guarantee("11. Getting it back")
-def test_a_restore_that_is_killed_where_names_take_placeholders_goes_on_where_it_was(
+def test_a_restore_that_is_killed_where_names_take_placeholders_resumes(
     pair: Pair, cases: Cases, tmp_path: Path, placeholders: None
 ) -> None:
-    """The placeholder that the kill leaves is not taken for somebody's file."""
+    """The placeholder that the kill leaves is not mistaken for somebody's file."""
     two_runs(pair)
     pair.put("empty")
     pair.put("odd\nname", b"odd")
@@ -220,7 +218,7 @@ def test_a_restore_that_is_killed_where_names_take_placeholders_goes_on_where_it
             killed = crash_at(number, partial(back, pair, target, threads=1))
             found = {path: file for path, file in files_in(target).items() if b"/.mdbackup-" not in path}
             left += len(found.items() - files_of_a(pair).items())
-            assert {each.came for each in back(pair, target)} <= {
+            assert {each.outcome for each in back(pair, target)} <= {
                 RestoreOutcome.RESTORED,
                 RestoreOutcome.THERE,
             }
@@ -231,10 +229,10 @@ def test_a_restore_that_is_killed_where_names_take_placeholders_goes_on_where_it
 
 
 @pytest.mark.usefixtures("placeholders")
-def test_a_placeholder_is_gone_also_if_the_renaming_fails_and_it_could_not_be_taken_away(
+def test_a_placeholder_is_removed_later_if_renaming_fails_and_so_does_removing_it(
     pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As of a disk that is away for a moment."""
+    """As when a disk is away for a short time."""
     two_runs(pair)
     with monkeypatch.context() as patched:
 
@@ -251,8 +249,8 @@ def test_a_placeholder_is_gone_also_if_the_renaming_fails_and_it_could_not_be_ta
 
 
 @pytest.mark.usefixtures("placeholders")
-def test_only_a_placeholder_is_taken_for_one(pair: Pair, tmp_path: Path) -> None:
-    """Not what has bytes, or another mode, or a name of which a note was cut off."""
+def test_only_placeholders_are_removed_as_such(pair: Pair, tmp_path: Path) -> None:
+    """Not a file with content or another mode, nor one whose name was cut off in the note."""
     two_runs(pair)
     work = tmp_path / ".mdbackup-restoring"
     work.mkdir(mode=0o700)
@@ -264,7 +262,7 @@ def test_only_a_placeholder_is_taken_for_one(pair: Pair, tmp_path: Path) -> None
         (tmp_path / name).chmod(mode)
     (tmp_path / "cut off").touch(mode=0o600)
     (work / "naming").chmod(0o600)
-    with OpenTarget(trusted(tmp_path)) as target:
+    with OpenTarget(resolve_trusted(tmp_path)) as target:
         assert os.listdir(target.work.descriptor) == []
     assert {path.name for path in tmp_path.iterdir()} >= {"bytes", "mode", "directory", "cut off"}
     assert not (tmp_path / "held").exists() and not work.exists()
@@ -280,8 +278,8 @@ def test_nothing_is_noted_where_names_take_no_placeholders(
     assert files_in(tmp_path / "target") == files_of_a(pair) and not noted
 
 
-def test_bytes_that_are_gone_are_taken_from_where_else_they_are(pair: Pair, tmp_path: Path) -> None:
-    """A file with other bytes is never written; what is lost is named, and the rest comes."""
+def test_missing_content_is_restored_from_another_copy(pair: Pair, tmp_path: Path) -> None:
+    """A file with other content is never written; lost files are named, and the rest is restored."""
     stamp, kept = two_runs(pair)
     for name in ("same", "twin"):
         pair.live(name).write_bytes(b"rotten")
@@ -289,7 +287,7 @@ def test_bytes_that_are_gone_are_taken_from_where_else_they_are(pair: Pair, tmp_
     old.unlink()
     came = back(pair, tmp_path / "target", stamp)
     assert outcomes(came) == {"restored": 4, "lost": 2}
-    assert {each.content.path for each in came if each.came == RestoreOutcome.LOST} == {
+    assert {each.content.path for each in came if each.outcome == RestoreOutcome.LOST} == {
         pair.path("same"),
         pair.path("twin"),
     }
@@ -297,27 +295,25 @@ def test_bytes_that_are_gone_are_taken_from_where_else_they_are(pair: Pair, tmp_
     assert files_in(tmp_path / "target") == {path: file for path, file in kept.items() if path not in lost}
 
 
-def test_what_a_lost_history_told_is_found_by_the_names_of_versions(pair: Pair, tmp_path: Path) -> None:
-    """It is noticed that it is missing."""
+def test_content_of_a_lost_history_is_found_by_version_names(pair: Pair, tmp_path: Path) -> None:
+    """The gap is noticed."""
     stamp, kept = two_runs(pair)
     commits(pair.mirror)[-1].unlink()
     came = back(pair, tmp_path / "target", stamp, sound=False)
-    moved = {
-        path for path in kept if b"/flipped/" in path
-    }  # a directory that went as a whole has another name
-    assert {each.content.path for each in came if each.came != RestoreOutcome.RESTORED} == moved
+    moved = {path for path in kept if b"/flipped/" in path}  # a directory that was moved has another name
+    assert {each.content.path for each in came if each.outcome != RestoreOutcome.RESTORED} == moved
     assert files_in(tmp_path / "target") == {path: file for path, file in kept.items() if path not in moved}
 
 
 @pytest.mark.parametrize("content", [b"", b"\0" * 50, b'{"format":1,"stamp":"x","run_id":"y"}\n{"path":1}\n'])
-def test_a_damaged_history_is_told(pair: Pair, content: bytes) -> None:
+def test_a_damaged_history_is_reported(pair: Pair, content: bytes) -> None:
     two_runs(pair)
     commits(pair.mirror)[0].write_bytes(content)
     with Timeline(pair.mirror) as past:
         assert any("damaged" in problem for problem in past.problems)
 
 
-def test_what_is_there_is_not_touched_unless_asked(pair: Pair, tmp_path: Path) -> None:
+def test_existing_files_are_not_touched_unless_asked(pair: Pair, tmp_path: Path) -> None:
     stamp, kept = two_runs(pair)
     target = tmp_path / "target"
     there = target / os.fsdecode(pair.path("changed"))[1:]
@@ -361,7 +357,7 @@ def test_no_symlink_in_the_target_is_followed(pair: Pair, tmp_path: Path) -> Non
     target.mkdir()
     (target / os.fsdecode(pair.path("x")).split("/")[1]).symlink_to(outside)
     came = back(pair, target)
-    assert {each.came for each in came} == {RestoreOutcome.KEPT} and "is a symlink in the target" in came[
+    assert {each.outcome for each in came} == {RestoreOutcome.KEPT} and "is a symlink in the target" in came[
         0
     ].detail
     assert not any(outside.iterdir())
@@ -373,7 +369,7 @@ def test_a_target_within_the_backup_is_refused(pair: Pair) -> None:
         back(pair, pair.mirror.files / "x")
 
 
-def test_what_had_gone_comes_only_when_asked(pair: Pair) -> None:
+def test_deleted_files_are_restored_only_on_request(pair: Pair) -> None:
     two_runs(pair)
     with Timeline(pair.mirror) as past:
         moment = past.moment_at("9")
@@ -399,15 +395,15 @@ def test_what_had_gone_comes_only_when_asked(pair: Pair) -> None:
         ([], ["!neg", "a[1]", "changed", "flipped/below", "same", "twin", "twin of changed"]),
     ],
 )
-def test_paths_and_patterns_choose(pair: Pair, words: list[str], names: list[str]) -> None:
-    """A word that is a path means just that, whatever is in it."""
+def test_paths_and_patterns_select_files(pair: Pair, words: list[str], names: list[str]) -> None:
+    """A word that is a path means exactly that path, whatever characters it contains."""
     for name in ("same", "changed", "flipped/below", "twin", "twin of changed", "a[1]", "a1", "!neg"):
         pair.put(name, name.encode())
     os.unlink(pair.path("a1"))
     pair.backup()
     wanted = Selection(word.replace("/A", str(pair.a)) for word in words)
     with Timeline(pair.mirror, wanted) as past:
-        wanted.settle(past.knows)
+        wanted.resolve(past.knows)
         moment = past.moment_at("9")
         assert moment is not None
         found = [content.path for content in past.state(moment) if wanted(content.path)]
@@ -418,7 +414,7 @@ def test_paths_and_patterns_choose(pair: Pair, words: list[str], names: list[str
 
 
 def mdbackup(*words: str) -> tuple[int, str, str]:
-    """Run the command line in a process of its own that has no Airflow, nor what comes with that alone."""
+    """Run a command in a process without Airflow and without the packages that only Airflow needs."""
     code = (
         "import sys; sys.modules |= dict.fromkeys(('airflow', 'pydantic', 'croniter', 'yaml', 'jinja2'))\n"
         "from airflow_mdbackup.cli.main import main; sys.exit(main())"
@@ -428,7 +424,7 @@ def mdbackup(*words: str) -> tuple[int, str, str]:
 
 
 def test_a_printed_name_can_be_given_again(pair: Pair, tmp_path: Path) -> None:
-    """Whatever its bytes are, by copy and paste into a shell; and none acts on the terminal."""
+    """Whatever its bytes, by copy and paste into a shell; and no name has an effect on the terminal."""
     names = [b"odd\xff\n\x1b[31m", b"with 'quotes\" and\\", b"*", b"-rf", "ü".encode()]
     for name in names:
         pair.put(b"odd/" + name, name)
@@ -445,7 +441,7 @@ def test_a_printed_name_can_be_given_again(pair: Pair, tmp_path: Path) -> None:
         assert len(files_in(target)) == 1
 
 
-def test_commands_tell_of_history_and_restore_as_of_a_printed_moment(pair: Pair, tmp_path: Path) -> None:
+def test_commands_print_history_and_restore_as_of_a_printed_time(pair: Pair, tmp_path: Path) -> None:
     stamp, kept = two_runs(pair)
     dest = str(pair.mirror.dest)
     status, runs, _ = mdbackup("log", "--dest", dest)
@@ -476,7 +472,7 @@ def test_commands_tell_of_history_and_restore_as_of_a_printed_moment(pair: Pair,
 
 
 def test_paths_may_stand_before_and_behind_options_and_each_must_be_known(pair: Pair, tmp_path: Path) -> None:
-    """A mistyped path is no reason to be silent because another one is right."""
+    """A mistyped path is reported even if another one is right."""
     two_runs(pair)
     same, twin, gone = (os.fsdecode(pair.path(name)) for name in ("same", "twin", "gone"))
     command = ("restore", same, "--dest", str(pair.mirror.dest), "--to", str(tmp_path / "target"))
@@ -484,7 +480,7 @@ def test_paths_may_stand_before_and_behind_options_and_each_must_be_known(pair: 
     assert status == 0 and "2 restored" in told
     status, _, told = mdbackup(*command, twin, gone, "/nowhere")
     assert status == 1 and "2 there" in told
-    assert f"nothing under {gone!r} then; --include-gone" in told
+    assert f"nothing under {gone!r} at that time; --include-gone" in told
     assert "Nothing was ever backed up under '/nowhere'" in told
     for name in ("versions", "history", "verify"):
         status, _, told = mdbackup(name, same, "--dest", str(pair.mirror.dest), "/nowhere")
@@ -495,7 +491,7 @@ def test_paths_may_stand_before_and_behind_options_and_each_must_be_known(pair: 
 def test_the_packages_that_the_page_installs_are_enough_for_all_of_a_backup(
     pair: Pair, tmp_path: Path
 ) -> None:
-    """With all their options, where Airflow and what comes with it cannot be imported."""
+    """With all their options, where Airflow and its packages cannot be imported."""
     two_runs(pair)
     page = (PROJECT / "docs" / "restore.md").read_text()
     (packages,) = re.findall(r"^rescue/bin/pip install (\w.*)$", page, re.MULTILINE)
@@ -573,7 +569,7 @@ def test_no_odd_history_is_an_error_of_the_program(
     ],
 )
 def test_what_cannot_be_meant_is_refused(pair: Pair, tmp_path: Path, words: list[str]) -> None:
-    """An empty path, as of a variable that is not set, above all."""
+    """Such as an empty path, from a variable that is not set."""
     two_runs(pair)
     words = [str(tmp_path / "target") if word == "T" else word for word in words]
     index = pair.mirror.index.read_bytes()
@@ -588,8 +584,8 @@ def test_a_target_above_the_backup_is_refused(pair: Pair) -> None:
         back(pair, pair.mirror.dest.parent, overwrite=True)
 
 
-def test_the_name_that_restoring_needs_is_nobody_elses(pair: Pair, tmp_path: Path) -> None:
-    """Neither of what comes back, nor of what is there; and one restore at a time writes to a target."""
+def test_a_file_with_the_name_of_the_work_directory_is_not_restored(pair: Pair, tmp_path: Path) -> None:
+    """Neither restored nor existing files may have it; and one restore at a time writes to a target."""
     two_runs(pair)
     target = tmp_path / "target"
     mine = target / ".mdbackup-restoring" / "mine"
@@ -604,15 +600,15 @@ def test_the_name_that_restoring_needs_is_nobody_elses(pair: Pair, tmp_path: Pat
     many = [FileVersion(b"/%d" % number, md5(b"same"), places=[pair.path("same")]) for number in range(100)]
     with Timeline(pair.mirror) as past:
         coming = restore(pair.mirror, past, [reserved, *many], target, threads=1)
-        assert next(coming).came == RestoreOutcome.FAILED
+        assert next(coming).outcome == RestoreOutcome.FAILED
         with pytest.raises(DestinationBusy):
             next(restore(pair.mirror, past, many, target))
-        assert {each.came for each in coming} == {RestoreOutcome.RESTORED}
+        assert {each.outcome for each in coming} == {RestoreOutcome.RESTORED}
     assert len(list(target.iterdir())) == 100
 
 
 @pytest.mark.parametrize("kind", ["symlink", "file", "open to others", "of somebody else"])
-def test_a_place_to_work_in_that_is_not_ours_alone_is_refused(pair: Pair, tmp_path: Path, kind: str) -> None:
+def test_a_work_directory_that_is_not_ours_alone_is_refused(pair: Pair, tmp_path: Path, kind: str) -> None:
     """As if whoever owns the target had put it there, and waited for root to write to it."""
     two_runs(pair)
     elsewhere, work = tmp_path / "elsewhere", tmp_path / "target" / ".mdbackup-restoring"
@@ -635,7 +631,7 @@ def test_a_place_to_work_in_that_is_not_ours_alone_is_refused(pair: Pair, tmp_pa
 
 
 @pytest.mark.parametrize("swapped", ["", ".mdbackup-restoring"], ids=["the target", "where restoring works"])
-def test_what_is_put_in_the_place_of_a_directory_meanwhile_gets_nothing(
+def test_nothing_is_written_into_what_replaces_a_directory_meanwhile(
     pair: Pair, tmp_path: Path, swapped: str
 ) -> None:
     """Whoever owns the target, or what lies above it, may rename it; root must not follow."""
@@ -651,7 +647,9 @@ def test_what_is_put_in_the_place_of_a_directory_meanwhile_gets_nothing(
             (target / swapped).symlink_to(elsewhere)
             yield from past.state(moment)
 
-        came = Counter(each.came for each in restore(pair.mirror, past, contents(), target, overwrite=True))
+        came = Counter(
+            each.outcome for each in restore(pair.mirror, past, contents(), target, overwrite=True)
+        )
     assert set(came) == {RestoreOutcome.RESTORED} and not os.listdir(elsewhere)
     real = (target if swapped else tmp_path / "aside") / os.fsdecode(pair.path("same"))[1:]
     assert real.read_bytes() == Path(os.fsdecode(pair.path("same"))).read_bytes()
@@ -659,16 +657,16 @@ def test_what_is_put_in_the_place_of_a_directory_meanwhile_gets_nothing(
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a symlink away")
 @pytest.mark.parametrize("below", ["", "further/down"])
-def test_a_symlink_of_somebody_else_on_the_way_to_the_target_is_refused(
+def test_another_users_symlink_on_the_way_to_the_target_is_refused(
     pair: Pair, tmp_path: Path, below: str
 ) -> None:
-    """It leads where its owner wants. One of ours is followed."""
+    """It leads wherever its owner wants. One of our own is followed."""
     two_runs(pair)
     elsewhere, link = tmp_path / "elsewhere", tmp_path / "link"
     elsewhere.mkdir()
     link.symlink_to("elsewhere")
     os.lchown(link, 54321, 54321)
-    with pytest.raises(DestinationRefused, match="is a symlink of somebody else"):
+    with pytest.raises(DestinationRefused, match="is a symlink of another user"):
         back(pair, link / below)
     assert not os.listdir(elsewhere)
     os.lchown(link, 0, 0)
@@ -688,7 +686,7 @@ def test_a_directory_on_the_way_to_the_target_need_not_be_readable(pair: Pair, t
             os.chown(home / "ours", 65534, 65534)
             os.setresgid(65534, 65534, 65534)
             os.setresuid(65534, 65534, 65534)
-        with OpenTarget(trusted(home / "ours" / "target")) as target:
+        with OpenTarget(resolve_trusted(home / "ours" / "target")) as target:
             os.close(os.open("1", os.O_WRONLY | os.O_CREAT, dir_fd=target.work.descriptor))
 
     for folder in (tmp_path, *tmp_path.parents):
@@ -719,7 +717,7 @@ def test_all_names_of_a_restore_are_on_the_disk_when_it_ends(
 
 
 def test_a_new_target_is_closed_to_others(pair: Pair, tmp_path: Path) -> None:
-    """A file that all may read can have lain in a directory that only its owner could enter."""
+    """A file that everybody may read may have been in a directory that only its owner could enter."""
     two_runs(pair)
     back(pair, tmp_path / "new" / "target")
     assert stat.S_IMODE((tmp_path / "new" / "target").stat().st_mode) == 0o700
@@ -729,19 +727,19 @@ def test_a_new_target_is_closed_to_others(pair: Pair, tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory away")
-def test_a_target_of_somebody_else_is_told(pair: Pair, tmp_path: Path) -> None:
+def test_a_target_of_another_user_is_warned_about(pair: Pair, tmp_path: Path) -> None:
     two_runs(pair)
     home = tmp_path / "home"
     home.mkdir()
     os.chown(home, 54321, 54321)
     command = ("restore", "--dest", str(pair.mirror.dest), "--to")
     status, _, told = mdbackup(*command, str(home / "target"))
-    assert status == 0 and f"{home} belongs to the user 54321, who can replace all" in told
+    assert status == 0 and f"{home} belongs to the user 54321, who can replace everything" in told
     assert "belongs to" not in mdbackup(*command, str(tmp_path / "ours"))[2]
     assert f"{home / 'there'} belongs" not in mdbackup(*command, str(home))[2]
     (tmp_path / "open").mkdir()
     for mode, warned in (
-        (0o777, "written by everybody"),
+        (0o777, "writable by everybody"),
         (0o775, "by the group"),
         (0o1777, None),
         (0o755, None),
@@ -751,8 +749,8 @@ def test_a_target_of_somebody_else_is_told(pair: Pair, tmp_path: Path) -> None:
         assert (f"{warned}" in told) is (warned is not None) and ("WARNING" in told) is (warned is not None)
 
 
-def test_a_run_whose_id_is_a_moment_is_not_guessed(pair: Pair, tmp_path: Path) -> None:
-    """Neither is meant for sure, so both are named."""
+def test_a_run_whose_id_looks_like_a_time_is_not_guessed(pair: Pair, tmp_path: Path) -> None:
+    """It is not clear which one is meant, so both are named."""
     for run_id, content in (("2026-11-30", b"1"), ("now", b"2"), ("other", b"3")):
         pair.put("file", content)
         pair.build_index()
@@ -771,34 +769,36 @@ def test_a_run_whose_id_is_a_moment_is_not_guessed(pair: Pair, tmp_path: Path) -
     assert (tmp_path / "target" / os.fsdecode(pair.path("file"))[1:]).read_bytes() == b"2"
 
 
-def test_what_overwriting_would_not_help_is_not_said_to_be(pair: Pair, tmp_path: Path) -> None:
-    """What stands in the way is named; --overwrite is named where it helps."""
+def test_overwriting_is_not_suggested_where_it_would_not_help(pair: Pair, tmp_path: Path) -> None:
+    """What is in the way is named; --overwrite is suggested where it helps."""
     pair.put("file", b"1")
     pair.backup()
     there = tmp_path / "target" / os.fsdecode(pair.path("file"))[1:]
     there.mkdir(parents=True)
     command = ("restore", "--dest", str(pair.mirror.dest), "--to", str(tmp_path / "target"))
     status, out, told = mdbackup(*command)
-    assert status == 1 and "a directory has its name: move it away" in out and "--overwrite" not in told
+    assert (
+        status == 1 and "a directory with this name exists: move it away" in out and "--overwrite" not in told
+    )
     there.rmdir()
     there.symlink_to("elsewhere")
-    assert "a symlink has its name: move it away" in mdbackup(*command)[1]
+    assert "a symlink with this name exists: move it away" in mdbackup(*command)[1]
     there.unlink()
     there.write_bytes(b"2")
     assert "--overwrite replaces files with other bytes" in mdbackup(*command)[2]
 
 
 @pytest.mark.parametrize("target", ["file/below", "/proc/here", "x" * 300])
-def test_a_target_that_cannot_be_made_is_one_to_be_corrected(pair: Pair, tmp_path: Path, target: str) -> None:
+def test_a_target_that_cannot_be_created_is_a_usage_error(pair: Pair, tmp_path: Path, target: str) -> None:
     pair.put("file", b"1")
     pair.backup()
     (tmp_path / "file").touch()
     to = str(tmp_path / target)
     status, _, told = mdbackup("restore", "--dest", str(pair.mirror.dest), "--to", to)
-    assert status == 2 and "name another" in told.lower() and "stopped" not in told
+    assert status == 2 and "choose another" in told.lower() and "stopped" not in told
 
 
-def test_a_full_target_is_told_by_name_and_keeps_what_came(
+def test_a_full_target_is_named_and_keeps_what_was_restored(
     pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     two_runs(pair)
@@ -812,7 +812,7 @@ def test_a_full_target_is_told_by_name_and_keeps_what_came(
         told.value
     )
     assert len(files_in(target)) == 2
-    assert Counter(each.came for each in back(pair, target))[RestoreOutcome.THERE] == 2
+    assert Counter(each.outcome for each in back(pair, target))[RestoreOutcome.THERE] == 2
     assert files_in(target) == files_of_a(pair)
 
 
@@ -828,7 +828,7 @@ def full_after(files: int) -> Callable[[int, int], bytes]:
     return copy
 
 
-def test_holes_come_back_as_holes(pair: Pair, tmp_path: Path) -> None:
+def test_holes_are_restored_as_holes(pair: Pair, tmp_path: Path) -> None:
     """From A into the mirror, into a copy of it, and from there."""
     content = b"begin" + bytes(20_000_000) + b"amid" + bytes(20_000_000)
     for name in ("image", "twin"):
@@ -842,10 +842,8 @@ def test_holes_come_back_as_holes(pair: Pair, tmp_path: Path) -> None:
             assert file.stat().st_blocks * 512 < 3_000_000, file
 
 
-def test_what_is_there_keeps_its_time_and_mode_unless_it_may_be_overwritten(
-    pair: Pair, tmp_path: Path
-) -> None:
-    """Then it is written anew, so that other names of it stay what they are."""
+def test_existing_files_keep_time_and_mode_unless_they_may_be_overwritten(pair: Pair, tmp_path: Path) -> None:
+    """Then a new file is written, so that other names of the old one are unchanged."""
     two_runs(pair)
     target = tmp_path / "target"
     back(pair, target)
@@ -854,18 +852,18 @@ def test_what_is_there_keeps_its_time_and_mode_unless_it_may_be_overwritten(
         os.utime(file, (1, 1))
         os.link(file, tmp_path / f"{number}")
     before = files_in(target)
-    assert {each.came for each in back(pair, target)} == {RestoreOutcome.THERE}
+    assert {each.outcome for each in back(pair, target)} == {RestoreOutcome.THERE}
     assert files_in(target) == before
     again = back(pair, target, overwrite=True)
-    assert {(each.came, each.replaced) for each in again} == {(RestoreOutcome.RESTORED, True)}
+    assert {(each.outcome, each.replaced) for each in again} == {(RestoreOutcome.RESTORED, True)}
     assert files_in(target) == files_of_a(pair)
     assert {(tmp_path / f"{number}").stat().st_mtime for number in range(len(before))} == {1}
-    assert {each.came for each in back(pair, target, overwrite=True)} == {RestoreOutcome.THERE}
+    assert {each.outcome for each in back(pair, target, overwrite=True)} == {RestoreOutcome.THERE}
 
 
 @pytest.mark.parametrize("lost", ["first", "last", "all"])
 def test_the_present_state_needs_no_history(pair: Pair, tmp_path: Path, lost: str) -> None:
-    """What is missing is told; the index has what is there now."""
+    """Missing history is reported; the index has what is there now."""
     two_runs(pair)
     pair.put("same", b"newest")
     pair.backup()

@@ -256,6 +256,6 @@ def test_what_root_restores_is_roots(pair: Pair, tmp_path: Path) -> None:
     backed_up(pair)
     os.chown(tmp_path, WORKER, WORKER)
     with state_of(pair.mirror, Selection()) as state:
-        came = [each.came for each in restore(pair.mirror, state.past, state.contents(), tmp_path)]
+        came = [each.outcome for each in restore(pair.mirror, state.timeline, state.contents(), tmp_path)]
     assert set(came) == {RestoreOutcome.RESTORED}
     assert {path.stat().st_uid for path in tmp_path.rglob("*")} == {0}

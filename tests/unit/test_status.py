@@ -34,7 +34,7 @@ from airflow_mdbackup.scheme.recovery.health import (
     ProviderHealth,
     Unfinished,
     check_health,
-    is_due,
+    is_reminder_due,
     judge,
 )
 from airflow_mdbackup.scheme.store.mirror import Mirror
@@ -53,16 +53,16 @@ NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
         (NOW - 27 * HOUR, None, Health.STALE, "the last good run was 27 h ago, more than 26 h"),
         (NOW + 30 * HOUR, None, Health.STALE, "30 h in the future"),
         (NOW + timedelta(minutes=5), None, Health.GOOD, ""),
-        (None, None, Health.NEVER, "there was no good run yet"),
+        (None, None, Health.NEVER, "there has been no good run yet"),
         (None, NOW - 26 * HOUR, Health.GOOD, ""),
-        (None, NOW - 27 * HOUR, Health.NEVER, "no good run yet, in the 27 h since this is watched"),
+        (None, NOW - 27 * HOUR, Health.NEVER, "no good run yet, in the 27 h since the watchdog first saw it"),
         (NOW - 27 * HOUR, NOW, Health.STALE, "27 h ago"),
     ],
 )
 def test_backup_is_good_up_to_its_max_age_and_then_stale(
     last_good: datetime | None, since: datetime | None, state: Health, said: str
 ) -> None:
-    """One that never was has that long from when it is first seen; a clock that is wrong hides nothing."""
+    """A first backup has that long from when its provider is first seen; a wrong clock hides nothing."""
     judged, message = judge(last_good, 26 * HOUR, NOW, since)
     assert judged == state
     assert said in message and bool(said) == bool(message)
@@ -90,26 +90,26 @@ def test_a_whole_age_and_a_limit_of_less_than_a_second_differ() -> None:
 
 
 def test_without_a_max_age_any_good_run_will_do() -> None:
-    """`max_age: null` switches the alarm off, and a backup that never was is still no backup."""
+    """`max_age: null` switches the alarm off, but a backup that never succeeded is still reported."""
     assert judge(NOW - 9000 * HOUR, None, NOW) == (Health.GOOD, "")
     assert judge(None, None, NOW)[0] == Health.NEVER
     assert judge(None, None, NOW, since=NOW - 9000 * HOUR) == (Health.GOOD, "")
 
 
-def test_people_are_told_at_once_and_then_once_a_day() -> None:
-    """By an hourly look that may come some minutes early; a clock that went back does not silence it."""
-    assert is_due(None, NOW)
-    assert [hours for hours in range(1, 26) if is_due(NOW - hours * HOUR, NOW)] == [24, 25]
-    assert is_due(NOW - 24 * HOUR + timedelta(minutes=5), NOW)
-    assert is_due(NOW + HOUR, NOW)
+def test_reminders_are_sent_at_once_and_then_once_a_day() -> None:
+    """By an hourly check that may run some minutes early; a clock that was set back does not silence it."""
+    assert is_reminder_due(None, NOW)
+    assert [hours for hours in range(1, 26) if is_reminder_due(NOW - hours * HOUR, NOW)] == [24, 25]
+    assert is_reminder_due(NOW - 24 * HOUR + timedelta(minutes=5), NOW)
+    assert is_reminder_due(NOW + HOUR, NOW)
 
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [(12, "12 s"), (300, "5 min"), (3600, "1 h"), (5400, "1 h 30 min"), (93600, "26 h"), (273600, "3 d 4 h")],
 )
-def test_durations_are_told_in_their_two_largest_units(seconds: int, text: str) -> None:
-    """As people say them."""
+def test_durations_are_written_in_their_two_largest_units(seconds: int, text: str) -> None:
+    """As people write them."""
     assert describe_duration(timedelta(seconds=seconds)) == text
 
 
@@ -183,10 +183,10 @@ def told_of(pair: Pair, capsys: pytest.CaptureFixture[str], *words: str) -> str:
     return capsys.readouterr().out
 
 
-def test_a_run_that_failed_before_its_commit_is_told_until_another_ends(
+def test_a_run_that_failed_before_its_commit_is_reported_until_another_finishes(
     pair: Pair, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Here its diff does, by the guard; then one of which nothing came but that it began."""
+    """Here its diff fails, by the guard; then one that did nothing but start."""
     for number in range(101):
         pair.put(f"{number}", b"%d" % number)
     pair.backup()
@@ -223,7 +223,7 @@ def in_words_of(text: str) -> str:
 def test_a_time_that_the_status_prints_means_that_run_to_other_commands(
     pair: Pair, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is as exact as `log`, and of the same time zone."""
+    """It is as exact as in `log`, and in the same time zone."""
     monkeypatch.setenv("TZ", "Asia/Kathmandu")
     time.tzset()
     try:
@@ -240,7 +240,7 @@ def test_a_time_that_the_status_prints_means_that_run_to_other_commands(
         time.tzset()
 
 
-def test_a_first_run_that_fails_is_told_beside_that_there_was_none(pair: Pair) -> None:
+def test_a_failed_first_run_is_reported_in_addition_to_the_lack_of_a_good_one(pair: Pair) -> None:
     pair.mirror.claim()
     with pytest.raises(ConnectionRefusedError):
         fetch_index(pair.mirror, pair.new_run(), refusing, pair.index)
@@ -250,10 +250,10 @@ def test_a_first_run_that_fails_is_told_beside_that_there_was_none(pair: Pair) -
 
 
 @pytest.mark.parametrize("shared", [False, True])
-def test_a_run_that_is_at_work_is_not_told_to_have_failed(
+def test_a_run_in_progress_is_not_reported_as_failed(
     pair: Pair, capsys: pytest.CaptureFixture[str], shared: bool
 ) -> None:
-    """A task of it holds a lock; shards share theirs. Between two tasks nobody here can tell."""
+    """A task of it holds a lock; shards share theirs. Between two tasks this cannot be known here."""
     pair.put("one", b"1")
     pair.backup()
     pair.build_index()
@@ -268,8 +268,8 @@ def test_a_run_that_is_at_work_is_not_told_to_have_failed(
     assert "manual__2" not in told_of(pair, capsys).splitlines()[0]
 
 
-def test_a_run_that_came_before_the_last_commit_is_not_told(pair: Pair) -> None:
-    """Nor what is no run, or is damaged; and reading changes nothing."""
+def test_a_run_older_than_the_last_commit_is_not_reported(pair: Pair) -> None:
+    """Nor is a damaged run, or what is not one; and reading changes nothing."""
     pair.put("one", b"1")
     pair.build_index()
     pair.prepare()
@@ -304,7 +304,7 @@ def set_up(dest: Path, **status: Any) -> Mirror:
     return mirror
 
 
-def test_destination_without_a_good_run_is_told_as_never_backed_up(tmp_path: Path) -> None:
+def test_a_destination_without_a_good_run_is_reported_as_never_backed_up(tmp_path: Path) -> None:
     """Missing, empty (a disk that is not mounted), set up, or with runs that all failed."""
     failed = {"run_id": "r", "at": "2026-11-24T03:00:00+00:00", "outcomes": {"denied": 3}}
     (tmp_path / "empty").mkdir()
@@ -330,7 +330,7 @@ def test_destination_without_a_good_run_is_told_as_never_backed_up(tmp_path: Pat
         '{"format": 1, "files": "many"}',
     ],
 )
-def test_damaged_status_is_told_as_unreadable_and_never_raised(tmp_path: Path, text: str) -> None:
+def test_a_damaged_status_is_reported_as_unreadable_and_never_raised(tmp_path: Path, text: str) -> None:
     """One backup that cannot be judged must not hide the others."""
     mirror = set_up(tmp_path / "dest")
     mirror.status.write_text(text)
@@ -338,15 +338,15 @@ def test_damaged_status_is_told_as_unreadable_and_never_raised(tmp_path: Path, t
     assert status.state == Health.UNREADABLE and str(mirror.status) in status.message
 
 
-def test_destination_of_another_provider_is_told_as_unreadable(tmp_path: Path) -> None:
+def test_the_destination_of_another_provider_is_reported_as_unreadable(tmp_path: Path) -> None:
     """Its good runs are not this one's."""
     set_up(tmp_path / "dest")
     status = check_health(Mirror(tmp_path / "dest", "other"), HOUR, NOW)
     assert status.state == Health.UNREADABLE and "belongs to the provider 'web'" in status.message
 
 
-def test_destination_that_may_not_be_read_is_told_as_unreadable(tmp_path: Path) -> None:
-    """Whoever runs this as a wrong user is told so, and does not hear that there is no backup."""
+def test_an_unreadable_destination_is_reported_as_such(tmp_path: Path) -> None:
+    """The message says that the user is wrong, and not that there is no backup."""
     mirror = set_up(tmp_path / "dest")
     root = os.geteuid() == 0
     if root:
@@ -470,7 +470,7 @@ def unescaped(found: re.Match[str]) -> str:
 
 
 def test_prometheus_file_is_replaced_in_one_step_and_readable_for_others(file: Path) -> None:
-    """The collector of node_exporter runs as another user, and reads at any moment."""
+    """The collector of node_exporter runs as another user, and may read at any time."""
     output = file.parent / "mdbackup.prom"
     output.write_text("old")
     command = ["status", "--providers-file", str(file), "--format", "prometheus", "--output", str(output)]
@@ -491,8 +491,8 @@ def test_prometheus_file_is_replaced_in_one_step_and_readable_for_others(file: P
     assert [path.name for path in file.parent.iterdir() if "prom" in path.name] == ["mdbackup.prom"]
 
 
-def test_figures_of_a_backup_are_told_in_each_format(pair: Pair, capsys: pytest.CaptureFixture[str]) -> None:
-    """For people, when they name it: what it takes, what came, and when the next run begins."""
+def test_figures_of_a_backup_are_in_each_format(pair: Pair, capsys: pytest.CaptureFixture[str]) -> None:
+    """For people who name a provider: its disk usage, what arrived, and when the next run starts."""
     for content in (b"old", b"newer"):
         pair.put("file", content)
         pair.backup()
@@ -527,11 +527,11 @@ def test_figures_of_a_backup_are_told_in_each_format(pair: Pair, capsys: pytest.
 @pytest.mark.parametrize(
     "totals", [1, {}, {"disk": {"odd": 1}}, {"disk": {}, "stamp": "1", "days": {"x": "y"}}]
 )
-def test_totals_that_are_damaged_are_not_known_and_spoil_nothing_else(tmp_path: Path, totals: Any) -> None:
+def test_damaged_totals_are_ignored_and_break_nothing_else(tmp_path: Path, totals: Any) -> None:
     run = {"run_id": "r", "at": NOW.isoformat(), "outcomes": {}}
     mirror = set_up(tmp_path / "dest", last_good=run, files=3, totals=totals)
     status = check_health(mirror, HOUR, NOW)
-    assert (status.state, status.files, status.disk, status.came) == (Health.GOOD, 3, None, None)
+    assert (status.state, status.files, status.disk, status.received) == (Health.GOOD, 3, None, None)
 
 
 VIENNA = ZoneInfo("Europe/Vienna")
@@ -564,7 +564,7 @@ def test_next_run_is_what_the_schedule_says_in_the_time_zone_of_airflow(
     "cron", ["*/5 * * * *", "@hourly", "30 2 * * *", "15 */2 * * *", "0 3 * * *", "0 0 * * 0"]
 )
 def test_next_run_is_that_of_airflow_where_clocks_are_put_forward_or_back(cron: str) -> None:
-    """It is never past, and no hour that the clock shows twice is left out."""
+    """It is never in the past, and no hour that the clock shows twice is skipped."""
     timetable = CronTriggerTimetable(cron, timezone="Europe/Vienna")
     for start in (datetime(2026, 10, 24, 22, tzinfo=UTC), datetime(2026, 3, 28, 22, tzinfo=UTC)):
         for number in range(100):
@@ -573,7 +573,7 @@ def test_next_run_is_that_of_airflow_where_clocks_are_put_forward_or_back(cron: 
             assert schedule_module.next_run(cron, now, VIENNA) == due, now
 
 
-def test_what_starts_runs_is_told_in_words_where_no_time_is_known() -> None:
+def test_what_starts_runs_is_described_where_no_time_is_known() -> None:
     assert (
         schedule_module.describe_schedule(Assets(("mdbackup://web", "other")))
         == "after mdbackup://web and other"
@@ -586,7 +586,7 @@ def test_what_starts_runs_is_told_in_words_where_no_time_is_known() -> None:
 def test_time_zone_is_that_of_airflow_without_importing_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By the environment, by its file, and UTC where neither says anything that is one."""
+    """From the environment, from its file, and UTC if neither has a valid one."""
     for name in ("AIRFLOW__CORE__DEFAULT_TIMEZONE", "AIRFLOW_CONFIG"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AIRFLOW_HOME", str(tmp_path))
@@ -606,7 +606,7 @@ def of(**labels: str) -> frozenset[tuple[str, str]]:
 def test_output_that_cannot_be_written_is_a_usage_error(
     file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It names the file; and leaves nothing where a directory stands in its place."""
+    """It names the file; and leaves nothing behind if a directory has its name."""
     for output in (file.parent / "none" / "x.prom", file.parent / "good"):
         assert main(["status", "--providers-file", str(file), "--output", str(output)]) == 2
         assert f"{output} cannot be written" in capsys.readouterr().err
@@ -630,7 +630,7 @@ def test_output_that_cannot_be_written_is_a_usage_error(
 def test_first_line_says_which_backups_are_not_good_and_stays_short(
     bad: int, problems: int, first: str
 ) -> None:
-    """Agents of monitoring show no more."""
+    """Monitoring agents show no more."""
     statuses = [ProviderHealth(f"srv{number}", Health.STALE) for number in range(bad)]
     report = Report(NOW, (*statuses, *(ProviderHealth(n, Health.GOOD) for n in "ab")), ("wrong",) * problems)
     assert as_text(report).splitlines()[0] == first
@@ -648,7 +648,7 @@ def test_first_line_says_which_backups_are_not_good_and_stays_short(
 def test_first_line_says_that_a_last_run_failed_while_the_backup_is_still_good(
     outcomes: dict[str, int], more: str
 ) -> None:
-    """Which is no alarm yet: the exit status stays 0 until the last good run is too old."""
+    """This is no alarm yet: the exit status stays 0 until the last good run is too old."""
     last = LastCommit("r2", NOW, outcomes)
     report = Report(
         NOW, (ProviderHealth("srv0", Health.GOOD, 26 * HOUR, LastCommit("r1", NOW - HOUR), last),), ()
@@ -680,7 +680,7 @@ def test_odd_names_cannot_break_the_formats_or_the_terminal() -> None:
 
 
 def test_command_needs_no_airflow(file: Path) -> None:
-    """It tells of the backups when Airflow is broken, and takes no second of its start."""
+    """It works when Airflow is broken, and starts in less than a second."""
     code = (
         "import sys\n"
         "class Broken:\n"

@@ -1,4 +1,4 @@
-"""What a verification finds of damage that was done, and that it finds nothing else."""
+"""Which damage a verification finds, and that it finds nothing else."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ from airflow_mdbackup.scheme.recovery.verify import (
     Verification,
     VerifiedFile,
     VerifyOutcome,
+    describe_repair,
     repair,
-    unknown,
+    unknown_files,
     verify,
-    what_follows,
 )
 from airflow_mdbackup.scheme.store.mirror import Mirror
 from airflow_mdbackup.scheme.store.run import Run
@@ -48,8 +48,8 @@ from .test_restore import mdbackup, two_runs
 def found_in(pair: Pair) -> dict[bytes, str]:
     """Verify all, and return what is not sound, by its place."""
     with Timeline(pair.mirror) as past:
-        every = [*verify(pair.mirror, past, past.contents()), *unknown(pair.mirror, past)]
-    return {each.place: each.found.value for each in every if each.found != VerifyOutcome.SOUND}
+        every = [*verify(pair.mirror, past, past.contents()), *unknown_files(pair.mirror, past)]
+    return {each.place: each.outcome.value for each in every if each.outcome != VerifyOutcome.SOUND}
 
 
 def rot(file: Path) -> None:
@@ -62,7 +62,7 @@ def rot(file: Path) -> None:
 
 
 def test_a_sound_backup_is_sound(pair: Pair) -> None:
-    """With versions, what had gone, and what went out of the way as a whole."""
+    """With versions, deleted files, and a directory that was moved out of the way."""
     two_runs(pair)
     assert found_in(pair) == {}
     shutil.rmtree(pair.path("twin"), ignore_errors=True)
@@ -96,7 +96,7 @@ def test_each_kind_of_damage_is_found_as_what_it_is(pair: Pair) -> None:
 
 
 def test_what_a_run_commits_meanwhile_is_looked_for_where_it_went(pair: Pair) -> None:
-    """It is no damage that a file is not where it was when the verification began; but rot is."""
+    """It is no damage that a file is not where it was when the verification began; corruption is."""
     two_runs(pair)
     with Timeline(pair.mirror) as past:
         pair.put("same", b"changed now")
@@ -106,7 +106,7 @@ def test_what_a_run_commits_meanwhile_is_looked_for_where_it_went(pair: Pair) ->
         pair.backup()
         rot(pair.live("new"))
         every = list(verify(pair.mirror, past, past.contents()))
-        found = {each.content.path: each.found for each in every if each.content is not None}
+        found = {each.content.path: each.outcome for each in every if each.content is not None}
     assert found.pop(pair.path("new")) == VerifyOutcome.ROTTEN
     assert set(found.values()) == {VerifyOutcome.SOUND}
 
@@ -119,8 +119,8 @@ def test_a_limit_that_cannot_be_kept_makes_no_file_unreadable(pair: Pair) -> Non
 
 
 @pytest.mark.parametrize("size", [1, 10, 10_000])
-def test_parts_come_to_everything_once(pair: Pair, size: int) -> None:
-    """A path with all its versions is in one part; files that come and go in between harm nothing."""
+def test_parts_cover_everything_once(pair: Pair, size: int) -> None:
+    """A path with all its versions is in one part; files that appear or disappear in between do no harm."""
     two_runs(pair)
     seen: list[VerifiedFile] = []
     parts = 0
@@ -129,7 +129,7 @@ def test_parts_come_to_everything_once(pair: Pair, size: int) -> None:
         with Timeline(pair.mirror) as past:
             part = Portion(pair.mirror, past, size)
             seen += verify(pair.mirror, past, part)
-            part.keep()
+            part.save_position()
         if part.is_last:
             break
     with Timeline(pair.mirror) as past:
@@ -138,7 +138,7 @@ def test_parts_come_to_everything_once(pair: Pair, size: int) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", bytes(50), b'{"format": 1}\n', b'{"format": 1, "next": "\\\\q"}\n'])
-def test_a_spoilt_mark_begins_anew(pair: Pair, content: bytes) -> None:
+def test_a_corrupted_position_starts_from_the_beginning(pair: Pair, content: bytes) -> None:
     two_runs(pair)
     pair.mirror.verified.write_bytes(content)
     with Timeline(pair.mirror) as past:
@@ -168,17 +168,17 @@ def test_command_fails_for_damage_and_names_the_files(pair: Pair) -> None:
 # --- repair -----------------------------------------------------------------------------------------
 
 
-def left_out(pair: Pair, folder: Path, *words: str) -> str:
-    """Return what a restore says of entries that a person has taken out."""
+def excluded_from_restore(pair: Pair, folder: Path, *words: str) -> str:
+    """Return what a restore says about entries that an operator removed."""
     to = ("--to", str(folder / "restored"), "--dry-run")
     told = mdbackup("restore", "--dest", str(pair.mirror.dest), *to, *words)[2]
-    return "".join(line.partition(":")[0] for line in told.splitlines() if "left out" in line)
+    return "".join(line.partition(":")[0] for line in told.splitlines() if " excluded: " in line)
 
 
-def test_repair_has_rotten_live_files_pulled_again_and_leaves_all_else_alone(
+def test_repair_has_corrupted_live_files_pulled_again_and_changes_nothing_else(
     pair: Pair, tmp_path: Path
 ) -> None:
-    """Not versions, not what hands changed, and what is missing only if asked; the rotten bytes are kept."""
+    """Not versions, nor manual edits, and missing files only on request; the corrupted content is kept."""
     two_runs(pair)
     as_of = datetime.now(UTC).isoformat()
     (old,) = (pair.live("changed").parent / ".old").glob("changed.*")
@@ -196,18 +196,18 @@ def test_repair_has_rotten_live_files_pulled_again_and_leaves_all_else_alone(
     last = mdbackup("log", "--dest", str(pair.mirror.dest))[1].splitlines()[-1]
     assert "repair__" in last and "1 forgotten" in last
     assert mdbackup(*command, "same")[1].count("forgotten") == 0  # it has no entry any more
-    assert left_out(pair, tmp_path) == "1 file is left out"
+    assert excluded_from_restore(pair, tmp_path) == "1 file excluded"
     status, out, _ = mdbackup(*command, "--missing", "--format", "json")
     assert [json.loads(line)["path"] for line in out.splitlines() if '"repair"' in line] == [
         os.fsdecode(pair.path("twin"))
     ]
-    assert left_out(pair, tmp_path) == "2 files are left out"
-    assert left_out(pair, tmp_path, "sam*") == "1 file is left out"
-    assert left_out(pair, tmp_path, "new", "--as-of", "now") == ""
-    assert left_out(pair, tmp_path, "--include-gone") == ""
-    assert left_out(pair, tmp_path, "--as-of", as_of) == ""
+    assert excluded_from_restore(pair, tmp_path) == "2 files excluded"
+    assert excluded_from_restore(pair, tmp_path, "sam*") == "1 file excluded"
+    assert excluded_from_restore(pair, tmp_path, "new", "--as-of", "now") == ""
+    assert excluded_from_restore(pair, tmp_path, "--include-gone") == ""
+    assert excluded_from_restore(pair, tmp_path, "--as-of", as_of) == ""
     pair.backup()
-    assert left_out(pair, tmp_path) == ""
+    assert excluded_from_restore(pair, tmp_path) == ""
     assert pair.live("same").read_bytes() == b"same" and pair.live("twin").exists()
     assert pair.versions("same") == [rotten]
     assert set(found_in(pair).values()) == {"changed", "rotten"}  # by hand, and the version
@@ -215,8 +215,8 @@ def test_repair_has_rotten_live_files_pulled_again_and_leaves_all_else_alone(
     assert mdbackup("verify", "--dest", str(pair.mirror.dest), "--missing")[0] == 2
 
 
-def test_damage_is_judged_again_under_the_lock(pair: Pair) -> None:
-    """A run may have replaced the file since it was looked at, and somebody may have mended it."""
+def test_damage_is_checked_again_under_the_lock(pair: Pair) -> None:
+    """A run may have replaced the file since it was read, or somebody may have repaired it."""
     two_runs(pair)
     for name in ("same", "new", "gone", "twin"):
         pair.put(name, b"first of " + name.encode())
@@ -226,7 +226,7 @@ def test_damage_is_judged_again_under_the_lock(pair: Pair) -> None:
         rot(pair.live(name))
     pair.live("twin").unlink()
     with Timeline(pair.mirror) as past:
-        damaged = [each for each in verify(pair.mirror, past, past.contents()) if not each.found.good]
+        damaged = [each for each in verify(pair.mirror, past, past.contents()) if not each.outcome.good]
     assert len(damaged) == 4
     before = os.stat(pair.path("same"))
     pair.put("same", b"other of same")  # of the same size and time, as if the old one had rotted
@@ -240,15 +240,15 @@ def test_damage_is_judged_again_under_the_lock(pair: Pair) -> None:
     assert pair.index_b() == index
 
 
-def test_part_that_could_not_be_repaired_is_walked_again(pair: Pair) -> None:
-    """A run that holds the lock for long does not make its damage wait until all parts had their turn."""
+def test_a_part_that_could_not_be_repaired_is_verified_again(pair: Pair) -> None:
+    """Its damage need not wait until all other parts have been verified."""
     two_runs(pair)
     rot(pair.live("same"))
     found = []
     for wait in (0.0, 60.0):
         with Timeline(pair.mirror) as past:
             walk = Verification(pair.mirror, past, part=Fraction(1), repair=True)
-            found.append([each.place for each in walk if not each.found.good])
+            found.append([each.place for each in walk if not each.outcome.good])
             if wait:
                 assert walk.finish(wait) == [pair.path("same")]
             else:
@@ -259,25 +259,25 @@ def test_part_that_could_not_be_repaired_is_walked_again(pair: Pair) -> None:
 
 
 @pytest.mark.parametrize("name", [b"plain", b'it\'s $(id) `id`; "x" \\ \n \x1b[31m', "ü".encode()])
-def test_command_that_is_told_pulls_just_these_whatever_their_names(name: bytes) -> None:
-    """In a shell, and as JSON; and no name acts on a terminal, or on what shows a log."""
-    told = what_follows("web", [b"/" + name])
-    command = shlex.split(told.partition("At once: ")[2])
+def test_the_printed_command_pulls_just_these_files_whatever_their_names(name: bytes) -> None:
+    """In a shell, and as JSON; and no name has an effect on a terminal or a log viewer."""
+    told = describe_repair("web", [b"/" + name])
+    command = shlex.split(told.partition("To do it now: ")[2])
     assert told.isprintable() and "group:" not in told
     assert command[:4] == ["airflow", "dags", "trigger", "mdbackup_web"]
     assert json.loads(command[5])["only"] == [f"/{name.decode()}"]
 
 
 @pytest.mark.parametrize("paths", [[b"/\xff"], [b"/%d" % n for n in range(101)], [b"/" + bytes([97] * 3999)]])
-def test_whole_run_is_told_where_a_command_cannot_name_the_paths(paths: list[bytes]) -> None:
-    assert what_follows("web", paths).endswith("airflow dags trigger mdbackup_web")
+def test_a_full_run_is_suggested_where_a_command_cannot_name_the_paths(paths: list[bytes]) -> None:
+    assert describe_repair("web", paths).endswith("airflow dags trigger mdbackup_web")
 
 
 # --- forget -----------------------------------------------------------------------------------------
 
 
-def test_what_is_forgotten_is_copied_again_where_it_is_rotten(pair: Pair) -> None:
-    """The rotten bytes become a version; what is sound is adopted; an edit by hand before it is told of."""
+def test_a_forgotten_file_is_copied_again_if_it_is_corrupted(pair: Pair) -> None:
+    """The corrupted content becomes a version; a sound file is adopted; an earlier edit is recorded."""
     two_runs(pair)
     rot(pair.live("same"))
     drop_entries(pair, "new")
@@ -293,29 +293,33 @@ def test_what_is_forgotten_is_copied_again_where_it_is_rotten(pair: Pair) -> Non
     assert mdbackup("forget", "--dest", str(pair.mirror.dest))[0] == 2
 
 
-def test_what_is_in_the_index_again_is_not_told_to_be_left_out(pair: Pair, tmp_path: Path) -> None:
-    """Whoever brought it, and whether history tells; but then it was."""
+def test_what_is_in_the_index_again_is_not_reported_as_excluded(pair: Pair, tmp_path: Path) -> None:
+    """Whoever put it back, and whether history says so or not; but at the earlier time it was."""
     two_runs(pair)
     index = pair.mirror.index.read_bytes()
     forget(pair.mirror, lambda path: path in (pair.path("same"), pair.path("new")))
     as_of = datetime.now(UTC).isoformat()
-    assert left_out(pair, tmp_path) == left_out(pair, tmp_path, "--as-of", as_of) == "2 files are left out"
+    assert (
+        excluded_from_restore(pair, tmp_path)
+        == excluded_from_restore(pair, tmp_path, "--as-of", as_of)
+        == "2 files excluded"
+    )
     pair.mirror.index.write_bytes(index)
-    assert left_out(pair, tmp_path) == ""
+    assert excluded_from_restore(pair, tmp_path) == ""
     pair.put("changed", b"once more")
     pair.backup()
-    assert left_out(pair, tmp_path) == ""
-    assert left_out(pair, tmp_path, "--as-of", as_of) == "2 files are left out"
+    assert excluded_from_restore(pair, tmp_path) == ""
+    assert excluded_from_restore(pair, tmp_path, "--as-of", as_of) == "2 files excluded"
     forget(pair.mirror, lambda path: path == pair.path("same"))
     pair.backup()
     commits(pair.mirror)[-1].unlink()
-    assert left_out(pair, tmp_path) == ""
+    assert excluded_from_restore(pair, tmp_path) == ""
 
 
-def test_a_forgetting_that_is_committed_does_not_fail_by_what_it_tells(
+def test_forgetting_that_is_committed_does_not_fail_afterwards(
     pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The disk cannot be read where old history lies, or takes no status any more."""
+    """The disk cannot read old history, or cannot write the status any more."""
     two_runs(pair)
     status = pair.mirror.read_status()
     del status["totals"]
@@ -345,7 +349,7 @@ def test_forgetting_may_be_killed_at_any_step(pair: Pair, cases: Cases, tmp_path
             check_sound(pair)
             restore = ("restore", "--dest", str(pair.mirror.dest), "--to", str(tmp_path / "back"))
             _, out, told = mdbackup(*restore, "--dry-run")
-            assert (os.fsdecode(pair.path("same")) in out) != ("left out" in told)
+            assert (os.fsdecode(pair.path("same")) in out) != (" excluded: " in told)
             if killed:
                 forget_same()
                 assert pair.mirror.read_status()["files"] == len(pair.index_b())
@@ -355,8 +359,8 @@ def test_forgetting_may_be_killed_at_any_step(pair: Pair, cases: Cases, tmp_path
 
 
 @pytest.mark.guarantee("11. Getting it back")
-def test_what_is_gone_for_good_can_be_let_go_and_is_missed_no_more(pair: Pair, tmp_path: Path) -> None:
-    """A version, and a file that had left the index; not what a run can bring. It may come again."""
+def test_missing_files_can_be_acknowledged_and_are_not_reported_any_more(pair: Pair, tmp_path: Path) -> None:
+    """A version, and a file that had left the index; not what a run can bring back. It may reappear."""
     from .test_prune import told, walked  # which imports this module
 
     two_runs(pair)
@@ -378,16 +382,16 @@ def test_what_is_gone_for_good_can_be_let_go_and_is_missed_no_more(pair: Pair, t
     assert found_in(pair) == {pair.path("gone"): "rotten"}
 
 
-def test_what_is_there_again_is_not_let_go(pair: Pair, tmp_path: Path) -> None:
+def test_a_file_that_exists_again_is_not_acknowledged_as_missing(pair: Pair, tmp_path: Path) -> None:
     """As when a part of the disk was not mounted."""
     two_runs(pair)
     (old,) = (pair.live("changed").parent / ".old").glob("changed.*")
     old.rename(tmp_path / "aside")
     with Timeline(pair.mirror) as past:
-        walk = Verification(pair.mirror, past, let_go=True)
-        assert [each.found for each in walk].count(VerifyOutcome.MISSING) == 1
+        walk = Verification(pair.mirror, past, acknowledge=True)
+        assert [each.outcome for each in walk].count(VerifyOutcome.MISSING) == 1
     (tmp_path / "aside").rename(old)
-    assert walk.let_go() == [] and found_in(pair) == {}
+    assert walk.acknowledge_missing() == [] and found_in(pair) == {}
 
 
 def _listed_before(
@@ -403,7 +407,7 @@ def _listed_before(
 def test_a_commit_that_ends_while_history_is_read_is_in_it_once(
     pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whether it had begun before, or not: nothing is told to be missing."""
+    """Whether it had begun before or not: nothing is reported as missing."""
     pair.put("file", b"1")
     pair.backup()
     for number, cut_off in enumerate((True, False), 2):

@@ -65,14 +65,14 @@ def test_versions_and_restore_say_of_what_was_taken_out_whether_a_run_can_copy_i
     def said(name: str) -> str:
         return versions(pair, name).splitlines()[1].partition("`mdbackup forget` on ")[2][25:].split(": ")[0]
 
-    def left_out() -> list[str]:
+    def excluded() -> list[str]:
         told = mdbackup("restore", "--dest", dest, "--to", str(tmp_path / "target"), "--dry-run")[2]
-        return [line for line in told.splitlines() if " left out: " in line]
+        return [line for line in told.splitlines() if " excluded: " in line]
 
     waits = ", for the next run to copy it again"
     assert said("same") == said("new") == waits
-    (told,) = left_out()
-    assert told.startswith("3 files are left out") and "no run had pulled the file since" in told
+    (told,) = excluded()
+    assert told.startswith("3 files excluded") and "no run has pulled them since" in told
     os.unlink(pair.path("same"))
     pair.build_index()
     run = pair.prepare()  # and is not finished
@@ -80,15 +80,15 @@ def test_versions_and_restore_say_of_what_was_taken_out_whether_a_run_can_copy_i
     pair.finish(run)
     fetched = format_time(stamp_of_file(run.state))
     assert said("same") == f"; the provider's index of {fetched} no longer has it"
-    (told,) = left_out()
-    assert told.startswith("1 file is left out") and "no run had pulled" not in told
-    assert f"the provider's index of {fetched} no longer has the file; --include-gone" in told
+    (told,) = excluded()
+    assert told.startswith("1 file excluded") and "no run has pulled" not in told
+    assert f"the provider's index of {fetched} no longer has it; --include-gone" in told
     assert mdbackup("forget", "--dest", dest, paths[0], paths[2])[0] == 0
     assert said("new") == waits and "no longer has it" in said("same")
-    assert [line.split(" left")[0] for line in left_out()] == ["2 files are", "1 file is"]
+    assert [line.split(" excluded")[0] for line in excluded()] == ["2 files", "1 file"]
     for spoil in (lambda: run.index.write_bytes(b""), run.index.unlink, lambda: shutil.rmtree(run.folder)):
         spoil()
-        assert said("same") == waits and len(left_out()) == 1
+        assert said("same") == waits and len(excluded()) == 1
 
 
 def test_versions_says_of_what_was_taken_out_that_a_run_had_it_and_did_not_copy_it(pair: Pair) -> None:
@@ -161,5 +161,5 @@ def test_restore_says_of_bytes_that_rotted_no_more_than_history_knows(pair: Pair
     pair.backup()
     words = ("same", "--to", str(tmp_path / "new"), "--as-of", stamp)
     status, told, _ = mdbackup("restore", "--dest", str(pair.mirror.dest), *words)
-    assert status == 1 and "its file had other bytes, or was not there" in told
+    assert status == 1 and "its file was missing or had other content" in told
     assert "lost: when it was to become a version" in versions(pair, "same")

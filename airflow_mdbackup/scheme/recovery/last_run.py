@@ -1,8 +1,8 @@
-"""What the run that was finished last knows of files that a person took out of the index before it began.
+"""What the last finished run knows about files whose entries an operator removed from the index before it.
 
-Such an entry waits for the next run, which copies its file again; unless the provider has it no more. Then
-no run does, nor does any history tell, for nothing has changed here. The provider's index as that run fetched
-it does, for as long as the run's directory stays.
+The next run copies the file of such an entry again, unless the provider no longer has it. In that case no
+run ever does, and no history says so, because nothing changed on this side. The provider's index as that run
+fetched it shows it, as long as the directory of the run exists.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from airflow_mdbackup.scheme.store.version_names import stamp_of_file
 
 
 class LastRun:
-    """The run that was finished last, if it is still known. Asked of contents in path order."""
+    """The last finished run, if its directory still exists. Ask about contents in path order."""
 
     def __init__(self, mirror: Mirror) -> None:
         self._run = mirror.last_finished()
@@ -30,9 +30,9 @@ class LastRun:
         return "" if self._run is None else stamp_of_file(self._run.state)
 
     def lists(self, content: FileVersion) -> bool | None:
-        """Whether the provider's index of that run has a path.
+        """Whether the provider's index of that run has the path.
 
-        None if that is not known, or the path left our index only since the run fetched the provider's.
+        None if not known, or if the path left our index only after that run had fetched the provider's.
         """
         if not content.left or content.left >= self.fetched or self._entries is None:
             return None
@@ -40,11 +40,11 @@ class LastRun:
 
     @cached_property
     def _entries(self) -> SortedLookup[Entry] | None:
-        """The provider's index; None if it is no longer what was fetched."""
+        """The provider's index; None if it is not unchanged since it was fetched."""
         if self._run is None:
             return None
         try:
-            is_whole = digest(self._run.index) == read_header(self._run.state)["index"]["digest"]
+            is_unchanged = digest(self._run.index) == read_header(self._run.state)["index"]["digest"]
         except (OSError, KeyError, DestinationRefused):
             return None
-        return SortedLookup(read_entries(self._run.index)) if is_whole else None
+        return SortedLookup(read_entries(self._run.index)) if is_unchanged else None

@@ -1,20 +1,20 @@
-"""Versions are taken away because a person wants their room. Nothing else in the scheme ever deletes.
+"""Old versions are deleted because an operator wants the space. Nothing else in the scheme deletes files.
 
 ::
 
-    judged    each version that history knows: it is there, it is what history says, and no rule keeps it
-    ahead     under the lock: the history of what is to go is written, and gets its name, .pending
-    taken     each of them; then directories in .old that are empty
-    recorded  what is gone; the history gets its final name (see settle)
+    judge     each version that the history knows: it exists, is what history says, and no rule keeps it
+    log       under the lock: the history of the deletions is written ahead, as .pending
+    delete    each of them; then directories in .old that are empty now
+    record    what is gone; the history gets its final name (see journal)
 
-That is done for some versions at a time, so that little room is needed while the disk is full. What is cut
-off has taken some of them; whoever settles it records those, and takes no more.
+This is done in batches, so that a full disk needs little space for it. After a crash, whoever recovers
+records the versions that are gone, and deletes no more.
 
-A live file is never touched, nor what is reached through a symlink, nor a file with another name (a hard
-link), which would free nothing. A file whose bytes are not what history says stays, for nobody knows whose
-they are; it is hashed only if its size or time leave a doubt.
+A live file is never touched, nor anything reached through a symlink, nor a file with a second name (a hard
+link), which would free nothing. A file whose content is not what history says stays, because nobody knows
+whose it is; it is hashed only if its size or time leave a doubt.
 
-What this does not give: a look at what the bytes that stay are worth. Verify first.
+Limitations: the content of the versions that stay is not checked. Verify first.
 """
 
 from __future__ import annotations
@@ -41,48 +41,48 @@ from airflow_mdbackup.scheme.store.locks import OPERATOR_WAIT
 from airflow_mdbackup.scheme.store.mirror import Mirror
 from airflow_mdbackup.scheme.store.version_names import OLD
 
-# Versions that go at a time: few at first, while there is no room for a long history.
-_FIRST, _MOST = 10, 10_000
+# Versions deleted per batch: few at first, while there is no space for a long history.
+_FIRST_BATCH, _MAX_BATCH = 10, 10_000
 
 
 class PruneOutcome(StrEnum):
     """What becomes of a version."""
 
-    GOES = "goes"
+    GOES = "goes"  # a dry run: it would be pruned
     PRUNED = "pruned"
     KEPT = "kept"  # by a rule
-    CHANGED = "changed"  # it is not what history says, by hand or by a bad disk
-    LINKED = "linked"  # it has another name as well
-    FAILED = "failed"  # the disk refuses to look at it, or to let it go
+    CHANGED = "changed"  # it is not what history says: edited by hand, or corrupted by a bad disk
+    LINKED = "linked"  # it has a second name
+    FAILED = "failed"  # the disk refused to read or delete it
 
 
 @dataclass(frozen=True, slots=True)
 class PrunableVersion:
     """A version, and what becomes of it.
 
-    :ivar place: where it lies, as a path of the mirror's tree.
-    :ivar size: in bytes; ``room`` is what it takes on the disk.
-    :ivar detail: for people: why it failed.
-    :ivar seen: what tells whether somebody has touched the file since it was judged.
+    :ivar place: its path in the mirror's tree.
+    :ivar size: in bytes; ``disk_size`` is the space that it takes on the disk.
+    :ivar detail: why it failed; for people.
+    :ivar fingerprint: shows whether the file was touched since it was judged.
     """
 
     content: FileVersion
     place: bytes
-    fate: PruneOutcome
+    outcome: PruneOutcome
     size: int = 0
-    room: int = 0
+    disk_size: int = 0
     detail: str = ""
-    seen: tuple[int, ...] = ()
+    fingerprint: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class KeepRules:
-    """Which versions of each path stay: those that any of these keeps.
+    """Which versions of each path are kept: those that at least one of these keeps.
 
-    :ivar last: so many of the newest.
-    :ivar daily: the newest of each of the last so many days (UTC) on which any was displaced; ``monthly``
-        likewise.
-    :ivar since: a stamp: what was displaced then or later. Empty: nothing is kept for that.
+    :ivar last: that many of the newest.
+    :ivar daily: for each of the last that many days (UTC) on which a version was displaced, the newest;
+        ``monthly`` likewise.
+    :ivar since: a stamp: versions displaced then or later. Empty: none.
     """
 
     last: int = 0
@@ -90,21 +90,24 @@ class KeepRules:
     monthly: int = 0
     since: str = ""
 
-    def keeper(self) -> Callable[[str], bool]:
-        """Return what tells of the versions of one path, the newest first, by their stamps, which stay."""
-        periods = _Newest(len("20261123"), self.daily), _Newest(len("202611"), self.monthly)
+    def for_one_path(self) -> Callable[[str], bool]:
+        """Return a predicate over the stamps of one path's versions, newest first: whether one is kept."""
+        periods = _NewestPerPeriod(len("20261123"), self.daily), _NewestPerPeriod(len("202611"), self.monthly)
         number = count(1)  # imported versions may have the same stamp
 
         def keeps(stamp: str) -> bool:
-            # Each of them counts, whatever the others say.
+            # Each rule must see every stamp, whatever the others say.
             kept = [next(number) <= self.last, *(period.keeps(stamp) for period in periods)]
             return any(kept) or (self.since != "" and stamp >= self.since)
 
         return keeps
 
 
-class _Newest:
-    """The newest version of each of some periods, which are the beginning of its stamp."""
+class _NewestPerPeriod:
+    """The newest version of each of the last periods. A period is the first characters of a stamp.
+
+    :param length: how many characters; ``number`` is how many periods.
+    """
 
     def __init__(self, length: int, number: int) -> None:
         self._length = length
@@ -123,70 +126,74 @@ class _Newest:
 def pruning(
     mirror: Mirror, wanted: Selection, rules: KeepRules, *, carry_out: bool
 ) -> Iterator[tuple[Timeline, Iterator[PrunableVersion]]]:
-    """Yield the history, and all versions of some paths, the oldest of each path first, with their fates.
+    """Yield the history, and the selected versions with their outcomes, the oldest of each path first.
 
-    :param carry_out: hold the lock, and take away what goes while they are iterated over. Else nothing is
+    :param carry_out: hold the lock, and delete versions while they are iterated over. Otherwise nothing is
         changed.
     :raises DestinationBusy: a run holds the lock for too long.
-    :raises DestinationFull: there is no room even for the history of what goes.
+    :raises DestinationFull: there is no space even for the history of the deletions.
     :raises DestinationRefused, DestinationBroken, WorkerExhausted: see :meth:`.Mirror.translate_os_errors`.
     """
-    with _full_told(mirror), mirror.translate_os_errors(), ExitStack() as stack:
+    with _explain_full_disk(mirror), mirror.translate_os_errors(), ExitStack() as stack:
         tx = stack.enter_context(transaction(mirror, "prune", OPERATOR_WAIT)) if carry_out else None
-        past = stack.enter_context(Timeline(mirror, wanted))
-        if past.clock_doubt is not None:
-            raise DestinationRefused(f"{mirror.provider}: nothing is pruned: {past.clock_doubt}")
-        wanted.settle(past.knows)
+        timeline = stack.enter_context(Timeline(mirror, wanted))
+        if timeline.clock_doubt is not None:
+            raise DestinationRefused(f"{mirror.provider}: nothing is pruned: {timeline.clock_doubt}")
+        wanted.resolve(timeline.knows)
         tree = stack.enter_context(mirror.tree())
-        versions = _judged(tree, past, wanted, rules)
+        versions = _judge_all(tree, timeline, wanted, rules)
         if tx is None:
-            yield past, versions
+            yield timeline, versions
             return
-        yield past, _carried_out(tx, tree, versions)
+        yield timeline, _delete_in_batches(tx, tree, versions)
         refresh_status(mirror)
 
 
 @contextmanager
-def _full_told(mirror: Mirror) -> Iterator[None]:
-    """Say what to do if the disk is too full for making room on it."""
+def _explain_full_disk(mirror: Mirror) -> Iterator[None]:
+    """Say what to do if the disk is too full even for making space on it."""
     try:
         yield
     except DestinationFull as error:
         raise DestinationFull(
-            f"{mirror.provider}: the disk of {mirror.dest} has no room even for the history of what goes. "
-            f"Make room for some 100 kB, and try again: what is in {mirror.staging} may be removed, a run "
+            f"{mirror.provider}: the disk of {mirror.dest} has no space even for the history of the "
+            f"deletions. Free some 100 kB and try again: you may delete what is in {mirror.staging}; a run "
             "pulls it again."
         ) from error
 
 
-def _judged(tree: Tree, past: Timeline, wanted: Selection, rules: KeepRules) -> Iterator[PrunableVersion]:
-    for path, contents in groupby(past.contents(), key=attrgetter("path")):
+def _judge_all(
+    tree: Tree, timeline: Timeline, wanted: Selection, rules: KeepRules
+) -> Iterator[PrunableVersion]:
+    for path, contents in groupby(timeline.contents(), key=attrgetter("path")):
         if wanted.take(path):
-            keeps = rules.keeper()
-            there = (_version(tree, content) for content in reversed(list(contents)) if content.until)
-            yield from reversed([_judge(version, keeps) for version in there if version is not None])
+            keeps = rules.for_one_path()
+            newest_first = reversed([content for content in contents if content.until])
+            found = (_find_version(tree, content) for content in newest_first)
+            yield from reversed([_apply_rules(version, keeps) for version in found if version is not None])
 
 
-def _judge(version: PrunableVersion, keeps: Callable[[str], bool]) -> PrunableVersion:
-    """Return a version with its fate, given one that goes, or stays for what it is."""
-    if version.fate in (PruneOutcome.GOES, PruneOutcome.LINKED) and keeps(version.content.until):
-        return replace(version, fate=PruneOutcome.KEPT)
+def _apply_rules(version: PrunableVersion, keeps: Callable[[str], bool]) -> PrunableVersion:
+    # Only existing, unchanged versions count: they alone use up the numbers of the rules.
+    if version.outcome in (PruneOutcome.GOES, PruneOutcome.LINKED) and keeps(version.content.until):
+        return replace(version, outcome=PruneOutcome.KEPT)
     return version
 
 
-def _version(tree: Tree, content: FileVersion) -> PrunableVersion | None:
-    """Return the version that has a content, and whether it may go; None if it is not there."""
+def _find_version(tree: Tree, content: FileVersion) -> PrunableVersion | None:
+    """Return the version that has a content, and whether it could be deleted; None if it does not exist."""
     for place in content.places:
         try:
             found = tree.lstat(place)
             if found is None or OLD not in place.split(b"/"):
                 continue
-            if not is_file(found) or not _is_as_it_was(tree, place, content, found):
-                fate = PruneOutcome.CHANGED
+            if not is_file(found) or not _is_unchanged(tree, place, content, found):
+                outcome = PruneOutcome.CHANGED
             else:
-                fate = PruneOutcome.LINKED if found.st_nlink > 1 else PruneOutcome.GOES
-            size, room = found.st_size, found.st_blocks * 512
-            return PrunableVersion(content, place, fate, size, room, seen=_seen(found))
+                outcome = PruneOutcome.LINKED if found.st_nlink > 1 else PruneOutcome.GOES
+            size, disk_size = found.st_size, found.st_blocks * 512
+            fingerprint = _fingerprint(found)
+            return PrunableVersion(content, place, outcome, size, disk_size, fingerprint=fingerprint)
         except OSError as error:
             if not concerns_one_file(error):
                 raise
@@ -194,13 +201,13 @@ def _version(tree: Tree, content: FileVersion) -> PrunableVersion | None:
     return None
 
 
-def _seen(found: os.stat_result) -> tuple[int, ...]:
+def _fingerprint(found: os.stat_result) -> tuple[int, ...]:
     """Return what changes when somebody touches a file."""
     return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
-def _is_as_it_was(tree: Tree, place: bytes, content: FileVersion, found: os.stat_result) -> bool:
-    """Whether a file is what history says, by size and time; where these leave a doubt, by hashing it."""
+def _is_unchanged(tree: Tree, place: bytes, content: FileVersion, found: os.stat_result) -> bool:
+    """Whether a file is what history says, by size and time; if they leave a doubt, by hashing it."""
     if content.size == found.st_size and content.mtime == seconds(found):
         return True
     if content.size not in (None, found.st_size):
@@ -209,34 +216,34 @@ def _is_as_it_was(tree: Tree, place: bytes, content: FileVersion, found: os.stat
         return md5_of(descriptor) == content.md5
 
 
-# --- taking away ------------------------------------------------------------------------------------
+# --- deleting ---------------------------------------------------------------------------------------
 
 
-def _carried_out(
+def _delete_in_batches(
     tx: Transaction, tree: Tree, versions: Iterable[PrunableVersion]
 ) -> Iterator[PrunableVersion]:
-    """Take away what goes, some at a time, and yield all versions in their order."""
+    """Delete what is to go, a batch at a time, and yield all versions in their order."""
     batch: list[PrunableVersion] = []
-    goes, most = 0, _FIRST
+    going, limit = 0, _FIRST_BATCH
     for version in versions:
         batch.append(version)
-        goes += version.fate == PruneOutcome.GOES
-        if goes >= most or len(batch) >= _MOST:
-            yield from _taken_away(tx, tree, batch)
-            most = min(10 * most, _MOST) if goes else most
-            batch, goes = [], 0
-    yield from _taken_away(tx, tree, batch)
+        going += version.outcome == PruneOutcome.GOES
+        if going >= limit or len(batch) >= _MAX_BATCH:
+            yield from _delete_batch(tx, tree, batch)
+            limit = min(10 * limit, _MAX_BATCH) if going else limit
+            batch, going = [], 0
+    yield from _delete_batch(tx, tree, batch)
 
 
-def _taken_away(tx: Transaction, tree: Tree, batch: list[PrunableVersion]) -> list[PrunableVersion]:
-    """Take away those of a batch that go, and return all with their fates."""
-    going = [version for version in batch if version.fate == PruneOutcome.GOES]
+def _delete_batch(tx: Transaction, tree: Tree, batch: list[PrunableVersion]) -> list[PrunableVersion]:
+    """Delete what is to go of a batch, and return all of it with final outcomes."""
+    going = [version for version in batch if version.outcome == PruneOutcome.GOES]
     if not going:
         return batch
     record = tx.prune(_pruned(each.content, each.place, each.size) for each in going)
-    done = [_take_away(tree, version) if version.fate == PruneOutcome.GOES else version for version in batch]
+    done = [_delete(tree, version) if version.outcome == PruneOutcome.GOES else version for version in batch]
     for folder in {version.place.rpartition(b"/")[0] for version in going}:
-        _tidy_up(tree, folder)
+        _remove_empty_directories(tree, folder)
     record()
     return done
 
@@ -245,57 +252,63 @@ def _pruned(content: FileVersion, place: bytes, size: int | None) -> Change:
     return Change(content.path, ChangeKind.PRUNED, old_md5=content.md5, size=size, version=place)
 
 
-def let_go(mirror: Mirror, missing: Iterable[tuple[FileVersion, bytes]], wait: float) -> list[bytes]:
-    """Note in history that contents are gone for good, and return the places where they lay.
+def _delete(tree: Tree, version: PrunableVersion) -> PrunableVersion:
+    """Delete a version if it is still the file that was judged."""
+    try:
+        found = tree.lstat(version.place)
+        if found is None or _fingerprint(found) != version.fingerprint:
+            return replace(version, outcome=PruneOutcome.CHANGED)
+        tree.unlink(version.place)
+    except OSError as error:
+        if not concerns_one_file(error):
+            raise
+        return replace(version, outcome=PruneOutcome.FAILED, detail=os.strerror(error.errno or 0))
+    return replace(version, outcome=PruneOutcome.PRUNED)
 
-    Nothing is taken away: what is there after all stays, and is none of them.
 
-    :param missing: versions, and files that have left the index, each with the place that is empty.
+def _remove_empty_directories(tree: Tree, folder: bytes) -> None:
+    """Remove a directory in ``.old`` if it is empty, and then those above it that are empty too."""
+    while OLD in folder.split(b"/") and tree.remove_empty(folder):
+        folder = folder.rpartition(b"/")[0]
+
+
+# --- acknowledging ----------------------------------------------------------------------------------
+
+
+def acknowledge_missing(
+    mirror: Mirror, missing: Iterable[tuple[FileVersion, bytes]], wait: float
+) -> list[bytes]:
+    """Record in the history that contents are lost for good, and return the places where they were.
+
+    Nothing is deleted: a file that exists after all stays, and is not recorded.
+
+    :param missing: versions, and files that have left the index, each with its empty place. Others are
+        ignored.
     :param wait: seconds that a run may hold the lock meanwhile.
-    :raises BackupError: as :func:`pruning`.
+    :raises BackupError: as for :func:`pruning`.
     """
-    asked = [(content, place) for content, place in missing if content.until or content.left]
-    if not asked:
+    candidates = [(content, place) for content, place in missing if content.until or content.left]
+    if not candidates:
         return []
     with (
         mirror.translate_os_errors(),
         transaction(mirror, "verify", wait) as tx,
         mirror.tree() as tree,
     ):
-        # A run may have brought, or moved, one of them since.
-        with Timeline(mirror, {content.path for content, _ in asked}.__contains__) as past:
+        # A run may have brought or moved one of them since.
+        with Timeline(mirror, {content.path for content, _ in candidates}.__contains__) as timeline:
             known = {
                 (now.path, now.md5, place)
-                for now in past.contents()
+                for now in timeline.contents()
                 for place in now.places
                 if now.until or now.left
             }
         gone = [
             (content, place)
-            for content, place in asked
+            for content, place in candidates
             if (content.path, content.md5, place) in known and is_gone(tree, place)
         ]
         if gone:
             tx.prune(_pruned(content, place, None) for content, place in gone)()
             refresh_status(mirror)
     return [place for _, place in gone]
-
-
-def _take_away(tree: Tree, version: PrunableVersion) -> PrunableVersion:
-    """Take a version away, if it is still what was judged."""
-    try:
-        found = tree.lstat(version.place)
-        if found is None or _seen(found) != version.seen:
-            return replace(version, fate=PruneOutcome.CHANGED)
-        tree.unlink(version.place)
-    except OSError as error:
-        if not concerns_one_file(error):
-            raise
-        return replace(version, fate=PruneOutcome.FAILED, detail=os.strerror(error.errno or 0))
-    return replace(version, fate=PruneOutcome.PRUNED)
-
-
-def _tidy_up(tree: Tree, folder: bytes) -> None:
-    """Take away a directory that is empty, and those above it that are so then, in ``.old`` only."""
-    while OLD in folder.split(b"/") and tree.remove_empty(folder):
-        folder = folder.rpartition(b"/")[0]

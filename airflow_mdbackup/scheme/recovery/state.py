@@ -1,4 +1,4 @@
-"""TODO"""
+"""What a backup contained at some time: the files to be restored, and why others are missing."""
 
 from __future__ import annotations
 
@@ -22,149 +22,190 @@ from airflow_mdbackup.scheme.store.mirror import Mirror
 
 
 class MirrorState:
-    """What a backup had at some moment, as far as somebody asks for it; see :func:`state_of`.
+    """The selected part of a backup as of some time; made by :func:`state_of`.
 
-    :ivar past: where it is from.
-    :ivar said: as of when, and by what that is known; for people.
-    :ivar needs_history: whether it may lack what is wrong with the history.
-    :param taken_out: what it lacks because a person took it out of the index, in path order; asked for once.
+    :param removed: the files it lacks because an operator removed their entries from the index, in path
+        order; read once.
+    :ivar timeline: the history that it is computed from.
+    :ivar description: the time, and the commit or index that the state is taken from; for people.
+    :ivar needs_history: whether damage in the history may make it incomplete.
     """
 
     def __init__(
         self,
         mirror: Mirror,
-        past: Timeline,
+        timeline: Timeline,
         wanted: Selection,
         read: Callable[[], Iterator[FileVersion]],
-        said: str,
-        taken_out: Iterable[FileVersion],
+        description: str,
+        removed: Iterable[FileVersion],
     ) -> None:
         self._mirror = mirror
-        self.past = past
-        self.said = said
+        self.timeline = timeline
+        self.description = description
         self.needs_history = True
         self._wanted = wanted
         self._read = read
-        self._taken_out = taken_out
+        self._removed = removed
 
     def contents(self) -> Iterator[FileVersion]:
-        """Yield what was asked for. May be called again."""
+        """Yield the selected files. May be called again."""
         return (content for content in self._read() if self._wanted.take(content.path))
 
-    def not_found(self, option: str) -> list[str]:
-        """Return of each word for which nothing was yielded why that is so; for people.
+    def describe_not_found(self, option: str) -> list[str]:
+        """Return, for people, why each word that selected nothing did so.
 
-        :param option: by which they ask for what had gone.
+        :param option: the option that includes deleted files.
         """
-        known = [word for word in self._wanted.not_found if self.past.knows(as_path(word))]
         return [
-            f"There was nothing under {word!r} then; {option} takes what had gone by then, too"
-            if word in known
-            else nothing_under(word)
+            f"There was nothing under {word!r} at that time; {option} includes what had been deleted by then"
+            if self.timeline.knows(as_path(word))
+            else describe_never_backed_up(word)
             for word in self._wanted.not_found
         ]
 
-    def taken_out(self, option: str) -> list[str]:
-        """Return, for people, how many files it lacks since a person took them out of the index; or nothing.
+    def describe_removed(self, option: str) -> list[str]:
+        """Return, for people, how many files are missing because their entries were removed from the index.
 
-        :param option: by which they ask for what had gone.
+        :param option: the option that includes deleted files.
+        :returns: one line per reason; empty if there are no such files.
         """
-        last = LastRun(self._mirror)
-        taken = [last.lists(content) for content in self._taken_out if self._wanted(content.path)]
-        gone = taken.count(False)
-        since = {
-            "no run had pulled the file since": len(taken) - gone,
-            f"the provider's index of {format_time(last.fetched)} no longer has the file": gone,
-        }
-        return [
-            f"{number:,} file{'s are' if number > 1 else ' is'} left out: `forget` or `verify --repair` had "
-            f"taken the entry out of the index, and {why}; {option} takes what is left of it"
-            for why, number in since.items()
-            if number
-        ]
+        last_run = LastRun(self._mirror)
+        listed = [last_run.lists(content) for content in self._removed if self._wanted(content.path)]
+        gone = listed.count(False)
+        waiting = len(listed) - gone
+        fetched = format_time(last_run.fetched)
+        lines = []
+        if waiting:
+            lines.append(f"{_removed(waiting)}, and no run has pulled {_them(waiting)} since")
+        if gone:
+            index = f"the provider's index of {fetched}"
+            lines.append(f"{_removed(gone)}, and {index} no longer has {_them(gone)}")
+        return [f"{line}; {option} includes what is left" for line in lines]
+
+
+def _removed(number: int) -> str:
+    files, entries = ("1 file", "entry") if number == 1 else (f"{number:,} files", "entries")
+    return f"{files} excluded: `forget` or `verify --repair` removed the index {entries}"
+
+
+def _them(number: int) -> str:
+    return "it" if number == 1 else "them"
 
 
 @contextmanager
 def state_of(
-    mirror: Mirror, wanted: Selection, as_of: datetime | RequestedTime | None = None, *, gone: bool = False
+    mirror: Mirror,
+    wanted: Selection,
+    as_of: datetime | RequestedTime | None = None,
+    *,
+    include_deleted: bool = False,
 ) -> Iterator[MirrorState]:
-    """Hold the state of a backup as of some moment, to be restored.
+    """Provide the state of a backup as of some time, in a ``with`` block.
 
-    :param wanted: the paths that are asked for; it is settled here.
-    :param as_of: the moment, with a time zone, or what somebody wrote for it; None: now.
-    :param gone: and what had gone from the provider by then.
-    :raises NoSuchMoment: there was no backup yet, or no such run.
-    :raises DestinationRefused: a file of history has a newer format.
+    :param wanted: the selected paths; resolved here.
+    :param as_of: the time, with a time zone, or as an operator wrote it; None for now.
+    :param include_deleted: also what the provider had deleted by then.
+    :raises NoSuchTime: the first backup is newer, or there is no such run.
+    :raises DestinationRefused: a history file has a newer format.
     :raises OSError: the disk is full or broken.
     """
-    with Timeline(mirror, wanted) as past, TemporaryDirectory(prefix="mdbackup-") as folder:
+    with Timeline(mirror, wanted) as timeline, TemporaryDirectory(prefix="mdbackup-") as folder:
         index = present_index(mirror, Path(folder) / "index.md5")
-        wanted.settle(lambda path: past.knows(path) or (index is not None and has_path(index, path)))
-        if as_of is None and index is not None and not gone:
-            last = past.moment_at(past.newest)
-            said = "As of now, by the index"
-            if last is not None:
-                said += f"; the last commit was at {format_time(last.time)}"
-            present = index
-            taken_out = _not_in(present, _taken_out(past, last))
-            state = MirrorState(mirror, past, wanted, lambda: past.present(present), said, taken_out)
+        wanted.resolve(lambda path: timeline.knows(path) or (index is not None and has_path(index, path)))
+        if as_of is None and index is not None and not include_deleted:
+            state = _present_state(mirror, timeline, wanted, index)
         else:
-            moment = _moment(past, as_of)
-            said = f"As of {format_time(moment.time)}, by {to_text(os.fsencode(moment.run_id))}"
-            if moment.rebuilt:
-                said += "; its history was lost, and told anew: there may be too much"
-            taken_out = _taken_out(past, None if gone else moment)
-            state = MirrorState(mirror, past, wanted, lambda: past.state(moment, gone=gone), said, taken_out)
-        # The index tells what is there now, and no history is needed for that.
-        state.needs_history = as_of is not None
+            state = _past_state(mirror, timeline, wanted, as_of, include_deleted)
+        state.needs_history = as_of is not None  # the index alone shows what is there now
         yield state
 
 
-def _taken_out(past: Timeline, moment: CommitTime | None) -> Iterator[FileVersion]:
-    """Yield what a person took out of the index by a moment, if none had come back by then."""
-    if moment is None:
+def _present_state(mirror: Mirror, timeline: Timeline, wanted: Selection, index: Path) -> MirrorState:
+    """Return the state by the consumer index, which needs no history."""
+    last = timeline.moment_at(timeline.newest)
+    description = "As of now, by the index"
+    if last is not None:
+        description += f"; the last commit was at {format_time(last.time)}"
+    entries = SortedLookup(read_entries(index))
+    removed = (gone for gone in _find_removed(timeline, last) if entries.find(gone.path) is None)
+    return MirrorState(mirror, timeline, wanted, lambda: timeline.present(index), description, removed)
+
+
+def _past_state(
+    mirror: Mirror,
+    timeline: Timeline,
+    wanted: Selection,
+    as_of: datetime | RequestedTime | None,
+    include_deleted: bool,
+) -> MirrorState:
+    """Return the state by the history.
+
+    :raises NoSuchTime: see :func:`state_of`.
+    """
+    commit = _find_commit(timeline, as_of)
+    description = f"As of {format_time(commit.time)}, by {to_text(os.fsencode(commit.run_id))}"
+    if commit.rebuilt:
+        description += "; its history was lost and rebuilt: there may be too many files"
+    removed = _find_removed(timeline, None if include_deleted else commit)
+
+    def read() -> Iterator[FileVersion]:
+        return timeline.state(commit, gone=include_deleted)
+
+    return MirrorState(mirror, timeline, wanted, read, description, removed)
+
+
+def _find_removed(timeline: Timeline, commit: CommitTime | None) -> Iterator[FileVersion]:
+    """Yield what operators had removed from the index by a commit, and no run had brought back by then."""
+    if commit is None:
         return
-    by_hand = [m for m in past.moments if m.number <= moment.number and taken_out_by(m.run_id, m.stamp)]
-    times = {m.time for m in by_hand}
-    for path in past.forgotten(by_hand):
-        for content in past.state(moment, gone=True, first=path, last=path):
+    removals = [
+        each
+        for each in timeline.moments
+        if each.number <= commit.number and taken_out_by(each.run_id, each.stamp)
+    ]
+    times = {removal.time for removal in removals}
+    for path in timeline.forgotten(removals):
+        for content in timeline.state(commit, gone=True, first=path, last=path):
             if content.left in times:
                 yield content
 
 
-def _not_in(index: Path, contents: Iterable[FileVersion]) -> Iterator[FileVersion]:
-    """Yield those of some contents, in path order, whose paths an index does not have."""
-    entries = SortedLookup(read_entries(index))
-    yield from (content for content in contents if entries.find(content.path) is None)
+def _find_commit(timeline: Timeline, as_of: datetime | RequestedTime | None) -> CommitTime:
+    """Return the last commit as of a time.
 
-
-def _moment(past: Timeline, as_of: datetime | RequestedTime | None) -> CommitTime:
-    """Return the last commit as of then.
-
-    :raises NoSuchMoment: there was none yet.
+    :raises NoSuchTime: there is none.
     """
-    asked = (
-        as_of if isinstance(as_of, RequestedTime) else RequestedTime("", as_of or datetime.now().astimezone())
-    )
-    moment = past.asked(asked)
-    when = asked.when or datetime.now().astimezone()
-    if moment is None:
-        finished = [moment for moment in past.moments if moment.finished]
-        first = (
-            f"the first one was at {format_time(finished[0].time)}" if finished else "history knows of none"
-        )
-        if finished and finished[0].rebuilt:
-            first += ", and its history was lost and told anew: what was there before is in it"
-        if past.has_imported:
-            first += "; of what was imported, only the versions are known (`mdbackup versions`)"
-        if past.problems:
-            first += "; history is missing or damaged: `mdbackup rebuild` tells it anew, by what is left"
-        is_sure = not past.problems and not (finished and finished[0].rebuilt)
-        there_was = "there was no backup yet at" if is_sure else "no backup is known of"
-        raise NoSuchTime(f"{there_was} {when:%Y-%m-%d %H:%M:%S %z}: {first}")
-    return moment
+    if isinstance(as_of, RequestedTime):
+        requested = as_of
+    else:
+        requested = RequestedTime("", as_of or datetime.now().astimezone())
+    commit = timeline.asked(requested)
+    if commit is None:
+        raise NoSuchTime(_describe_too_early(timeline, requested.when or datetime.now().astimezone()))
+    return commit
 
 
-def nothing_under(word: str) -> str:
-    """Return, for people, that history knows nothing of a path."""
-    return f"Nothing was ever backed up under {word!r}: write paths as backupop sees them, from / on"
+def _describe_too_early(timeline: Timeline, when: datetime) -> str:
+    """Return, for people, why there is no commit as of a time."""
+    first = next((commit for commit in timeline.moments if commit.finished), None)
+    is_rebuilt = first is not None and first.rebuilt
+    is_certain = not timeline.problems and not is_rebuilt
+    time = f"{when:%Y-%m-%d %H:%M:%S %z}"
+    text = f"the first backup is newer than {time}" if is_certain else f"no known backup is as old as {time}"
+    if first is None:
+        text += ": the history has no backup at all"
+    else:
+        text += f": {'it was at' if is_certain else 'the oldest is of'} {format_time(first.time)}"
+    if is_rebuilt:
+        text += ", and its history was lost and rebuilt: it includes what was there before"
+    if timeline.has_imported:
+        text += "; of imported files only the versions are known (`mdbackup versions`)"
+    if timeline.problems:
+        text += "; history is missing or damaged: `mdbackup rebuild` reconstructs it from what is left"
+    return text
+
+
+def describe_never_backed_up(word: str) -> str:
+    """Return, for people, that the history knows nothing about a path."""
+    return f"Nothing was ever backed up under {word!r}: write absolute paths as backupop sees them"

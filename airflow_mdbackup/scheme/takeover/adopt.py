@@ -2,18 +2,18 @@
 
 ::
 
-    walked    what lies in the mirror, and in trees that are to come there, into a table on the disk
-    hashed    each regular file, several at a time; what was hashed before a crash is not hashed again
-    moved     each tree to its place, by one rename
-    ahead     the history of all that is adopted; then the marker, so that from now on it is a backup
-    finished  consumer index and history, as every commit is (see settle)
-    left      what the provider does not have leaves the index again, in a commit of its own
+    walk      what is in the mirror, and in trees that are to be moved there; listed in a table on the disk
+    hash      each regular file, several at a time; what was hashed before a crash is not hashed again
+    move      each tree to its place, by one rename
+    log       the history of everything adopted is written ahead; then the marker makes it a backup
+    carry out consumer index and history, as for every commit (see journal)
+    conclude  what the provider does not have leaves the index again, in a commit of its own
 
-Before the marker nothing is adopted, and runs refuse ``dest``; behind it all is, since whoever comes next
-finishes that commit. The same command again goes on in either case. No file is opened for writing, and none
-is removed.
+Before the marker nothing is adopted, and runs refuse ``dest``; after it everything is, because whoever comes
+next finishes that commit. In both cases the same command resumes. No file is opened for writing, and none is
+removed.
 
-What this does not give: what the tree was before. History begins with the adoption.
+Limitations: what the tree contained before is not known. History starts with the adoption.
 """
 
 from __future__ import annotations
@@ -47,29 +47,29 @@ from airflow_mdbackup.scheme.takeover.survey import SkipReason, SourceTree, Surv
 _WHO = "adopt"
 
 
-# --- adopting ---------------------------------------------------------------------------------------
+# --- checks -----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class Adopted:
-    """What became of an adoption.
+    """The result of an adoption.
 
     :ivar files: entries in the consumer index.
-    :ivar gone: how many of what was adopted have left it again, because the provider does not have them.
+    :ivar gone: how many adopted files have left it again, because the provider does not have them.
     """
 
     files: int
     gone: int
 
 
-def is_begun(mirror: Mirror) -> bool:
-    """Whether an adoption was cut off, which the same command goes on with."""
+def is_started(mirror: Mirror) -> bool:
+    """Whether an adoption was cut off, so that the same command resumes it."""
     return mirror.adopting.exists()
 
 
-def is_adopted(mirror: Mirror) -> bool:
-    """Whether an adoption that was cut off had got so far that it only has to be finished."""
-    if not is_begun(mirror) or not mirror.is_marked():
+def is_committing(mirror: Mirror) -> bool:
+    """Whether an adoption was cut off so late that its commit only has to be finished."""
+    if not is_started(mirror) or not mirror.is_marked():
         return False
     first = next(iter([*commits(mirror), *pending(mirror)]), None)
     return first is not None and str(read_header(first).get("run_id")).startswith(f"{_WHO}__")
@@ -78,42 +78,47 @@ def is_adopted(mirror: Mirror) -> bool:
 def check_adoptable(mirror: Mirror, trees: Sequence[SourceTree]) -> None:
     """Make sure that ``dest`` has no backup yet, and that the trees can be moved there.
 
-    :raises DestinationRefused: it has one, is another provider's, or holds something else; or a tree is not
-        there, lies on another file system, or its place is taken.
+    :raises DestinationRefused: it has a backup, is another provider's, or contains something else; or a tree
+        does not exist, is on another file system, or its place is taken.
     """
     if mirror.is_marked():
         mirror.check()
         if _has_backup(mirror):
-            mirror.adopting.unlink(missing_ok=True)  # of one that was never carried out
+            mirror.adopting.unlink(missing_ok=True)  # of an adoption that was never carried out
             raise DestinationRefused(
-                f"{mirror.provider}: {mirror.dest} has a backup already, and nothing was changed. More files "
-                "can be put in place: the next run hashes what its index does not have, and pulls the rest"
+                f"{mirror.provider}: {mirror.dest} already has a backup, and nothing was changed. You can "
+                "put more files in place: the next run hashes those not in its index, and pulls the rest"
             )
     elif any(commits(mirror)):
         raise DestinationRefused(
-            f"{mirror.provider}: {mirror.dest} has the history of a backup, and no marker: another disk's "
-            "rest? Move it away, or bring its provider-id back"
+            f"{mirror.provider}: {mirror.dest} has the history of a backup but no marker: is it what is left "
+            "of another disk? Move it away, or restore its provider-id"
         )
-    ours = [tree.directory.resolve() for tree in trees]
+    directories = [tree.directory.resolve() for tree in trees]
     for other in mirror.foreign():
-        if not any(tree.is_relative_to(other.resolve()) for tree in ours):
+        if not any(directory.is_relative_to(other.resolve()) for directory in directories):
             raise DestinationRefused(
-                f"{mirror.provider}: {mirror.dest} holds {other.name!r}, which has no place in a backup. If "
-                f"that is the tree: --tree {shlex.quote(str(other))} --at PATH; else move it away"
+                f"{mirror.provider}: {mirror.dest} contains {other.name!r}, which is not part of a backup. "
+                f"If that is the tree: --tree {shlex.quote(str(other))} --at PATH; otherwise move it away"
             )
+    _check_overlap(mirror, trees)
+    for tree in trees:
+        if not (is_started(mirror) and _is_moved(mirror, tree)):
+            _check_tree(mirror, tree)
+
+
+def _check_overlap(mirror: Mirror, trees: Sequence[SourceTree]) -> None:
+    """Make sure that no tree is in another one, now or after the move."""
     for one, two in permutations(trees, 2):
         if _place(mirror, one).is_relative_to(_place(mirror, two)):
             raise DestinationRefused(
-                f"{mirror.provider}: {one.directory} would come into {two.directory}: move it there first"
+                f"{mirror.provider}: {one.directory} would be moved into {two.directory}: move it there first"
             )
         if one.directory.resolve().is_relative_to(two.directory.resolve()):
             raise DestinationRefused(
-                f"{mirror.provider}: {one.directory} is part of {two.directory}, and comes with it: leave it "
-                "out, or move it away first"
+                f"{mirror.provider}: {one.directory} is part of {two.directory} and is moved with it: leave "
+                "it out, or move it away first"
             )
-    for tree in trees:
-        if not (is_begun(mirror) and _is_moved(mirror, tree)):
-            _check_tree(mirror, tree)
 
 
 def _has_backup(mirror: Mirror) -> bool:
@@ -121,14 +126,14 @@ def _has_backup(mirror: Mirror) -> bool:
 
 
 def _is_moved(mirror: Mirror, tree: SourceTree) -> bool:
-    """Whether an adoption that was cut off has put a tree in its place."""
+    """Whether an adoption that was cut off had already moved a tree to its place."""
     return not os.path.lexists(tree.directory) and _place(mirror, tree).is_dir()
 
 
-def sources_of(mirror: Mirror, trees: Sequence[SourceTree]) -> list[SourceTree]:
-    """Return what an adoption looks at: what is in the mirror already, and the trees that are to come."""
-    coming = [tree for tree in trees if not _is_moved(mirror, tree)]
-    return [SourceTree(mirror.files), *coming] if mirror.files.is_dir() else coming
+def survey_sources(mirror: Mirror, trees: Sequence[SourceTree]) -> list[SourceTree]:
+    """Return what an adoption surveys: what is in the mirror already, and the trees to be moved there."""
+    to_move = [tree for tree in trees if not _is_moved(mirror, tree)]
+    return [SourceTree(mirror.files), *to_move] if mirror.files.is_dir() else to_move
 
 
 def _place(mirror: Mirror, tree: SourceTree) -> Path:
@@ -137,47 +142,54 @@ def _place(mirror: Mirror, tree: SourceTree) -> Path:
 
 def _check_tree(mirror: Mirror, tree: SourceTree) -> None:
     directory, place = tree.directory, _place(mirror, tree)
-    who = f"{mirror.provider}: {directory}"
+    prefix = f"{mirror.provider}: {directory}"
     if directory.is_symlink() or not directory.is_dir():
-        raise DestinationRefused(f"{who} is no directory of its own (a symlink, or not there): name the tree")
+        raise DestinationRefused(f"{prefix} is a symlink, missing, or not a directory: name the tree itself")
     if OLD in tree.at.split(b"/"):
-        raise DestinationRefused(f"{who} cannot come to {to_text(tree.at)}: {OLD.decode()} is for versions")
-    there, dest = directory.resolve(), mirror.dest.resolve()
-    if dest.is_relative_to(there):
         raise DestinationRefused(
-            f"{who} is the dest, or above it, and cannot be moved into itself. Move it aside first: mv "
+            f"{prefix} cannot be moved to {to_text(tree.at)}: {OLD.decode()} is for versions"
+        )
+    resolved, dest = directory.resolve(), mirror.dest.resolve()
+    if dest.is_relative_to(resolved):
+        raise DestinationRefused(
+            f"{prefix} is the dest or above it, and cannot be moved into itself. Move it aside first: mv "
             f"{shlex.quote(str(directory))} {shlex.quote(f'{directory}.tree')}, and name that"
         )
-    if there.is_relative_to(mirror.files.resolve()):
-        raise DestinationRefused(f"{who} lies in the mirror already: leave --tree out")
+    if resolved.is_relative_to(mirror.files.resolve()):
+        raise DestinationRefused(f"{prefix} is in the mirror already: leave out --tree")
     blocked = None
     if mirror.files.exists():
         with mirror.tree() as files:
             blocked = files.blocker(tree.at + b"/.")
     if blocked is not None or (os.path.lexists(place) and any(place.iterdir())):
-        raise DestinationRefused(f"{who} cannot come to {place}, where something is already: move that away")
+        raise DestinationRefused(
+            f"{prefix} cannot be moved to {place}, where something already exists: move that away"
+        )
     above = next(folder for folder in (mirror.dest, *mirror.dest.parents) if folder.exists())
     if above.stat().st_dev != directory.stat().st_dev:
-        raise _elsewhere(mirror, tree)
+        raise _cannot_rename(mirror, tree)
 
 
-def _elsewhere(mirror: Mirror, tree: SourceTree) -> DestinationRefused:
+def _cannot_rename(mirror: Mirror, tree: SourceTree) -> DestinationRefused:
     place = _place(mirror, tree)
     source, target = shlex.quote(str(tree.directory)), shlex.quote(str(place))
     return DestinationRefused(
         f"{mirror.provider}: {tree.directory} is on another file system than {mirror.dest}, or is a mount "
-        "point, so that no rename brings it there. Copy it (on one disk with btrfs or XFS that takes no "
-        f"room), and adopt without --tree: mkdir -p {target} && cp --reflink=auto -a {source}/. {target}/"
+        "point, so it cannot be moved by a rename. Copy it (on one disk with btrfs or XFS a copy takes no "
+        f"space), and adopt without --tree: mkdir -p {target} && cp --reflink=auto -a {source}/. {target}/"
     )
 
 
+# --- adopting ---------------------------------------------------------------------------------------
+
+
 def adopt(mirror: Mirror, survey: Survey, trees: Sequence[SourceTree]) -> None:
-    """Move the trees to their places, and make a backup of all that was surveyed.
+    """Move the trees to their places, and make a backup of everything surveyed.
 
-    Before the first call of all, :func:`check_adoptable`. May be called again after a crash, with a new
-    survey, or by :func:`go_on` if the adoption had got so far.
+    Call :func:`check_adoptable` before the first attempt. May be called again after a crash with a new
+    survey; or :func:`resume`, if the commit had been started.
 
-    :raises DestinationRefused: a backup has come meanwhile, or a tree cannot be moved.
+    :raises DestinationRefused: a run has created a backup meanwhile, or a tree cannot be moved.
     :raises DestinationBusy: a run holds the lock for too long.
     :raises DestinationFull, DestinationBroken, WorkerExhausted: see :meth:`.Mirror.translate_os_errors`.
     """
@@ -185,9 +197,11 @@ def adopt(mirror: Mirror, survey: Survey, trees: Sequence[SourceTree]) -> None:
         mirror.make_directories()
         with mirror.lock(_WHO, OPERATOR_WAIT):
             if mirror.is_marked() and _has_backup(mirror):
-                raise DestinationRefused(f"{mirror.provider}: {mirror.dest} has just got a backup by a run")
+                raise DestinationRefused(
+                    f"{mirror.provider}: a run has created a backup in {mirror.dest} meanwhile"
+                )
             for cut_off in pending(mirror):
-                cut_off.unlink()  # without a marker nobody has begun to carry it out
+                cut_off.unlink()  # without a marker nobody has started to carry it out
             for tree in trees:
                 if not _is_moved(mirror, tree):
                     _move(mirror, tree)
@@ -196,15 +210,15 @@ def adopt(mirror: Mirror, survey: Survey, trees: Sequence[SourceTree]) -> None:
                 files.sync()
                 tx.write(survey.changes(files), tx.header(order=""))
             mirror.mark()
-            _write_status(mirror, tx.carry_out(missed=partial(_missed, survey.told)))
+            _write_status(mirror, tx.carry_out(missed=partial(_report_missed, survey.report)))
 
 
-def _missed(told: SurveyReport, change: Change, why: str) -> None:
-    told.leave(SkipReason.UNREADABLE, change.path)
+def _report_missed(report: SurveyReport, change: Change, why: str) -> None:
+    report.skip(SkipReason.UNREADABLE, change.path)
 
 
-def go_on(mirror: Mirror) -> None:
-    """Finish an adoption that was cut off in the middle of its commit, if nobody has.
+def resume(mirror: Mirror) -> None:
+    """Finish an adoption that was cut off in its commit, unless somebody has finished it.
 
     :raises DestinationBusy, DestinationFull, DestinationBroken, WorkerExhausted: see :func:`adopt`.
     """
@@ -215,9 +229,9 @@ def go_on(mirror: Mirror) -> None:
 
 
 def conclude(mirror: Mirror, run: Run | None) -> Adopted:
-    """Take out of the index again what the provider does not have, and end the adoption.
+    """Remove what the provider does not have from the index, and end the adoption.
 
-    :param run: with a plan that :func:`.preview` made; None if what the provider has is not known.
+    :param run: with a plan that :func:`.preview` made; None if it is not known what the provider has.
     :raises DestinationBusy, DestinationFull, DestinationBroken, WorkerExhausted: see :func:`adopt`.
     """
     gone: list[bytes] = []
@@ -229,7 +243,7 @@ def conclude(mirror: Mirror, run: Run | None) -> Adopted:
 
 
 def _move(mirror: Mirror, tree: SourceTree) -> None:
-    """Give a tree its place, by a rename that replaces an empty directory at most."""
+    """Move a tree to its place, by a rename that replaces an empty directory at most."""
     _check_tree(mirror, tree)
     place = _place(mirror, tree)
     make_directory(place.parent, 0o755, parents=True)
@@ -238,11 +252,11 @@ def _move(mirror: Mirror, tree: SourceTree) -> None:
     except OSError as error:
         if error.errno not in (errno.EXDEV, errno.EBUSY):
             raise
-        raise _elsewhere(mirror, tree) from None
+        raise _cannot_rename(mirror, tree) from None
 
 
 def _write_status(mirror: Mirror, files: int) -> None:
-    """Write a status that knows of no good run, unless there is one."""
+    """Write a status without a last good run, unless there already is a status."""
     if mirror.status.exists():
         refresh_status(mirror)
     else:

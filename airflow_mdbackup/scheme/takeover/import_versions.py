@@ -2,25 +2,25 @@
 
 ::
 
-    walked    each regular file of a tree; the caller tells what it is a version of, and when it was displaced
-    hashed    several at a time
-    named     the next free name in .old; what is there already with these bytes is not brought again
-    copied    beside the runs, and verified, where it is not to be moved
-    ahead     the history of all that comes
-    finished  each is given its name by one rename, never over another (see settle)
+    walk      each regular file of a tree; the caller says what it is a version of, and when it was displaced
+    hash      several at a time
+    name      the next free name in .old; a file that already exists there with this content is not imported
+    copy      into a directory of the runs, and verify, unless the files are to be moved
+    log       the history of all versions is written ahead
+    carry out each gets its name by one rename, which never overwrites (see journal)
 
-A crash leaves each file where it was or under its name; whoever comes next finishes the commit. Neither index
-nor live files change.
+After a crash each file is where it was or has its new name; the next command or run finishes the commit.
+Neither the index nor live files change.
 
-What this does not give: the state of the whole at a moment before the first commit. A tool that keeps what it
-displaces says of no moment which files there were.
+Limitations: the state of the whole backup at a time before the first commit stays unknown. A tool that keeps
+what it displaces does not record which files existed at a given time.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -51,213 +51,217 @@ from airflow_mdbackup.scheme.store.run import Run
 from airflow_mdbackup.scheme.store.version_names import OLD, version_path
 from airflow_mdbackup.scheme.takeover.survey import SkipReason, SourceTree, Survey, SurveyedFile, SurveyReport
 
-Meaning = Callable[[bytes], "tuple[bytes, str] | None"]
-"""Tells of a file's path of which it is a version, and the stamp of when it was displaced, if it is one."""
+IdentifyVersion = Callable[[bytes], "tuple[bytes, str] | None"]
+"""Given the path of a file: the path that it is a version of, and the stamp of when it was displaced.
+
+None if it is not a version.
+"""
 
 
 @dataclass(slots=True)
 class Imported:
     """What became of old versions.
 
-    :ivar versions: that came, or would; ``size`` is their bytes.
-    :ivar there: that were there already.
-    :ivar finished: whether an earlier commit that was cut off was finished first.
+    :ivar versions: how many were imported, or would be; ``size`` is their bytes.
+    :ivar already_present: how many already existed.
+    :ivar recovered: whether an earlier commit that was cut off was finished first.
     """
 
-    told: SurveyReport
+    report: SurveyReport
     versions: int = 0
     size: int = 0
-    there: int = 0
-    finished: bool = False
+    already_present: int = 0
+    recovered: bool = False
 
 
 def import_versions(
     mirror: Mirror,
     source: SourceTree,
-    meaning: Meaning,
+    identify: IdentifyVersion,
     *,
     copy: bool = False,
     dry_run: bool = False,
     threads: int = 2,
     progress: Callable[[Survey], Callable[[int], None]] = lambda survey: lambda size: None,
 ) -> Imported:
-    """Bring the files of a tree as versions.
+    """Import the files of a tree as versions.
 
-    :param source: the tree, which may be the mirror itself: then what history or the index knows is passed
-        over.
+    :param source: the tree, which may be the mirror itself: then files that the history or the index knows
+        are ignored.
     :param copy: leave the tree as it is.
-    :param progress: given the survey, returns what is called with how much more was hashed.
-    :raises DestinationRefused: there is no backup yet; or the tree is on another file system, and not to be
-        copied.
+    :param progress: given the survey, returns what is called with the number of bytes just hashed.
+    :raises DestinationRefused: there is no backup yet; or the tree is on another file system, and is not to
+        be copied.
     :raises ConsumerIndexDamaged: somebody damaged the consumer index.
     :raises DestinationBusy: a run holds the lock for too long.
     :raises DestinationFull, DestinationBroken, WorkerExhausted: see :meth:`.Mirror.translate_os_errors`.
     """
     with mirror.translate_os_errors():
         mirror.check()
-        # What an earlier import was to move is none of what this one finds.
-        finished = not dry_run and _settle(mirror)
-        return _import_versions(mirror, source, meaning, copy, dry_run, threads, progress, finished)
+        # First, because what an earlier import was to move must not be found by this one.
+        recovered = not dry_run and _recover(mirror)
+        with Timeline(mirror) as timeline:
+            _check_file_system(mirror, source, copy)
+            timeline.note_places()
+            is_mirror = source.directory.resolve() == mirror.files.resolve()
+
+            def ignores(path: bytes) -> bool:
+                return identify(path) is None or (is_mirror and timeline.has_place(path))
+
+            with Survey([source], None, ignores) as survey, mirror.tree() as tree:
+                survey.walk()
+                _drop_expected(survey.report, is_mirror)
+                survey.hash(threads, progress(survey))
+                importer = _Importer(mirror, timeline, tree, source, identify, survey, copy, is_mirror)
+                if dry_run:
+                    importer.preview()
+                else:
+                    importer.commit()
+                importer.result.recovered = recovered
+                return importer.result
 
 
-def _settle(mirror: Mirror) -> bool:
+def _recover(mirror: Mirror) -> bool:
     """Finish commits that were cut off, and return whether there were any."""
     found = any(pending(mirror))
     with transaction(mirror, "import", OPERATOR_WAIT):
         return found
 
 
-def _import_versions(
-    mirror: Mirror,
-    source: SourceTree,
-    meaning: Meaning,
-    copy: bool,
-    dry_run: bool,
-    threads: int,
-    progress: Callable[[Survey], Callable[[int], None]],
-    finished: bool,
-) -> Imported:
-    with Timeline(mirror) as past:
-        if not copy and os.stat(source.directory).st_dev != os.stat(mirror.files).st_dev:
-            raise DestinationRefused(
-                f"{mirror.provider}: {source.directory} is on another file system than {mirror.dest}, so "
-                "that no rename brings its files there: --copy copies them, and leaves them where they are"
-            )
-        past.note_places()
-        is_mirror = source.directory.resolve() == mirror.files.resolve()
-
-        def passes_over(path: bytes) -> bool:
-            return meaning(path) is None or (is_mirror and past.has_place(path))
-
-        with Survey([source], None, passes_over) as survey, mirror.tree() as tree:
-            survey.walk()
-            for why in (
-                SkipReason.PASSED_OVER,
-                SkipReason.EMPTY,
-                *([SkipReason.RESERVED] if is_mirror else ()),
-            ):
-                survey.told.left.pop(why, None)
-            survey.hash(threads, progress(survey))
-            importing = _Importing(mirror, past, tree, source, meaning, survey, copy, is_mirror)
-            importing.outcome.finished = finished
-            if dry_run:
-                with TemporaryDirectory(prefix="mdbackup-") as folder:
-                    index = present_index(mirror, Path(folder) / "index.md5")
-                    for _ in importing.changes(None, index):
-                        pass
-            else:
-                importing.commit()
-            return importing.outcome
+def _check_file_system(mirror: Mirror, source: SourceTree, copy: bool) -> None:
+    """Make sure that the files can be moved into the mirror, unless they are to be copied."""
+    if not copy and os.stat(source.directory).st_dev != os.stat(mirror.files).st_dev:
+        raise DestinationRefused(
+            f"{mirror.provider}: {source.directory} is on another file system than {mirror.dest}, so its "
+            "files cannot be moved there. --copy copies them and leaves the originals in place"
+        )
 
 
-class _Importing:
-    """Brings what a survey found.
+def _drop_expected(report: SurveyReport, is_mirror: bool) -> None:
+    """Remove from a report what is no surprise here: it is not what was looked for."""
+    expected = [SkipReason.PASSED_OVER, SkipReason.EMPTY, *([SkipReason.RESERVED] if is_mirror else ())]
+    for reason in expected:
+        report.skipped.pop(reason, None)
 
-    :param past: all of it, with its places noted.
+
+class _Importer:
+    """Imports the files that a survey found.
+
+    :param timeline: of all paths, with its places noted.
     """
 
     def __init__(
         self,
         mirror: Mirror,
-        past: Timeline,
+        timeline: Timeline,
         tree: Tree,
         source: SourceTree,
-        meaning: Meaning,
+        identify: IdentifyVersion,
         survey: Survey,
         copy: bool,
         is_mirror: bool,
     ) -> None:
-        self.outcome = Imported(survey.told)
+        self.result = Imported(survey.report)
         self._mirror = mirror
-        self._past = past
+        self._timeline = timeline
         self._tree = tree
         self._source = source
-        self._meaning = meaning
+        self._identify = identify
         self._survey = survey
         self._copy = copy
         self._is_mirror = is_mirror
-        self._taken: set[bytes] = set()  # version names that are given out, where several compete for one
+        self._taken: set[bytes] = set()  # version names given out here, in case several files want the same
+
+    def preview(self) -> None:
+        """Count what would be imported."""
+        with TemporaryDirectory(prefix="mdbackup-") as folder:
+            index = present_index(self._mirror, Path(folder) / "index.md5")
+            for _ in self._changes(None, index):
+                pass
 
     def commit(self) -> None:
-        """Write the history ahead, and finish."""
+        """Import the files, in one commit."""
         mirror = self._mirror
         with transaction(mirror, "import", OPERATOR_WAIT) as tx, ExitStack() as stack:
             staging = stack.enter_context(mirror.open_staging())
-            was_whole = all(moment.finished for moment in self._past.moments)
-            if mirror.last_commit() != self._past.newest or not was_whole:  # by another import, perhaps
-                self._past = stack.enter_context(Timeline(mirror))
-                self._past.note_places()
+            if self._is_outdated():
+                self._timeline = stack.enter_context(Timeline(mirror))
+                self._timeline.note_places()
             if tx.index is None:
                 raise DestinationRefused(
-                    f"{mirror.provider}: {mirror.dest} has no index yet: adopt a tree, or let a run end"
+                    f"{mirror.provider}: {mirror.dest} has no index yet: adopt a tree, or wait for a run"
                 )
             header = tx.header()
-            run = mirror.run(header["run_id"])
-            make_new_directory(run.folder)
-            try:
-                tx.draft(run.changes, self.changes(run, tx.index), header)
-                if self.outcome.versions:
-                    staging.sync()
-                    tx.publish(run.changes, header)
-                    tx.carry_out(missed=self._missed)
-                refresh_status(mirror)
-            finally:
-                # Of a commit that could not be finished, the copies are still needed.
-                if not any(pending(mirror)):
-                    remove_tree(run.folder)
+            run = stack.enter_context(_run_for_copies(mirror, header["run_id"]))
+            tx.draft(run.changes, self._changes(run, tx.index), header)
+            if self.result.versions:
+                staging.sync()  # before the history claims that the copies exist
+                tx.publish(run.changes, header)
+                tx.carry_out(missed=self._count_missed)
+            refresh_status(mirror)
 
-    def _missed(self, change: Change, why: str) -> None:
-        self.outcome.versions -= 1
-        self.outcome.size -= change.size or 0
-        self.outcome.told.leave(SkipReason.MOVING, change.path)
+    def _is_outdated(self) -> bool:
+        """Whether somebody has committed since the history was read, such as another import."""
+        was_complete = all(commit.finished for commit in self._timeline.moments)
+        return self._mirror.last_commit() != self._timeline.newest or not was_complete
 
-    def changes(self, run: Run | None, index: Path | None) -> Iterator[Change]:
-        """Yield what comes, each with where its bytes wait.
+    def _count_missed(self, change: Change, why: str) -> None:
+        self.result.versions -= 1
+        self.result.size -= change.size or 0
+        self.result.report.skip(SkipReason.MOVING, change.path)
+
+    def _changes(self, run: Run | None, index: Path | None) -> Iterator[Change]:
+        """Yield the versions to import, each with where its content waits.
 
         :param run: for copies; None in a dry run.
-        :param index: the consumer index as it is now, in canonical form. What it claims stays where it is,
-            also if a run has brought it since the survey, or its history is lost.
+        :param index: the consumer index as it is now, in canonical form. A file that it lists stays in place,
+            even if a run brought it since the survey, or its history is lost.
         """
-        claimed = SortedLookup(read_entries(index) if index is not None and self._is_mirror else ())
-        for file in self._survey.found():
-            meant = self._meaning(file.path)
-            if meant is None or file.md5 is None or claimed.find(file.path) is not None:
+        listed = SortedLookup(read_entries(index) if index is not None and self._is_mirror else ())
+        for file in self._survey.surveyed_files():
+            version_of = self._identify(file.path)
+            if version_of is None or file.md5 is None or listed.find(file.path) is not None:
                 continue
-            path, stamp = meant
-            at = self._source.directory / os.fsdecode(file.path[len(self._source.at) + 1 :])
-            why = self._why_left(file, path, at)
-            if why is not None:
-                self.outcome.told.leave(why, file.path)
-                continue
-            version, is_there = self._version(file, path, stamp)
-            if is_there and self._past.has_place(version):
-                self.outcome.there += 1
-                continue
-            content = None
-            if run is not None and not is_there:
-                content = self._copied(run, file, at) if self._copy else to_text(os.fsencode(at.resolve()))
-                if not content:
-                    self.outcome.told.leave(SkipReason.MOVING, file.path)
-                    continue
-            self._taken.add(version)
-            self.outcome.versions += 1
-            self.outcome.size += file.size
-            yield Change(
-                *(path, ChangeKind.IMPORTED),
-                old_md5=file.md5,
-                size=file.size,
-                mtime=file.modified // 10**9,
-                mode=file.mode,
-                version=version,
-                content=content,
-            )
+            change = self._import_file(file, *version_of, run)
+            if change is not None:
+                self._taken.add(change.version or b"")
+                self.result.versions += 1
+                self.result.size += file.size
+                yield change
 
-    def _why_left(self, file: SurveyedFile, path: bytes, at: Path) -> SkipReason | None:
+    def _import_file(self, file: SurveyedFile, path: bytes, stamp: str, run: Run | None) -> Change | None:
+        """Return the change that imports a file as a version of ``path``; None if it is not imported."""
+        location = self._source.directory / os.fsdecode(file.path[len(self._source.at) + 1 :])
+        reason = self._reason_to_skip(file, path, location)
+        if reason is not None:
+            self.result.report.skip(reason, file.path)
+            return None
+        version, exists = self._choose_name(file, path, stamp)
+        if exists and self._timeline.has_place(version):
+            self.result.already_present += 1
+            return None
+        content = None
+        if run is not None and not exists:
+            content = self._copy_to(run, file, location) if self._copy else _absolute(location)
+            if not content:
+                self.result.report.skip(SkipReason.MOVING, file.path)
+                return None
+        return Change(
+            *(path, ChangeKind.IMPORTED),
+            old_md5=file.md5,
+            size=file.size,
+            mtime=file.modified // 10**9,
+            mode=file.mode,
+            version=version,
+            content=content,
+        )
+
+    def _reason_to_skip(self, file: SurveyedFile, path: bytes, location: Path) -> SkipReason | None:
         if OLD in path.split(b"/"):
             return SkipReason.RESERVED
         try:
             check_path(path)
-            if not file.is_as(at.lstat()):
+            if not file.matches(location.lstat()):
                 return SkipReason.MOVING
         except ValueError:
             return SkipReason.BAD_NAME
@@ -269,28 +273,31 @@ class _Importing:
             return SkipReason.UNREADABLE
         return None if self._tree.blocker(version_path(path, "")) is None else SkipReason.BLOCKING
 
-    def _version(self, file: SurveyedFile, path: bytes, stamp: str) -> tuple[bytes, bool]:
-        """Return a version's name that is free, or that has these bytes, and which of both."""
+    def _choose_name(self, file: SurveyedFile, path: bytes, stamp: str) -> tuple[bytes, bool]:
+        """Return a name for a version, and whether a file with its content already exists there.
+
+        If not, the name is free.
+        """
         for attempt in count():
             version = version_path(path, stamp, attempt)
             if version in self._taken:
                 continue
-            there = self._tree.lstat(version)
-            if there is None:
+            existing = self._tree.lstat(version)
+            if existing is None:
                 return version, False
-            if is_file(there) and there.st_size == file.size:
+            if is_file(existing) and existing.st_size == file.size:
                 with self._tree.opened(version) as descriptor:
                     if md5_of(descriptor) == file.md5:
                         return version, True
         raise AssertionError
 
-    def _copied(self, run: Run, file: SurveyedFile, at: Path) -> str:
+    def _copy_to(self, run: Run, file: SurveyedFile, location: Path) -> str:
         """Return the number of a verified copy; an empty text if the file changed meanwhile."""
         make_directory(run.copies)
-        name = str(self.outcome.versions)
-        target = open_for_owner(run.copies / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        number = str(self.result.versions)
+        target = open_for_owner(run.copies / number, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         try:
-            source = os.open(at, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            source = os.open(location, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
             try:
                 if copy_of(source, target) != file.md5:
                     return ""
@@ -300,4 +307,21 @@ class _Importing:
             os.utime(target, ns=(file.modified, file.modified))
         finally:
             os.close(target)
-        return name
+        return number
+
+
+def _absolute(location: Path) -> str:
+    return to_text(os.fsencode(location.resolve()))
+
+
+@contextmanager
+def _run_for_copies(mirror: Mirror, run_id: str) -> Iterator[Run]:
+    """Provide the directory of a run for copies, which is removed once they are not needed any more."""
+    run = mirror.run(run_id)
+    make_new_directory(run.folder)
+    try:
+        yield run
+    finally:
+        # If the commit could not be finished, whoever finishes it needs the copies.
+        if not any(pending(mirror)):
+            remove_tree(run.folder)

@@ -1,4 +1,4 @@
-"""TODO"""
+"""The files of trees that are to become a mirror, or versions in it: found, examined and hashed."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import partial
 from itertools import islice
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,27 +25,27 @@ from airflow_mdbackup.scheme.history.changes import Change, ChangeKind
 from airflow_mdbackup.scheme.index.canonical import IndexWriter, check_path, read_entries
 from airflow_mdbackup.scheme.store.version_names import OLD
 
-_PAGE = 1000  # files that are taken from the table at a time
-_SHOWN = 5  # paths that are named of each kind that is left
+_PAGE = 1000  # files read from the table at a time
+_MAX_EXAMPLES = 5  # paths named per reason to skip
 
 
 class SkipReason(StrEnum):
-    """Why something of a tree is not adopted."""
+    """Why something in a tree is skipped."""
 
     SYMLINK = "symlink"
-    SPECIAL = "special"  # a device, a fifo, a socket
-    RESERVED = "reserved"  # a directory that has the name of those with versions, with all in it
-    BLOCKING = "in the place of versions"  # something else that has that name
+    SPECIAL = "special"  # a device, a named pipe, a socket
+    RESERVED = "reserved"  # a directory with the name of those for versions, with everything in it
+    BLOCKING = "in the place of versions"  # something else with that name
     BAD_NAME = "bad name"  # no index can hold it
     UNREADABLE = "unreadable"  # for us
-    MOVING = "moving"  # it changed, or went, while it was hashed
+    MOVING = "moving"  # it changed or disappeared while it was examined
     MOUNTED = "mounted"  # on another file system, to which nothing can be moved in one step
     EMPTY = "empty directory"
-    PASSED_OVER = "passed over"  # the caller says so
+    PASSED_OVER = "passed over"  # the caller does not want it
 
     @property
     def harmless(self) -> bool:
-        """Whether a backup has no such thing anyway, or another command takes it."""
+        """Whether no backup has such a thing anyway, or another command imports it."""
         harmful = (
             SkipReason.BLOCKING,
             SkipReason.BAD_NAME,
@@ -57,7 +58,7 @@ class SkipReason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class SourceTree:
-    """A tree: ``directory`` is, or becomes, the mirror's ``at``, without a slash at its end."""
+    """A tree: ``directory`` is, or becomes, the mirror's path ``at``, which has no slash at its end."""
 
     directory: Path
     at: bytes = b""
@@ -65,28 +66,32 @@ class SourceTree:
 
 @dataclass(slots=True)
 class SurveyReport:
-    """What a survey has to tell beside the files.
+    """What a survey found beside the files.
 
-    :ivar left: how much of each kind is not adopted, and the first few paths of it.
-    :ivar others: files and directories that belong to another user than this process.
-    :ivar linked: files with more names than one.
+    :ivar skipped: how many things were skipped for each reason.
+    :ivar examples: the first few paths of them.
+    :ivar foreign: files and directories owned by another user than that of this process.
+    :ivar hard_linked: files with more than one name.
     """
 
-    left: Counter[SkipReason] = field(default_factory=Counter)
+    skipped: Counter[SkipReason] = field(default_factory=Counter)
     examples: dict[SkipReason, list[bytes]] = field(default_factory=dict)
-    others: int = 0
-    linked: int = 0
+    foreign: int = 0
+    hard_linked: int = 0
 
-    def leave(self, why: SkipReason, path: bytes) -> None:
-        """Note that something is not adopted."""
-        self.left[why] += 1
-        shown = self.examples.setdefault(why, [])
-        if len(shown) < _SHOWN:
-            shown.append(path)
+    def skip(self, reason: SkipReason, path: bytes) -> None:
+        """Record that something is skipped."""
+        self.skipped[reason] += 1
+        examples = self.examples.setdefault(reason, [])
+        if len(examples) < _MAX_EXAMPLES:
+            examples.append(path)
 
 
 class SurveyedFile(NamedTuple):
-    """A file of a survey, a row of its table. Times are nanoseconds; ``root`` is the number of the source."""
+    """A file of a survey, and a row of its table. Times are in nanoseconds.
+
+    :ivar root: index of its source.
+    """
 
     path: bytes
     root: int
@@ -97,41 +102,43 @@ class SurveyedFile(NamedTuple):
     mode: int
     md5: bytes | None = None
 
-    def is_as(self, status: os.stat_result) -> bool:
+    def matches(self, status: os.stat_result) -> bool:
+        """Whether the file is unchanged since it was examined."""
         now = status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
         return now == (self.inode, self.size, self.modified, self.changed)
 
 
 class Survey:
-    """What lies in some trees. A context manager, for one thread.
+    """The files in some trees. A context manager, for one thread.
 
-    :param sources: none of them below another one's place.
-    :param table: where it is kept, so that a crash does not lose what was hashed; None for nowhere.
-    :param passes_over: tells of the path of a file that it is none of those that are looked for.
-    :raises DestinationBusy: another survey keeps its table there.
+    :param sources: none of them below the place of another.
+    :param table: a file to keep the results in, so that a crash does not lose hashes; None to keep none.
+    :param ignores: whether the file at a path is not wanted.
+    :ivar report: what was found beside the files.
+    :raises DestinationBusy: another survey is using the table.
     """
 
     def __init__(
         self,
         sources: Sequence[SourceTree],
         table: Path | None = None,
-        passes_over: Callable[[bytes], bool] = lambda path: False,
+        ignores: Callable[[bytes], bool] = lambda path: False,
     ) -> None:
-        self.told = SurveyReport()
+        self.report = SurveyReport()
         self._sources = sources
-        self._passes_over = passes_over
+        self._ignores = ignores
         try:
-            self._table = _opened(table)
+            self._table = _open_table(table)
         except sqlite3.DatabaseError as error:
             assert table is not None
             if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY:
                 raise DestinationBusy(
-                    f"{table}: another `mdbackup adopt` is at work there: wait for its end"
+                    f"{table}: another `mdbackup adopt` is running there: wait until it has finished"
                 ) from None
-            # A power cut has spoilt it.
-            for spoilt in table.parent.glob(f"{table.name}*"):
-                spoilt.unlink()
-            self._table = _opened(table)
+            # A power failure has corrupted it.
+            for corrupted in table.parent.glob(f"{table.name}*"):
+                corrupted.unlink()
+            self._table = _open_table(table)
 
     def __enter__(self) -> Survey:
         return self
@@ -139,71 +146,78 @@ class Survey:
     def __exit__(self, *error: object) -> None:
         self._table.close()
 
-    # --- looking ------------------------------------------------------------------------------------
+    # --- walking ------------------------------------------------------------------------------------
 
     def walk(self, advance: Callable[[], object] = lambda: None) -> None:
-        """Look at everything, and forget what an earlier survey found that is there no more.
+        """Examine everything, and forget files from an earlier survey that no longer exist.
 
         :param advance: called for each file.
-        :raises OSError: the disk fails as a whole.
+        :raises OSError: the whole disk fails.
         """
         self._table.execute("UPDATE file SET seen = 0")
         for number, source in enumerate(self._sources):
-            for file in self._below(number, source):
+            for file in self._walk_source(number, source):
                 self._table.execute(_UPSERT, _row(file))
                 advance()
         self._table.execute("DELETE FROM file WHERE NOT seen")
         self._table.commit()
 
-    def _below(self, number: int, source: SourceTree) -> Iterator[SurveyedFile]:
+    def _walk_source(self, number: int, source: SourceTree) -> Iterator[SurveyedFile]:
         device = os.stat(source.directory).st_dev
         ahead = [b""]
         with Tree(source.directory) as tree:
             while ahead:
                 folder = ahead.pop()
-                try:
-                    names = sorted(tree.names_in(folder))
-                except OSError as error:
-                    if not concerns_one_file(error):
-                        raise
-                    self.told.leave(SkipReason.UNREADABLE, source.at + folder or b"/")
-                    continue
-                if folder and not names:
-                    self.told.leave(SkipReason.EMPTY, source.at + folder)
-                for name in names:
-                    below = folder + b"/" + name
-                    status, why = self._looked_at(tree, below, source.at + below, device)
-                    if why is not None or status is None:
-                        self.told.leave(why or SkipReason.MOVING, source.at + below)
+                for name in self._list(tree, source, folder):
+                    place = folder + b"/" + name
+                    path = source.at + place
+                    status, reason = self._examine(tree, place, path, device)
+                    if reason is not None or status is None:
+                        self.report.skip(reason or SkipReason.MOVING, path)
                     elif stat.S_ISDIR(status.st_mode):
-                        ahead.append(below)
+                        ahead.append(place)
                     else:
-                        self.told.linked += status.st_nlink > 1
+                        self.report.hard_linked += status.st_nlink > 1
                         yield SurveyedFile(
-                            *(source.at + below, number, status.st_ino, status.st_size, status.st_mtime_ns),
+                            *(path, number, status.st_ino, status.st_size, status.st_mtime_ns),
                             *(status.st_ctime_ns, stat.S_IMODE(status.st_mode)),
                         )
 
-    def _looked_at(
-        self, tree: Tree, below: bytes, path: bytes, device: int
-    ) -> tuple[os.stat_result | None, SkipReason | None]:
-        """Return what stands at ``below`` in a tree, if anything still does, and why it is not adopted."""
+    def _list(self, tree: Tree, source: SourceTree, folder: bytes) -> list[bytes]:
+        """Return the names in a directory, sorted; none if it cannot be listed."""
         try:
-            status = tree.lstat(below)
+            names = sorted(tree.names_in(folder))
+        except OSError as error:
+            if not concerns_one_file(error):
+                raise
+            self.report.skip(SkipReason.UNREADABLE, source.at + folder or b"/")
+            return []
+        if folder and not names:
+            self.report.skip(SkipReason.EMPTY, source.at + folder)
+        return names
+
+    def _examine(
+        self, tree: Tree, place: bytes, path: bytes, device: int
+    ) -> tuple[os.stat_result | None, SkipReason | None]:
+        """Return the status of what is at a place in a tree, if it still exists, and why it is skipped."""
+        try:
+            status = tree.lstat(place)
         except OSError as error:
             if not concerns_one_file(error):
                 raise
             return None, SkipReason.UNREADABLE
         if status is None:
             return None, SkipReason.MOVING
-        folder, _, name = below.rpartition(b"/")
-        self.told.others += status.st_uid != os.geteuid()
-        why = self._why_left(path, name, status, device)
-        if why is None and name.startswith(b".") and _is_folded_old(tree, folder, status):
-            why = SkipReason.RESERVED
-        return status, why
+        folder, _, name = place.rpartition(b"/")
+        self.report.foreign += status.st_uid != os.geteuid()
+        reason = self._reason_to_skip(path, name, status, device)
+        if reason is None and name.startswith(b".") and _is_folded_old(tree, folder, status):
+            reason = SkipReason.RESERVED
+        return status, reason
 
-    def _why_left(self, path: bytes, name: bytes, status: os.stat_result, device: int) -> SkipReason | None:
+    def _reason_to_skip(
+        self, path: bytes, name: bytes, status: os.stat_result, device: int
+    ) -> SkipReason | None:
         is_directory = stat.S_ISDIR(status.st_mode)
         if name == OLD:
             return SkipReason.RESERVED if is_directory else SkipReason.BLOCKING
@@ -217,11 +231,11 @@ class Survey:
             check_path(path)
         except ValueError:
             return SkipReason.BAD_NAME
-        return SkipReason.PASSED_OVER if self._passes_over(path) else None
+        return SkipReason.PASSED_OVER if self._ignores(path) else None
 
     @property
     def files(self) -> int:
-        """How many files there are to adopt."""
+        """How many files there are."""
         return int(self._table.execute("SELECT count(*) FROM file").fetchone()[0])
 
     @property
@@ -229,27 +243,29 @@ class Survey:
         """Their bytes."""
         return int(self._table.execute("SELECT total(size) FROM file").fetchone()[0])
 
+    # --- hashing ------------------------------------------------------------------------------------
+
     def hash(self, threads: int, advance: Callable[[int], None] = lambda size: None) -> None:
-        """Hash each file that was not hashed yet.
+        """Hash each file that has not been hashed yet.
 
         :param threads: how many at a time.
-        :param advance: called with how many bytes more were read, in any thread.
-        :raises OSError: the disk fails as a whole.
+        :param advance: called in any thread with the number of bytes just read.
+        :raises OSError: the whole disk fails.
         """
         done = 0
         for source in self._sources:
-            # Who has just copied it here may not know of a disk that refused some of it. From now on what is
-            # hashed is what the disk has.
+            # Whoever has just copied it here may not know that the disk refused some of it. After a sync
+            # what is hashed is what is on the disk.
             with Tree(source.directory) as tree:
                 tree.sync()
         with ExitStack() as stack:
             roots = [partial(Tree, source.directory) for source in self._sources]
             trees = [stack.enter_context(TreePerThread(root)) for root in roots]
             hash_one = partial(_hash, trees, [len(source.at) for source in self._sources], advance)
-            for file, md5, why in parallel_map(self._unhashed(), hash_one, threads, lambda file: file.size):
+            for file, md5, reason in parallel_map(self._unhashed(), hash_one, threads, attrgetter("size")):
                 if md5 is None:
                     self._table.execute("DELETE FROM file WHERE path = ?", (file.path,))
-                    self.told.leave(why, file.path)
+                    self.report.skip(reason, file.path)
                 else:
                     self._table.execute("UPDATE file SET md5 = ? WHERE path = ?", (md5, file.path))
                 done += 1
@@ -258,10 +274,15 @@ class Survey:
         self._table.commit()
 
     def _unhashed(self) -> Iterator[SurveyedFile]:
-        return self.found("md5 IS NULL AND")
+        return self._select("md5 IS NULL AND")
 
-    def found(self, condition: str = "") -> Iterator[SurveyedFile]:
-        """Yield the files in path order, while the table may be changed."""
+    # --- results ------------------------------------------------------------------------------------
+
+    def surveyed_files(self) -> Iterator[SurveyedFile]:
+        """Yield the files in path order, even if the table changes meanwhile."""
+        return self._select("")
+
+    def _select(self, condition: str) -> Iterator[SurveyedFile]:
         last = b""
         while True:
             rows = self._table.execute(
@@ -275,21 +296,19 @@ class Survey:
                 yield _from_row(row)
             last = rows[-1][0]
 
-    # --- telling ------------------------------------------------------------------------------------
-
     def write_index(self, path: Path) -> None:
         """Write the consumer index that an adoption would make."""
         with IndexWriter(path) as writer:
-            for file in self.found():
+            for file in self.surveyed_files():
                 if file.md5 is not None:
                     writer.add(file.path, file.md5)
 
     def changes(self, tree: Tree) -> Iterator[Change]:
-        """Yield what an adoption makes of the files, but for those that changed since they were hashed."""
-        for file in self.found():
-            there = tree.lstat(file.path)
-            if there is None or not file.is_as(there):
-                self.told.leave(SkipReason.MOVING, file.path)
+        """Yield the changes that adopt the files, except those that changed since they were hashed."""
+        for file in self.surveyed_files():
+            status = tree.lstat(file.path)
+            if status is None or not file.matches(status):
+                self.report.skip(SkipReason.MOVING, file.path)
             elif file.md5 is not None:
                 mtime = file.modified // 10**9
                 yield Change(
@@ -302,16 +321,16 @@ class Survey:
 
 
 def _is_folded_old(tree: Tree, folder: bytes, status: os.stat_result) -> bool:
-    """Whether the file system takes something in a folder, of another name, for the directory of versions."""
+    """Whether something with another name is the directory of versions, as the file system folds names."""
     old = tree.lstat(folder + b"/" + OLD)
     return old is not None and os.path.samestat(old, status)
 
 
 def _row(file: SurveyedFile) -> tuple[Any, ...]:
-    """Return a file as it is stored, but for its md5.
+    """Return a file as it is stored, without its md5.
 
-    Numbers that need more than the 63 bits of SQLite are texts: inodes of some network file systems, and
-    nanoseconds from the year 2262 on.
+    Numbers that may need more than SQLite's 63 bits are stored as text: inodes of some network file systems,
+    and nanoseconds from the year 2262 on.
     """
     inode, modified, changed = (b"%d" % number for number in (file.inode, file.modified, file.changed))
     return file.path, file.root, inode, file.size, modified, changed, file.mode
@@ -322,28 +341,28 @@ def _from_row(row: tuple[Any, ...]) -> SurveyedFile:
     return SurveyedFile(path, root, int(inode), size, int(modified), int(changed), mode, md5)
 
 
-def _opened(table: Path | None) -> sqlite3.Connection:
-    if table is not None:  # what SQLite puts beside it belongs to its owner
+def _open_table(table: Path | None) -> sqlite3.Connection:
+    if table is not None:  # the files that SQLite creates beside it get its owner
         os.close(open_for_owner(table, os.O_RDWR | os.O_CREAT, 0o644))
-    opened = sqlite3.connect(table or "", timeout=0)
-    opened.execute("PRAGMA locking_mode = EXCLUSIVE")
+    connection = sqlite3.connect(table or "", timeout=0)
+    connection.execute("PRAGMA locking_mode = EXCLUSIVE")
     try:
-        opened.execute("BEGIN EXCLUSIVE")  # and nobody else until it is closed
-        opened.commit()
+        connection.execute("BEGIN EXCLUSIVE")  # nobody else can open it until it is closed
+        connection.commit()
     except sqlite3.DatabaseError:
-        opened.close()
+        connection.close()
         raise
-    if opened.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok":
-        opened.close()
+    if connection.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok":
+        connection.close()
         raise sqlite3.DatabaseError
-    opened.execute(
+    connection.execute(
         "CREATE TABLE IF NOT EXISTS file (path BLOB PRIMARY KEY, root INTEGER, inode BLOB, size INTEGER,"
         " modified BLOB, changed BLOB, mode INTEGER, md5 BLOB, seen INTEGER) WITHOUT ROWID"
     )
-    return opened
+    return connection
 
 
-# What was hashed before counts as long as the file is the same.
+# An earlier hash is valid as long as the file is unchanged.
 _UPSERT = """
 INSERT INTO file VALUES (?, ?, ?, ?, ?, ?, ?, NULL, 1) ON CONFLICT (path) DO UPDATE SET
 md5 = CASE WHEN inode = excluded.inode AND size = excluded.size AND modified = excluded.modified
@@ -354,14 +373,17 @@ changed = excluded.changed, mode = excluded.mode, seen = 1
 
 
 def _hash(
-    trees: list[TreePerThread], cut: list[int], advance: Callable[[int], None], file: SurveyedFile
+    trees: list[TreePerThread], prefixes: list[int], advance: Callable[[int], None], file: SurveyedFile
 ) -> tuple[SurveyedFile, bytes | None, SkipReason]:
-    """Return the md5 of a file, or why there is none. In any thread."""
+    """Return the md5 of a file, or why it has none. In any thread.
+
+    :param prefixes: for each source, the length of its place in paths.
+    """
     try:
-        with trees[file.root]().opened(file.path[cut[file.root] :]) as descriptor:
-            if file.is_as(os.fstat(descriptor)):
+        with trees[file.root]().opened(file.path[prefixes[file.root] :]) as descriptor:
+            if file.matches(os.fstat(descriptor)):
                 md5 = md5_of(descriptor, progress=advance)
-                if file.is_as(os.fstat(descriptor)):
+                if file.matches(os.fstat(descriptor)):
                     return file, md5, SkipReason.MOVING
     except FileNotFoundError:
         pass
@@ -372,8 +394,8 @@ def _hash(
     return file, None, SkipReason.MOVING
 
 
-def is_in(index: Path) -> Callable[[bytes], bool]:
-    """Return what tells of a path, asked in any order, whether a canonical index has it."""
+def index_lookup(index: Path) -> Callable[[bytes], bool]:
+    """Return a function that says whether a canonical index has a path, for any order of paths."""
     table = sqlite3.connect("")
     table.execute("CREATE TABLE entry (path BLOB PRIMARY KEY) WITHOUT ROWID")
     entries = read_entries(index)
