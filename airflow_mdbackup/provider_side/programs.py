@@ -10,6 +10,7 @@ import json
 import shlex
 from importlib import resources
 
+from airflow_mdbackup.provider_side.join import joined_indexer
 from airflow_mdbackup.provider_side.request import IndexRequest, request_line
 
 NO_PYTHON = 127
@@ -49,7 +50,7 @@ def python_input(request: IndexRequest) -> bytes:
 
 def python_program() -> bytes:
     """Return the Python indexer, to be installed on a provider: one file without dependencies."""
-    return _program("indexer.py")
+    return joined_indexer()
 
 
 def shell_command() -> str:

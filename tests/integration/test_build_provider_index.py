@@ -12,7 +12,6 @@ import logging
 import os
 import pkgutil
 import re
-import shutil
 import signal
 import socket
 import time
@@ -30,7 +29,8 @@ from airflow.sdk.exceptions import TaskDeferred
 from airflow_mdbackup.hooks.provider import IndexHook
 from airflow_mdbackup.hooks.session import Session, open_session
 from airflow_mdbackup.operators import BuildProviderIndex
-from airflow_mdbackup.provider_side import conversation, indexer
+from airflow_mdbackup.provider_side import conversation
+from airflow_mdbackup.provider_side.programs import python_program
 from airflow_mdbackup.provider_side.report import Done
 from airflow_mdbackup.provider_side.request import IndexRequest, request_line
 from airflow_mdbackup.scheme.errors import AccessRefused, ConnectionLost, NotOnProvider
@@ -108,7 +108,7 @@ def install(server: ProviderServer, **options: Any) -> None:
     """Install the indexer on the provider as provision does, and force it on the index account's key."""
     folder = server.tree / "installed"
     folder.mkdir()
-    shutil.copy(indexer.__file__, folder / "indexer.py")
+    (folder / "indexer.py").write_bytes(python_program())
     configuration = json.loads(request_line(request(server, **options)))
     del configuration["id"]
     (folder / "web.json").write_text(json.dumps(configuration))

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from airflow_mdbackup.provider_side import indexer
 from airflow_mdbackup.provider_side.report import Done, Note, Rotten, Unreadable
 from airflow_mdbackup.scheme.index.received import canonicalise
 from tests.unit.provider_side.indexing import (
     FOLDER,
     INDEX,
     Run,
+    indexer,
     make_large,
     md5,
     read_index,
@@ -316,12 +316,12 @@ def test_rotten_file_stays_so_when_a_build_could_not_see_it(chroot, away):
     elif away == "unreadable":
         failing = """
 def fail(self, stack, name):
-    self._refuse(stack[-1].path + name, PermissionError(13, 'Permission denied'))
-indexer.Builder._below = fail
+    self.refuse(stack[-1].path + name, PermissionError(13, 'Permission denied'))
+indexer.Walk._enter = fail
 """
         assert done(build(chroot, patch=f"{LATER.format(100)}\n{failing}")).unreadable == 1
     elif away == "read error":
-        failing = "def fail(*_): raise OSError(5, 'Input/output error')\nindexer.Hasher._content = fail"
+        failing = "def fail(*_): raise OSError(5, 'Input/output error')\nindexer.Hasher._read_md5 = fail"
         assert done(build(chroot, patch=f"{LATER.format(100)}\n{failing}")).unreadable == 1
     else:
         renumber_device(chroot, b"/backups/d/file")

@@ -9,7 +9,6 @@ import sys
 
 import pytest
 
-from airflow_mdbackup.provider_side import indexer
 from airflow_mdbackup.provider_side.programs import STOP
 from airflow_mdbackup.provider_side.report import Done, Failed, Joined, Note, Ready
 from airflow_mdbackup.provider_side.request import IndexRequest, request_line
@@ -17,6 +16,7 @@ from tests.unit.provider_side.indexing import (
     INDEX,
     Run,
     finish,
+    indexer,
     make_large,
     read_index,
     read_until,
@@ -203,7 +203,7 @@ def test_links_that_lead_nowhere_are_told(chroot, tmp_path):
 @pytest.mark.parametrize(
     ("changed", "told"),
     [
-        ({"text": "{"}, "not understood"),
+        ({"text": "{"}, "not valid JSON"),
         ({"text": "[]"}, "JSON object"),
         ({"index": "left out"}, "has no index"),
         ({"surce": []}, "unknown key 'surce'"),

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from airflow_mdbackup.provider_side import indexer
 from airflow_mdbackup.provider_side.report import Done, Note
 from airflow_mdbackup.provider_side.request import IndexRequest
 from tests.unit.provider_side.indexing import (
@@ -17,6 +16,7 @@ from tests.unit.provider_side.indexing import (
     INDEX,
     Run,
     finish,
+    indexer,
     md5,
     read_index,
     spawn,

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from airflow_mdbackup.provider_side import indexer
 from airflow_mdbackup.provider_side.programs import STOP
 from airflow_mdbackup.provider_side.report import Done, Failed, Joined, Progress, Unreadable, Waiting
 from airflow_mdbackup.provider_side.request import request_line
@@ -20,6 +19,7 @@ from tests.unit.provider_side.indexing import (
     INDEX,
     beside_index,
     finish,
+    indexer,
     make_large,
     md5,
     read_index,
@@ -134,7 +134,7 @@ def test_wish_to_stop_another_request_is_not_heard(chroot, python_program):
     """A file that is left from a stopped build, or of another request, stops nothing."""
     os.makedirs(chroot + FOLDER)
     same = wanted(chroot, id="run 1", limit=10 << 20)
-    claim = indexer.claim(indexer.request_of(json.loads(request_line(same))))
+    claim = indexer.build_key(indexer.validated(json.loads(request_line(same))))
     write(chroot + FOLDER + b"/.index.md5.stop", claim)
     first = slow(chroot, python_program, id="run 1", limit=10 << 20, size=30 << 20)
     assert Path(os.fsdecode(chroot + FOLDER + b"/.index.md5.lock")).read_bytes() == claim + b"\n"
@@ -175,7 +175,7 @@ def test_worker_that_cannot_be_ended_holds_up_nothing(chroot):
     patch = """
         os.kill = lambda *_: None
         indexer.Hasher.run = lambda *_: indexer.time.sleep(20)
-        indexer.LAST_READ_SECONDS = 0.5
+        indexer.KILL_SECONDS = 0.5
         real = indexer.Builder._pump
         def pump(self, seconds):
             if seconds:
