@@ -380,7 +380,7 @@ class IndexHook(_Connected, SSHHook):
             joins it.
         """
         conversation = Conversation(request, f"connection {self.ssh_conn_id}", self.log)
-        while not conversation.ends(self._converse(conversation)):
+        while not conversation.is_over(self._converse(conversation)):
             pass
         return conversation.result()
 
@@ -391,7 +391,7 @@ class IndexHook(_Connected, SSHHook):
                 self._building = session, conversation
                 session.sendall(conversation.opening)
                 for data in self._output(session, conversation):
-                    if answer := conversation.hear(data):
+                    if answer := conversation.receive(data):
                         session.sendall(answer)
                 # Its output has ended; a server that then tells no status has none to tell.
                 status = session.wait(CONNECT)
@@ -450,9 +450,9 @@ class IndexHook(_Connected, SSHHook):
 
     def _output(self, session: Session | SshChannel, conversation: Conversation) -> Iterator[bytes]:
         """Yield what the other side writes, to its end."""
-        conversation.listen()
+        conversation.restart_timer()
         while True:
-            session.settimeout(min(_LISTEN, conversation.patience()))
+            session.settimeout(min(_LISTEN, conversation.seconds_left()))
             try:
                 data = session.recv(65536)
             except TimeoutError:
@@ -467,7 +467,7 @@ class IndexHook(_Connected, SSHHook):
         def stop() -> None:
             with suppress(EOFError):
                 # What has not been given its request yet ends with the connection.
-                if building is not None and building[1].begun:
+                if building is not None and building[1].started:
                     building[0].sendall(STOP)
                     building[0].wait(_STOPPING)
 

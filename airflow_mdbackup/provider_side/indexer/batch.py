@@ -6,20 +6,19 @@ from airflow_mdbackup.provider_side.indexer.cache import STATUS, VALUE_BYTES
 from airflow_mdbackup.provider_side.indexer.hasher import Answer
 from airflow_mdbackup.provider_side.indexer.lines import index_line
 
-BATCH_FILES = 200  # to be hashed
+BATCH_FILES = 200  # to be hashed, or up to twice as many
 BATCH_LINES = 2000
 
 
 class Batch:
     """Lines and records in path order, with gaps for the files that are still to be hashed."""
 
-    __slots__ = ("big", "files", "folder", "gaps", "known", "length", "lines", "names", "records", "size")
+    __slots__ = ("big", "folder", "gaps", "known", "length", "lines", "names", "records", "size")
 
     def __init__(self) -> None:
         self.lines: List[bytes] = []
         self.records: List[bytes] = []
-        self.files = 0  # that need not be hashed
-        self.size = 0  # of these
+        self.size = 0  # of the files that need not be hashed
         self.gaps: List[int] = []  # positions in `lines`
         self.names: List[bytes] = []  # as in a Job
         self.known: List[bytes] = []
@@ -27,23 +26,16 @@ class Batch:
         self.big: List[Tuple[int, Big]] = []
         self.length = 0  # in lines, once it is complete
 
-    def add(self, line: bytes, record: bytes, size: int) -> None:
-        """Add a file that need not be hashed."""
-        self.lines.append(line)
-        self.records.append(record)
-        self.files += 1
-        self.size += size
-
-    def add_gap(self, folder: bytes, name: bytes, known: bytes) -> None:
-        """Add a file to be hashed."""
+    def add_gaps(self, folder: bytes, names: List[bytes], known: List[bytes]) -> None:
+        """Add files of a directory that are to be hashed."""
         if folder != self.folder:
             self.folder = folder
             self.names.append(folder)
-        self.names.append(name)
-        self.known.append(known)
-        self.gaps.append(len(self.lines))
-        self.lines.append(b"")
-        self.records.append(b"")
+        self.names += names
+        self.known += known
+        self.gaps += range(len(self.lines), len(self.lines) + len(names))
+        self.lines += [b""] * len(names)
+        self.records += [b""] * len(names)
 
     @property
     def joined(self) -> bool:

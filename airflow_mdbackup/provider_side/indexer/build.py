@@ -81,16 +81,21 @@ class Builder:
 
     def _add_files_unhashed(self, level: Level) -> bytes:
         """Without a cache: have each file hashed, up to the next directory, whose name is returned."""
-        folder, batch = level.path, self._batch
+        folder, subdirectory = level.path, b""
         excluded = self._excluded.has if self._excluded else None
+        files = []
         for name in level.names:
             if name[-1] == SLASH:
-                return name
+                subdirectory = name
+                break
             if excluded is None or not excluded(folder + name):
-                batch.add_gap(folder, name, b"")
-                if len(batch.gaps) >= BATCH_FILES:
-                    batch = self._close_batch()
-        return b""
+                files.append(name)
+        for start in range(0, len(files), BATCH_FILES):
+            some = files[start : start + BATCH_FILES]
+            self._batch.add_gaps(folder, some, [b""] * len(some))
+            if len(self._batch.gaps) >= BATCH_FILES:
+                self._close_batch()
+        return subdirectory
 
     def _add_files(self, level: Level) -> bytes:
         """Take from the cache what it knows, and have the rest hashed, up to the next directory."""
@@ -118,14 +123,16 @@ class Builder:
                 and not (due and self._is_due(path))
             ):
                 line = index_line(value[1:], path) if escape else value[1:] + b"  " + path + b"\n"
-                batch.add(line, key + value, found.st_size)
+                batch.lines.append(line)
+                batch.records.append(key + value)
+                batch.size += found.st_size
                 if len(batch.lines) >= BATCH_LINES:
                     batch = self._close_batch()
                 continue
             known = status + value if value is not None else self._known_before(path, key)
             if path in self._rotten:
                 self._rotten_being_hashed[path] = self._rotten.pop(path)
-            batch.add_gap(folder, name, known)
+            batch.add_gaps(folder, [name], [known])
             if len(batch.gaps) >= BATCH_FILES:
                 batch = self._close_batch()
         return b""
@@ -156,7 +163,7 @@ class Builder:
         self._batch = Batch()
         if not batch.lines:
             return self._batch
-        self._report.files += batch.files
+        self._report.files += len(batch.lines) - len(batch.gaps)
         self._report.bytes += batch.size
         if batch.gaps:
             self._crew.start()

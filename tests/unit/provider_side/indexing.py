@@ -42,19 +42,18 @@ for _path in {[f"{package.__path__[0]}/{name}.py" for name in MODULES]!r}:
     _tree.body = [node for node in _tree.body if node not in _own]
     exec(compile(_tree, _path, "exec"))
 """
-_FILE = tempfile.NamedTemporaryFile("w", prefix="indexer-", suffix=".py")  # noqa: SIM115  (removed at exit)
-_FILE.write(_LAUNCHER)
-_FILE.flush()
+_FILE = Path(tempfile.mkdtemp()) / "indexer.py"  # the temporary files of all tests are removed together
+_FILE.write_text(_LAUNCHER)
 _LOAD = f"""
 import importlib.util, sys
-spec = importlib.util.spec_from_file_location("indexer", {_FILE.name!r})
+spec = importlib.util.spec_from_file_location("indexer", {str(_FILE)!r})
 indexer = sys.modules["indexer"] = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(indexer)
 """
 
 
 def _loaded() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("indexer", _FILE.name)
+    spec = importlib.util.spec_from_file_location("indexer", _FILE)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -314,7 +314,7 @@ def test_files_of_a_python_build_beside_the_index_are_not_indexed(chroot, shell)
 
 
 def test_installed_shell_indexer_builds_what_is_baked_in(chroot, shell, tmp_path):
-    """As a forced command, on a provider that has no Python; the request gives its id and no more."""
+    """As a forced command, on a provider that has no Python; what is in the request does not matter."""
     write(chroot + b"/backups/file")
     write(chroot + b"/secret/file")
     process = install(shell, wanted(chroot), tmp_path)
