@@ -12,7 +12,8 @@
     done = conversation.result()
 
 A shell account is sent the whole program, an account with a forced command only the request: the provider
-says which one it needs. :data:`.STOP`, sent once there is output, stops the build; the end of the input does not.
+says which one it needs. :data:`.STOP`, sent once there is output, stops the build; the end of the
+input does not.
 """
 
 from __future__ import annotations
@@ -119,8 +120,8 @@ class Conversation:
             raise ConnectionLost(f"{self._where}: no indexer answers there")
         raise ConnectionLost(
             f"{self._where}: no output from the build for {SILENT_FOR:.0f} seconds. It may still be running, "
-            "and a retry joins it. If the retry gets no output either, check whether the indexer hangs on the "
-            "provider, reading from a dead disk or server."
+            "and a retry joins it. If the retry gets no output either, check whether the indexer hangs on "
+            "the provider, reading from a dead disk or server."
         )
 
     def receive(self, data: bytes) -> bytes:
@@ -229,13 +230,14 @@ class Conversation:
         if self._last is None and self.answered:
             raise NotOnProvider(
                 f"{what}: the indexer ended without a result (exit status {self._status}): {output}. It may "
-                "have been killed for lack of memory: check the provider's system log. The old index, if any, "
-                "is unchanged."
+                "have been killed for lack of memory: check the provider's system log. The old index, if "
+                "any, is unchanged."
             )
         if self._last is None:
             raise AccessRefused(
                 f"{what}: the account did not run the indexer (exit status {self._status}): {output}. Check "
-                "that this is the index account, and that it may use a shell, or its key has the forced command."
+                "that this is the index account, and that it may use a shell, or its key has the forced "
+                "command."
             )
         message = self._last.message[:_MAX_LINE].rstrip(".")
         raise NotOnProvider(

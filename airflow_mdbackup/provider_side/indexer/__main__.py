@@ -23,23 +23,7 @@ def read_arguments(arguments: List[str], standard_input: Input, report: Report) 
     """Return the request that the command line gives or refers to; None if it was only to be checked."""
     if arguments == ["--request-from-stdin"]:  # the usual case, without the slow import of argparse
         return validated(read_json(standard_input.request(), "the request"))
-    import argparse
-
-    parser = argparse.ArgumentParser(description="Build the provider index of airflow-mdbackup.")
-    add = parser.add_argument
-    add("--chroot", default="/", help="directory that the backup account sees as / (default /)")
-    add("--source", action="append", help="what to index, as the backup account sees it; repeatable")
-    add("--index", default=DEFAULT_INDEX, help="the index to write (default %(default)s)")
-    add("--exclude", action="append", default=[], help="gitignore pattern of paths to exclude; repeatable")
-    add("--jobs", type=int, help="number of hashing processes (default: one per core)")
-    add("--nice", type=int, default=0, help="lower the priority by 0 to 19")
-    add("--limit", type=int, help="maximum bytes per second to read")
-    add("--rehash", default="changed", help="changed (default), all, or percentage of files to re-hash")
-    add("--one-file-system", action="store_true", help="skip what is mounted below a source")
-    add("--request-from-stdin", action="store_true", help="read everything from a line of JSON")
-    add("--config", help="read everything from a JSON file: chroot, source, index, exclude and so on")
-    add("--serve", action="store_true", help="with --config: the forced command of an SSH key")
-    add("--check", action="store_true", help="with --config: validate it, build nothing")
+    parser = argument_parser()
     options = parser.parse_args(arguments)
     if options.request_from_stdin:
         return validated(read_json(standard_input.request(), "the request"))
@@ -63,6 +47,27 @@ def read_arguments(arguments: List[str], standard_input: Input, report: Report) 
             "one_file_system": options.one_file_system,
         }
     )
+
+
+def argument_parser() -> Any:
+    import argparse
+
+    parser = argparse.ArgumentParser(description="Build the provider index of airflow-mdbackup.")
+    add = parser.add_argument
+    add("--chroot", default="/", help="directory that the backup account sees as / (default /)")
+    add("--source", action="append", help="what to index, as the backup account sees it; repeatable")
+    add("--index", default=DEFAULT_INDEX, help="the index to write (default %(default)s)")
+    add("--exclude", action="append", default=[], help="gitignore pattern of paths to exclude; repeatable")
+    add("--jobs", type=int, help="number of hashing processes (default: one per core)")
+    add("--nice", type=int, default=0, help="lower the priority by 0 to 19")
+    add("--limit", type=int, help="maximum bytes per second to read")
+    add("--rehash", default="changed", help="changed (default), all, or percentage of files to re-hash")
+    add("--one-file-system", action="store_true", help="skip what is mounted below a source")
+    add("--request-from-stdin", action="store_true", help="read everything from a line of JSON")
+    add("--config", help="read everything from a JSON file: chroot, source, index, exclude and so on")
+    add("--serve", action="store_true", help="with --config: the forced command of an SSH key")
+    add("--check", action="store_true", help="with --config: validate it, build nothing")
+    return parser
 
 
 def json_text(argument: str) -> str:

@@ -1,4 +1,4 @@
-"""What B says to an indexer, without a connection; the other side is hostile, or a login shell that talks."""
+"""The conversation with an indexer, without a connection; the provider is hostile, or its shell chats."""
 
 from __future__ import annotations
 
@@ -35,19 +35,20 @@ def conversation() -> Conversation:
     return Conversation(REQUEST, "connection index", logging.getLogger("test"))
 
 
-def test_request_survives_the_journey_through_the_database() -> None:
+def test_request_survives_the_database() -> None:
     assert read_request(request_line(REQUEST).decode()) == REQUEST
 
 
 def test_shell_account_gets_the_program_and_a_forced_command_the_request_only() -> None:
     for wants, answer in ((b"program", python_input(REQUEST)), (b"request", request_line(REQUEST))):
-        told = Conversation(REQUEST, "connection index", logging.getLogger("test"))
-        assert (told.command, told.opening, told.started) == (python_command(), b"", False)
-        assert told.receive(b"Welcome to A!\r\nmdbackup ready ") == b""
-        assert told.receive(wants + b"\r\n") == answer and told.started
-        told.receive(DONE)
-        assert told.is_over(3)
-        assert told.result() == Done(3, 4, 2, 1, 0, 5.0)
+        conversation = Conversation(REQUEST, "connection index", logging.getLogger("test"))
+        assert (conversation.command, conversation.opening) == (python_command(), b"")
+        assert not conversation.started
+        assert conversation.receive(b"Welcome to A!\r\nmdbackup ready ") == b""
+        assert conversation.receive(wants + b"\r\n") == answer and conversation.started
+        conversation.receive(DONE)
+        assert conversation.is_over(3)
+        assert conversation.result() == Done(3, 4, 2, 1, 0, 5.0)
 
 
 def test_greeting_need_not_end_its_line(conversation: Conversation) -> None:
@@ -55,10 +56,10 @@ def test_greeting_need_not_end_its_line(conversation: Conversation) -> None:
     assert conversation.receive(b"Welcome to A! mdbackup ready request\n") == request_line(REQUEST)
 
 
-def test_patience_ends_unless_something_of_an_indexer_is_heard(
+def test_time_runs_out_unless_an_indexer_reports_something(
     conversation: Conversation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A minute for the first word, which greetings do not prolong; three between two words thereafter."""
+    """A minute for the first line of an indexer, greetings do not count; three between two of them."""
     now = 1000.0
     monkeypatch.setattr("airflow_mdbackup.provider_side.conversation.time.monotonic", lambda: now)
     conversation.restart_timer()
@@ -94,7 +95,7 @@ def test_without_python_the_shell_is_tried_once(conversation: Conversation) -> N
         conversation.result()
 
 
-def test_report_that_comes_byte_by_byte_and_without_its_last_line_end_is_understood(
+def test_report_is_read_byte_by_byte_and_without_its_last_line_end(
     conversation: Conversation,
 ) -> None:
     for byte in b"mdbackup ready request\n" + DONE[:-1]:
@@ -109,7 +110,7 @@ def test_line_without_end_takes_no_memory(conversation: Conversation) -> None:
     assert len(conversation._incomplete) <= 8192
 
 
-def test_words_of_the_other_side_act_on_no_terminal_and_are_shown_in_part(
+def test_output_of_the_provider_is_made_printable_and_shown_in_part(
     conversation: Conversation, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -118,13 +119,13 @@ def test_words_of_the_other_side_act_on_no_terminal_and_are_shown_in_part(
     assert 0 < len(caplog.messages) <= 100
     assert all(message.isprintable() for message in caplog.messages)
     conversation.is_over(1)
-    with pytest.raises(AccessRefused, match="owned") as told:
+    with pytest.raises(AccessRefused, match="owned") as raised:
         conversation.result()
-    assert str(told.value).isprintable() and len(str(told.value)) < 1000
+    assert str(raised.value).isprintable() and len(str(raised.value)) < 1000
 
 
 @pytest.mark.parametrize("word", ["note", "waiting", "joined"])
-def test_provider_that_talks_without_end_fills_no_log(
+def test_provider_that_never_stops_reporting_does_not_fill_the_log(
     conversation: Conversation, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, word: str
 ) -> None:
     """Who waits for hours is seen all the same: then these lines are far apart."""
@@ -155,7 +156,7 @@ def test_provider_that_talks_without_end_fills_no_log(
 def test_output_that_never_ends_is_not_looked_at(
     conversation: Conversation, monkeypatch: pytest.MonkeyPatch, flood: bytes, begun: bool
 ) -> None:
-    """Progress in between, which prolongs our patience, helps it nothing."""
+    """Not even if progress in between resets the timer."""
     looked_at = 0
 
     def answer(line: bytes) -> bytes:
@@ -179,7 +180,7 @@ def test_output_that_never_ends_is_not_looked_at(
     assert conversation.receive(b"mdbackup ready request\n") == b""
 
 
-def test_build_of_many_days_may_say_all_that_it_has_to_say(
+def test_build_of_many_days_may_write_all_its_lines(
     conversation: Conversation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every five seconds, after a long greeting."""
@@ -201,7 +202,7 @@ def test_indexer_that_ends_without_a_result_is_worth_a_retry(conversation: Conve
         conversation.result()
 
 
-def test_error_of_the_provider_is_told_with_what_to_check(conversation: Conversation) -> None:
+def test_error_of_the_provider_is_raised_with_what_to_check(conversation: Conversation) -> None:
     conversation.receive(b"mdbackup ready request\nmdbackup error the disk is full.\n")
     assert conversation.is_over(1)
     with pytest.raises(

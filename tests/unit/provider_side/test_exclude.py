@@ -121,7 +121,7 @@ def test_excluded_things_are_neither_indexed_nor_reported(chroot, python_program
 
 
 def test_excluded_directory_is_not_walked_unless_something_below_may_be_kept(chroot, python_program):
-    """A directory that may not be read tells whether somebody tried."""
+    """Reading a directory without permission would be reported."""
     write(chroot + b"/backups/cache/private/x")
     os.chmod(chroot + b"/backups/cache/private", 0)
     for exclude, status in ((("cache/",), 0), (("cache/", "!kept"), 3), (("*.tmp",), 3)):

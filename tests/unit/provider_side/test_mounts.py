@@ -51,7 +51,7 @@ def test_what_is_mounted_or_bound_below_a_source_is_indexed(chroot):
     }
 
 
-def test_one_file_system_leaves_out_what_is_mounted_and_says_so(chroot):
+def test_one_file_system_skips_mounts_and_says_so(chroot):
     """A source may itself be a mount point; what is bound from the same filesystem is on it."""
     write(chroot + b"/data/x")
     for name in (b"bound", b"memory"):
@@ -140,7 +140,7 @@ def test_file_that_is_seen_by_two_mounts_has_both_paths(chroot):
         assert list(read_index(chroot)[0]) == paths
 
 
-def test_cache_survives_a_filesystem_that_is_mounted_anew(chroot):
+def test_cache_survives_a_filesystem_that_is_mounted_again(chroot):
     """Its device number may be another one by then; then its files are hashed once more."""
     os.mkdir(chroot + b"/backups/memory")
     mounts = "mount -t tmpfs none backups/memory; echo {} >backups/memory/y"

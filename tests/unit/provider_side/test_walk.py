@@ -50,7 +50,7 @@ def test_whole_index_is_sorted_by_raw_path_bytes(chroot, python_program):
     assert len(paths) == 9
 
 
-def test_file_that_never_holds_still_is_unreadable(chroot, python_program):
+def test_file_that_keeps_changing_is_unreadable(chroot, python_program):
     """A digest of a mixture of two states must not get into the index."""
     make_large(chroot + b"/backups/log", 100 << 20)
     write(chroot + b"/backups/quiet")
@@ -264,7 +264,7 @@ def test_defect_of_the_indexer_ends_the_build_with_an_error_line(chroot, where):
     assert not os.path.exists(chroot + INDEX)
 
 
-def test_python_indexer_can_be_run_by_hand(chroot):
+def test_python_indexer_can_be_run_from_the_command_line(chroot):
     """On a provider that builds its own index by cron, the file is called with plain arguments."""
     write(chroot + b"/backups/\xff")
     write(chroot + b"/more/file")
@@ -308,7 +308,7 @@ def test_request_that_is_not_understood_is_an_error(line):
 
 @pytest.mark.parametrize("words", ["can be used otherwise", "cannot be used at all"])
 def test_host_where_fips_rules_forbid_md5_for_security(chroot, words):
-    """Python can be told that it is not for security; where that is of no use, the build says so."""
+    """Python accepts md5 that is declared not to be for security; if not even that, the build says so."""
     write(chroot + b"/backups/file")
     patch = f"""
         import hashlib
