@@ -58,7 +58,7 @@ def shell_input(request: IndexRequest) -> bytes:
 
     Do not send a `STOP` before the first line of the report, since some shells read ahead.
     """
-    return _parameters(request) + _program("indexer.sh") + b'\nmain "$@" 3<&0 </dev/null; exit\n'
+    return _parameters(request) + _shell_text() + b'\nmain "$@" 3<&0 </dev/null; exit\n'
 
 
 def shell_program(request: IndexRequest) -> bytes:
@@ -67,7 +67,7 @@ def shell_program(request: IndexRequest) -> bytes:
     As a forced command, ``sh FILE``, it prints that it is ready, and waits for a request, whose content does
     not matter. ``sh FILE --no-request``, for cron, builds at once.
     """
-    return b"MDBACKUP_ASKED=${1-}\n" + _parameters(request) + _program("indexer.sh") + b'\nserve "$@"\n'
+    return b"MDBACKUP_ASKED=${1-}\n" + _parameters(request) + _shell_text() + b'\nserve "$@"\n'
 
 
 def _parameters(request: IndexRequest) -> bytes:
@@ -85,8 +85,8 @@ def _parameters(request: IndexRequest) -> bytes:
     return b"\n".join(lines) + b"\n"
 
 
-def _program(name: str) -> bytes:
-    return resources.files("airflow_mdbackup.provider_side").joinpath(name).read_bytes()
+def _shell_text() -> bytes:
+    return resources.files("airflow_mdbackup.provider_side").joinpath("indexer.sh").read_bytes()
 
 
 def _quoted(path: bytes) -> bytes:
