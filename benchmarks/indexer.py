@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from airflow_mdbackup.provider_side import indexer
+from airflow_mdbackup.provider_side.programs import python_program
 from airflow_mdbackup.provider_side.report import Done, parse_report
 from benchmarks.data import Data, build, measure
 from benchmarks.results import OURS, Measurement
@@ -91,12 +91,15 @@ def _rounds(folder: Path, suffix: str, rounds: int) -> Iterator[Measurement]:
 
 
 def _command(folder: Path) -> list[str]:
-    return [sys.executable, "-I", indexer.__file__, "--chroot", str(folder), "--source", "/data"]
+    program = folder / "indexer.py"
+    program.write_bytes(python_program())
+    return [sys.executable, "-I", str(program), "--chroot", str(folder), "--source", "/data"]
 
 
 def _ours(folder: Path, files: int, hashed: int) -> float:
+    command = _command(folder)
     started = time.monotonic()
-    done = subprocess.run(_command(folder), check=True, stdout=subprocess.PIPE, text=True)
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     seconds = time.monotonic() - started
     last = parse_report(done.stdout.splitlines()[-1])
     if not isinstance(last, Done) or (last.files, last.hashed) != (files, hashed):

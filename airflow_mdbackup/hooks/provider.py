@@ -374,7 +374,7 @@ class IndexHook(_Connected, SSHHook):
             it.
         """
         conversation = Conversation(request, f"connection {self.ssh_conn_id}", self.log)
-        while not conversation.ends(self._converse(conversation)):
+        while not conversation.is_over(self._converse(conversation)):
             pass
         return conversation.result()
 
@@ -385,7 +385,7 @@ class IndexHook(_Connected, SSHHook):
                 self._building = session, conversation
                 session.sendall(conversation.opening)
                 for data in self._output(session, conversation):
-                    if answer := conversation.hear(data):
+                    if answer := conversation.receive(data):
                         session.sendall(answer)
                 # Its output has ended, and the exit status follows at once if the server reports one.
                 status = session.wait(CONNECT)
@@ -444,9 +444,9 @@ class IndexHook(_Connected, SSHHook):
 
     def _output(self, session: Session | SshChannel, conversation: Conversation) -> Iterator[bytes]:
         """Yield the output of the command."""
-        conversation.listen()
+        conversation.restart_timer()
         while True:
-            session.settimeout(min(_LISTEN, conversation.patience()))
+            session.settimeout(min(_LISTEN, conversation.seconds_left()))
             try:
                 data = session.recv(65536)
             except TimeoutError:
@@ -461,7 +461,7 @@ class IndexHook(_Connected, SSHHook):
         def stop() -> None:
             with suppress(EOFError):
                 # A build that has not received its request yet ends with the connection.
-                if building is not None and building[1].begun:
+                if building is not None and building[1].started:
                     building[0].sendall(STOP)
                     building[0].wait(_STOPPING)
 

@@ -1,4 +1,4 @@
-"""What an indexer says while it runs, a line at a time."""
+"""The lines that an indexer prints."""
 
 from __future__ import annotations
 
@@ -11,35 +11,35 @@ from airflow_mdbackup.scheme.common.paths import from_text, unfolded
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """The provider waits for input: the program and then the request, or the request only."""
+    """The provider waits for input: the program and then the request, or only the request."""
 
     program: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """Another build of the same index is running; this one begins after it."""
+    """Another build of the same index is running; this one is next."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True)
 class Joined:
-    """A build of this very request is running; what follows is its report."""
+    """A build of the same request is running; what follows is its report."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """Something worth knowing, no failure; printable ASCII from the provider."""
+    """Useful to know, not a failure; printable ASCII from the provider."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far the build is: files and bytes passed by, and files hashed of these, after so many seconds."""
+    """Files and bytes processed, how many of the files were hashed, and seconds since the start."""
 
     files: int
     bytes: int
@@ -49,7 +49,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Unreadable:
-    """A path that the provider could not read, and why; only the first 20 are told this way."""
+    """A path that the provider could not read, and why; only the first 20 are reported."""
 
     path: bytes
     reason: str
@@ -57,7 +57,7 @@ class Unreadable:
 
 @dataclass(frozen=True, slots=True)
 class Rotten:
-    """A file whose content changed though its size, times and inode did not; only the first 20 are told."""
+    """A file with bit rot: its content changed, its size, times and inode did not; only the first 20."""
 
     path: bytes
 
@@ -66,7 +66,7 @@ class Rotten:
 class Done:
     """The index is in place.
 
-    :ivar files: and ``bytes``: in the index; ``hashed``: files that were read for it.
+    :ivar files: in the index; ``bytes``: their size; ``hashed``: files that were read.
     :ivar unreadable: files and directories that could not be read; ``rotten``: see `Rotten`.
     """
 
@@ -111,7 +111,7 @@ _TEXTS: dict[str, Callable[[str], Report]] = {
 def parse_report(line: str) -> Report | None:
     """Read one line of an indexer's standard output, without its line end.
 
-    :returns: None for anything that is not exactly such a line, like a greeting of the login shell.
+    :returns: None for anything that is not exactly such a line, such as a greeting of the login shell.
     """
     line = unfolded(line)
     if match := _PROGRESS.fullmatch(line):

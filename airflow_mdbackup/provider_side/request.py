@@ -1,9 +1,10 @@
-"""What is to be indexed on a provider, as one line of JSON."""
+"""What to index on a provider, as one line of JSON."""
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,16 +16,16 @@ class IndexRequest:
     :param chroot: directory that the backup account sees as ``/``.
     :param source: absolute paths as the backup account sees them.
     :param index: absolute path of the index to write, as the backup account sees it.
-    :param id: 1 to 200 printable ASCII characters. If a build of this very request is running already (the
-        same but for jobs, nice and limit), it is joined; None: never.
-    :param exclude: gitignore patterns of what need not be indexed, anchored at the backup account's ``/``.
-    :param jobs: processes that hash; None: one for each core.
+    :param id: 1 to 200 printable ASCII characters. If a build of the same request is running (jobs, nice and
+        limit may differ), it is joined. None: never.
+    :param exclude: gitignore patterns of paths to exclude, anchored at the backup account's ``/``.
+    :param jobs: number of hashing processes; None: one per core.
     :param nice: how much to lower the priority, 0 to 19.
-    :param limit: bytes per second to read at most.
-    :param rehash: ``"changed"``, ``"all"``, or the percent of all files, over 0 and at most 100, that each
-        build hashes whether they changed or not, taking turns.
-    :param one_file_system: leave out what is mounted below a source, unless that is a source itself.
-    :raises ValueError: a path is not absolute or holds a NUL byte, or another value is none of these.
+    :param limit: maximum bytes per second to read.
+    :param rehash: ``"changed"``, ``"all"``, or the percentage of all files, over 0 and at most 100, that each
+        build hashes in turn whether they changed or not.
+    :param one_file_system: skip what is mounted below a source, unless that is a source itself.
+    :raises ValueError: a path is not absolute or contains a NUL byte, or another value is invalid.
     """
 
     chroot: bytes
@@ -42,23 +43,26 @@ class IndexRequest:
         for path in (self.chroot, *self.source, self.index):
             if not path.startswith(b"/") or b"\0" in path:
                 raise ValueError(f"{path!r} must be an absolute path without NUL bytes")
-        if self.id is not None and not re.fullmatch("[ -~]{1,200}", self.id):
-            raise ValueError(f"id {self.id!r} must be 1 to 200 printable ASCII characters")
-        if self.jobs is not None and not 1 <= self.jobs <= 1024:
-            raise ValueError(f"jobs {self.jobs!r} must be from 1 to 1024")
-        if not 0 <= self.nice <= 19:
-            raise ValueError(f"nice {self.nice!r} must be from 0 to 19")
-        if self.limit is not None and self.limit < 1:
-            raise ValueError(f"limit {self.limit!r} must be a number of bytes per second")
-        percent = 0 if isinstance(self.rehash, str) else self.rehash
-        if self.rehash not in ("changed", "all") and not 0 < percent <= 100:
-            raise ValueError(
-                f"rehash {self.rehash!r} must be changed, all, or percent over 0 and at most 100"
-            )
+        for name, (is_valid, expected) in _VALIDATORS.items():
+            value = getattr(self, name)
+            if not is_valid(value):
+                raise ValueError(f"{name} {value!r} must be {expected}")
+
+
+_VALIDATORS: dict[str, tuple[Callable[[Any], object], str]] = {
+    "id": (lambda id: id is None or re.fullmatch("[ -~]{1,200}", id), "1 to 200 printable ASCII characters"),
+    "jobs": (lambda jobs: jobs is None or 1 <= jobs <= 1024, "from 1 to 1024"),
+    "nice": (lambda nice: 0 <= nice <= 19, "from 0 to 19"),
+    "limit": (lambda limit: limit is None or limit >= 1, "a number of bytes per second"),
+    "rehash": (
+        lambda share: share in ("changed", "all") or (not isinstance(share, str) and 0 < share <= 100),
+        "changed, all, or a percentage over 0, at most 100",
+    ),
+}
 
 
 def request_line(request: IndexRequest) -> bytes:
-    """Return the request as a line of JSON, which is all that a forced command reads."""
+    """Return the request as a line of JSON; a forced command reads nothing else."""
     wanted: dict[str, Any] = {
         "id": request.id,
         "chroot": _text(request.chroot),
@@ -75,9 +79,9 @@ def request_line(request: IndexRequest) -> bytes:
 
 
 def read_request(line: str) -> IndexRequest:
-    """Return the request that `request_line` made ``line`` of.
+    """Return the request from which `request_line` made ``line``.
 
-    :raises ValueError: it was made of something else.
+    :raises ValueError: it is not such a line.
     """
     values = json.loads(line)
     for key in ("chroot", "index"):

@@ -94,7 +94,7 @@ class BuildProviderIndexTrigger(BaseTrigger):
                 await self._converse(self._conversation(), stop=True)
                 return
             process, conversation = self._running
-            if conversation.begun:  # else it ends with the connection
+            if conversation.started:  # else it ends with the connection
                 _send(process, STOP)
                 await process.wait_closed()
 
@@ -116,15 +116,15 @@ class BuildProviderIndexTrigger(BaseTrigger):
             began = clock()
             try:
                 await self._connect()
-                while not conversation.ends(await self._converse(conversation)):
+                while not conversation.is_over(await self._converse(conversation)):
                     pass
                 return conversation.result()
             except _LOST as broken:
                 error = bounded.overrun_of(self._connection) or broken
                 await self.cleanup()
-                lasted = conversation.begun and clock() - began >= _LASTING
-                tries = 1 if lasted or conversation.reached > reached else tries + 1
-                reached = max(reached, conversation.reached)
+                lasted = conversation.started and clock() - began >= _LASTING
+                tries = 1 if lasted or conversation.progress > reached else tries + 1
+                reached = max(reached, conversation.progress)
                 why = said(error)
                 if tries >= _TRIES and isinstance(error, ConnectionLost):
                     raise
@@ -157,17 +157,17 @@ class BuildProviderIndexTrigger(BaseTrigger):
         process = await _within(opening, f"{self._where}: the server opens no session")
         self._running = process, conversation
         _send(process, conversation.opening)
-        conversation.listen()
+        conversation.restart_timer()
         while True:
             try:
-                async with asyncio.timeout(conversation.patience()):
+                async with asyncio.timeout(conversation.seconds_left()):
                     data = await process.stdout.read(_BLOCK)
             except TimeoutError:
                 continue
             if not data:
                 break
-            _send(process, conversation.hear(data))
-            if stop and conversation.begun:
+            _send(process, conversation.receive(data))
+            if stop and conversation.started:
                 _send(process, STOP)
             # What has arrived already is read without waiting, and all triggers share this loop.
             await asyncio.sleep(0)

@@ -12,7 +12,6 @@ import logging
 import os
 import pkgutil
 import re
-import shutil
 import signal
 import socket
 import time
@@ -30,7 +29,8 @@ from airflow.sdk.exceptions import TaskDeferred
 from airflow_mdbackup.hooks.provider import IndexHook
 from airflow_mdbackup.hooks.session import Session, open_session
 from airflow_mdbackup.operators import BuildProviderIndex
-from airflow_mdbackup.provider_side import conversation, indexer
+from airflow_mdbackup.provider_side import conversation
+from airflow_mdbackup.provider_side.programs import python_program
 from airflow_mdbackup.provider_side.report import Done
 from airflow_mdbackup.provider_side.request import IndexRequest, request_line
 from airflow_mdbackup.scheme.errors import AccessRefused, ConnectionLost, NotOnProvider
@@ -81,7 +81,7 @@ def building(server: ProviderServer, request: IndexRequest) -> Iterator[tuple[In
     """A build that has begun, in a thread: its hook, and the future result."""
     with ThreadPoolExecutor(1) as pool, IndexHook("index") as hook:
         future = pool.submit(hook.build_index, request)
-        until(lambda: (hook._building and hook._building[1].begun and running(server)) or future.done())
+        until(lambda: (hook._building and hook._building[1].started and running(server)) or future.done())
         yield hook, future
 
 
@@ -108,7 +108,7 @@ def install(server: ProviderServer, **options: Any) -> None:
     """Install the indexer on the provider as provision does, and force it on the index account's key."""
     folder = server.tree / "installed"
     folder.mkdir()
-    shutil.copy(indexer.__file__, folder / "indexer.py")
+    (folder / "indexer.py").write_bytes(python_program())
     configuration = json.loads(request_line(request(server, **options)))
     del configuration["id"]
     (folder / "web.json").write_text(json.dumps(configuration))
@@ -162,7 +162,7 @@ def test_retry_joins_the_build_that_a_lost_connection_left_behind(
     assert running(server)
     done = build(same)
     assert (done.files, done.hashed) == (3, 3)
-    assert "Joined on the provider: the build of this request" in capsys.readouterr().out
+    assert "Joined on the provider: the running build of this request" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("deferred", [False, True], ids=["worker", "triggerer"])
@@ -262,7 +262,7 @@ def test_account_that_does_not_answer_as_an_indexer_is_given_up(
     """A forced command that is something else, and waits for input, or talks for ever."""
     monkeypatch.setattr(conversation, "READY_WITHIN", 1)
     server.force_index_command(command)
-    with pytest.raises(ConnectionLost, match="nothing answers there as an indexer does"):
+    with pytest.raises(ConnectionLost, match="no indexer answers there"):
         build(request(server, id="1"))
 
 
@@ -278,9 +278,7 @@ def test_indexer_that_hangs_is_given_up_and_a_retry_joins_it(
             os.kill(process, signal.SIGSTOP)
         monkeypatch.setattr(conversation, "SILENT_FOR", 1)
         try:
-            with pytest.raises(
-                ConnectionLost, match="connection index: nothing was heard of the build for 1"
-            ):
+            with pytest.raises(ConnectionLost, match="connection index: no output from the build for 1"):
                 future.result(25)
         finally:
             monkeypatch.setattr(conversation, "SILENT_FOR", 60)
@@ -295,7 +293,7 @@ def test_account_that_chatters_after_the_request_is_given_up(
     """Only what an indexer says counts."""
     monkeypatch.setattr(conversation, "SILENT_FOR", 1)
     server.force_index_command("echo mdbackup ready request; while sleep 0.1; do echo hi; done")
-    with pytest.raises(ConnectionLost, match="nothing was heard"):
+    with pytest.raises(ConnectionLost, match="no output from the build"):
         build(request(server, id="1"))
 
 
@@ -449,7 +447,7 @@ def test_triggerer_that_is_shut_down_leaves_the_build_and_a_person_stops_it(serv
         waiting = trigger(same)
         result = asyncio.create_task(anext(waiting.run()))
         await asyncio.to_thread(
-            until, lambda: running(server) and waiting._running and waiting._running[1].begun
+            until, lambda: running(server) and waiting._running and waiting._running[1].started
         )
         await asyncio.sleep(0.5)
         result.cancel()
@@ -521,13 +519,13 @@ def test_flood_of_lines_leaves_other_triggers_their_turns(
     """Each piece that is looked at costs them one turn, and there are few before the trigger gives up."""
     looked_at: list[int] = []
     turns: list[int] = []
-    hear = conversation.Conversation.hear
+    receive = conversation.Conversation.receive
 
     def heard(self: conversation.Conversation, data: bytes) -> bytes:
         looked_at.append(len(turns))
-        return hear(self, data)
+        return receive(self, data)
 
-    monkeypatch.setattr(conversation.Conversation, "hear", heard)
+    monkeypatch.setattr(conversation.Conversation, "receive", heard)
 
     async def flood(process: asyncssh.SSHServerProcess[bytes]) -> None:
         process.stdout.write(b"mdbackup ready request\n")

@@ -614,7 +614,7 @@ def test_killed_build_builds_nothing(
 
 
 def _stop_in_the_middle(hook: IndexHook) -> None:
-    until(lambda: hook._building is not None and hook._building[1].begun, 20)
+    until(lambda: hook._building is not None and hook._building[1].started, 20)
     time.sleep(1)
     hook.stop_build()
 

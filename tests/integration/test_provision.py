@@ -19,6 +19,7 @@ from airflow_mdbackup.account.client import client_of
 from airflow_mdbackup.cli.main import main
 from airflow_mdbackup.hooks.provider import IndexHook, ProviderHook
 from airflow_mdbackup.hooks.provider import account as account_of
+from airflow_mdbackup.provider_side.programs import python_program
 from airflow_mdbackup.provider_side.request import IndexRequest
 from airflow_mdbackup.scheme.errors import AccessRefused, ConnectionLost
 from airflow_mdbackup.scheme.transfer.sftp_files import Fetched, Stream, Wanted
@@ -30,7 +31,6 @@ pytestmark = pytest.mark.skipif(
     os.geteuid() != 0 or not _namespaces_allowed(), reason="only root has a machine to set up"
 )
 
-INDEXER = Path(__file__).parents[2] / "airflow_mdbackup" / "provider_side" / "indexer.py"
 DROP_IN = "/etc/ssh/sshd_config.d/10-mdbackup-web.conf"
 KEYS = "/etc/ssh/mdbackup/web"
 MAIN = "/etc/ssh/sshd_config"
@@ -293,7 +293,7 @@ def test_page_can_be_followed_by_hand_with_the_same_result(
     for variable, key in (("BACKUPOP", "web_backupop"), ("INDEX", "web_index")):
         public = " ".join((tmp_path / "keys" / f"{key}.pub").read_text().split()[:2])
         on_a = on_a.replace(f"KEY_OF_{variable}='ssh-ed25519 AAAA...'", f"KEY_OF_{variable}='{public}'")
-    shutil.copy(INDEXER, server.root / "srv/indexer.py")
+    (server.root / "srv/indexer.py").write_bytes(python_program())
     assert done(server, f"set -e\numask 027\ncd /srv\n{on_a.replace('192.0.2.7', '127.0.0.1')}") == ""
     server.stop_sshd()
     server.start_sshd()

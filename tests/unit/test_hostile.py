@@ -767,8 +767,8 @@ def test_nothing_that_the_index_account_says_reaches_a_log_as_it_is(
     for words in said:
         with cases.one():
             conversation = Conversation(request, "connection web_index", log)
-            conversation.hear(words + b"\n")
-            conversation.ends(1)
+            conversation.receive(words + b"\n")
+            conversation.is_over(1)
             try:
                 conversation.result()
             except BackupError as error:

@@ -86,7 +86,7 @@ def test_index_of_awkward_names_is_verified_by_md5sum_and_read_by_the_consumer(c
 
 
 def test_only_regular_files_are_indexed_and_no_symlink_is_followed(chroot, indexer_program):
-    """Symlinks to files and directories, fifos and the like are left out without a word."""
+    """Symlinks to files and directories, fifos and the like are skipped silently."""
     write(chroot + b"/backups/file")
     write(chroot + b"/elsewhere/secret")
     os.symlink(chroot + b"/elsewhere", chroot + b"/backups/directory link")
@@ -98,7 +98,7 @@ def test_only_regular_files_are_indexed_and_no_symlink_is_followed(chroot, index
 
 
 def test_index_and_its_temporary_files_are_never_indexed(chroot, indexer_program):
-    """With the whole chroot as source, only the indexer's own names are left out, and killed builds' too."""
+    """If the source is the whole chroot, only the indexer's own files are skipped, also of killed builds."""
     write(chroot + INDEX)
     write(chroot + b"/.mdbackup/.index.md5.123.456.tmp")
     write(chroot + b"/.mdbackup/.index.md5.123.457.tmp/names")
@@ -118,7 +118,7 @@ def test_index_and_its_temporary_files_are_never_indexed(chroot, indexer_program
 
 
 def test_source_that_is_missing_or_a_symlink_is_unreadable(chroot, indexer_program):
-    """What the configuration names and nobody can walk is told; it never looks like an empty directory."""
+    """A configured source that cannot be walked is reported; it never looks like an empty directory."""
     write(chroot + b"/elsewhere/file")
     write(chroot + b"/backups/file")
     os.symlink(b"elsewhere", chroot + b"/link")
@@ -127,15 +127,15 @@ def test_source_that_is_missing_or_a_symlink_is_unreadable(chroot, indexer_progr
         wanted(chroot, b"/backups", missing, b"/link", b"/link/file", b"/backups/file/x")
     )
     assert run.status == 3
-    told = {thing.path: thing.reason for thing in run.report[:-1]}
-    assert told == {
+    reasons = {thing.path: thing.reason for thing in run.report[:-1]}
+    assert reasons == {
         missing: "does not exist",
         b"/link": "is a symlink",
         b"/link/file": "lies below a symlink",
         b"/backups/file/x": "does not exist",
     }
     assert run.report[-1].unreadable == 4
-    assert read_index(chroot) == ({b"/backups/file": md5(b"content")}, sorted(told))
+    assert read_index(chroot) == ({b"/backups/file": md5(b"content")}, sorted(reasons))
 
 
 def test_unreadable_file_and_directory_are_named_and_the_rest_is_indexed(chroot, indexer_program):
@@ -277,7 +277,7 @@ def test_killed_build_leaves_the_old_index_whole_and_the_next_one_works(chroot, 
 
 
 def test_stopped_build_removes_its_temporary_file(chroot, indexer_program):
-    """SIGTERM, as at a shutdown of the provider, leaves no litter and is told as an error."""
+    """SIGTERM, as at a shutdown of the provider, leaves no temporary files and is reported as an error."""
     make_large(chroot + b"/backups/large")
     process = indexer_program.start(wanted(chroot))
     wait_for_temporary(chroot)
@@ -334,7 +334,7 @@ def test_build_with_closed_standard_output_writes_a_clean_index(chroot, indexer_
     assert read_index(chroot) == ({b"/backups/file": md5(b"content")}, [b"/missing"])
 
 
-def test_progress_is_told_while_one_huge_file_is_hashed(chroot, indexer_program):
+def test_progress_is_reported_while_one_huge_file_is_hashed(chroot, indexer_program):
     """A connection that looks silent for more than a few seconds would be taken for dead."""
     write(chroot + b"/backups/a")
     make_large(chroot + b"/backups/b")

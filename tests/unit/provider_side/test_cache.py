@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from airflow_mdbackup.provider_side import indexer
 from airflow_mdbackup.provider_side.report import Done, Note, Rotten, Unreadable
 from airflow_mdbackup.scheme.index.received import canonicalise
 from tests.unit.provider_side.indexing import (
     FOLDER,
     INDEX,
     Run,
+    indexer,
     make_large,
     md5,
     read_index,
@@ -206,7 +206,7 @@ def test_file_touched_within_two_seconds_of_its_hashing_is_hashed_again(chroot):
 
 
 def test_times_in_the_future_cost_a_second_hashing_and_no_more(chroot):
-    """A clock that is ahead tells nothing of when a file was changed; that it holds still does."""
+    """A clock that is ahead does not show when a file was changed; that it stays unchanged does."""
     path = chroot + b"/backups/file"
     write(path)
     os.utime(path, (time.time() + 1e6, time.time() + 1e6))
@@ -242,21 +242,21 @@ def test_rehash_of_a_percentage_reaches_every_file_in_turn(chroot):
         write(chroot + b"/backups/%d" % number)
     build(chroot)
     find_hashed = "\nrun = indexer.Hasher.run\n" + (
-        "def told(self, job):\n"
+        "def recording(self, job):\n"
         f"    with open({os.fsdecode(chroot)!r} + '.hashed', 'ab') as file:\n"
         "        file.write(b''.join(name + b'\\n' for name in job.names if name[-1] != 47))\n"
         "    return run(self, job)\n"
-        "indexer.Hasher.run = told\n"
+        "indexer.Hasher.run = recording\n"
     )
     hashed: list[set[bytes]] = []
-    told = Path(os.fsdecode(chroot) + ".hashed")
+    log = Path(os.fsdecode(chroot) + ".hashed")
     for number in range(4):
         if number == 2:
             failing = "\nindexer.Output.finish = lambda *_: (_ for _ in ()).throw(indexer.Failure('no'))"
             assert build(chroot, b"--rehash", b"25", patch=LATER.format(100) + failing).status == 1
-        told.write_bytes(b"")
+        log.write_bytes(b"")
         run = build(chroot, b"--rehash", b"25", patch=LATER.format(100) + find_hashed)
-        hashed.append(set(told.read_bytes().split()))
+        hashed.append(set(log.read_bytes().split()))
         assert done(run).hashed == len(hashed[-1])
         assert 60 < len(hashed[-1]) < 140
         if number == 1:
@@ -265,7 +265,7 @@ def test_rehash_of_a_percentage_reaches_every_file_in_turn(chroot):
     assert sum(map(len, hashed)) <= 404
 
 
-def test_rotten_file_is_named_and_keeps_the_md5_of_when_it_was_sound(chroot):
+def test_rotten_file_is_named_and_keeps_the_md5_of_its_sound_content(chroot):
     """The consumer's good copy is not replaced; in every build, until the content is sound again."""
     path = chroot + b"/backups/ro\ntten"
     write(path, b"sound")
@@ -305,7 +305,7 @@ def make_rotten(chroot: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("away", ["moved", "unreadable", "read error", "renumbered"])
-def test_rotten_file_stays_so_when_a_build_could_not_see_it(chroot, away):
+def test_rotten_file_is_remembered_when_a_build_cannot_read_it(chroot, away):
     """Else what it has now would be taken for a change, and the good copy would go."""
     path = make_rotten(chroot)
     folder = os.path.dirname(path)
@@ -316,12 +316,12 @@ def test_rotten_file_stays_so_when_a_build_could_not_see_it(chroot, away):
     elif away == "unreadable":
         failing = """
 def fail(self, stack, name):
-    self._refuse(stack[-1].path + name, PermissionError(13, 'Permission denied'))
-indexer.Builder._below = fail
+    self.refuse(stack[-1].path + name, PermissionError(13, 'Permission denied'))
+indexer.Walk._enter = fail
 """
         assert done(build(chroot, patch=f"{LATER.format(100)}\n{failing}")).unreadable == 1
     elif away == "read error":
-        failing = "def fail(*_): raise OSError(5, 'Input/output error')\nindexer.Hasher._content = fail"
+        failing = "def fail(*_): raise OSError(5, 'Input/output error')\nindexer.Hasher._read_md5 = fail"
         assert done(build(chroot, patch=f"{LATER.format(100)}\n{failing}")).unreadable == 1
     else:
         renumber_device(chroot, b"/backups/d/file")
@@ -349,7 +349,7 @@ def test_rot_is_found_also_when_the_filesystem_has_another_number(chroot):
     assert read_index(chroot)[0] == {b"/backups/file": md5(b"sound")}
 
 
-def test_touch_says_that_a_rotten_file_is_right_as_it_is(chroot):
+def test_touch_accepts_a_rotten_file_as_it_is(chroot):
     """Its times have moved, so it is an ordinary changed file."""
     path = chroot + b"/backups/file"
     write(path, b"sound")
@@ -377,7 +377,7 @@ def test_big_file_can_rot_too(chroot):
     assert read_index(chroot)[0][b"/backups/big"] == sound
 
 
-def test_file_that_was_young_when_it_was_hashed_is_changed_not_rotten(chroot):
+def test_file_that_changed_soon_after_it_was_hashed_is_not_rotten(chroot):
     """What is written through mmap within half a minute leaves no other trace."""
     path = chroot + b"/backups/file"
     write(path, b"before")
@@ -471,7 +471,7 @@ def test_cache_that_cannot_be_written_costs_the_next_build_only(chroot):
     assert read_index(chroot)[0] == {b"/backups/file": md5(b"content")}
 
 
-def test_index_with_rotten_files_is_read_by_the_consumer_as_any_other(chroot):
+def test_consumer_reads_an_index_with_rotten_files_like_any_other(chroot):
     """The comment is new, and readers pass over comments that they do not know."""
     index = Path(os.fsdecode(chroot + b"/index.md5"))
     index.write_bytes(

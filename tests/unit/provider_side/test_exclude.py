@@ -9,11 +9,17 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from airflow_mdbackup.provider_side import indexer
 from airflow_mdbackup.provider_side.report import Done
 from airflow_mdbackup.provider_side.request import IndexRequest
 from tests.torture import scaled
-from tests.unit.provider_side.indexing import INDEX, read_index, wanted, without_root_power, write
+from tests.unit.provider_side.indexing import (
+    INDEX,
+    indexer,
+    read_index,
+    wanted,
+    without_root_power,
+    write,
+)
 
 WORDS = "a b ab . * ** ? / ! # \\ \\* [ab] [!a] [^b] [.-0] [a-c] [!.-0] [ ] []a] [b-a] [!] - ä \udcff $ ( + {"
 pieces = st.sampled_from([*WORDS.split(" "), " ", "\\ ", "\n", "\t"])
@@ -56,11 +62,11 @@ def test_provider_never_leaves_out_what_the_consumer_would_keep(lines, names):
         return
     excluded = indexer.Excluded(tuple(lines))
     path = "/".join(names)
-    if excluded.file(as_bytes("/" + path)):
+    if excluded.has(as_bytes("/" + path)):
         assert spec.match_file(path)
     for depth in range(1, len(names)):
         directory = "/".join(names[:depth])
-        if excluded.whole(as_bytes(f"/{directory}/")):
+        if excluded.has_all_below(as_bytes(f"/{directory}/")):
             for below in (path, directory + "/\n", directory + "/x/y", directory + "/a\nb/c"):
                 assert spec.match_file(below)
 
@@ -97,7 +103,7 @@ def test_usual_patterns_are_understood_exactly(lines):
     for first in every:
         for second in every:
             for path in (first, f"{first}/{second}", f"{first}/q/{second}", f"p/{first}/{second}/r"):
-                assert excluded.file(as_bytes("/" + path)) == bool(spec.match_file(path)), path
+                assert excluded.has(as_bytes("/" + path)) == bool(spec.match_file(path)), path
 
 
 def test_excluded_things_are_neither_indexed_nor_reported(chroot, python_program):
@@ -115,7 +121,7 @@ def test_excluded_things_are_neither_indexed_nor_reported(chroot, python_program
 
 
 def test_excluded_directory_is_not_walked_unless_something_below_may_be_kept(chroot, python_program):
-    """A directory that may not be read tells whether somebody tried."""
+    """Reading a directory without permission would be reported."""
     write(chroot + b"/backups/cache/private/x")
     os.chmod(chroot + b"/backups/cache/private", 0)
     for exclude, status in ((("cache/",), 0), (("cache/", "!kept"), 3), (("*.tmp",), 3)):

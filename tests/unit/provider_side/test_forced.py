@@ -9,7 +9,6 @@ import sys
 
 import pytest
 
-from airflow_mdbackup.provider_side import indexer
 from airflow_mdbackup.provider_side.programs import STOP
 from airflow_mdbackup.provider_side.report import Done, Failed, Joined, Note, Ready
 from airflow_mdbackup.provider_side.request import IndexRequest, request_line
@@ -17,6 +16,7 @@ from tests.unit.provider_side.indexing import (
     INDEX,
     Run,
     finish,
+    indexer,
     make_large,
     read_index,
     read_until,
@@ -60,7 +60,7 @@ def serve(path: bytes, line: bytes) -> Run:
 
 
 def test_forced_command_builds_what_is_configured_whatever_is_asked(chroot, config):
-    """The key can have the index built and do nothing else; where the request differs is told."""
+    """The key can start a build and do nothing else; differences to the request are noted."""
     write(chroot + b"/backups/file")
     write(chroot + b"/backups/x.tmp")
     write(chroot + b"/secret/file")
@@ -191,7 +191,7 @@ def test_configuration_behind_a_link_that_others_can_replace_is_refused(chroot, 
     assert "others than root" in finish(start(b"--config", os.fsencode(name), b"--check")).report[0].message
 
 
-def test_links_that_lead_nowhere_are_told(chroot, tmp_path):
+def test_circular_links_are_reported(chroot, tmp_path):
     """The system's reason, as for any file that is not there; not for ever."""
     (tmp_path / "a").symlink_to("b")
     (tmp_path / "b").symlink_to("a")
@@ -201,9 +201,9 @@ def test_links_that_lead_nowhere_are_told(chroot, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changed", "told"),
+    ("changed", "message"),
     [
-        ({"text": "{"}, "not understood"),
+        ({"text": "{"}, "not valid JSON"),
         ({"text": "[]"}, "JSON object"),
         ({"index": "left out"}, "has no index"),
         ({"surce": []}, "unknown key 'surce'"),
@@ -226,11 +226,11 @@ def test_links_that_lead_nowhere_are_told(chroot, tmp_path):
     ],
     ids=str,
 )
-def test_check_tells_what_is_wrong_with_a_configuration(chroot, config, changed, told):
-    """By the name of the file and of the key, before the first night does."""
+def test_check_says_what_is_wrong_with_a_configuration(chroot, config, changed, message):
+    """Naming the file and the key, before the first night does."""
     run = finish(start(b"--config", config(**changed), b"--check"))
     assert run.status == 1
-    assert told in run.report[0].message
+    assert message in run.report[0].message
 
 
 def test_check_of_a_sound_configuration_builds_nothing(chroot, config):
@@ -240,13 +240,13 @@ def test_check_of_a_sound_configuration_builds_nothing(chroot, config):
     assert not os.path.exists(chroot + b"/.mdbackup")
 
 
-def test_missing_configuration_is_told(chroot):
+def test_missing_configuration_is_reported(chroot):
     """With the system's reason."""
     run = finish(start(b"--config", chroot + b"/none"))
     assert (run.status, "No such file" in run.report[0].message) == (1, True)
 
 
-def test_flags_by_hand_have_the_meaning_of_the_configuration(chroot):
+def test_command_line_options_mean_what_the_configuration_means(chroot):
     """So that one can try out what to write into it."""
     for name in (b"a", b"b.tmp"):
         write(chroot + b"/backups/" + name)

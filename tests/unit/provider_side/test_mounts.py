@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from airflow_mdbackup.provider_side import indexer
 from airflow_mdbackup.provider_side.report import Done, Note
 from airflow_mdbackup.provider_side.request import IndexRequest
 from tests.unit.provider_side.indexing import (
@@ -17,6 +16,7 @@ from tests.unit.provider_side.indexing import (
     INDEX,
     Run,
     finish,
+    indexer,
     md5,
     read_index,
     spawn,
@@ -51,7 +51,7 @@ def test_what_is_mounted_or_bound_below_a_source_is_indexed(chroot):
     }
 
 
-def test_one_file_system_leaves_out_what_is_mounted_and_says_so(chroot):
+def test_one_file_system_skips_mounts_and_says_so(chroot):
     """A source may itself be a mount point; what is bound from the same filesystem is on it."""
     write(chroot + b"/data/x")
     for name in (b"bound", b"memory"):
@@ -59,7 +59,7 @@ def test_one_file_system_leaves_out_what_is_mounted_and_says_so(chroot):
     mounts = "mount --bind data backups/bound; mount -t tmpfs none backups/memory; echo >backups/memory/y"
     run = build_with(chroot, mounts, "--source", "/backups", "--one-file-system")
     assert [type(report) for report in run.report] == [Note, Done]
-    assert run.report[0].text == "/backups/memory is on another filesystem, and is left out"
+    assert run.report[0].text == "/backups/memory is on another filesystem, skipped"
     assert list(read_index(chroot)[0]) == [b"/backups/bound/x"]
     run = build_with(chroot, mounts, "--source", "/backups/memory", "--one-file-system")
     assert list(read_index(chroot)[0]) == [b"/backups/memory/y"]
@@ -115,9 +115,7 @@ def test_directory_that_is_mounted_below_itself_is_walked_once(chroot):
     write(chroot + b"/backups/file")
     os.makedirs(chroot + b"/backups/a/loop")
     run = build_with(chroot, "mount --bind backups backups/a/loop", "--source", "/backups")
-    assert run.report[0] == Note(
-        "/backups/a/loop is a directory above it once more, by a mount, and is left out"
-    )
+    assert run.report[0] == Note("/backups/a/loop is mounted below itself, skipped")
     assert (run.status, list(read_index(chroot)[0])) == (0, [b"/backups/file"])
 
 
@@ -142,7 +140,7 @@ def test_file_that_is_seen_by_two_mounts_has_both_paths(chroot):
         assert list(read_index(chroot)[0]) == paths
 
 
-def test_cache_survives_a_filesystem_that_is_mounted_anew(chroot):
+def test_cache_survives_a_filesystem_that_is_mounted_again(chroot):
     """Its device number may be another one by then; then its files are hashed once more."""
     os.mkdir(chroot + b"/backups/memory")
     mounts = "mount -t tmpfs none backups/memory; echo {} >backups/memory/y"

@@ -71,7 +71,7 @@ def install(shell: Indexer, request: IndexRequest, tmp_path: Path, *arguments: s
     return spawn([shutil.which("sh", path=shell.path), str(path), *arguments], shell.path)
 
 
-def test_shell_indexer_does_with_the_tools_of_bsd_and_macos(chroot, tmp_path, monkeypatch):
+def test_shell_indexer_works_with_the_tools_of_bsd_and_macos(chroot, tmp_path, monkeypatch):
     """No md5sum, no option that only GNU has: a PATH of tools that refuse those."""
     from tests.unit.provider_side import indexing
 
@@ -112,7 +112,7 @@ def held_up(shell: Indexer, tmp_path: Path) -> tuple[Indexer, Path]:
 
 
 @pytest.mark.parametrize("second", ["run 1", "run 2"])
-def test_second_build_waits_and_then_builds_anew(chroot, shell, tmp_path, second):
+def test_second_build_waits_and_then_builds_again(chroot, shell, tmp_path, second):
     """Also the same request again: it does not join, which costs time and nothing else."""
     shell, hold = held_up(shell, tmp_path)
     write(chroot + b"/backups/old")
@@ -154,7 +154,7 @@ def test_stop_on_standard_input_ends_the_build(chroot, shell):
 
 
 def wait_until_alone(pid):
-    """Wait until nothing of a process group is left; who was told to end may need a moment."""
+    """Wait until nothing of a process group is left: a process may need a moment to end."""
     deadline = time.monotonic() + 2
     while left := group(pid):
         assert time.monotonic() < deadline, left
@@ -171,7 +171,7 @@ def test_nothing_is_left_running_after_a_build(chroot, shell):
     process.communicate()
 
 
-def test_output_ends_with_a_build_also_where_there_is_no_ps(chroot, shell, tmp_path):
+def test_output_ends_with_the_build_even_without_ps(chroot, shell, tmp_path):
     """What still listens for a stop cannot be found and ended then; but it holds nobody's output."""
     tools = set(COMMON.split()) | {*BSD, "md5sum"}
     for tool in tools - {"ps", "md5"}:
@@ -191,7 +191,7 @@ def test_output_ends_with_a_build_also_where_there_is_no_ps(chroot, shell, tmp_p
     process.wait()
 
 
-def test_output_ends_also_when_no_request_came(chroot, shell, tmp_path):
+def test_output_ends_if_no_request_comes(chroot, shell, tmp_path):
     """Although standard input is still open, and something reads from it."""
     path = tmp_path / "indexer.sh"
     path.write_bytes(shell_program(wanted(chroot)).replace(b"sleep 30 ", b"sleep 1 "))
@@ -228,7 +228,7 @@ def test_endless_input_does_not_fill_the_memory(chroot, shell):
 
 
 def test_lock_of_a_killed_build_is_taken_over_at_once(chroot, shell):
-    """Its process is gone, which can be told where it ran under the same account of the same machine."""
+    """Its process is gone, which is known if it ran under the same account on the same machine."""
     make_large(chroot + b"/backups/large")
     process = shell.start(wanted(chroot))
     wait_for_temporary(chroot)
@@ -242,7 +242,7 @@ def test_lock_of_a_killed_build_is_taken_over_at_once(chroot, shell):
     assert beside_index(chroot) == [b"index.md5"]
 
 
-def test_killed_build_that_its_parent_still_waits_for_holds_nobody_up(chroot, shell, tmp_path):
+def test_lock_of_a_killed_build_is_taken_over_while_its_parent_waits_for_it(chroot, shell, tmp_path):
     """As cron does in a ``$(...)``, which ends when nobody holds the output any more, nor a heartbeat."""
     make_large(chroot + b"/backups/large")
     path = tmp_path / "indexer.sh"
@@ -262,7 +262,7 @@ def test_killed_build_that_its_parent_still_waits_for_holds_nobody_up(chroot, sh
     assert beside_index(chroot) == [b"index.md5"]
 
 
-def test_lock_in_which_nothing_moves_is_taken_over_in_the_end(chroot, shell, monkeypatch):
+def test_lock_without_a_heartbeat_is_taken_over_in_the_end(chroot, shell, monkeypatch):
     """Its process number may be another process's by now: here it is that of this test."""
     from tests.unit.provider_side import indexing
 
@@ -296,7 +296,7 @@ def test_lock_whose_holder_is_alive_is_never_taken(chroot, shell, monkeypatch):
         assert finish(process).report[-1] == Failed("stopped on request")
 
 
-def test_what_is_not_done_without_python_is_said(chroot, shell):
+def test_options_that_need_python_are_named_in_a_note(chroot, shell):
     """Excluded files are in the index then, and the consumer leaves them out."""
     write(chroot + b"/backups/x.tmp")
     run = shell.run(wanted(chroot, exclude=("*.tmp",), limit=10**9, nice=3))
@@ -314,7 +314,7 @@ def test_files_of_a_python_build_beside_the_index_are_not_indexed(chroot, shell)
 
 
 def test_installed_shell_indexer_builds_what_is_baked_in(chroot, shell, tmp_path):
-    """As a forced command, on a provider that has no Python; the request gives its id and no more."""
+    """As a forced command, on a provider that has no Python; what is in the request does not matter."""
     write(chroot + b"/backups/file")
     write(chroot + b"/secret/file")
     process = install(shell, wanted(chroot), tmp_path)

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from airflow_mdbackup.provider_side import indexer
 from airflow_mdbackup.provider_side.programs import STOP
 from airflow_mdbackup.provider_side.report import Done, Failed, Joined, Progress, Unreadable, Waiting
 from airflow_mdbackup.provider_side.request import request_line
@@ -20,6 +19,7 @@ from tests.unit.provider_side.indexing import (
     INDEX,
     beside_index,
     finish,
+    indexer,
     make_large,
     md5,
     read_index,
@@ -46,7 +46,7 @@ def kill(process: subprocess.Popen) -> None:
 
 
 def test_same_request_again_joins_the_running_build_and_reports_its_result(chroot, python_program):
-    """Also what it could not read, which the first one has told already; and with the same exit status."""
+    """Also what it could not read, which the first one has already reported; with the same exit status."""
     write(chroot + b"/backups/closed")
     os.chmod(chroot + b"/backups/closed", 0)
     first = slow(chroot, python_program, id="run 1", limit=20 << 20, size=60 << 20)
@@ -61,7 +61,7 @@ def test_same_request_again_joins_the_running_build_and_reports_its_result(chroo
 
 
 @pytest.mark.parametrize("ids", [("run 1", "run 2"), ("run 1", None), (None, None), (None, "run 1")], ids=str)
-def test_another_request_waits_and_then_builds_anew(chroot, python_program, ids):
+def test_another_request_waits_and_then_builds(chroot, python_program, ids):
     """Its files may be newer than the first one's walk."""
     first = slow(chroot, python_program, id=ids[0], limit=10 << 20, size=30 << 20)
     second = python_program.start(wanted(chroot, id=ids[1]))
@@ -83,7 +83,7 @@ def test_finished_build_is_not_joined(chroot, python_program):
     assert read_index(chroot)[0] == {b"/backups/file": md5(b"22")}
 
 
-def test_joined_build_that_is_killed_is_built_anew(chroot, python_program):
+def test_killed_build_is_replaced_by_one_that_had_joined_it(chroot, python_program):
     """The one that followed it takes over."""
     first = slow(chroot, python_program, id="run 1")
     second = python_program.start(wanted(chroot, id="run 1"))
@@ -98,7 +98,7 @@ def test_joined_build_that_is_killed_is_built_anew(chroot, python_program):
 
 @pytest.mark.parametrize("joined", [False, True], ids=["builder", "joined"])
 def test_stop_ends_the_build_and_the_old_index_stays(chroot, python_program, joined):
-    """Whether it is said to the one that builds or to one that follows, both end and tell so, soon."""
+    """Whether the builder or a follower gets it, both soon end and report that."""
     write(chroot + b"/backups/file")
     assert python_program.run(wanted(chroot)).status == 0
     before = read_index(chroot)
@@ -130,11 +130,11 @@ def test_stop_while_waiting_ends_the_waiting_one_only(chroot, python_program):
     assert finish(first).status == 0
 
 
-def test_wish_to_stop_another_request_is_not_heard(chroot, python_program):
+def test_request_to_stop_another_build_is_ignored(chroot, python_program):
     """A file that is left from a stopped build, or of another request, stops nothing."""
     os.makedirs(chroot + FOLDER)
     same = wanted(chroot, id="run 1", limit=10 << 20)
-    claim = indexer.claim(indexer.request_of(json.loads(request_line(same))))
+    claim = indexer.build_key(indexer.validated(json.loads(request_line(same))))
     write(chroot + FOLDER + b"/.index.md5.stop", claim)
     first = slow(chroot, python_program, id="run 1", limit=10 << 20, size=30 << 20)
     assert Path(os.fsdecode(chroot + FOLDER + b"/.index.md5.lock")).read_bytes() == claim + b"\n"
@@ -175,7 +175,7 @@ def test_worker_that_cannot_be_ended_holds_up_nothing(chroot):
     patch = """
         os.kill = lambda *_: None
         indexer.Hasher.run = lambda *_: indexer.time.sleep(20)
-        indexer.LAST_READ_SECONDS = 0.5
+        indexer.KILL_SECONDS = 0.5
         real = indexer.Builder._pump
         def pump(self, seconds):
             if seconds:
@@ -290,7 +290,7 @@ def test_worker_that_is_killed_fails_the_build(chroot, python_program):
     assert read_index(chroot) == before
 
 
-def test_next_build_removes_what_killed_ones_left(chroot, python_program):
+def test_next_build_removes_the_files_of_killed_ones(chroot, python_program):
     """Temporary files and directories of any earlier build, and nothing else."""
     os.makedirs(chroot + FOLDER + b"/.index.md5.1.2.tmp/x")
     for name in (b".index.md5.3.4.tmp", b".index.md5.cache.3.4.tmp", b".other.3.4.tmp", b"index.md5.3.4.tmp"):

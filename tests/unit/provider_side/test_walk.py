@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import os
 import subprocess
 import sys
@@ -12,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from airflow_mdbackup.provider_side import indexer
 from airflow_mdbackup.provider_side.report import Failed, Unreadable, parse_report
 from airflow_mdbackup.provider_side.request import IndexRequest
 from tests.unit.provider_side.indexing import (
     INDEX,
     OLD_PYTHONS,
     Indexer,
+    indexer,
     make_large,
     md5,
     read_index,
@@ -27,13 +26,6 @@ from tests.unit.provider_side.indexing import (
     without_root_power,
     write,
 )
-
-
-def test_python_indexer_has_the_grammar_of_python_3_6():
-    """The provider's Python may be much older than the consumer's."""
-    source = Path(indexer.__file__).read_text()
-    ast.parse(source, feature_version=(3, 6))
-    assert "from __future__" not in source
 
 
 @pytest.mark.parametrize("python", OLD_PYTHONS, ids=lambda path: path.parts[-3])
@@ -58,7 +50,7 @@ def test_whole_index_is_sorted_by_raw_path_bytes(chroot, python_program):
     assert len(paths) == 9
 
 
-def test_file_that_never_holds_still_is_unreadable(chroot, python_program):
+def test_file_that_keeps_changing_is_unreadable(chroot, python_program):
     """A digest of a mixture of two states must not get into the index."""
     make_large(chroot + b"/backups/log", 100 << 20)
     write(chroot + b"/backups/quiet")
@@ -140,7 +132,7 @@ def test_file_that_changes_once_is_hashed_again(chroot, monkeypatch, tmp_path, c
     root = os.open(chroot, os.O_RDONLY)
     hasher = indexer.Hasher(root, None, lambda _: None)
     # So that the small file, which was made just now, looks old enough to be trusted until it changes.
-    hasher._local[os.stat(path).st_dev] = True
+    hasher._is_local[os.stat(path).st_dev] = True
     with monkeypatch.context() as patch:
         patch.setattr(indexer.time, "time", lambda real=time.time: real() + 2.005)
         change_during_read(patch, change_later)
@@ -157,13 +149,13 @@ def test_directory_that_vanishes_during_the_walk_is_no_error(chroot):
     os.mkdir(chroot + b"/c")
     patch = f"""
         import shutil
-        level = indexer.Builder._level
+        level = indexer.Walk._listed
         def vanish(self, path, descriptor):
             found = level(self, path, descriptor)
             shutil.rmtree({os.fsdecode(chroot)!r} + "/backups/b", ignore_errors=True)
             shutil.rmtree({os.fsdecode(chroot)!r} + "/c", ignore_errors=True)
             return found
-        indexer.Builder._level = vanish
+        indexer.Walk._listed = vanish
     """
     run = run_patched(patch, b"--chroot", chroot, b"--source", b"/backups", b"--source", b"/c")
     assert run.status == 3
@@ -177,12 +169,12 @@ def test_big_files_that_vanish_before_they_are_hashed_leave_no_gap(chroot):
     for name in (b"0 big", b"b big", b"big\\", b"n big", b"zz big"):
         make_large(chroot + b"/backups/" + name, 33 << 20)
     patch = f"""
-        give = indexer.Crew._give
+        give = indexer.Crew._send_job
         def vanish(self, worker, work):
             if isinstance(work, indexer.Big) and not work.path.endswith(b"n big"):
                 os.unlink({chroot!r} + work.path)
             give(self, worker, work)
-        indexer.Crew._give = vanish
+        indexer.Crew._send_job = vanish
     """
     run = run_patched(patch, b"--chroot", chroot, b"--source", b"/backups")
     assert (run.status, run.report[-1].files, run.report[-1].hashed) == (0, 4, 4)
@@ -197,15 +189,15 @@ def test_directory_that_becomes_a_symlink_during_the_walk_is_not_followed(chroot
     """Neither the walk nor those who hash leave the tree by it, whoever makes it when."""
     write(chroot + b"/backups/a/file")
     write(chroot + b"/elsewhere/file", b"secret")
-    method = "_below" if where == "the walk" else "_close_batch"
+    method = "Walk._enter" if where == "the walk" else "Builder._close_batch"
     patch = f"""
-        method = indexer.Builder.{method}
+        method = indexer.{method}
         def swap(self, *arguments):
             if not os.path.islink({os.fsdecode(chroot)!r} + "/backups/a"):
                 os.rename({os.fsdecode(chroot)!r} + "/backups/a", {os.fsdecode(chroot)!r} + "/backups/b")
                 os.symlink("../elsewhere", {os.fsdecode(chroot)!r} + "/backups/a")
             return method(self, *arguments)
-        indexer.Builder.{method} = swap
+        indexer.{method} = swap
     """
     run = run_patched(patch, b"--chroot", chroot, b"--source", b"/backups")
     assert run.status == 0
@@ -256,7 +248,7 @@ def test_directories_on_the_way_need_not_be_readable(chroot, python_program):
     assert b"  /home/user/backups/file\n" in Path(os.fsdecode(chroot + b"/home/user" + INDEX)).read_bytes()
 
 
-@pytest.mark.parametrize("where", ["Builder._files", "Hasher.run"], ids=["the walk", "a worker"])
+@pytest.mark.parametrize("where", ["Builder._add_files_unhashed", "Hasher.run"], ids=["the walk", "a worker"])
 def test_defect_of_the_indexer_ends_the_build_with_an_error_line(chroot, where):
     """Which says what and where, and the old index stays."""
     write(chroot + b"/backups/file")
@@ -272,7 +264,7 @@ def test_defect_of_the_indexer_ends_the_build_with_an_error_line(chroot, where):
     assert not os.path.exists(chroot + INDEX)
 
 
-def test_python_indexer_can_be_run_by_hand(chroot):
+def test_python_indexer_can_be_run_from_the_command_line(chroot):
     """On a provider that builds its own index by cron, the file is called with plain arguments."""
     write(chroot + b"/backups/\xff")
     write(chroot + b"/more/file")
@@ -316,7 +308,7 @@ def test_request_that_is_not_understood_is_an_error(line):
 
 @pytest.mark.parametrize("words", ["can be used otherwise", "cannot be used at all"])
 def test_host_where_fips_rules_forbid_md5_for_security(chroot, words):
-    """Python can be told that it is not for security; where that is of no use, the build says so."""
+    """Python accepts md5 that is declared not to be for security; if not even that, the build says so."""
     write(chroot + b"/backups/file")
     patch = f"""
         import hashlib
