@@ -419,6 +419,19 @@ def test_trigger_refuses_what_the_hook_refuses(
         operator.execute_complete({}, event)
 
 
+@contextmanager
+def stopped(processes: list[int]) -> Iterator[None]:
+    """Processes that do nothing for a while."""
+    for pid in processes:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in processes:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+
+
 def test_trigger_joins_its_build_again_when_the_connection_breaks(server: ProviderServer) -> None:
     """As in a triggerer that is started anew: in both cases a new connection makes the same request."""
     make_slow(server)
@@ -427,12 +440,12 @@ def test_trigger_joins_its_build_again_when_the_connection_breaks(server: Provid
         waiting = trigger(request(server, id="run 1", limit=SLOW))
         result = asyncio.create_task(fire(waiting))
         await asyncio.to_thread(until, lambda: running(server))
-        builders = running(server)
-        assert waiting._connection is not None
-        waiting._connection.abort()
-        event = await result
-        assert builders
-        return event
+        first, builders = waiting._connection, running(server)
+        assert first is not None and builders
+        with stopped(builders):  # so that the build is still running when it is joined
+            first.abort()
+            await asyncio.to_thread(until, lambda: waiting._connection not in (None, first))
+        return await result
 
     event = asyncio.run(go())
     assert event["done"]["files"] == 3 and event["done"]["hashed"] == 3

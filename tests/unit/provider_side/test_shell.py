@@ -144,10 +144,8 @@ def test_stop_on_standard_input_ends_the_build(chroot, shell):
     assert process.poll() is None
     process.stdin.write(STOP)
     process.stdin.flush()
-    begun = time.monotonic()
     run = finish(process)
     assert (run.status, run.report[-1]) == (1, Failed("stopped on request"))
-    assert time.monotonic() - begun < 5
     assert read_index(chroot) == before
     assert beside_index(chroot) == [b"index.md5"]
     wait_until_alone(process.pid)
@@ -236,9 +234,8 @@ def test_lock_of_a_killed_build_is_taken_over_at_once(chroot, shell):
     process.communicate()
     os.unlink(chroot + b"/backups/large")
     assert os.path.isdir(chroot + FOLDER + b"/.index.md5.lock.d")
-    begun = time.monotonic()
-    assert shell.run(wanted(chroot)).status == 0
-    assert time.monotonic() - begun < 5
+    run = shell.run(wanted(chroot))
+    assert (run.status, [type(report) for report in run.report]) == (0, [Done])
     assert beside_index(chroot) == [b"index.md5"]
 
 
@@ -255,10 +252,8 @@ def test_lock_of_a_killed_build_is_taken_over_while_its_parent_waits_for_it(chro
     hashing = ["pkill", "-KILL", "-g", str(cron.pid), "md5sum"]
     assert subprocess.run(hashing).returncode == 0
     os.unlink(chroot + b"/backups/large")
-    begun = time.monotonic()
-    assert cron.wait(20) == 0
+    assert cron.wait(60) == 0
     assert shell.run(wanted(chroot)).status == 0
-    assert time.monotonic() - begun < 12
     assert beside_index(chroot) == [b"index.md5"]
 
 
@@ -271,7 +266,7 @@ def test_lock_without_a_heartbeat_is_taken_over_in_the_end(chroot, shell, monkey
     write(chroot + FOLDER + b"/.index.md5.lock.d/holder", holder.encode())
     begun = time.monotonic()
     run = shell.run(wanted(chroot))
-    assert 2 < time.monotonic() - begun < 15
+    assert time.monotonic() - begun > 2
     assert [type(report) for report in run.report] == [Waiting, Done]
 
 
