@@ -80,10 +80,10 @@ def test_a_parameter_that_is_misspelt_or_malformed_is_told_as_a_mistake() -> Non
     assert message.kind_of(raised.value)[0] == message.MISTAKEN
     with pytest.raises(AirflowFailException) as raised:
         try:
-            raise ValueError("1/x is no part")
+            raise ValueError("1/x is not a fraction")
         except ValueError as error:
             raise refused(f"web: {error}")  # noqa: B904 - it has its own cause
-    assert message.kind_of(raised.value) == (message.MISTAKEN, "web: 1/x is no part")
+    assert message.kind_of(raised.value) == (message.MISTAKEN, "web: 1/x is not a fraction")
     assert message.kind_of(AirflowFailException("said")) == ("it failed for good", "said")
 
 

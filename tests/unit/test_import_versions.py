@@ -67,10 +67,10 @@ def test_what_rsync_kept_becomes_versions(pair: Pair, terminal: Terminal, tmp_pa
     before, index = on_disk(kept), pair.index_b()
     words = ["import", kept, "--at", pair.a, *DISPLACED, *(["--copy"] if copy else [])]
     terminal.run(*words, "--dry-run", index=False)
-    assert "3 versions, 37.0 B, would be imported" in terminal.told
+    assert "3 versions, 37 B, would be imported" in terminal.told
     assert on_disk(kept) == before and len(commits(pair.mirror)) == 1
     terminal.run(*words, index=False)
-    assert "3 versions, 37.0 B, imported" in terminal.told
+    assert "3 versions, 37 B, imported" in terminal.told
     assert on_disk(kept) == before if copy else not [p for p in kept.rglob("*") if p.is_file()]
     for name in ("changed", "sub/changed", "deleted"):
         (version,) = (pair.live(name).parent / ".old").glob(f"{Path(name).name}.*")
@@ -124,7 +124,7 @@ def test_an_import_overwrites_no_version(pair: Pair, terminal: Terminal, tmp_pat
     shutil.copytree(kept, again)
     for tree in (kept, again):
         terminal.run("import", tree, "--at", pair.a, *DISPLACED, index=False)
-    assert "0 versions, 0.0 B, imported, 3 were there already" in terminal.told
+    assert "0 versions, 0 B, imported, 3 were there already" in terminal.told
     assert there.read_bytes() == b"somebody's"
     assert there.with_name(f"{there.name}.1").read_bytes() == b"old changed"
     check_sound(pair)
@@ -158,7 +158,7 @@ def test_two_equal_imports_at_once_tell_each_version_once(
     else:
         monkeypatch.setattr(Survey, "hash", hash_late)
     terminal.run(*words, index=False)
-    assert "0 versions, 0.0 B, imported, 3 were there already" in terminal.told
+    assert "0 versions, 0 B, imported, 3 were there already" in terminal.told
     assert len(commits(pair.mirror)) == 2 and disk_of(pair)[2:] == (3, 37)
     check_sound(pair)
 

@@ -343,7 +343,7 @@ def test_what_only_has_a_name_of_history_is_left_alone_and_named(
     with Timeline(pair.mirror) as past:
         assert len(past.moments) == 2
         (problem,) = past.problems
-    assert f"{strange} has the name of a file of history, and cannot be one" in problem
+    assert f"{strange} is named like a history file but cannot be one" in problem
     assert strange.lstat() == before
     for command in ("log", "verify", "history"):
         capsys.readouterr()

@@ -27,7 +27,8 @@ from airflow_mdbackup.scheme.files import tree as tree_module
 from airflow_mdbackup.scheme.files.content import copy_of
 from airflow_mdbackup.scheme.files.tree import Folder, Tree
 from airflow_mdbackup.scheme.history.changes import commits
-from airflow_mdbackup.scheme.history.timeline import FileVersion, Timeline
+from airflow_mdbackup.scheme.history.replay import FileVersion
+from airflow_mdbackup.scheme.history.timeline import Timeline
 from airflow_mdbackup.scheme.recovery import restore as restore_module
 from airflow_mdbackup.scheme.recovery import restore_target as target_module
 from airflow_mdbackup.scheme.recovery.restore import Restored, RestoreOutcome, restore
@@ -765,7 +766,7 @@ def test_a_run_whose_id_is_a_moment_is_not_guessed(pair: Pair, tmp_path: Path) -
     command = ("restore", "--dest", str(pair.mirror.dest), "--to", str(tmp_path / "target"), "--as-of")
     for word in ("2026-11-30", "now"):
         status, _, told = mdbackup(*command, word)
-        assert status == 2 and f"'{word}' is the id of a run" in told
+        assert status == 2 and f"'{word}' is both a time and the id of a run" in told
     assert stamp in told
     assert mdbackup(*command, stamp)[0] == 0
     assert (tmp_path / "target" / os.fsdecode(pair.path("file"))[1:]).read_bytes() == b"2"

@@ -805,11 +805,29 @@ def test_a_quota_that_ends_is_told_like_a_full_disk_and_a_broken_disk_is_not(
 
 @pytest.mark.parametrize(
     ("size", "told"),
-    [(0, "0.0 B"), (999, "999.0 B"), (1500, "1.5 kB"), (64 * MB, "67.1 MB"), (10**12, "1.0 TB")],
+    [(0, "0 B"), (24, "24 B"), (999, "999 B"), (1500, "1.5 kB"), (64 * MB, "67.1 MB"), (10**12, "1.0 TB")],
 )
 def test_amounts_are_told_in_units_for_people(size: int, told: str) -> None:
     """Powers of ten, as in the configuration."""
     assert units_module.format_size(size) == told
+    assert units_module.format_rate(size) == f"{told}/s"
+
+
+@pytest.mark.parametrize(
+    ("number", "text"), [(0, "no versions"), (1, "1 version"), (2, "2 versions"), (1200, "1,200 versions")]
+)
+def test_counts_have_a_plural_where_there_is_more_than_one(number: int, text: str) -> None:
+    assert units_module.format_count(number, "version") == text
+    assert units_module.format_count(number, "entry", "entries") == text.replace("version", "entry").replace(
+        "entrys", "entries"
+    )
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.04, "0.0 s"), (2.24, "2.2 s"), (59.9, "59.9 s"), (90, "1 min")]
+)
+def test_times_that_work_took_are_exact_below_a_minute(seconds: float, text: str) -> None:
+    assert units_module.format_elapsed(seconds) == text
 
 
 # --- runs side by side ------------------------------------------------------------------------------

@@ -32,7 +32,7 @@ from airflow_mdbackup.scheme.store.mirror import Mirror
 from airflow_mdbackup.scheme.store.version_names import is_stamp, stamp_of_file
 
 if TYPE_CHECKING:
-    from airflow_mdbackup.scheme.history.timeline import CommitTime
+    from airflow_mdbackup.scheme.history.replay import CommitTime
 
 
 _OLDEST = "20260101T000000.000000Z"
@@ -43,7 +43,7 @@ _LAST_SECOND = 253402300799  # that datetime knows
 _TICK = timedelta(microseconds=1)
 
 
-def claimed(header: dict[str, Any], stamp: str, file: Path) -> str:
+def claimed_time(header: dict[str, Any], stamp: str, file: Path) -> str:
     """Return when a commit was, by what its history says.
 
     :param file: of that history. When it was written last counts if the header has no ``at``.
@@ -62,7 +62,7 @@ def last_claimed(mirror: Mirror) -> str:
     except (OSError, DestinationRefused):  # a commit says what to do about that
         return ""
     stamp = str(header.get("stamp", ""))
-    return claimed(header, stamp, finished[-1]) if is_stamp(stamp) else ""
+    return claimed_time(header, stamp, finished[-1]) if is_stamp(stamp) else ""
 
 
 def set_time(mirror: Mirror, moment: CommitTime, when: datetime | None) -> None:

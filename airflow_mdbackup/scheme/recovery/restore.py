@@ -37,7 +37,8 @@ from airflow_mdbackup.scheme.files.content import copy_of, md5_of
 from airflow_mdbackup.scheme.files.disk import free_space
 from airflow_mdbackup.scheme.files.syscalls import concerns_one_file, is_file, permissions
 from airflow_mdbackup.scheme.files.tree import Folder, PathBlocked, Tree, TreePerThread
-from airflow_mdbackup.scheme.history.timeline import FileVersion, Timeline
+from airflow_mdbackup.scheme.history.replay import FileVersion
+from airflow_mdbackup.scheme.history.timeline import Timeline
 from airflow_mdbackup.scheme.recovery.restore_target import OpenTarget, trusted
 from airflow_mdbackup.scheme.store.mirror import Mirror
 from airflow_mdbackup.scheme.store.version_names import versions_on_disk
@@ -283,7 +284,7 @@ def _places(past: Timeline, source: Tree, content: FileVersion) -> Iterator[byte
     tried = set()
     for find in (
         lambda: content.places,
-        lambda: past.elsewhere(content.md5),
+        lambda: past.places_of(content.md5),
         lambda: [content.path, *versions_on_disk(source, content.path)],
     ):
         for place in find():

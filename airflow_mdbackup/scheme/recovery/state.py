@@ -14,7 +14,8 @@ from airflow_mdbackup.scheme.common.sorted_paths import SortedLookup
 from airflow_mdbackup.scheme.common.times import NoSuchTime, RequestedTime, format_time
 from airflow_mdbackup.scheme.history.changes import taken_out_by
 from airflow_mdbackup.scheme.history.consumer_index import present_index
-from airflow_mdbackup.scheme.history.timeline import CommitTime, FileVersion, Timeline
+from airflow_mdbackup.scheme.history.replay import CommitTime, FileVersion
+from airflow_mdbackup.scheme.history.timeline import Timeline
 from airflow_mdbackup.scheme.index.canonical import has_path, read_entries
 from airflow_mdbackup.scheme.recovery.last_run import LastRun
 from airflow_mdbackup.scheme.recovery.selection import Selection, as_path
@@ -146,7 +147,7 @@ def _moment(past: Timeline, as_of: datetime | RequestedTime | None) -> CommitTim
     asked = (
         as_of if isinstance(as_of, RequestedTime) else RequestedTime("", as_of or datetime.now().astimezone())
     )
-    moment = past.asked(asked)
+    moment = past.find_commit(asked)
     when = asked.when or datetime.now().astimezone()
     if moment is None:
         finished = [moment for moment in past.moments if moment.finished]

@@ -40,7 +40,8 @@ from airflow_mdbackup.scheme.files.syscalls import concerns_one_file, seconds
 from airflow_mdbackup.scheme.files.tree import Tree, TreePerThread
 from airflow_mdbackup.scheme.history.changes import REPAIR
 from airflow_mdbackup.scheme.history.forget import remove_entries
-from airflow_mdbackup.scheme.history.timeline import FileVersion, Timeline
+from airflow_mdbackup.scheme.history.replay import FileVersion
+from airflow_mdbackup.scheme.history.timeline import Timeline
 from airflow_mdbackup.scheme.index.canonical import Entry
 from airflow_mdbackup.scheme.recovery.prune import let_go
 from airflow_mdbackup.scheme.recovery.selection import Selection
@@ -111,7 +112,7 @@ def unknown(mirror: Mirror, past: Timeline) -> Iterator[VerifiedFile]:
 
     :param past: all of it.
     """
-    past.note_places()
+    past.record_places()
     with mirror.tree() as tree:
         for place in tree.files_below():
             if not past.has_place(place):
@@ -366,7 +367,7 @@ class Verification:
         if not self._wanted.is_everything:
             contents = (content for content in contents if self._wanted.take(content.path))
         elif self._part is None:
-            contents = self._past.noting(contents)
+            contents = self._past.recording_places(contents)
         found = verify(self._mirror, self._past, contents, threads=self._threads, wait=self._have_read)
         for verified in found:
             self.files += 1

@@ -123,7 +123,7 @@ def _import_versions(
                 f"{mirror.provider}: {source.directory} is on another file system than {mirror.dest}, so "
                 "that no rename brings its files there: --copy copies them, and leaves them where they are"
             )
-        past.note_places()
+        past.record_places()
         is_mirror = source.directory.resolve() == mirror.files.resolve()
 
         def passes_over(path: bytes) -> bool:
@@ -186,7 +186,7 @@ class _Importing:
             was_whole = all(moment.finished for moment in self._past.moments)
             if mirror.last_commit() != self._past.newest or not was_whole:  # by another import, perhaps
                 self._past = stack.enter_context(Timeline(mirror))
-                self._past.note_places()
+                self._past.record_places()
             if tx.index is None:
                 raise DestinationRefused(
                     f"{mirror.provider}: {mirror.dest} has no index yet: adopt a tree, or let a run end"
