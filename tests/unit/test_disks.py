@@ -139,7 +139,7 @@ def refusing(disk: ThinDisk, monkeypatch: pytest.MonkeyPatch, others: bool) -> I
     """
 
     def sync(descriptor: int) -> None:
-        monkeypatch.setattr(tree_module, "syncfs", really_sync)
+        monkeypatch.setattr(syscalls_module, "syncfs", really_sync)
         with disk.full():
             if others:
                 with tree_module.Folder(disk.at) as folder, pytest.raises(OSError, match="No space"):
@@ -147,7 +147,7 @@ def refusing(disk: ThinDisk, monkeypatch: pytest.MonkeyPatch, others: bool) -> I
             really_sync(descriptor)
 
     really_sync = syscalls_module.syncfs
-    monkeypatch.setattr(tree_module, "syncfs", sync)
+    monkeypatch.setattr(syscalls_module, "syncfs", sync)
     yield
     assert syscalls_module.syncfs is really_sync, "nothing was refused"
 

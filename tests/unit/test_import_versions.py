@@ -19,8 +19,8 @@ from airflow_mdbackup.cli.main import main
 from airflow_mdbackup.cli.output import UsageError
 from airflow_mdbackup.cli.suffix import Suffix
 from airflow_mdbackup.scheme.common.times import parse_time, stamp_of
+from airflow_mdbackup.scheme.files import folder as folder_module
 from airflow_mdbackup.scheme.files import syscalls as syscalls_module
-from airflow_mdbackup.scheme.files import tree as tree_module
 from airflow_mdbackup.scheme.history.changes import commits, pending
 from airflow_mdbackup.scheme.history.timeline import Timeline
 from airflow_mdbackup.scheme.recovery.verify import VerifyOutcome, unknown, verify
@@ -253,7 +253,7 @@ def test_an_import_that_is_killed_at_any_step_loses_and_forgets_nothing(
         cut = PowerCut(folder, mixed(number)) if number % 4 > 1 else None
         with monkeypatch.context() as patched:
             if number % 5 < 2:
-                for module in (tree_module, syscalls_module):
+                for module in (folder_module, syscalls_module):
                     patched.setattr(module, "rename_if_free", lambda *names: False)
             killed = crash_at(number, partial(terminal.run, *words, index=False), cut)
         left = {path.read_bytes() for path in kept.rglob("*") if path.is_file()}
@@ -284,7 +284,7 @@ def test_an_import_that_was_cut_off_in_its_commit_is_finished_by_the_next(
     terminal.cut_off(lambda: any(pending(pair.mirror)), *words, index=False)
     assert not version.exists()
     if overwrites:
-        for module in (tree_module, syscalls_module):
+        for module in (folder_module, syscalls_module):
             monkeypatch.setattr(module, "rename_if_free", lambda *names: False)
         version.parent.mkdir()
         version.touch()

@@ -23,9 +23,10 @@ from hypothesis import strategies as st
 
 from airflow_mdbackup.cli.main import main
 from airflow_mdbackup.scheme.errors import DestinationBroken, DestinationBusy, DestinationRefused
+from airflow_mdbackup.scheme.files.folder import Folder
 from airflow_mdbackup.scheme.files.jsonl import read_header
 from airflow_mdbackup.scheme.files.syscalls import is_file
-from airflow_mdbackup.scheme.files.tree import Folder, Tree
+from airflow_mdbackup.scheme.files.tree import Tree
 from airflow_mdbackup.scheme.history.changes import commits, pending
 from airflow_mdbackup.scheme.history.timeline import Timeline
 from airflow_mdbackup.scheme.store import mirror as mirror_module

@@ -22,10 +22,11 @@ from typing import Any
 import pytest
 
 from airflow_mdbackup.scheme.errors import DestinationBusy, DestinationFull, DestinationRefused
+from airflow_mdbackup.scheme.files import folder as folder_module
 from airflow_mdbackup.scheme.files import syscalls as syscalls_module
-from airflow_mdbackup.scheme.files import tree as tree_module
 from airflow_mdbackup.scheme.files.content import copy_of
-from airflow_mdbackup.scheme.files.tree import Folder, Tree
+from airflow_mdbackup.scheme.files.folder import Folder
+from airflow_mdbackup.scheme.files.tree import Tree
 from airflow_mdbackup.scheme.history.changes import commits
 from airflow_mdbackup.scheme.history.replay import FileVersion
 from airflow_mdbackup.scheme.history.timeline import Timeline
@@ -201,7 +202,7 @@ def test_a_restore_that_is_killed_at_any_step_goes_on_where_it_was(
 @pytest.fixture
 def placeholders(monkeypatch: pytest.MonkeyPatch) -> None:
     """A filesystem that cannot rename only where a name is free, as NFS and many of FUSE."""
-    for module in (tree_module, syscalls_module):
+    for module in (folder_module, syscalls_module):
         monkeypatch.setattr(module, "rename_if_free", lambda *names: False)
 
 

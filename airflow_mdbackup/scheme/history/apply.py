@@ -20,9 +20,10 @@ from airflow_mdbackup.scheme.common.paths import from_text, to_text
 from airflow_mdbackup.scheme.common.progress import ReportTimer
 from airflow_mdbackup.scheme.common.sorted_paths import Prefixes
 from airflow_mdbackup.scheme.files.content import md5_of
+from airflow_mdbackup.scheme.files.folder import Folder
 from airflow_mdbackup.scheme.files.jsonl import read_header, read_records
 from airflow_mdbackup.scheme.files.syscalls import concerns_one_file, is_file, permissions, seconds
-from airflow_mdbackup.scheme.files.tree import Folder, PathBlocked, Tree
+from airflow_mdbackup.scheme.files.tree import PathBlocked, Tree
 from airflow_mdbackup.scheme.history.changes import Change, ChangeKind
 from airflow_mdbackup.scheme.history.usage import UsageChange
 from airflow_mdbackup.scheme.store.mirror import Mirror

@@ -35,8 +35,9 @@ from airflow_mdbackup.scheme.common.sorted_paths import batches
 from airflow_mdbackup.scheme.errors import DestinationFull, DestinationRefused
 from airflow_mdbackup.scheme.files.content import copy_of, md5_of
 from airflow_mdbackup.scheme.files.disk import free_space
+from airflow_mdbackup.scheme.files.folder import Folder
 from airflow_mdbackup.scheme.files.syscalls import concerns_one_file, is_file, permissions
-from airflow_mdbackup.scheme.files.tree import Folder, PathBlocked, Tree, TreePerThread
+from airflow_mdbackup.scheme.files.tree import PathBlocked, Tree, TreePerThread
 from airflow_mdbackup.scheme.history.replay import FileVersion
 from airflow_mdbackup.scheme.history.timeline import Timeline
 from airflow_mdbackup.scheme.recovery.restore_target import OpenTarget, trusted
