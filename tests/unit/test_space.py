@@ -480,7 +480,7 @@ def test_a_disk_on_which_not_even_records_can_be_written_is_told_as_full(pair: P
     if not disk.mounted:
         pytest.skip("only a disk that is really full refuses a file of its own")
     disk.leave(0, files=0)
-    with pytest.raises(DestinationFull, match=r"the disk of .* is full: .*Free some room"):
+    with pytest.raises(DestinationFull, match=r"the disk of .* is full: .*Free some space"):
         pair.pull(run, pair.plan)
 
 
@@ -757,7 +757,7 @@ def test_a_disk_that_becomes_full_is_told_and_a_retry_goes_on(pair: Pair, disk: 
         return pair.connect()
 
     where = f"srv1: the disk of {pair.mirror.dest} on {socket.gethostname()} is full"
-    with pytest.raises(DestinationFull, match=f"{where}: .*No space left on device.*Free some room") as told:
+    with pytest.raises(DestinationFull, match=f"{where}: .*No space left on device.*Free some space") as told:
         pull(pair.mirror, run, 0, connect)
     assert isinstance(told.value.__cause__, OSError) and told.value.__cause__.errno == errno.ENOSPC
     here = [file for file in pair.mirror.staging.iterdir() if file.suffix != ".part"]
@@ -785,7 +785,7 @@ def test_a_disk_that_is_full_when_copies_are_made_is_told_too(
     def full(*_: object) -> bytes:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    with monkeypatch.context() as patched, pytest.raises(DestinationFull, match="Free some room"):
+    with monkeypatch.context() as patched, pytest.raises(DestinationFull, match="Free some space"):
         patched.setattr(commit_module, "copy_of", full)
         pair.finish(run)
     assert not pair.finish(run).failed and len(pair.index_b()) == 2

@@ -109,7 +109,7 @@ def explain_os_error(error: OSError, provider: str, dest: Path) -> BackupError |
 
 def _free_now(dest: Path) -> str:
     try:
-        return f"{free_space(dest)} free"
+        return f"{free_space(dest)} are free"
     except OSError:
         return "free space unknown"
 
