@@ -54,7 +54,7 @@ def _set(mirror: Mirror, word: str, text: str | None) -> None:
     """Say when a commit was, or no longer, and print what holds now."""
     with Timeline(mirror, lambda path: False) as past:
         try:
-            moment = past.asked(
+            moment = past.find_commit(
                 RequestedTime(word, None, f"{word!r} is no commit: name its stamp, or its run")
             )
             when = None if text is None else parse_time(text, datetime.now().astimezone())

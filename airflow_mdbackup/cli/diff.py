@@ -13,7 +13,8 @@ from airflow_mdbackup.cli.common import quoted, tell_problems, tell_stopped
 from airflow_mdbackup.cli.mirrors import mirror_of
 from airflow_mdbackup.cli.output import UsageError
 from airflow_mdbackup.scheme.common.times import NoSuchTime, format_time, requested_time
-from airflow_mdbackup.scheme.history.timeline import FileVersion, Timeline
+from airflow_mdbackup.scheme.history.replay import FileVersion
+from airflow_mdbackup.scheme.history.timeline import Timeline
 from airflow_mdbackup.scheme.recovery.restore import read_content
 from airflow_mdbackup.scheme.recovery.selection import as_path
 from airflow_mdbackup.scheme.store.mirror import Mirror
@@ -86,11 +87,11 @@ def _pair(
 def _as_of(past: Timeline, contents: list[FileVersion], text: str) -> FileVersion:
     asked = requested_time(text, datetime.now().astimezone())
     try:
-        moment = past.asked(asked)
+        moment = past.find_commit(asked)
     except NoSuchTime as error:
         raise UsageError(str(error)) from error
-    if asked.when is not None:
-        print(f"{text!r} is {asked.when:%Y-%m-%d %H:%M:%S %z}", file=sys.stderr)
+    if asked.understood_as:
+        print(asked.understood_as, file=sys.stderr)
     found = [content for content in contents if moment is not None and content.since <= moment.time]
     if not found:
         raise UsageError(f"it was not there yet at {text!r}: first at {format_time(contents[0].since)}")

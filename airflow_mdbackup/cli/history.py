@@ -17,7 +17,8 @@ from airflow_mdbackup.scheme.common.times import format_time
 from airflow_mdbackup.scheme.files.jsonl import CorruptFile, read_records
 from airflow_mdbackup.scheme.files.tree import Tree
 from airflow_mdbackup.scheme.history.changes import FORGET, REPAIR, Change, ChangeKind
-from airflow_mdbackup.scheme.history.timeline import UNKNOWN, FileVersion, Timeline
+from airflow_mdbackup.scheme.history.replay import UNKNOWN, FileVersion
+from airflow_mdbackup.scheme.history.timeline import Timeline
 from airflow_mdbackup.scheme.recovery.last_run import LastRun
 from airflow_mdbackup.scheme.store.mirror import Mirror
 

@@ -27,7 +27,7 @@ from airflow_mdbackup.config import Provider
 from airflow_mdbackup.scheme.backup.diff import listed, preview
 from airflow_mdbackup.scheme.backup.plan import Plan, PlanItem
 from airflow_mdbackup.scheme.common.paths import to_text
-from airflow_mdbackup.scheme.common.units import describe_duration, format_size
+from airflow_mdbackup.scheme.common.units import format_duration, format_size
 from airflow_mdbackup.scheme.errors import ConsumerIndexDamaged, IndexRefused
 from airflow_mdbackup.scheme.history.changes import pending
 from airflow_mdbackup.scheme.history.consumer_index import index_to_look_at
@@ -145,7 +145,7 @@ def _sum_up(
         print(json.dumps({"provider": provider.name, "summary": facts}))
         return
     total = "" if index.size is None else f", {format_size(index.size)}"
-    age = describe_duration(timedelta(seconds=index.age))
+    age = format_duration(timedelta(seconds=index.age))
     lines = [f"The provider's index is {age} old: {index.files:,} files{total}"]
     if not index.complete:
         lines.append(NO_END)

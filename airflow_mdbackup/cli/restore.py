@@ -85,8 +85,8 @@ def _when(as_of: str | None) -> RequestedTime | None:
     if as_of is None:
         return None
     asked = requested_time(as_of, datetime.now().astimezone())
-    if asked.when is not None:
-        print(f"{as_of!r} is {asked.when:%Y-%m-%d %H:%M:%S %z}", file=sys.stderr)
+    if asked.understood_as:
+        print(asked.understood_as, file=sys.stderr)
     return asked
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from airflow_mdbackup.cli.output import printable
 from airflow_mdbackup.scheme.common.times import format_time, stamp_of
-from airflow_mdbackup.scheme.common.units import describe_duration, format_size
+from airflow_mdbackup.scheme.common.units import format_duration, format_size
 from airflow_mdbackup.scheme.history.usage import DiskUsage
 from airflow_mdbackup.scheme.recovery.health import Health, LastCommit, ProviderHealth, Unfinished
 
@@ -96,8 +96,8 @@ def _told(status: ProviderHealth, now: datetime) -> Iterable[str]:
         yield status.message
     if status.last_good is not None:
         at = status.last_good.at
-        limit = f", of at most {describe_duration(status.max_age)}" if status.max_age is not None else ""
-        ago = "" if status.message else f" ({describe_duration(now - at)} ago{limit})"
+        limit = f", of at most {format_duration(status.max_age)}" if status.max_age is not None else ""
+        ago = "" if status.message else f" ({format_duration(now - at)} ago{limit})"
         yield f"last good {_local(at)}{ago}"
     if status.files is not None:
         yield f"{status.files} files"

@@ -11,14 +11,10 @@ from typing import Annotated
 from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema
 
 from airflow_mdbackup.config.problem import quoted, unknown_key
-from airflow_mdbackup.scheme.common.units import SIZES, shown_value, write_size
+from airflow_mdbackup.scheme.common.units import parse_rate, shown_value, write_size
 
-_RATE = re.compile(r"(?P<number>[0-9]+(?:\.[0-9]+)?)(?P<unit>[kKMG]B|[KMG]iB)(?:/s)?", re.ASCII)
-_LEAST = 10**3
-_MOST = 10**12
 _TIME = re.compile(r"(?:[01][0-9]|2[0-3]):[0-5][0-9]", re.ASCII)
 _KEYS = ("rate", "from", "to")
-_HOW_TO_WRITE_A_RATE = "write bytes (not bits) per second, such as `500KB`, `20MB`, `1.5GB` or `10MiB`"
 _EXAMPLE = '`{rate: 5MB, from: "08:00", to: "18:00"}`'
 
 
@@ -35,7 +31,7 @@ class TimedRate:
 
     def __str__(self) -> str:
         hours = f" from {self.start:%H:%M} to {self.end:%H:%M}" if self.start and self.end else ""
-        return f"{write_rate(self.rate)}/s{hours}"
+        return f"{write_size(self.rate)}/s{hours}"
 
     def holds_at(self, now: time) -> bool:
         """Return whether ``now`` is within the hours."""
@@ -58,27 +54,6 @@ class BandwidthLimit:
     def at(self, now: time) -> int | None:
         """Return the limit at a time of the day, in bytes per second, or None if there is none then."""
         return next((timed.rate for timed in self.rates if timed.holds_at(now)), None)
-
-
-def parse_rate(value: object) -> int:
-    """Return the bytes per second that ``500KB``, ``20MB/s``, ``1.5GB`` or ``10MiB`` stands for.
-
-    :raises ValueError: anything else, less than 1 KB or more than 1,000 GB.
-    """
-    if not isinstance(value, str):
-        raise ValueError(f"must be a rate, but YAML reads {shown_value(value)}: {_HOW_TO_WRITE_A_RATE}")
-    match = _RATE.fullmatch(value)
-    if match is None:
-        raise ValueError(f"{shown_value(value)} is not a rate: {_HOW_TO_WRITE_A_RATE}")
-    rate = float(match["number"]) * SIZES[match["unit"].replace("k", "K")]
-    if not _LEAST <= rate <= _MOST:
-        raise ValueError(f"{shown_value(value)} must be at least `1KB` and at most `1000GB`")
-    return round(rate)
-
-
-def write_rate(rate: int) -> str:
-    """Return the text that :func:`parse_rate` reads as ``rate``."""
-    return write_size(rate)
 
 
 def parse_bandwidth_limit(value: object) -> BandwidthLimit:
@@ -153,7 +128,7 @@ def _time_of_day(key: str, value: object) -> time:
 Rate = Annotated[
     int,
     BeforeValidator(parse_rate),
-    PlainSerializer(write_rate, when_used="json"),
+    PlainSerializer(write_size, when_used="json"),
     WithJsonSchema({"type": "string", "title": "rate"}),
 ]
 Bandwidth = Annotated[

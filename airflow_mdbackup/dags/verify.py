@@ -17,11 +17,11 @@ from airflow.sdk import DAG, Param
 from airflow_mdbackup.alerts.callbacks import RunCallbacks
 from airflow_mdbackup.assets import provider_asset
 from airflow_mdbackup.config import Provider, Verify, load, providers_file
-from airflow_mdbackup.config.bandwidth import write_rate
 from airflow_mdbackup.config.schedule import UnusableSchedule
 from airflow_mdbackup.dags.common import START, as_code, invalid_dag, made, schedule_of, task_defaults
 from airflow_mdbackup.operators import VerifyMirror
 from airflow_mdbackup.operators.verify_mirror import MISSING, PART, PATHS, REPAIR
+from airflow_mdbackup.scheme.common.units import write_size
 
 _DOC = """# Is the backup of {name} still good?
 
@@ -78,7 +78,7 @@ def _verify_dag(provider: Provider, verify: Verify) -> DAG:
             provider=provider.name,
             dest=provider.dest,
             part=verify.part,
-            limit=None if verify.limit is None else write_rate(verify.limit),
+            limit=None if verify.limit is None else write_size(verify.limit),
             repair=verify.repair,
             missing=verify.missing,
             inlets=[provider_asset(provider.name)],

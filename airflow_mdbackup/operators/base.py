@@ -14,6 +14,7 @@ from airflow.sdk.exceptions import AirflowFailException
 from airflow_mdbackup.assets import LAST_GOOD, provider_asset
 from airflow_mdbackup.links import LastGoodRunLink
 from airflow_mdbackup.scheme import errors
+from airflow_mdbackup.scheme.common.units import format_size
 from airflow_mdbackup.scheme.store.mirror import Mirror
 from airflow_mdbackup.scheme.store.run import Run
 
@@ -143,4 +144,4 @@ def folded(log: Any, title: str) -> Iterator[None]:
 
 def megabytes(size: int) -> str:
     """Return a number of bytes for people."""
-    return f"{size / 1e6:,.1f} MB"
+    return format_size(size)

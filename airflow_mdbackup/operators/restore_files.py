@@ -117,8 +117,8 @@ class RestoreFiles(BackupOperator):
         if not as_of:
             return None
         asked = requested_time(as_of, datetime.now().astimezone())
-        if asked.when is not None:
-            self.log.info("%r is %s", as_of, f"{asked.when:%Y-%m-%d %H:%M:%S %z}")
+        if asked.understood_as:
+            self.log.info("%s", asked.understood_as)
         return asked
 
     def _bring(

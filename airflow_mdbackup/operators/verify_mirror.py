@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
-from airflow_mdbackup.config.bandwidth import parse_rate
 from airflow_mdbackup.operators.base import BackupOperator, refuse_misspelt, refused
 from airflow_mdbackup.scheme.common.paths import to_text, unfolded
-from airflow_mdbackup.scheme.common.units import parse_fraction
+from airflow_mdbackup.scheme.common.units import parse_fraction, parse_rate
 from airflow_mdbackup.scheme.errors import BackupError, DamageFound
 from airflow_mdbackup.scheme.history.timeline import Timeline
 from airflow_mdbackup.scheme.recovery.selection import Selection

@@ -10,7 +10,7 @@ from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import AirflowFailException, AirflowRuntimeError
 
 from airflow_mdbackup.assets import LAST_GOOD, provider_asset
-from airflow_mdbackup.scheme.common.units import describe_duration
+from airflow_mdbackup.scheme.common.units import format_duration
 from airflow_mdbackup.scheme.recovery.health import Health, is_reminder_due, judge, parse_stored_time
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class WatchBackup(BaseOperator):
         at = parse_stored_time(last_good["at"]) if last_good else None
         state, message = judge(at, self.max_age, now, since=parse_stored_time(watch["since"]))
         known = (
-            f"the last good run was {describe_duration(now - at)} ago"
+            f"the last good run was {format_duration(now - at)} ago"
             if at
             else "there has been no good run yet"
         )

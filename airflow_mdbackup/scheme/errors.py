@@ -1,6 +1,6 @@
 """What can go wrong, sorted by what the reader of the message can do about it.
 
-Every message names the provider, file or path that it is about, and the next step. Names that came from
+Every message names the provider, file or path concerned, and the next step. Names that came from
 a provider are escaped by :func:`.common.paths.to_text` before they enter a message.
 """
 
@@ -8,19 +8,19 @@ from __future__ import annotations
 
 
 class BackupError(Exception):
-    """Any failure that the backup scheme foresees. Catch one of its kinds."""
+    """Base class of all foreseen failures. Catch a subclass."""
 
 
 class ConnectionLost(BackupError):
-    """The connection to the provider broke, stalled or spoke nonsense. Trying again may help."""
+    """The connection to the provider broke, stalled or violated the protocol. A retry may help."""
 
 
 class AccessRefused(BackupError):
-    """The provider refused the account, or its host key is not the expected one. A person must look."""
+    """The provider refused the account, or its host key is not the expected one. An operator must look."""
 
 
 class NotOnProvider(BackupError):
-    """The provider does not have, or does not hand out, a file that the run cannot do without."""
+    """The provider does not have, or refuses to send, a file that the run needs."""
 
 
 class IndexRefused(BackupError):
@@ -28,7 +28,7 @@ class IndexRefused(BackupError):
 
 
 class ConsumerIndexDamaged(BackupError):
-    """The consumer's own index cannot be read. A person decides between restoring and a full copy."""
+    """The consumer's own index cannot be read. Restore it, or copy everything again."""
 
 
 class GuardTripped(BackupError):
@@ -36,19 +36,19 @@ class GuardTripped(BackupError):
 
 
 class ParameterRefused(BackupError):
-    """What a person asked of a run cannot be meant, as by a misspelt parameter. Nothing was done."""
+    """A parameter of a run is invalid, for example misspelt. Nothing was done."""
 
 
 class DestinationRefused(BackupError):
-    """``dest`` is not what it should be: another provider's, not mounted, of a newer format."""
+    """``dest`` is wrong: another provider's, not mounted, or of a newer format."""
 
 
 class DestinationFull(BackupError):
-    """The disk of ``dest``, or of a restore's target, has too little room. What is there is kept."""
+    """The disk of ``dest``, or of a restore's target, has too little space. What is there is kept."""
 
 
 class DestinationBroken(BackupError):
-    """The disk of ``dest`` gives errors, or is gone. Look at it and its mount; a retry may help then."""
+    """The disk of ``dest`` has errors, or is gone. Check it and its mount, then retry."""
 
 
 class WorkerExhausted(BackupError):
@@ -56,11 +56,11 @@ class WorkerExhausted(BackupError):
 
 
 class DestinationBusy(BackupError):
-    """Another run has held the lock on ``dest`` for longer than this one was willing to wait."""
+    """Another run held the lock on ``dest`` for longer than this one waits."""
 
 
 class RunIncomplete(BackupError):
-    """A step before this one left no result for this run, so that there is nothing to go on from."""
+    """An earlier step left no result for this run."""
 
 
 class EntriesFailed(BackupError):
@@ -68,4 +68,4 @@ class EntriesFailed(BackupError):
 
 
 class DamageFound(BackupError):
-    """Files of the backup are not what they were when they came. The message names some, and what to do."""
+    """Files of the backup have changed since they arrived. The message names some, and says what to do."""

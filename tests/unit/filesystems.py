@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from airflow_mdbackup.scheme.files import content as content_module
+from airflow_mdbackup.scheme.files import folder as folder_module
 from airflow_mdbackup.scheme.files import syscalls as syscalls_module
 from airflow_mdbackup.scheme.files import tree as tree_module
 from demo import processes
@@ -169,7 +170,7 @@ class Folding:
 
     def __init__(self, fold: Callable[[bytes], bytes], monkeypatch: pytest.MonkeyPatch) -> None:
         self._fold = fold
-        for module in (tree_module, syscalls_module, content_module):
+        for module in (tree_module, folder_module, syscalls_module, content_module):
             monkeypatch.setattr(module, "os", self)
         library = ctypes.CDLL(None, use_errno=True)
         library.renameat2 = _refuse  # type: ignore[assignment]

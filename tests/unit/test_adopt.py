@@ -119,7 +119,7 @@ def test_a_dry_run_of_an_adoption_reports_everything_and_changes_nothing(
     out = [json.loads(line) for line in terminal.run(*words, "--format", "json").splitlines()]
     compared = {"equal": 4, "different": 1, "only_here": 1, "only_there": 1, "excluded": 0, "guard": []}
     assert out[-1]["compared"] == compared
-    assert "6 files, 55.0 B, would be adopted" in terminal.told
+    assert "6 files, 55 B, would be adopted" in terminal.told
     assert on_disk(copy) == before and not pair.mirror.dest.exists()
 
 

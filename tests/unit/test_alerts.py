@@ -80,10 +80,10 @@ def test_a_misspelt_or_malformed_parameter_is_described_as_such() -> None:
     assert message.describe_error(raised.value)[0] == message.BAD_PARAMETER
     with pytest.raises(AirflowFailException) as raised:
         try:
-            raise ValueError("1/x is no part")
+            raise ValueError("1/x is not a fraction")
         except ValueError as error:
             raise refused(f"web: {error}")  # noqa: B904 - it has its own cause
-    assert message.describe_error(raised.value) == (message.BAD_PARAMETER, "web: 1/x is no part")
+    assert message.describe_error(raised.value) == (message.BAD_PARAMETER, "web: 1/x is not a fraction")
     assert message.describe_error(AirflowFailException("said")) == (
         "the task failed and is not retried",
         "said",

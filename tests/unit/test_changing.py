@@ -16,7 +16,7 @@ import pytest
 from airflow_mdbackup.scheme.backup.plan import Limits
 from airflow_mdbackup.scheme.backup.pull import PullSummary, pull
 from airflow_mdbackup.scheme.backup.results import Result
-from airflow_mdbackup.scheme.files import tree as tree_module
+from airflow_mdbackup.scheme.files import syscalls as syscalls_module
 from airflow_mdbackup.scheme.files.jsonl import read_records
 from airflow_mdbackup.scheme.store.run import Run
 from airflow_mdbackup.scheme.transfer.sftp import Reader
@@ -37,7 +37,7 @@ Change = Callable[[Pair, bytes], None]
 @pytest.fixture(autouse=True)
 def no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     """No power fails here."""
-    monkeypatch.setattr(tree_module, "syncfs", lambda descriptor: None)
+    monkeypatch.setattr(syscalls_module, "syncfs", lambda descriptor: None)
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 

@@ -18,8 +18,9 @@ import pytest
 import airflow_mdbackup.scheme.backup.commit as commit_module
 from airflow_mdbackup.scheme.backup.commit import commit
 from airflow_mdbackup.scheme.errors import ConsumerIndexDamaged, RunIncomplete
+from airflow_mdbackup.scheme.files.folder import Folder
 from airflow_mdbackup.scheme.files.jsonl import read_header
-from airflow_mdbackup.scheme.files.tree import Folder, Tree
+from airflow_mdbackup.scheme.files.tree import Tree
 from airflow_mdbackup.scheme.history.changes import ChangeKind, commits, last, pending
 from airflow_mdbackup.scheme.history.journal import Transaction, recover
 from airflow_mdbackup.scheme.index.canonical import read_entries

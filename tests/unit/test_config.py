@@ -25,9 +25,15 @@ from airflow_mdbackup.config import (
     providers_file,
     raise_for_problems,
 )
-from airflow_mdbackup.config.bandwidth import BandwidthLimit, parse_bandwidth_limit, parse_rate, write_rate
+from airflow_mdbackup.config.bandwidth import BandwidthLimit, parse_bandwidth_limit
 from airflow_mdbackup.config.schedule import Assets, Timetable
-from airflow_mdbackup.scheme.common.units import parse_duration, parse_fraction, write_duration
+from airflow_mdbackup.scheme.common.units import (
+    parse_duration,
+    parse_fraction,
+    parse_rate,
+    write_duration,
+    write_size,
+)
 from demo import generate_docs
 
 MINIMAL = "sftp_conn_id: web_backupop, source: /backups, dest: /srv/web"
@@ -236,8 +242,8 @@ def test_a_rate_is_a_size_for_each_second(read, text, rate):
 @given(st.integers(1000, 10**12))
 def test_a_rate_that_is_written_out_reads_as_the_same_again(rate):
     """The log and the page of a DAG show it as it may stand in the file."""
-    assert parse_rate(write_rate(rate)) == rate
-    assert parse_rate(f"{write_rate(rate)}/s") == rate
+    assert parse_rate(write_size(rate)) == rate
+    assert parse_rate(f"{write_size(rate)}/s") == rate
 
 
 DAY = '{rate: 5MB, from: "08:00", to: "18:30"}'
@@ -293,8 +299,8 @@ def test_a_problem_is_printed_with_file_provider_key_and_what_to_write(read, tmp
     """One line of text says where it is, what is wrong and what to do."""
     (problem,) = read(f"providers: {{web: {{{MINIMAL}, guard: {{share: 50}}}}}}").problems
     assert str(problem) == (
-        f"{tmp_path}/providers.yaml: provider `web`: `guard.share`: the number 50 is no share: write `0%` to"
-        " `100%`, or a number from 0 to 1"
+        f"{tmp_path}/providers.yaml: provider `web`: `guard.share`: the number 50 is not a valid percentage:"
+        " write `0%` to `100%`, or a number from 0 to 1"
     )
 
 
@@ -353,7 +359,7 @@ def test_chroot_is_required_with_an_index_account_and_told_beside_other_problems
         ("indexer: {limit: 50}", "indexer.limit", "must be a rate, but YAML reads the number 50"),
         ("indexer: {jobs: 0}", "indexer.jobs", "1"),
         ("indexer: {nice: 20}", "indexer.nice", "19"),
-        ("indexer: {rehash: 120%}", "indexer.rehash", "is no share"),
+        ("indexer: {rehash: 120%}", "indexer.rehash", "is not a valid percentage"),
         ("indexer: {job: 1}", "indexer.job", "is not a key; did you mean `jobs`?"),
         ("deferrable: 1", "deferrable", "true"),
         ("on_guard: off", "on_guard", "must be 'fail' or 'approve', but is the boolean false"),
@@ -383,9 +389,9 @@ def test_what_yaml_reads_as_something_else_is_named_as_what_yaml_made_of_it(refu
             "must be a mapping, but is the text '50%': write for example `guard: {share: 25%}`",
         ),
         ("guard: {1: 2}", "guard", "a key must be text, but YAML reads the number 1"),
-        ("guard: {share: true}", "guard.share", "must be a share, but YAML reads the boolean true"),
-        ("guard: {share: 120%}", "guard.share", "is no share: write `0%` to `100%`"),
-        ("guard: {share: .nan}", "guard.share", "is no share"),
+        ("guard: {share: true}", "guard.share", "must be a percentage, but YAML reads the boolean true"),
+        ("guard: {share: 120%}", "guard.share", "is not a valid percentage: write `0%` to `100%`"),
+        ("guard: {share: .nan}", "guard.share", "is not a valid percentage"),
         ("guard: {number: many}", "guard.number", "must be a whole number"),
         ("guard: {above: -1}", "guard.above", "must be at least 0"),
         ("mount: /mnt", "mount", "`/mnt` is neither `dest` (`/srv/web`) nor a directory above it"),
@@ -416,7 +422,7 @@ def test_a_mistake_made_in_many_elements_of_a_list_is_told_once(read):
         ("30m1h", "is not a duration"),
         ('""', "is not a duration"),
         ("-5m", "is not a duration"),
-        ("0s", "must be more than nothing"),
+        ("0s", "must be more than zero"),
         ("3651d", "at most ten years"),
         (f"{'9' * 400}d", "at most ten years"),
     ],
@@ -593,12 +599,16 @@ def test_a_part_is_a_fraction_a_size_or_all(text, part):
 @pytest.mark.parametrize(
     ("keys", "key", "said"),
     [
-        ("{part: 2}", "part", "the number 2 is more than all, or nothing: write a fraction such as `1/30`"),
-        ("{part: 0/30}", "part", "is more than all, or nothing"),
-        ("{part: 1/0}", "part", "is more than all, or nothing"),
-        ("{part: 1/30/2}", "part", "is no part: write a fraction"),
-        ("{part: some}", "part", "is no part: write a fraction"),
-        ("{part: true}", "part", "must be a part, but YAML reads the boolean true"),
+        (
+            "{part: 2}",
+            "part",
+            "the number 2 must be more than 0 and at most all: write a fraction",
+        ),
+        ("{part: 0/30}", "part", "must be more than 0 and at most all"),
+        ("{part: 1/0}", "part", "must be more than 0 and at most all"),
+        ("{part: 1/30/2}", "part", "is not a fraction: write a fraction"),
+        ("{part: some}", "part", "is not a fraction: write a fraction"),
+        ("{part: true}", "part", "must be a fraction, but YAML reads the boolean true"),
         ("{part: 5000GB}", "part", "at most `1000GB`"),
         ("{limit: 5}", "limit", "must be a rate"),
         ("{schedule: daily}", "schedule", "is not a cron expression"),
@@ -806,7 +816,7 @@ providers:
     [
         ("defaults: {retires: 1}", "defaults.retires", "is not a key; did you mean `retries`?"),
         ("defaults: {retries: many}", "defaults.retries", "must be a whole number, but is the text 'many'"),
-        ("defaults: {guard: {share: 7}}", "defaults.guard.share", "is no share"),
+        ("defaults: {guard: {share: 7}}", "defaults.guard.share", "is not a valid percentage"),
         ("defaults: {1: 2}", "defaults", "a key must be text, but YAML reads the number 1"),
         ("defaults: {name: x}", "defaults.name", "is not a key"),
         ("defaults: {retries: 1, retries: 2}", "defaults.retries", "is given twice, on line 1: remove"),

@@ -139,7 +139,7 @@ def refusing(disk: ThinDisk, monkeypatch: pytest.MonkeyPatch, others: bool) -> I
     """
 
     def sync(descriptor: int) -> None:
-        monkeypatch.setattr(tree_module, "syncfs", really_sync)
+        monkeypatch.setattr(syscalls_module, "syncfs", really_sync)
         with disk.full():
             if others:
                 with tree_module.Folder(disk.at) as folder, pytest.raises(OSError, match="No space"):
@@ -147,7 +147,7 @@ def refusing(disk: ThinDisk, monkeypatch: pytest.MonkeyPatch, others: bool) -> I
             really_sync(descriptor)
 
     really_sync = syscalls_module.syncfs
-    monkeypatch.setattr(tree_module, "syncfs", sync)
+    monkeypatch.setattr(syscalls_module, "syncfs", sync)
     yield
     assert syscalls_module.syncfs is really_sync, "nothing was refused"
 
@@ -244,7 +244,7 @@ def test_a_disk_that_is_full_at_any_point_of_a_step_is_told_and_healed(
                 done = False
                 refused += 1
                 if error.__cause__ is not None:
-                    check_words(error, pair, "is full", "Free some room", "are free")
+                    check_words(error, pair, "is full", "Free some space", "are free")
             scene.check()
             leave(pair.mirror.dest, 1000)
             if left % 2:
@@ -279,7 +279,7 @@ def test_a_disk_that_fills_up_in_one_run_after_the_other_is_healed_once_there_is
                 except DestinationFull as error:
                     refused += 1
                     if error.__cause__ is not None:
-                        check_words(error, pair, "is full", "Free some room")
+                        check_words(error, pair, "is full", "Free some space")
                 filler.unlink()
                 scene.check()
         assert refused
@@ -316,7 +316,7 @@ def test_a_quota_that_is_used_up_is_told_like_a_full_disk(tmp_path: Path, cases:
                     pair.backup()
                 cause = told.value.__cause__
                 assert isinstance(cause, OSError) and cause.errno == errno.EDQUOT
-                check_words(told.value, pair, "is full", "Free some room", "quota")
+                check_words(told.value, pair, "is full", "Free some space", "quota")
                 scene.check()
         run("btrfs", "qgroup", "limit", "none", group, str(disk))
         pair.backup()

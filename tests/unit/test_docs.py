@@ -67,7 +67,7 @@ OTHERS = {
     "connect to host",
 } | {
     "is a symlink in the mirror",
-    "is no directory in the mirror",
+    "is not a directory in the mirror",
     "not a regular file but a directory",
     "the name .old is reserved",
     "files could not be backed up, all others are committed",

@@ -19,8 +19,8 @@ from airflow_mdbackup.cli.main import main
 from airflow_mdbackup.cli.output import UsageError
 from airflow_mdbackup.cli.suffix import Suffix
 from airflow_mdbackup.scheme.common.times import parse_time, stamp_of
+from airflow_mdbackup.scheme.files import folder as folder_module
 from airflow_mdbackup.scheme.files import syscalls as syscalls_module
-from airflow_mdbackup.scheme.files import tree as tree_module
 from airflow_mdbackup.scheme.history.changes import commits, pending
 from airflow_mdbackup.scheme.history.timeline import Timeline
 from airflow_mdbackup.scheme.recovery.verify import VerifyOutcome, unknown_files, verify
@@ -67,10 +67,10 @@ def test_what_rsync_kept_becomes_versions(pair: Pair, terminal: Terminal, tmp_pa
     before, index = on_disk(kept), pair.index_b()
     words = ["import", kept, "--at", pair.a, *DISPLACED, *(["--copy"] if copy else [])]
     terminal.run(*words, "--dry-run", index=False)
-    assert "3 versions, 37.0 B, would be imported" in terminal.told
+    assert "3 versions, 37 B, would be imported" in terminal.told
     assert on_disk(kept) == before and len(commits(pair.mirror)) == 1
     terminal.run(*words, index=False)
-    assert "3 versions, 37.0 B, imported" in terminal.told
+    assert "3 versions, 37 B, imported" in terminal.told
     assert on_disk(kept) == before if copy else not [p for p in kept.rglob("*") if p.is_file()]
     for name in ("changed", "sub/changed", "deleted"):
         (version,) = (pair.live(name).parent / ".old").glob(f"{Path(name).name}.*")
@@ -126,7 +126,7 @@ def test_an_import_overwrites_no_version(pair: Pair, terminal: Terminal, tmp_pat
     shutil.copytree(kept, again)
     for tree in (kept, again):
         terminal.run("import", tree, "--at", pair.a, *DISPLACED, index=False)
-    assert "0 versions, 0.0 B, imported, 3 were there already" in terminal.told
+    assert "0 versions, 0 B, imported, 3 were there already" in terminal.told
     assert there.read_bytes() == b"somebody's"
     assert there.with_name(f"{there.name}.1").read_bytes() == b"old changed"
     check_sound(pair)
@@ -160,7 +160,7 @@ def test_two_equal_imports_at_once_record_each_version_once(
     else:
         monkeypatch.setattr(Survey, "hash", hash_late)
     terminal.run(*words, index=False)
-    assert "0 versions, 0.0 B, imported, 3 were there already" in terminal.told
+    assert "0 versions, 0 B, imported, 3 were there already" in terminal.told
     assert len(commits(pair.mirror)) == 2 and disk_of(pair)[2:] == (3, 37)
     check_sound(pair)
 
@@ -255,7 +255,7 @@ def test_an_import_that_is_killed_at_any_step_loses_and_forgets_nothing(
         cut = PowerCut(folder, mixed(number)) if number % 4 > 1 else None
         with monkeypatch.context() as patched:
             if number % 5 < 2:
-                for module in (tree_module, syscalls_module):
+                for module in (folder_module, syscalls_module):
                     patched.setattr(module, "rename_if_free", lambda *names: False)
             killed = crash_at(number, partial(terminal.run, *words, index=False), cut)
         left = {path.read_bytes() for path in kept.rglob("*") if path.is_file()}
@@ -286,7 +286,7 @@ def test_an_import_that_was_cut_off_in_its_commit_is_finished_by_the_next(
     terminal.cut_off(lambda: any(pending(pair.mirror)), *words, index=False)
     assert not version.exists()
     if overwrites:
-        for module in (tree_module, syscalls_module):
+        for module in (folder_module, syscalls_module):
             monkeypatch.setattr(module, "rename_if_free", lambda *names: False)
         version.parent.mkdir()
         version.touch()

@@ -23,9 +23,10 @@ from hypothesis import strategies as st
 
 from airflow_mdbackup.cli.main import main
 from airflow_mdbackup.scheme.errors import DestinationBroken, DestinationBusy, DestinationRefused
+from airflow_mdbackup.scheme.files.folder import Folder
 from airflow_mdbackup.scheme.files.jsonl import read_header
 from airflow_mdbackup.scheme.files.syscalls import is_file
-from airflow_mdbackup.scheme.files.tree import Folder, Tree
+from airflow_mdbackup.scheme.files.tree import Tree
 from airflow_mdbackup.scheme.history.changes import commits, pending
 from airflow_mdbackup.scheme.history.timeline import Timeline
 from airflow_mdbackup.scheme.store import mirror as mirror_module
@@ -343,7 +344,7 @@ def test_what_only_has_a_name_of_history_is_left_alone_and_named(
     with Timeline(pair.mirror) as past:
         assert len(past.moments) == 2
         (problem,) = past.problems
-    assert f"{strange} has the name of a file of history, and cannot be one" in problem
+    assert f"{strange} is named like a history file but cannot be one" in problem
     assert strange.lstat() == before
     for command in ("log", "verify", "history"):
         capsys.readouterr()

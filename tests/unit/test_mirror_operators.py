@@ -178,7 +178,7 @@ def test_backup_that_is_not_there_yet_is_no_damage_but_one_that_is_gone_is(pair:
 @pytest.mark.parametrize(
     ("params", "said"),
     [
-        ({"part": "2/1"}, "is more than all"),
+        ({"part": "2/1"}, "at most all"),
         ({"missing": True}, "only together with corrupted ones: add `repair`"),
         ({"paths": [""]}, "a path is empty"),
         ({"path": ["/x"]}, "did you mean paths"),
@@ -278,7 +278,7 @@ def test_what_does_not_come_back_fails_the_task_for_good_and_is_named(pair: Pair
 @pytest.mark.parametrize(
     ("params", "said"),
     [
-        ({"as_of": "sometime"}, "is no moment"),
+        ({"as_of": "sometime"}, "is not a time I understand"),
         ({"as_of": "2001-01-01"}, "the first backup is newer than"),
         ({"path": ["/x"]}, "did you mean paths"),
         ({"targets": "x"}, "did you mean target"),

@@ -89,7 +89,7 @@ def zone(name: str) -> Iterator[None]:
     ],
 )
 def test_what_is_no_moment_says_how_to_write_one(text: str) -> None:
-    with pytest.raises(NoSuchTime, match=r"write 2026-11-23T14:00|there is no such day or time"):
+    with pytest.raises(NoSuchTime, match=r"write 2026-11-23T14:00|there is no such day, time"):
         parse_time(text, NOW)
 
 
@@ -99,7 +99,7 @@ def test_the_distant_past_is_before_all_backups() -> None:
 
 @pytest.mark.parametrize("text", ["2030-01-01", "tomorrow", "today 23:59"])
 def test_what_is_yet_to_come_is_no_moment_of_the_past(text: str) -> None:
-    with pytest.raises(NoSuchTime, match=r"yet to come|write 2026"):
+    with pytest.raises(NoSuchTime, match=r"in the future|write 2026"):
         parse_time(text, NOW)
 
 

@@ -21,7 +21,8 @@ import pytest
 
 from airflow_mdbackup.scheme.backup import name_collisions as clash
 from airflow_mdbackup.scheme.files.content import copy_of, md5_of
-from airflow_mdbackup.scheme.files.tree import Folder, Tree
+from airflow_mdbackup.scheme.files.folder import Folder
+from airflow_mdbackup.scheme.files.tree import Tree
 from airflow_mdbackup.scheme.history.changes import ChangeKind
 from airflow_mdbackup.scheme.recovery.restore import RestoreOutcome, restore
 from airflow_mdbackup.scheme.recovery.selection import Selection

@@ -448,7 +448,7 @@ def test_what_is_not_said_is_what_suits_most(
         ("web --indexer jobs=1024", "`jobs` must be at most 256"),
         ("web --indexer limit=50000000", "such as `500KB`, `20MB`"),
         ("web --indexer rehash=101%", "write `0%` to `100%`"),
-        ("web --indexer rehash=%", "must be a share"),
+        ("web --indexer rehash=%", "must be a percentage"),
         ("web --port 0", "port 0 is not from 1 to 65535"),
         ("web --cron @daily --timer daily", "choose one of them"),
         ("../x --undo", "name '../x'"),

@@ -17,7 +17,8 @@ from airflow_mdbackup.scheme.errors import DestinationBusy, DestinationFull
 from airflow_mdbackup.scheme.files.disk import free_space
 from airflow_mdbackup.scheme.history.changes import Change, ChangeKind, commits, pending
 from airflow_mdbackup.scheme.history.journal import Transaction
-from airflow_mdbackup.scheme.history.timeline import FileVersion, Timeline
+from airflow_mdbackup.scheme.history.replay import FileVersion
+from airflow_mdbackup.scheme.history.timeline import Timeline
 from airflow_mdbackup.scheme.history.usage import DiskUsage, stored_totals
 from airflow_mdbackup.scheme.recovery import prune as prune_module
 from airflow_mdbackup.scheme.recovery.health import check_health

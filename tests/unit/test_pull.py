@@ -25,7 +25,6 @@ from airflow_mdbackup.scheme.backup.results import Result
 from airflow_mdbackup.scheme.common.progress import ReportTimer
 from airflow_mdbackup.scheme.errors import ConnectionLost, DestinationBusy, DestinationFull, RunIncomplete
 from airflow_mdbackup.scheme.files import syscalls as syscalls_module
-from airflow_mdbackup.scheme.files import tree as tree_module
 from airflow_mdbackup.scheme.files.jsonl import read_records
 from airflow_mdbackup.scheme.history.outcomes import Outcome
 from airflow_mdbackup.scheme.index.canonical import IndexWriter
@@ -306,11 +305,11 @@ def test_what_another_task_has_just_staged_is_not_written_over(
     for run in (first, second):
         pair.fetch(run)
         pair.plan = pair.diff(run)
-    take_in = Staging._take_in
+    take_in = Staging._rename_to_md5
     staged = []
 
     def take_in_late(*args: Any) -> None:
-        monkeypatch.setattr(Staging, "_take_in", take_in)
+        monkeypatch.setattr(Staging, "_rename_to_md5", take_in)
         if size == SIZE:
             pair.staged(md5).write_bytes(bytes(size))
         else:
@@ -318,7 +317,7 @@ def test_what_another_task_has_just_staged_is_not_written_over(
         staged.append(pair.staged(md5).stat().st_ino)
         take_in(*args)
 
-    monkeypatch.setattr(Staging, "_take_in", take_in_late)
+    monkeypatch.setattr(Staging, "_rename_to_md5", take_in_late)
     pair.pull(second, pair.plan)
     (result,) = read_records(second.results(0), Result)
     assert [pair.staged(md5).stat().st_ino] == [result.inode] == staged
@@ -344,10 +343,10 @@ def test_no_empty_placeholder_is_taken_for_content(pair: Pair, monkeypatch: pyte
     for run in (first, second):
         pair.fetch(run)
         pair.plan = pair.diff(run)
-    take_in = Staging._take_in
+    take_in = Staging._rename_to_md5
 
     def killed_beside_it(*args: Any) -> None:
-        monkeypatch.setattr(Staging, "_take_in", take_in)
+        monkeypatch.setattr(Staging, "_rename_to_md5", take_in)
         staged = pair.staged(args[-1])
         for number in count(1):
             if not crash_at(number, partial(pair.pull, first, pair.plan)) or (
@@ -357,7 +356,7 @@ def test_no_empty_placeholder_is_taken_for_content(pair: Pair, monkeypatch: pyte
             staged.unlink(missing_ok=True)
         take_in(*args)
 
-    monkeypatch.setattr(Staging, "_take_in", killed_beside_it)
+    monkeypatch.setattr(Staging, "_rename_to_md5", killed_beside_it)
     pair.pull(second, pair.plan)
     pair.finish(second)
     check_whole(pair)
@@ -628,7 +627,7 @@ def test_results_vouch_for_nothing_that_was_staged_while_all_was_synced(
         staged.unlink()
         staged.write_bytes(b"the new")
 
-    monkeypatch.setattr(tree_module, "syncfs", slow)
+    monkeypatch.setattr(syscalls_module, "syncfs", slow)
     pair.pull(run, plan)
     monkeypatch.undo()
     assert pair.finish(run).outcomes == {"failed": 1} and not pair.live("alpha").exists()

@@ -24,8 +24,8 @@ from airflow_mdbackup.scheme.common.bloom import BloomFilter
 from airflow_mdbackup.scheme.common.progress import ReportTimer
 from airflow_mdbackup.scheme.errors import ConnectionLost, DestinationBusy
 from airflow_mdbackup.scheme.files import syscalls as syscalls_module
-from airflow_mdbackup.scheme.files import tree as tree_module
-from airflow_mdbackup.scheme.files.tree import Folder, Tree
+from airflow_mdbackup.scheme.files.folder import Folder
+from airflow_mdbackup.scheme.files.tree import Tree
 from airflow_mdbackup.scheme.history import journal as journal_module
 from airflow_mdbackup.scheme.index.canonical import read_entries
 from airflow_mdbackup.scheme.store.run import Run
@@ -103,7 +103,7 @@ def test_content_whose_try_was_killed_is_moved_into_place_and_not_copied(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(tree_module, "syncfs", killed)
+        patched.setattr(syscalls_module, "syncfs", killed)
         pair.pull(run, pair.plan)
     assert len(left_in_staging(pair)) == 3
     pair.pull(run, pair.plan)
@@ -291,7 +291,7 @@ def test_everything_is_on_the_disk_before_it_is_told(pair: Pair, monkeypatch: py
     pair.put("one", b"2")
     pair.put("two", b"2")
     run = planned(pair)
-    monkeypatch.setattr(tree_module, "syncfs", noting("sync", syscalls_module.syncfs))
+    monkeypatch.setattr(syscalls_module, "syncfs", noting("sync", syscalls_module.syncfs))
     monkeypatch.setattr(journal_module, "_write_index", noting("index", journal_module._write_index))
     monkeypatch.setattr(Path, "replace", noting("named", Path.replace))
     monkeypatch.setattr(Tree, "put", noting("put", Tree.put))

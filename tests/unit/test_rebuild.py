@@ -14,7 +14,8 @@ import pytest
 
 from airflow_mdbackup.scheme.backup import cleanup as clean_module
 from airflow_mdbackup.scheme.errors import ConsumerIndexDamaged
-from airflow_mdbackup.scheme.files.tree import Folder, Tree
+from airflow_mdbackup.scheme.files.folder import Folder
+from airflow_mdbackup.scheme.files.tree import Tree
 from airflow_mdbackup.scheme.history.changes import commits
 from airflow_mdbackup.scheme.history.consumer_index import consumer_index
 from airflow_mdbackup.scheme.history.forget import forget

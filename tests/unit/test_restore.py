@@ -22,12 +22,14 @@ from typing import Any
 import pytest
 
 from airflow_mdbackup.scheme.errors import DestinationBusy, DestinationFull, DestinationRefused
+from airflow_mdbackup.scheme.files import folder as folder_module
 from airflow_mdbackup.scheme.files import syscalls as syscalls_module
-from airflow_mdbackup.scheme.files import tree as tree_module
 from airflow_mdbackup.scheme.files.content import copy_of
-from airflow_mdbackup.scheme.files.tree import Folder, Tree
+from airflow_mdbackup.scheme.files.folder import Folder
+from airflow_mdbackup.scheme.files.tree import Tree
 from airflow_mdbackup.scheme.history.changes import commits
-from airflow_mdbackup.scheme.history.timeline import FileVersion, Timeline
+from airflow_mdbackup.scheme.history.replay import FileVersion
+from airflow_mdbackup.scheme.history.timeline import Timeline
 from airflow_mdbackup.scheme.recovery import restore as restore_module
 from airflow_mdbackup.scheme.recovery import restore_target as target_module
 from airflow_mdbackup.scheme.recovery.restore import Restored, RestoreOutcome, restore
@@ -198,7 +200,7 @@ def test_a_restore_that_is_killed_at_any_step_resumes(pair: Pair, cases: Cases, 
 @pytest.fixture
 def placeholders(monkeypatch: pytest.MonkeyPatch) -> None:
     """A filesystem that cannot rename only where a name is free, as NFS and many of FUSE."""
-    for module in (tree_module, syscalls_module):
+    for module in (folder_module, syscalls_module):
         monkeypatch.setattr(module, "rename_if_free", lambda *names: False)
 
 
@@ -763,7 +765,7 @@ def test_a_run_whose_id_looks_like_a_time_is_not_guessed(pair: Pair, tmp_path: P
     command = ("restore", "--dest", str(pair.mirror.dest), "--to", str(tmp_path / "target"), "--as-of")
     for word in ("2026-11-30", "now"):
         status, _, told = mdbackup(*command, word)
-        assert status == 2 and f"'{word}' is the id of a run" in told
+        assert status == 2 and f"'{word}' is both a time and the id of a run" in told
     assert stamp in told
     assert mdbackup(*command, stamp)[0] == 0
     assert (tmp_path / "target" / os.fsdecode(pair.path("file"))[1:]).read_bytes() == b"2"

@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from airflow_mdbackup.cli.main import COMMANDS, main
+from airflow_mdbackup.scheme.files import folder as folder_module
 from airflow_mdbackup.scheme.files import syscalls as syscalls_module
-from airflow_mdbackup.scheme.files import tree as tree_module
-from airflow_mdbackup.scheme.files.tree import Folder, Tree
+from airflow_mdbackup.scheme.files.folder import Folder
+from airflow_mdbackup.scheme.files.tree import Tree
 from airflow_mdbackup.scheme.history.changes import commits, pending
 from airflow_mdbackup.scheme.history.journal import Transaction
 from airflow_mdbackup.scheme.recovery.restore import RestoreOutcome, restore
@@ -223,7 +224,7 @@ def test_a_placeholder_of_root_belongs_to_the_workers(
     """If root is killed before the renaming."""
     os.chown(tmp_path, WORKER, WORKER)
     (tmp_path / "thing").mkdir() if kind == "directory" else (tmp_path / "thing").touch()
-    for module in (tree_module, syscalls_module):
+    for module in (folder_module, syscalls_module):
         monkeypatch.setattr(module, "rename_if_free", lambda *names: False)
 
     def killed() -> None:

@@ -480,7 +480,7 @@ def test_a_disk_on_which_not_even_records_can_be_written_is_told_as_full(pair: P
     if not disk.mounted:
         pytest.skip("only a disk that is really full refuses a file of its own")
     disk.leave(0, files=0)
-    with pytest.raises(DestinationFull, match=r"the disk of .* is full: .*Free some room"):
+    with pytest.raises(DestinationFull, match=r"the disk of .* is full: .*Free some space"):
         pair.pull(run, pair.plan)
 
 
@@ -757,7 +757,7 @@ def test_a_disk_that_becomes_full_is_told_and_a_retry_goes_on(pair: Pair, disk: 
         return pair.connect()
 
     where = f"srv1: the disk of {pair.mirror.dest} on {socket.gethostname()} is full"
-    with pytest.raises(DestinationFull, match=f"{where}: .*No space left on device.*Free some room") as told:
+    with pytest.raises(DestinationFull, match=f"{where}: .*No space left on device.*Free some space") as told:
         pull(pair.mirror, run, 0, connect)
     assert isinstance(told.value.__cause__, OSError) and told.value.__cause__.errno == errno.ENOSPC
     here = [file for file in pair.mirror.staging.iterdir() if file.suffix != ".part"]
@@ -785,7 +785,7 @@ def test_a_disk_that_is_full_when_copies_are_made_is_told_too(
     def full(*_: object) -> bytes:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    with monkeypatch.context() as patched, pytest.raises(DestinationFull, match="Free some room"):
+    with monkeypatch.context() as patched, pytest.raises(DestinationFull, match="Free some space"):
         patched.setattr(commit_module, "copy_of", full)
         pair.finish(run)
     assert not pair.finish(run).failed and len(pair.index_b()) == 2
@@ -805,11 +805,29 @@ def test_a_quota_that_ends_is_told_like_a_full_disk_and_a_broken_disk_is_not(
 
 @pytest.mark.parametrize(
     ("size", "told"),
-    [(0, "0.0 B"), (999, "999.0 B"), (1500, "1.5 kB"), (64 * MB, "67.1 MB"), (10**12, "1.0 TB")],
+    [(0, "0 B"), (24, "24 B"), (999, "999 B"), (1500, "1.5 kB"), (64 * MB, "67.1 MB"), (10**12, "1.0 TB")],
 )
 def test_amounts_are_told_in_units_for_people(size: int, told: str) -> None:
     """Powers of ten, as in the configuration."""
     assert units_module.format_size(size) == told
+    assert units_module.format_rate(size) == f"{told}/s"
+
+
+@pytest.mark.parametrize(
+    ("number", "text"), [(0, "no versions"), (1, "1 version"), (2, "2 versions"), (1200, "1,200 versions")]
+)
+def test_counts_have_a_plural_where_there_is_more_than_one(number: int, text: str) -> None:
+    assert units_module.format_count(number, "version") == text
+    assert units_module.format_count(number, "entry", "entries") == text.replace("version", "entry").replace(
+        "entrys", "entries"
+    )
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.04, "0.0 s"), (2.24, "2.2 s"), (59.9, "59.9 s"), (90, "1 min")]
+)
+def test_times_that_work_took_are_exact_below_a_minute(seconds: float, text: str) -> None:
+    assert units_module.format_elapsed(seconds) == text
 
 
 # --- runs side by side ------------------------------------------------------------------------------

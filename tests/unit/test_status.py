@@ -25,7 +25,7 @@ from airflow_mdbackup.config.schedule import Assets, Timetable, default_max_age
 from airflow_mdbackup.config.settings import default_timezone
 from airflow_mdbackup.scheme.backup.fetch import fetch_index
 from airflow_mdbackup.scheme.common import times as moments
-from airflow_mdbackup.scheme.common.units import describe_duration, describe_two_durations, parse_duration
+from airflow_mdbackup.scheme.common.units import format_duration, format_two_durations, parse_duration
 from airflow_mdbackup.scheme.errors import GuardTripped
 from airflow_mdbackup.scheme.files.jsonl import read_header, write_state
 from airflow_mdbackup.scheme.recovery.health import (
@@ -86,7 +86,7 @@ def test_an_age_and_its_limit_are_never_the_same_in_words(
 
 
 def test_a_whole_age_and_a_limit_of_less_than_a_second_differ() -> None:
-    assert describe_two_durations(timedelta(seconds=0.4), timedelta(seconds=0.2)) == ("1 s", "0 s")
+    assert format_two_durations(timedelta(seconds=0.4), timedelta(seconds=0.2)) == ("1 s", "0 s")
 
 
 def test_without_a_max_age_any_good_run_will_do() -> None:
@@ -110,7 +110,7 @@ def test_reminders_are_sent_at_once_and_then_once_a_day() -> None:
 )
 def test_durations_are_written_in_their_two_largest_units(seconds: int, text: str) -> None:
     """As people write them."""
-    assert describe_duration(timedelta(seconds=seconds)) == text
+    assert format_duration(timedelta(seconds=seconds)) == text
 
 
 @pytest.mark.parametrize(
@@ -504,9 +504,7 @@ def test_figures_of_a_backup_are_in_each_format(pair: Pair, capsys: pytest.Captu
     assert len(capsys.readouterr().out.splitlines()) == 2
     main([*command, "srv1"])
     lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
-    assert lines[2] == (
-        "on the disk: 1 files with 5.0 B, 1 versions with 3.0 B; 8.0 B came in the last 30 days"
-    )
+    assert lines[2] == ("on the disk: 1 files with 5 B, 1 versions with 3 B; 8 B came in the last 30 days")
     assert re.fullmatch(
         r"next run 20\d\d-\d\d-\d\d \d\d:\d\d:00 [+-]\d{4} \(schedule 0 3 \* \* \*\)", lines[3]
     )

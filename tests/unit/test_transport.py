@@ -23,7 +23,7 @@ from airflow_mdbackup.scheme.backup.fetch import fetch_index
 from airflow_mdbackup.scheme.backup.pull import PullSummary, pull
 from airflow_mdbackup.scheme.backup.results import Result
 from airflow_mdbackup.scheme.errors import ConnectionLost
-from airflow_mdbackup.scheme.files import tree as tree_module
+from airflow_mdbackup.scheme.files import syscalls as syscalls_module
 from airflow_mdbackup.scheme.files.jsonl import read_records
 from airflow_mdbackup.scheme.index.canonical import read_entries
 from airflow_mdbackup.scheme.store.run import Run
@@ -67,7 +67,7 @@ def little(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sftp_module, "_MAX_READ", PORTION)
     monkeypatch.setattr(sftp_module, "_DEFAULT_READ", PORTION)
     monkeypatch.setattr("airflow_mdbackup.scheme.transfer.packet_stream._MOMENT", 0)
-    monkeypatch.setattr(tree_module, "syncfs", lambda descriptor: None)
+    monkeypatch.setattr(syscalls_module, "syncfs", lambda descriptor: None)
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 

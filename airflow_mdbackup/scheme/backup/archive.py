@@ -38,6 +38,7 @@ from airflow_mdbackup.scheme.common.paths import to_text
 from airflow_mdbackup.scheme.common.progress import ReportTimer
 from airflow_mdbackup.scheme.errors import RunIncomplete
 from airflow_mdbackup.scheme.files.content import copy_of, md5_of
+from airflow_mdbackup.scheme.files.folder import Folder
 from airflow_mdbackup.scheme.files.jsonl import (
     CorruptFile,
     Record,
@@ -47,7 +48,7 @@ from airflow_mdbackup.scheme.files.jsonl import (
     write_state,
 )
 from airflow_mdbackup.scheme.files.syscalls import concerns_one_file, is_file, make_directory, open_for_owner
-from airflow_mdbackup.scheme.files.tree import Folder, Tree
+from airflow_mdbackup.scheme.files.tree import Tree
 from airflow_mdbackup.scheme.history.journal import transaction
 from airflow_mdbackup.scheme.history.outcomes import Outcome
 from airflow_mdbackup.scheme.store.mirror import Mirror

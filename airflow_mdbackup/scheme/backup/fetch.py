@@ -29,7 +29,7 @@ from typing import Any
 
 from airflow_mdbackup.scheme.common.paths import to_text
 from airflow_mdbackup.scheme.common.times import time_of_stamp
-from airflow_mdbackup.scheme.common.units import describe_two_durations
+from airflow_mdbackup.scheme.common.units import format_two_durations
 from airflow_mdbackup.scheme.errors import (
     AccessRefused,
     ConnectionLost,
@@ -230,7 +230,7 @@ def _fetch(
         raise ConnectionLost(f"{where} changed each time that it was fetched; is it written in place?")
     fetched = _fetched(run, summary, attributes.mtime or 0)
     if max_age is not None and fetched.age > max_age:
-        age, most = describe_two_durations(timedelta(seconds=fetched.age), timedelta(seconds=max_age))
+        age, most = format_two_durations(timedelta(seconds=fetched.age), timedelta(seconds=max_age))
         raise IndexRefused(
             f"{where} is {age} old, more than the allowed {most} (max_index_age). "
             "Does the job that builds it on the provider still run? Are the clocks of both right? Here it "

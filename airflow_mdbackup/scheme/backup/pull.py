@@ -44,9 +44,9 @@ from airflow_mdbackup.scheme.common.paths import to_text
 from airflow_mdbackup.scheme.common.units import format_size
 from airflow_mdbackup.scheme.errors import BackupError, DestinationBusy
 from airflow_mdbackup.scheme.files.disk import NO_LIMIT
+from airflow_mdbackup.scheme.files.folder import Folder
 from airflow_mdbackup.scheme.files.jsonl import RecordWriter, read_header, read_records
 from airflow_mdbackup.scheme.files.syscalls import concerns_one_file
-from airflow_mdbackup.scheme.files.tree import Folder
 from airflow_mdbackup.scheme.history.outcomes import Outcome
 from airflow_mdbackup.scheme.store.locks import LOCK_WAIT
 from airflow_mdbackup.scheme.store.mirror import Mirror

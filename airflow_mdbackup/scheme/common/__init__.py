@@ -4,9 +4,9 @@
 
     paths             bytes and text of paths
     times             times as people write them
-    units             durations, sizes and shares as people write them
+    units             durations, sizes, rates and fractions, read and printed
     sorted_paths      streams in path order: batches, lookups, prefixes
-    parallel          work for a few threads, in order
+    parallel          work in a few threads, results in order
     progress          how often to report
-    bloom             whether an md5 has come before, in bounded memory
+    bloom             whether an md5 was seen before, in bounded memory
 """

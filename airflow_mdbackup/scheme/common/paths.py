@@ -1,9 +1,9 @@
-"""Path bytes as text, for logs, JSON and people, and back again without loss.
+"""Path bytes as text, for logs, JSON and people, and back without loss.
 
 Printable characters stand for themselves, a backslash is ``\\\\``, and every other byte (control
-characters, bytes that are no UTF-8, blanks that are no plain blank, marks that turn the direction of
-writing) is ``\\xNN``. So no name from a provider can act on a terminal, and :func:`from_text` gives the
-exact bytes again. Nor can it act on what shows logs: see :func:`unfolded`.
+characters, invalid UTF-8, unusual blanks, marks that change the writing direction) is ``\\xNN``. So no name
+from a provider can affect a terminal, and :func:`from_text` returns the exact bytes. Nor can it affect the
+display of logs: see :func:`unfolded`.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ def to_text(path: bytes) -> str:
 
 
 def unfolded(text: str) -> str:
-    """Return escaped text in which nobody finds ``::group::`` or ``::endgroup::``, whatever is put around it.
+    """Return escaped text that never yields ``::group::`` or ``::endgroup::``, whatever surrounds it.
 
-    Airflow's page of a log does not show a line that has one of these anywhere: it begins or ends a part that
+    Airflow's log page hides a line with either of them: it begins or ends a part that
     is folded. The colon before such a word becomes ``\\x3a``, which :func:`from_text` turns back.
     """
     return _FOLD.sub(r"\\x3a", text)
@@ -42,13 +42,13 @@ def _escape(character: str) -> str:
 def from_text(text: str) -> bytes:
     """Return the bytes that :func:`to_text` was given.
 
-    :raises ValueError: a backslash begins no escape.
+    :raises ValueError: a backslash does not begin an escape.
     """
     if "\\" not in text:
         return text.encode()
     if "\\" in _ESCAPE.sub("", text):
         raise ValueError(f"not an escaped path: {text!r}")
     parts = _ESCAPE.split(text)
-    # Plain text and what the escape between two plain texts stood for alternate; None is the backslash.
+    # Plain texts and escapes alternate; None is the backslash.
     parts[1::2] = ["5c" if digits is None else digits for digits in parts[1::2]]
     return b"".join(bytes.fromhex(p) if n % 2 else p.encode() for n, p in enumerate(parts))

@@ -1,4 +1,4 @@
-"""Walks in path order, which need not hold what they walk over."""
+"""Work on streams in path order, without holding them in memory."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Generic, Protocol, TypeVar
 
 
 class HasPath(Protocol):
-    """Anything that is about one path."""
+    """Anything with a path."""
 
     @property
     def path(self) -> bytes: ...
@@ -23,9 +23,9 @@ def _length(thing: HasPath) -> int:
 def batches(
     things: Iterable[P], most: int, size: int = 16 << 20, weight: Callable[[P], int] = _length
 ) -> Iterator[list[P]]:
-    """Yield ``things`` in lists, each of at most ``most`` of them, ended by the one that fills ``size``.
+    """Yield ``things`` in lists, each of at most ``most``, and ended by the one that reaches ``size``.
 
-    :param weight: how many bytes a thing counts; default: those of its path.
+    :param weight: bytes that a thing counts; by default, those of its path.
     """
     batch: list[P] = []
     held = 0
@@ -40,21 +40,21 @@ def batches(
 
 
 class SortedLookup(Generic[P]):
-    """A stream of things in path order, in which paths are looked up that come in the same order."""
+    """Looks up paths in a stream of things; both are in path order."""
 
     def __init__(self, things: Iterable[P]) -> None:
         self._things = iter(things)
         self._next = next(self._things, None)
 
     def find(self, path: bytes) -> P | None:
-        """Return the thing that is about ``path``, if there is one."""
+        """Return the thing with this path, or None."""
         while self._next is not None and self._next.path < path:
             self._next = next(self._things, None)
         return self._next if self._next is not None and self._next.path == path else None
 
 
 class PathsBelow:
-    """Which paths lie at or below one of some others. Both come in path order."""
+    """Which paths are at or below one of some others; both are in path order."""
 
     def __init__(self, others: Iterator[bytes]) -> None:
         self._others = others
@@ -62,7 +62,7 @@ class PathsBelow:
         self._prefixes = Prefixes()
 
     def covers(self, path: bytes) -> bool:
-        """Whether ``path`` lies at or below one of them."""
+        """Whether ``path`` is at or below one of them."""
         while self._next is not None and self._next <= path:
             self._prefixes.advance(self._next)
             self._prefixes.push(self._next)
@@ -72,30 +72,30 @@ class PathsBelow:
 
 
 class Prefixes:
-    """Those of the paths met so far that the current one begins with, in a walk in path order.
+    """Which of the remembered paths are prefixes of the current one, when walking in path order.
 
-    Paths that share a prefix follow one another in raw byte order, though not at once (``/x``, ``/x-1``,
-    ``/x/y``), so that a stack holds all that can still matter.
+    In raw byte order, paths with a common prefix follow one another, if not immediately (``/x``, ``/x-1``,
+    ``/x/y``), so a stack holds all that still matter.
     """
 
     def __init__(self) -> None:
         self._stack: list[bytes] = []
 
     def advance(self, path: bytes) -> None:
-        """Move on to ``path``, which must not sort before the last one."""
+        """Continue with ``path``, which must not sort before the previous one."""
         while self._stack and not path.startswith(self._stack[-1]):
             self._stack.pop()
 
     def push(self, path: bytes) -> None:
-        """Remember ``path``, which was just advanced to."""
+        """Remember ``path``, the current one."""
         self._stack.append(path)
 
     def last(self) -> bytes | None:
-        """Return the longest remembered path that the current one begins with, or None."""
+        """Return the longest remembered prefix of the current path, or None."""
         return self._stack[-1] if self._stack else None
 
     def above(self, path: bytes) -> bytes | None:
-        """Return a remembered path that is ``path`` itself or a directory above it, or None."""
+        """Return a remembered path that is ``path`` or a directory above it, or None."""
         for prefix in self._stack:
             if len(prefix) == len(path) or path[len(prefix)] == 0x2F or prefix.endswith(b"/"):
                 return prefix

@@ -1,14 +1,14 @@
-"""Moments as people write and read them, in the time zone of this machine.
+"""Times as people write and read them, in the time zone of this machine.
 
-A closed grammar: what it does not know is refused, since a moment that is guessed brings back another state.
-Names of time zones but UTC and GMT are not in it, as they mean different things in different countries, and
-in summer and winter. ``UTC-5`` is what people mean by it, five hours behind, unlike in tzset(3).
+A closed grammar: anything else is refused, because a time that was guessed would restore another state. The
+only names of time zones in it are UTC and GMT: others mean different things in different countries, and in
+summer and winter. ``UTC-5`` means what people mean by it, five hours behind, unlike in tzset(3).
 
 ::
 
-    moment   now | N UNIT ago | DAY | [DAY] TIME [ZONE]
+    time     now | N UNIT ago | DAY | [DAY] TIME [ZONE]
     DAY      2026-11-23 | 20261123 | 23 Nov 2026 | November 23, 2026 | today | yesterday
-    TIME     14:00 | 14:00:05 | 14:00:05.123 | behind 20261123 also T1400, T140005
+    TIME     14:00 | 14:00:05 | 14:00:05.123 | after 20261123 also T1400, T140005
     ZONE     Z | UTC | GMT | +01:00 | -0500 | +1 | UTC+1
 """
 
@@ -44,17 +44,17 @@ _FORMS = [
 
 
 class NoSuchTime(ValueError):
-    """A text is no moment, or there was nothing then; the message says what to write, or since when."""
+    """A text is not a time, or there was no backup then; the message says what to write, or since when."""
 
 
 def parse_time(text: str, now: datetime) -> datetime:
-    """Return the moment that ``text`` means: ``2026-11-23 14:00``, ``yesterday 14:00``, ``3 days ago``, ...
+    """Return the time that ``text`` means: ``2026-11-23 14:00``, ``yesterday 14:00``, ``3 days ago``, ...
 
-    Without a time zone it is local time; without a time of day, the day's first second. Of a second, it is
-    the end, for that is as exact as commands print when a commit was.
+    Without a time zone it is local time; without a time of day, the first second of the day. A second means
+    its end, because commands print the times of commits to the second.
 
     :param now: what relative forms count from; with a time zone.
-    :raises NoSuchMoment: it means none, or one that is yet to come, or of two one cannot say which.
+    :raises NoSuchTime: it is not a time, is in the future, or is ambiguous.
     """
     words = " ".join(text.split())
     if words.lower() == "now":
@@ -62,39 +62,44 @@ def parse_time(text: str, now: datetime) -> datetime:
     try:
         if ago := _AGO.fullmatch(words):
             return now - relativedelta(**{f"{ago[2].lower()}s": int(ago[1])})
-        moment = _written(words, now.astimezone().date())
-    except (_NotOne, _Either) as error:
+        moment = _parse_date_and_time(words, now.astimezone().date())
+    except (_Skipped, _Ambiguous) as error:
         raise NoSuchTime(f"{text!r}: {error}") from None
-    except _Unknown as error:
+    except _UnknownForm as error:
         raise NotUnderstood(
-            f"{text!r} is no moment: write 2026-11-23T14:00 (with +01:00 or Z behind it if that is not local "
-            "time), 'yesterday 14:00', or '3 days ago'"
+            f"{text!r} is not a time I understand: write 2026-11-23T14:00 (followed by +01:00 or Z if "
+            "that is not local time), 'yesterday 14:00', or '3 days ago'"
         ) from error
     except (ValueError, OverflowError) as error:
-        raise NoSuchTime(f"{text!r}: there is no such day or time, or offset from UTC") from error
+        raise NoSuchTime(f"{text!r}: there is no such day, time or offset from UTC") from error
     if moment > now + timedelta(minutes=1):
-        raise NoSuchTime(f"{text!r} is {moment:%Y-%m-%d %H:%M:%S %z}, which is yet to come")
+        raise NoSuchTime(f"{text!r} is {moment:%Y-%m-%d %H:%M:%S %z}, which is in the future")
     return moment if moment.microsecond else moment.replace(microsecond=999_999)
 
 
 class NotUnderstood(NoSuchTime):
-    """It is no moment at all, and may be something else."""
+    """It is not a time at all, and may be something else."""
 
 
 class RequestedTime(NamedTuple):
-    """What somebody wrote for a moment: that may also be the id of a run, or ``latest``.
+    """What somebody wrote for a time: it may also be the id of a run, or ``latest``.
 
-    :ivar when: what it means as a moment; None if it means none.
-    :ivar why: what is wrong with it as a moment, for people.
+    :ivar when: the time that it means; None if it does not mean one.
+    :ivar why: a message why it does not mean a time.
     """
 
     word: str
     when: datetime | None
     why: str = ""
 
+    @property
+    def understood_as(self) -> str | None:
+        """A message that says which time it was understood as; None if as none."""
+        return None if self.when is None else f"{self.word!r} is {self.when:%Y-%m-%d %H:%M:%S %z}"
+
 
 def requested_time(text: str, now: datetime) -> RequestedTime:
-    """Return what ``text`` means as a moment; :meth:`.Timeline.asked` looks up what else it may be."""
+    """Return which time ``text`` means; :meth:`.Timeline.find_commit` looks up what else it may be."""
     try:
         return RequestedTime(text.strip(), parse_time(text, now))
     except NotUnderstood as error:
@@ -104,27 +109,27 @@ def requested_time(text: str, now: datetime) -> RequestedTime:
     return RequestedTime(text.strip(), None, why)
 
 
-class _Unknown(Exception):
-    """It has no form that is known."""
+class _UnknownForm(Exception):
+    """It has no known form."""
 
 
-class _NotOne(Exception):
-    """There was no such time on that day."""
+class _Skipped(Exception):
+    """That time did not exist on that day."""
 
 
-class _Either(Exception):
-    """There was that time twice on that day."""
+class _Ambiguous(Exception):
+    """That time existed twice on that day."""
 
 
-def _written(words: str, today: date) -> datetime:
-    """Return the moment that a text names by its day, time or both.
+def _parse_date_and_time(words: str, today: date) -> datetime:
+    """Return the time that a text gives as a day, a time of day, or both.
 
-    :raises _Unknown: it does not.
+    :raises _UnknownForm: it gives neither.
     :raises ValueError: there is no such day or time.
     """
     found = next((match for form in _FORMS if (match := form.fullmatch(words))), None)
     if found is None:
-        raise _Unknown(words)
+        raise _UnknownForm(words)
     parts = found.groupdict()
     day = _day(parts, today)
     if parts.get("hour") is None:
@@ -143,7 +148,7 @@ def _day(parts: dict[str, str | None], today: date) -> date:
     month = parts.get("month")
     number = int(month) if month else _MONTHS.get((parts.get("name") or "").lower())
     if number is None:
-        raise _Unknown(parts["name"])
+        raise _UnknownForm(parts["name"])
     return date(int(parts["year"] or 0), number, int(parts["day"] or 0))
 
 
@@ -160,39 +165,39 @@ def _zone(parts: dict[str, str | None]) -> tzinfo | None:
 
 
 def _local(naive: datetime, *, whole_day: bool) -> datetime:
-    """Return a local time, or the first moment of a day, with its zone.
+    """Return a local time, or the first instant of a day, with its zone.
 
-    :raises _NotOne: clocks went forward past it.
-    :raises _Either: clocks went back, so that it came twice.
+    :raises _Skipped: clocks went forward past it.
+    :raises _Ambiguous: clocks went back, so it occurred twice.
     """
     first, second = sorted(naive.replace(fold=fold).astimezone() for fold in (0, 1))
     is_there = first.replace(tzinfo=None) == naive
     if whole_day or first == second:
         return first if is_there else second
     if not is_there:
-        raise _NotOne(f"clocks went forward past {naive:%H:%M} on {naive:%Y-%m-%d}, there was no such time")
-    raise _Either(
-        f"clocks went back on {naive:%Y-%m-%d}, so that it came twice: write "
+        raise _Skipped(f"clocks went forward past {naive:%H:%M} on {naive:%Y-%m-%d}: that time did not exist")
+    raise _Ambiguous(
+        f"clocks went back on {naive:%Y-%m-%d}, so it occurred twice: write "
         f"{first.isoformat(timespec='minutes')} or {second.isoformat(timespec='minutes')}"
     )
 
 
 def stamp_of(moment: datetime) -> str:
-    """Return a moment as the stamps of a backup are written."""
+    """Return a time in the form of a backup's stamps."""
     text = moment.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="microseconds")
     return text.replace("-", "").replace(":", "") + "Z"
 
 
 def time_of_stamp(stamp: str) -> datetime:
-    """Return the moment that a stamp is, in UTC.
+    """Return the time of a stamp, in UTC.
 
-    :raises ValueError: it is none.
+    :raises ValueError: it is not a stamp.
     """
     return datetime.strptime(stamp, _STAMP).replace(tzinfo=UTC)
 
 
 def format_time(stamp: str) -> str:
-    """Return a stamp as local time with its zone, to the second; an empty text for none."""
+    """Return a stamp as local time with its zone, to the second; empty for an empty stamp."""
     if not stamp:
         return ""
     return time_of_stamp(stamp).astimezone().strftime("%Y-%m-%d %H:%M:%S %z")

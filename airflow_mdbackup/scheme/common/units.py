@@ -1,7 +1,8 @@
-"""How people write durations, sizes, shares and parts: in YAML, and on the command line.
+"""Sizes, rates, durations, percentages and fractions: as people write them, and printed for people.
 
-YAML 1.1 reads some plain text as something else (``1:30`` is the number 90, ``no`` is false, ``0755`` is
-493), so every message about a wrong type names the type that YAML saw.
+What people write comes from YAML or the command line. YAML 1.1 reads some plain text as something else
+(``1:30`` is the number 90, ``no`` is false, ``0755`` is 493), so every message about a wrong type names the
+type that YAML saw.
 """
 
 from __future__ import annotations
@@ -13,17 +14,39 @@ from datetime import timedelta
 from fractions import Fraction
 
 
+def format_count(number: int, noun: str, plural: str | None = None) -> str:
+    """Return a number of things: ``no versions``, ``1 file``, ``2,000 entries``.
+
+    :param plural: of the noun, if it is not regular.
+    """
+    if number == 1:
+        return f"1 {noun}"
+    return f"{f'{number:,}' if number else 'no'} {plural or noun + 's'}"
+
+
 def format_size(size: float) -> str:
-    """Return a number of bytes for people."""
-    for unit in ("B", "kB", "MB", "GB"):
+    """Return a number of bytes, in powers of ten: ``24 B``, ``1.5 kB``, ``2,000.0 TB``."""
+    if round(size) < 1000:
+        return f"{round(size)} B"
+    for unit in ("kB", "MB", "GB"):
+        size /= 1000
         if size < 1000:
             return f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:,.1f} TB"
+    return f"{size / 1000:,.1f} TB"
 
 
-def describe_duration(duration: timedelta) -> str:
-    """Return a duration to the two largest of its units: ``3 d 4 h``, ``26 h``, ``5 min``, ``12 s``."""
+def format_rate(rate: float) -> str:
+    """Return a number of bytes per second: ``1.5 MB/s``."""
+    return f"{format_size(rate)}/s"
+
+
+def format_elapsed(seconds: float) -> str:
+    """Return how long something took: ``2.2 s``; from a minute on, see :func:`format_duration`."""
+    return f"{seconds:.1f} s" if seconds < 59.95 else format_duration(timedelta(seconds=seconds))
+
+
+def format_duration(duration: timedelta) -> str:
+    """Return a duration in its two largest units: ``3 d 4 h``, ``26 h``, ``5 min``, ``12 s``."""
     seconds = max(0, round(duration.total_seconds()))
     if seconds < 60:
         return f"{seconds} s"
@@ -37,11 +60,11 @@ def describe_duration(duration: timedelta) -> str:
     return f"{days} d {hours} h" if hours else f"{days} d"
 
 
-def describe_two_durations(longer: timedelta, shorter: timedelta) -> tuple[str, str]:
-    """Return two durations in words that differ: to the second, where they are the same when rounded."""
-    told = describe_duration(longer), describe_duration(shorter)
-    if told[0] != told[1]:
-        return told
+def format_two_durations(longer: timedelta, shorter: timedelta) -> tuple[str, str]:
+    """Return two durations as texts that differ: to the second if they are equal when rounded."""
+    rounded = format_duration(longer), format_duration(shorter)
+    if rounded[0] != rounded[1]:
+        return rounded
     return _exact(math.ceil(longer.total_seconds())), _exact(math.floor(shorter.total_seconds()))
 
 
@@ -59,14 +82,16 @@ _DURATION = re.compile(
 _UNITS = {"d": "days", "h": "hours", "m": "minutes", "s": "seconds"}
 _LENGTHS = {unit: timedelta(**{name: 1}) for unit, name in _UNITS.items()}
 _LENGTHS |= {"y": timedelta(days=365), "w": timedelta(weeks=1)}
-SIZES = {"GB": 10**9, "GiB": 2**30, "MB": 10**6, "MiB": 2**20, "KB": 10**3, "KiB": 2**10}
+_SIZES = {"GB": 10**9, "GiB": 2**30, "MB": 10**6, "MiB": 2**20, "KB": 10**3, "KiB": 2**10}
 _SIZE = re.compile(r"(?P<number>[0-9]+(?:\.[0-9]+)?)(?P<unit>[kKMG]B|[KMG]iB)", re.ASCII)
 _FRACTION = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,12})?)(?:/([0-9]{1,12})|(%))?", re.ASCII)
 _LONGEST = timedelta(days=3650)
 _shorten = reprlib.Repr()
 _shorten.maxstring = 300
-_HOW_TO_WRITE_A_DURATION = "write numbers with units, such as `90s`, `15m`, `1h30m`, `26h`, `2d` or `1y`"
-_HOW_TO_WRITE_A_PART = "write a fraction such as `1/30`, a size such as `50GB`, or `all`"
+_DURATION_HELP = "write numbers with units, such as `90s`, `15m`, `1h30m`, `26h`, `2d` or `1y`"
+_SIZE_HELP = "write bytes with a unit, such as `500MB`, `1.5GB` or `4GiB`"
+_RATE_HELP = "write bytes (not bits) per second, such as `500KB`, `20MB`, `1.5GB` or `10MiB`"
+_FRACTION_HELP = "write a fraction such as `1/30`, a size such as `50GB`, or `all`"
 
 
 def shortened(value: object) -> str:
@@ -75,7 +100,7 @@ def shortened(value: object) -> str:
 
 
 def shown_value(value: object) -> str:
-    """Say in a few words what YAML made of a value: ``the number 90``, ``the text 'yes'``."""
+    """Return what YAML made of a value: ``the number 90``, ``the text 'yes'``."""
     match value:
         case None:
             return "nothing (null)"
@@ -97,24 +122,22 @@ def shown_value(value: object) -> str:
 def parse_duration(value: object) -> timedelta:
     """Return the duration that ``90s``, ``15m``, ``1.5h``, ``2d``, ``8w``, ``1y`` or ``1h30m`` stands for.
 
-    :raises ValueError: anything else, nothing or less, or more than ten years.
+    :raises ValueError: anything else, zero or less, or more than ten years.
     """
     if isinstance(value, timedelta):
         duration = value
     elif not isinstance(value, str):
         trap = " (as it does for an unquoted `1:30`)" if value == 90 else ""
-        raise ValueError(
-            f"must be a duration, but YAML reads {shown_value(value)}{trap}: {_HOW_TO_WRITE_A_DURATION}"
-        )
+        raise ValueError(f"must be a duration, but YAML reads {shown_value(value)}{trap}: {_DURATION_HELP}")
     elif not (match := _DURATION.fullmatch(value)):
-        raise ValueError(f"{shown_value(value)} is not a duration: {_HOW_TO_WRITE_A_DURATION}")
+        raise ValueError(f"{shown_value(value)} is not a duration: {_DURATION_HELP}")
     else:
         parts = {_LENGTHS[unit]: float(number) for unit, number in match.groupdict().items() if number}
-        # Judged before a timedelta is made of it, which overflows.
+        # Checked first, because a timedelta would overflow.
         too_long = any(number > _LONGEST / length for length, number in parts.items())
         duration = timedelta.max if too_long else sum((n * unit for unit, n in parts.items()), timedelta())
     if not timedelta() < duration <= _LONGEST:
-        raise ValueError(f"{shown_value(value)} must be more than nothing and at most ten years (`3650d`)")
+        raise ValueError(f"{shown_value(value)} must be more than zero and at most ten years (`3650d`)")
     return duration
 
 
@@ -135,28 +158,40 @@ def parse_size(value: object) -> int:
 
     :raises ValueError: anything else, less than 1 KB or more than 1,000 GB.
     """
-    how = "write bytes with a unit, such as `500MB`, `1.5GB` or `4GiB`"
-    if isinstance(value, int) and not isinstance(value, bool):
-        raise ValueError(f"must be a size with a unit, but YAML reads {shown_value(value)}: {how}")
-    match = _SIZE.fullmatch(value) if isinstance(value, str) else None
+    return _parse_bytes(value, value, "size", _SIZE_HELP)
+
+
+def parse_rate(value: object) -> int:
+    """Return the bytes per second that ``500KB``, ``20MB/s``, ``1.5GB`` or ``10MiB`` stands for.
+
+    :raises ValueError: anything else, less than 1 KB or more than 1,000 GB.
+    """
+    size = value.removesuffix("/s") if isinstance(value, str) else value
+    return _parse_bytes(size, value, "rate", _RATE_HELP)
+
+
+def _parse_bytes(size: object, value: object, noun: str, how: str) -> int:
+    if not isinstance(size, str):
+        raise ValueError(f"must be a {noun}, but YAML reads {shown_value(value)}: {how}")
+    match = _SIZE.fullmatch(size)
     if match is None:
-        raise ValueError(f"{shown_value(value)} is not a size: {how}")
-    size = float(match["number"]) * SIZES[match["unit"].replace("k", "K")]
-    if not 10**3 <= size <= 10**12:
+        raise ValueError(f"{shown_value(value)} is not a {noun}: {how}")
+    number = float(match["number"]) * _SIZES[match["unit"].replace("k", "K")]
+    if not 10**3 <= number <= 10**12:
         raise ValueError(f"{shown_value(value)} must be at least `1KB` and at most `1000GB`")
-    return round(size)
+    return round(number)
 
 
 def write_size(size: int) -> str:
-    """Return the text that :func:`parse_size` reads as ``size``."""
-    for unit, number in SIZES.items():
+    """Return the text that :func:`parse_size` and :func:`parse_rate` read as ``size``."""
+    for unit, number in _SIZES.items():
         if size % number == 0:
             return f"{size // number}{unit}"
     return f"{size / 1000:.3f}".rstrip("0") + "KB"
 
 
 def parse_percentage(value: object) -> float:
-    """Return the share, 0 to 1, that ``50%`` or ``0.5`` stands for.
+    """Return the fraction, 0 to 1, that ``50%`` or ``0.5`` stands for.
 
     :raises ValueError: anything else.
     """
@@ -165,11 +200,11 @@ def parse_percentage(value: object) -> float:
     elif isinstance(value, int | float) and not isinstance(value, bool):
         share = float(value)
     else:
-        raise ValueError(
-            f"must be a share, but YAML reads {shown_value(value)}: write a percentage such as `50%`"
-        )
+        raise ValueError(f"must be a percentage, but YAML reads {shown_value(value)}: write it like `50%`")
     if not 0 <= share <= 1:
-        raise ValueError(f"{shown_value(value)} is no share: write `0%` to `100%`, or a number from 0 to 1")
+        raise ValueError(
+            f"{shown_value(value)} is not a valid percentage: write `0%` to `100%`, or a number from 0 to 1"
+        )
     return share
 
 
@@ -181,20 +216,20 @@ def write_percentage(share: float) -> str:
 def parse_fraction(value: object) -> int | Fraction | None:
     """Return the part of a whole that ``50GB`` (in bytes), ``1/30``, ``0.1``, ``5%`` or ``all`` stands for.
 
-    :returns: bytes; or a fraction, more than nothing; or None for all.
+    :returns: bytes; or a fraction above 0; or None for all.
     :raises ValueError: anything else.
     """
     text = str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
     if not isinstance(text, str):
-        raise ValueError(f"must be a part, but YAML reads {shown_value(value)}: {_HOW_TO_WRITE_A_PART}")
+        raise ValueError(f"must be a fraction, but YAML reads {shown_value(value)}: {_FRACTION_HELP}")
     if text == "all":
         return None
     if _SIZE.fullmatch(text):
         return parse_size(text)
     if not (match := _FRACTION.fullmatch(text)):
-        raise ValueError(f"{shown_value(value)} is no part: {_HOW_TO_WRITE_A_PART}")
+        raise ValueError(f"{shown_value(value)} is not a fraction: {_FRACTION_HELP}")
     divisor = Fraction(match[2] or 1) * (100 if match[3] else 1)
     part = Fraction(match[1]) / divisor if divisor else Fraction(0)
     if not 0 < part <= 1:
-        raise ValueError(f"{shown_value(value)} is more than all, or nothing: {_HOW_TO_WRITE_A_PART}")
+        raise ValueError(f"{shown_value(value)} must be more than 0 and at most all: {_FRACTION_HELP}")
     return part

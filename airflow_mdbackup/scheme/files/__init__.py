@@ -1,10 +1,11 @@
-"""Files on this side.
+"""Files on the consumer.
 
 ::
 
-    tree              a tree is reached by descriptors, and no symlink is followed
-    content           bytes are hashed, copied and written, with their holes
-    syscalls          what Python lacks: syncfs, renameat2; files and directories for their owner
-    jsonl             files of one JSON line per record
+    tree              a tree reached by descriptors, without following symlinks
+    folder            the files of one directory
+    content           hashing, copying and writing bytes, with holes
+    syscalls          what Python lacks: syncfs, renameat2; files and directories given to their owner
+    jsonl             files with one JSON line per record
     disk              free space, and what an error of the disk means
 """

@@ -1,4 +1,7 @@
-"""TODO"""
+"""Hashing, copying and writing the bytes of files, with their holes.
+
+Sources: posix_fadvise(2), ioctl_ficlone(2).
+"""
 
 from __future__ import annotations
 
@@ -9,17 +12,14 @@ from collections.abc import Callable
 from tempfile import TemporaryFile
 
 _BLOCK = 1 << 20
-_HOLE = 1 << 16  # bytes; of zeros, a hole in what is written
+_HOLE = 1 << 16  # bytes; so many zeros become a hole
 _ZEROS = bytes(_HOLE)
 
 
-# --- bytes ------------------------------------------------------------------------------------------
-
-
 def md5_of(descriptor: int, into: int | None = None, progress: Callable[[int], None] | None = None) -> bytes:
-    """Return the md5 of what a file has on its disk, from where ``descriptor`` stands to its end.
+    """Return the md5 of a file as it is on its disk, from the position of ``descriptor`` to its end.
 
-    What was written a moment ago is not there yet; see :func:`forget_cached`.
+    For data that was written just now, see :func:`forget_cached`.
 
     :param into: a descriptor that gets a copy of the bytes.
     :param progress: called with the number of bytes of each block.
@@ -38,22 +38,22 @@ def md5_of(descriptor: int, into: int | None = None, progress: Callable[[int], N
 
 
 def forget_cached(descriptor: int) -> None:
-    """Have an open file read from its disk, and not from memory.
+    """Make the next read of an open file come from its disk, not from memory.
 
-    If a disk refuses to take what was written, the kernel says so once, to those who are there to hear it.
-    From then on memory has bytes that pass for the disk's. Bytes that are still to be written stay in memory,
-    and an error in doing so is told to the next ``sync``. posix_fadvise(2).
+    If a disk cannot store what was written, the kernel reports that once, to descriptors open at that time.
+    From then on, memory has bytes that the disk lacks. Bytes not yet written stay in memory, and an error in
+    writing them is reported by the next ``sync``.
     """
     os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def copy_of(source: int, target: int) -> bytes:
-    """Make one open file a copy of another, whatever it was, and return the md5 of what was copied.
+    """Make one open file a copy of another, replacing its content, and return the md5 of the bytes copied.
 
-    Blocks are shared where the filesystem can.
+    Blocks are shared if the filesystem can do that.
     """
-    # Cloning replaces only as much as there is to be cloned. What is empty is left so, since ext4 brings a
-    # file that was truncated onto the disk as soon as it is closed.
+    # Cloning replaces only as many bytes as the source has. An empty file is not truncated, because ext4
+    # writes a truncated file to the disk as soon as it is closed.
     if os.fstat(target).st_size:
         os.ftruncate(target, 0)
     os.lseek(target, 0, os.SEEK_SET)
@@ -65,7 +65,7 @@ def copy_of(source: int, target: int) -> bytes:
 
 
 def shares_blocks(directory: os.PathLike[str]) -> bool:
-    """Whether :func:`copy_of` takes no room for content within the filesystem of ``directory``."""
+    """Whether :func:`copy_of` needs no space for a copy within the filesystem of ``directory``."""
     with TemporaryFile(dir=directory, buffering=0) as source, TemporaryFile(dir=directory) as target:
         source.write(bytes(4096))
         try:
@@ -76,16 +76,16 @@ def shares_blocks(directory: os.PathLike[str]) -> bool:
 
 
 def write_all(descriptor: int, data: bytes | memoryview) -> None:
-    """Write all of ``data``, which ``os.write`` need not do in one go."""
+    """Write all of ``data``; ``os.write`` may write only a part."""
     view = memoryview(data)
     while view:
         view = view[os.write(descriptor, view) :]
 
 
 def write_sparse(descriptor: int, data: bytes | memoryview) -> None:
-    """Write all of ``data`` where the file stands, leaving a hole where it is nothing but zeros.
+    """Write all of ``data`` at the file's position, leaving holes for long runs of zeros.
 
-    At the end of the file holes are made by :func:`end_sparse`.
+    A hole at the end of the file needs :func:`end_sparse`.
     """
     view = memoryview(data)
     done = 0
@@ -99,12 +99,10 @@ def write_sparse(descriptor: int, data: bytes | memoryview) -> None:
 
 
 def end_sparse(descriptor: int) -> None:
-    """Have a file end where it stands, if it ends in a hole."""
+    """Extend a file to its position, if it ends in a hole."""
     position = os.lseek(descriptor, 0, os.SEEK_CUR)
     if os.fstat(descriptor).st_size < position:
         os.ftruncate(descriptor, position)
 
-
-# --- what os lacks ----------------------------------------------------------------------------------
 
 _FICLONE = 0x40049409

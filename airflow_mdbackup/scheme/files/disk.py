@@ -1,4 +1,4 @@
-"""What the disk of ``dest`` has free, and what its errors mean, in words.
+"""Free space on the disk of ``dest``, and messages for its errors.
 
 Source: errno(3), statvfs(3).
 """
@@ -27,18 +27,18 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 _DENIED = (errno.EACCES, errno.EPERM)
 _BROKEN = (
     *(errno.EIO, errno.EUCLEAN, errno.EBADMSG, errno.ENODEV, errno.ENXIO, errno.EREMOTEIO),
-    *(errno.ESTALE, errno.ENOTCONN, errno.EHOSTDOWN, errno.ETIMEDOUT),  # of network and FUSE file systems
+    *(errno.ESTALE, errno.ENOTCONN, errno.EHOSTDOWN, errno.ETIMEDOUT),  # on network and FUSE file systems
 )
 _MISTAKEN = {
     errno.EISDIR: "is a directory, where the backup has a file. (Docker makes a directory where a file that"
     " it is to mount is missing.)",
-    errno.ENOTDIR: "is no directory, where the backup has one.",
+    errno.ENOTDIR: "is not a directory, where the backup has one.",
 }
 _FILES = (errno.EMFILE, errno.ENFILE)
 
 
 class Space(NamedTuple):
-    """Room on a disk, needed or free."""
+    """Space on a disk, needed or free."""
 
     size: int
     files: int
@@ -47,57 +47,57 @@ class Space(NamedTuple):
         return format_size(self.size) + (f" and {self.files:,} inodes" if self.files < NO_LIMIT else "")
 
     def holds(self, need: Space) -> bool:
-        """Whether ``need`` fits in here."""
+        """Whether ``need`` fits."""
         return need.size <= self.size and need.files <= self.files
 
 
 def free_space(directory: Path) -> Space:
-    """Return what is free for us on the disk of ``directory``; it need not count its bytes, or files."""
+    """Return the free space on the disk of ``directory``; not every disk counts its bytes or files."""
     disk = os.statvfs(directory)
     size = disk.f_bavail * disk.f_frsize if disk.f_blocks else NO_LIMIT
     return Space(size, disk.f_favail if disk.f_files else NO_LIMIT)
 
 
 def explain_os_error(error: OSError, provider: str, dest: Path) -> BackupError | None:
-    """Return what an error of ``dest``, or of the worker, means and what to do; None for any other.
+    """Return what an error of ``dest`` or of the worker means and what to do; None for other errors.
 
-    What it is about must be no single file of the backup: those fail alone, and the others arrive.
+    It must not be about a single file of the backup: such files fail alone, and the others arrive.
     """
     here = f"{dest} on {socket.gethostname()}"
     number = error.errno
     if number in _FULL:
         return DestinationFull(
-            f"{provider}: the disk of {here} is full: {error} ({_free_now(dest)}). What has been pulled "
-            "stays staged. Free some room or enlarge the disk (or the quota); a retry, or else the next run, "
-            "goes on from there."
+            f"{provider}: the disk of {here} is full: {error} ({_free_now(dest)}). Pulled files "
+            "stay staged. Free some space, or enlarge the disk (or the quota); a retry, or else the next "
+            "run, continues from there."
         )
     if number == errno.EROFS:
         return DestinationRefused(
-            f"{provider}: the disk of {here} is mounted read-only: {error}. If nobody meant that, the kernel "
-            "did it after an error: see its log (dmesg), check the file system, mount it for writing, and "
-            "clear the failed task."
+            f"{provider}: the disk of {here} is mounted read-only: {error}. Unless that is "
+            "intended, the kernel did it after an error: see its log (dmesg), check the file system, mount "
+            "it for writing, and clear the failed task."
         )
     if number in _BROKEN:
         return DestinationBroken(
-            f"{provider}: the disk of {here} fails: {error}. What is whole there stays. See the kernel's "
-            "log (dmesg) and whether the disk is still mounted; a retry, or else the next run, goes on from "
-            "there."
+            f"{provider}: the disk of {here} fails: {error}. Files that are complete there stay. "
+            "See the kernel's log (dmesg) and whether the disk is still mounted; a retry, or else the next "
+            "run, continues from there."
         )
     if number in _FILES:
         return WorkerExhausted(
             f"{provider}: {socket.gethostname()} cannot open more files for {dest}: {error}. Raise the limit "
             "of the worker (ulimit -n, LimitNOFILE) or of the machine (fs.file-max), or run fewer tasks at "
-            "once; a retry, or else the next run, goes on from there."
+            "once; a retry, or else the next run, continues from there."
         )
     if number == errno.ENOMEM:
         return WorkerExhausted(
             f"{provider}: {socket.gethostname()} has no memory left for {dest}: {error}. Give it more, or "
-            "run fewer tasks at once; a retry, or else the next run, goes on from there."
+            "run fewer tasks at once; a retry, or else the next run, continues from there."
         )
     if number in _MISTAKEN:
         return DestinationRefused(
             f"{provider}: {_name(error)} on {socket.gethostname()} {_MISTAKEN[number]} Move it away; a "
-            "retry, or else the next run, goes on from there."
+            "retry, or else the next run, continues from there."
         )
     if number in _DENIED:
         return DestinationRefused(
@@ -111,7 +111,7 @@ def _free_now(dest: Path) -> str:
     try:
         return f"{free_space(dest)} are free"
     except OSError:
-        return "how much is free cannot be told"
+        return "free space unknown"
 
 
 def _user() -> str:
@@ -122,7 +122,7 @@ def _user() -> str:
 
 
 def _give(dest: Path) -> str:
-    """Return the command that lets us use ``dest``."""
+    """Return the command that gives us access to ``dest``."""
     command = f"chown -R {_user()}" if os.path.exists(dest) else f"install -d -o {_user()} -m 700"
     return f"{command} {dest}"
 

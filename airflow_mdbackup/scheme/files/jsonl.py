@@ -1,8 +1,8 @@
 """Files of records: a header line and one JSON line per record, written whole or not at all.
 
 A record is a :class:`Record` with fields of ``bytes``, ``str``, ``int``, ``bool``, or None. Bytes are stored
-as text by :func:`.to_text`. Where that would be more than twice as long, they are ``\\\\=`` and base64:
-a control byte takes five bytes of JSON, and no provider's names should take much more room than others.
+as text by :func:`.to_text`; if that would be more than twice as long, as ``\\\\=`` and base64:
+a control byte takes five bytes of JSON, and strange names should not take much more space than others.
 The header says ``format`` and ``kind``; a newer format is refused.
 """
 
@@ -25,12 +25,12 @@ from airflow_mdbackup.scheme.files.syscalls import fsync_directory, not_followed
 
 FORMAT = 1
 _BUFFER = 1 << 18
-_BASE64 = "\\="  # no text of to_text has that
+_BASE64 = "\\="  # never in a text of to_text
 _TEXT: dict[Any, Any] = {bytes: str, bytes | None: str | None}  # as what bytes are stored
 
 
 class Record(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Base of what is stored as a line. Fields that have their default are left out of it."""
+    """Base class of records. Fields with their default value are not stored."""
 
 
 R = TypeVar("R", bound=Record)
@@ -46,9 +46,9 @@ def encode(record: Record) -> bytes:
 
 
 def decode(kind: type[R], line: bytes) -> R:
-    """Return the record of class ``kind`` that :func:`encode` made ``line`` of.
+    """Return the record of class ``kind`` that :func:`encode` turned into ``line``.
 
-    :raises ValueError: it was made of something else.
+    :raises ValueError: the line is something else.
     """
     _, read, binary = _stored(kind)
     values = list(msgspec.structs.astuple(read(line)))
@@ -86,13 +86,13 @@ def _stored_field(field: msgspec.structs.FieldInfo) -> tuple[str, Any] | tuple[s
 
 
 class CorruptFile(DestinationRefused):
-    """Something else than a file of records, or a state, has its name."""
+    """A file is not a file of records, or a state, as its name says."""
 
 
 class RecordWriter(Generic[R]):
-    """Writes a file of records beside its name, and gives it the name when the ``with`` block ends well.
+    """Writes a file of records under a temporary name, and renames it when the ``with`` block ends well.
 
-    Then it is on the disk, whole. After an error nothing is left, and an older file of that name stays.
+    Then it is durable. After an error nothing is left, and an older file of that name stays.
     """
 
     def __init__(self, path: Path, **header: Any) -> None:
@@ -112,7 +112,7 @@ class RecordWriter(Generic[R]):
         self._line(encode(record))
 
     def copy(self, lines: BinaryIO) -> None:
-        """Append records that are lines already."""
+        """Append records that are encoded already."""
         shutil.copyfileobj(lines, self._file)
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
@@ -147,9 +147,9 @@ def copy_records(source: Path, target: Path, **header: Any) -> None:
 def read_header(path: Path) -> dict[str, Any]:
     """Return the header of a file of records, or the whole of a file that :func:`write_state` wrote.
 
-    :raises FileNotFoundError: there is none.
-    :raises Damaged: it is no file of records.
-    :raises DestinationRefused: it is of a newer format.
+    :raises FileNotFoundError: it is missing.
+    :raises CorruptFile: it is not a file of records.
+    :raises DestinationRefused: its format is newer.
     """
     with path.open("rb") as file:
         return _header(path, file.readline())
@@ -158,9 +158,9 @@ def read_header(path: Path) -> dict[str, Any]:
 def read_records(path: Path, kind: type[R]) -> Iterator[R]:
     """Yield the records of a file.
 
-    :raises FileNotFoundError: there is none.
-    :raises Damaged: it is no file of records, or not whole.
-    :raises DestinationRefused: it is of a newer format.
+    :raises FileNotFoundError: it is missing.
+    :raises CorruptFile: it is not a file of records, or is damaged.
+    :raises DestinationRefused: its format is newer.
     """
     with path.open("rb", buffering=_BUFFER) as file:
         _header(path, file.readline())
@@ -181,7 +181,7 @@ def _header(path: Path, line: bytes) -> dict[str, Any]:
         header: dict[str, Any] = _from_json(line)
         newer = int(header["format"]) > FORMAT
     except (ValueError, TypeError, KeyError):
-        raise CorruptFile(f"{path} is damaged: it has no header of ours") from None
+        raise CorruptFile(f"{path} is damaged: it does not have our header") from None
     if newer:
         raise DestinationRefused(
             f"{path} has format {header['format']}, newer than this version knows: update airflow-mdbackup"

@@ -1,4 +1,7 @@
-"""TODO"""
+"""System calls that Python lacks, and files and directories that root creates for their owner.
+
+Sources: renameat2(2), syncfs(2).
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from pathlib import Path
 
 
 def permissions(mode: int) -> int:
-    """Return the mode that a file gets here: the owner can always read it, and it is never setuid."""
+    """Return the mode of a file on the consumer: readable by its owner, and never setuid."""
     return mode & 0o777 | 0o400
 
 
@@ -20,9 +23,9 @@ OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def not_followed(path: str, flags: int) -> int:
-    """Open a file for :func:`open`, as its ``opener``, unless a symlink has that name.
+    """Open a file, as an ``opener`` of :func:`open`, unless it is a symlink.
 
-    One that root makes belongs to whoever has the directory; see :func:`give_to_owner`.
+    A file that root creates is given to the owner of its directory; see :func:`give_to_owner`.
 
     :raises OSError: ELOOP.
     """
@@ -32,9 +35,9 @@ def not_followed(path: str, flags: int) -> int:
 def open_for_owner(
     path: bytes | os.PathLike[str] | str, flags: int, mode: int = 0o600, *, directory: int | None = None
 ) -> int:
-    """Open a file, unless a symlink has that name. One that root makes belongs to its directory's owner.
+    """Open a file, unless it is a symlink. One that root creates is given to the owner of its directory.
 
-    :param directory: a descriptor of the one that ``path`` is in, if it is a name.
+    :param directory: a descriptor of the directory, if ``path`` is a name in it.
     """
     descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, mode, dir_fd=directory)
     if flags & os.O_CREAT:
@@ -49,10 +52,10 @@ def open_for_owner(
 def make_new_directory(
     path: bytes | os.PathLike[str] | str, mode: int = 0o700, *, directory: int | None = None
 ) -> None:
-    """Make a directory. One that root makes belongs to the owner of the directory above.
+    """Create a directory. One that root creates is given to the owner of its parent.
 
     :param directory: see :func:`open_for_owner`.
-    :raises FileExistsError: something has that name.
+    :raises FileExistsError: the name is taken.
     """
     os.mkdir(path, mode, dir_fd=directory)
     if os.geteuid() == 0:
@@ -64,10 +67,10 @@ def make_new_directory(
 
 
 def make_directory(path: Path, mode: int = 0o700, *, parents: bool = False) -> None:
-    """Make a directory, as :func:`make_new_directory` does, unless there is one.
+    """Create a directory, as :func:`make_new_directory` does, unless it exists.
 
-    :param parents: make those above it, too.
-    :raises FileExistsError: something else has that name.
+    :param parents: create its parents, too.
+    :raises FileExistsError: something else has the name.
     """
     if parents and not path.parent.exists():
         make_directory(path.parent, 0o777, parents=True)
@@ -83,9 +86,9 @@ def _directory_of(path: bytes | os.PathLike[str] | str, directory: int | None) -
 
 
 def give_to_owner(descriptor: int, directory: int | str) -> None:
-    """Give an open file or directory of root's to the owner of its directory, who has to use it later.
+    """Give an open file or directory of root's to the owner of its parent directory, who will use it.
 
-    Not a file with another name, and no directory with something in it: whoever may write to the directory
+    Not a file with a second name, nor a directory that is not empty: somebody who can write to the parent
     might have put it there in place of ours.
     """
     if os.geteuid() != 0:
@@ -94,25 +97,25 @@ def give_to_owner(descriptor: int, directory: int | str) -> None:
     if status.st_uid != 0 or owner.st_uid == 0:
         return
     if not os.listdir(descriptor) if stat.S_ISDIR(status.st_mode) else status.st_nlink == 1:
-        with suppress(PermissionError):  # a root that may not, as in some containers
+        with suppress(PermissionError):  # root may lack the right, as in some containers
             os.fchown(descriptor, owner.st_uid, owner.st_gid)
 
 
 def is_file(status: os.stat_result | None) -> bool:
-    """Whether a regular file stands there."""
+    """Whether it is a regular file."""
     return status is not None and stat.S_ISREG(status.st_mode)
 
 
 def seconds(status: os.stat_result) -> int:
-    """Return when a file was written last, in whole Unix seconds, rounded down; negative before 1970.
+    """Return the modification time in whole Unix seconds, rounded down; negative before 1970.
 
-    ``st_mtime`` is a float, which rounds a time that is far away up.
+    ``st_mtime`` is a float, which may round up.
     """
     return status.st_mtime_ns // 10**9
 
 
 def concerns_one_file(error: OSError) -> bool:
-    """Whether an error is about the file that was touched, and not about the disk or the process."""
+    """Whether an error is about one file, and not about the disk or the process."""
     return error.errno not in _OF_ALL
 
 
@@ -126,11 +129,11 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def syncfs(descriptor: int) -> None:
-    """Bring everything written to the filesystem of an open directory onto its disk.
+    """Write everything on the filesystem of an open directory to its disk.
 
-    One call instead of an fsync for each of many files. Whatever the disk has refused since the directory was
-    opened is an error here (since Linux 5.8), whoever else was told of it; what it refused before is not. So
-    it must be open before the first byte is written that this call is to vouch for.
+    One call instead of an fsync per file. It reports every write error since the directory was opened (since
+    Linux 5.8), even if it was also reported elsewhere, but none from before. So the directory must be open
+    before the first byte is written that this call is to guarantee.
     """
     if _libc.syncfs(descriptor) != 0:
         raise _os_error(os.readlink(b"/proc/self/fd/%d" % descriptor))
@@ -146,10 +149,10 @@ def fsync_directory(directory: os.PathLike[str]) -> None:
 
 
 def rename_if_free(source_directory: int, source: bytes, target_directory: int, target: bytes) -> bool:
-    """Rename within one filesystem, if nothing has the name ``target``.
+    """Rename within one filesystem, unless the name ``target`` is taken.
 
-    :return: false if the filesystem cannot do that in one step (NFS, many of FUSE), so that nothing was done.
-    :raises FileExistsError: something has that name.
+    :return: false if the filesystem cannot do that in one step (NFS, many FUSE ones); nothing was done then.
+    :raises FileExistsError: the name is taken.
     """
     if _libc.renameat2(source_directory, source, target_directory, target, _RENAME_NOREPLACE) == 0:
         return True
@@ -160,31 +163,31 @@ def rename_if_free(source_directory: int, source: bytes, target_directory: int, 
 
 
 def rename_noreplace(source_directory: int, source: bytes, target_directory: int, target: bytes) -> None:
-    """Rename within one filesystem; fails with :class:`FileExistsError` where ``os.rename`` overwrites.
+    """Rename within one filesystem; raises :class:`FileExistsError` where ``os.rename`` would overwrite.
 
-    Where the filesystem cannot, ``target`` is made first, empty, and then renamed over. A crash in between
-    leaves it: see :func:`drop_placeholder`.
+    If the filesystem cannot, an empty ``target`` is created and then replaced. A crash in between leaves it:
+    see :func:`drop_placeholder`.
     """
     if rename_if_free(source_directory, source, target_directory, target):
         return
-    make, take_away = _PLACEHOLDERS[stat.S_ISDIR(os.lstat(source, dir_fd=source_directory).st_mode)]
-    make(target, target_directory)
+    create, remove = _PLACEHOLDERS[stat.S_ISDIR(os.lstat(source, dir_fd=source_directory).st_mode)]
+    create(target, target_directory)
     try:
         os.rename(source, target, src_dir_fd=source_directory, dst_dir_fd=target_directory)
     except BaseException:
-        take_away(target, dir_fd=target_directory)
+        remove(target, dir_fd=target_directory)
         raise
 
 
 def drop_placeholder(source_directory: int, source: bytes, target_directory: int, target: bytes) -> None:
-    """Take ``target`` away if it can only be what a cut-off :func:`rename_noreplace` of ``source`` left."""
+    """Remove ``target`` if only a cut-off :func:`rename_noreplace` of ``source`` can have left it."""
     try:
         there = os.lstat(target, dir_fd=target_directory)
     except FileNotFoundError:
         return
     is_directory = stat.S_ISDIR(os.lstat(source, dir_fd=source_directory).st_mode)
     if is_directory and stat.S_ISDIR(there.st_mode):
-        with suppress(OSError):  # it is not empty, and so the thing itself
+        with suppress(OSError):  # not empty, so it is the thing itself
             os.rmdir(target, dir_fd=target_directory)
     elif not is_directory and is_file(there) and not there.st_size:
         os.unlink(target, dir_fd=target_directory)
@@ -198,7 +201,7 @@ def _make_directory(name: bytes, directory: int) -> None:
     make_new_directory(name, directory=directory)
 
 
-# How to make and take away what holds the place of a file, and of a directory.
+# How to create and remove a placeholder for a file, and for a directory.
 _PLACEHOLDERS: dict[bool, tuple[Callable[[bytes, int], None], Callable[..., None]]] = {
     False: (_make_file, os.unlink),
     True: (_make_directory, os.rmdir),

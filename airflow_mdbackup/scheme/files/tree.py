@@ -1,10 +1,10 @@
-"""Files below one directory, reached without ever following a symlink, and what POSIX has but ``os`` lacks.
+"""Files below one directory, reached without ever following a symlink.
 
 A :class:`Tree` takes absolute byte paths (``/backups/alpha``) and walks to them from its root by directory
-descriptors with ``O_NOFOLLOW``, so that no name, and no link that somebody planted on the way, leads out of
-it. Descriptors of directories are kept for the next path. One thread at a time.
+descriptors with ``O_NOFOLLOW``, so that no name and no planted link leads out of it. Descriptors of
+directories are kept for the next path. For one thread at a time.
 
-Sources: openat(2), renameat2(2), syncfs(2), ioctl_ficlone(2).
+Source: openat(2).
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from typing import Self
 
-from airflow_mdbackup.scheme.files.content import md5_of
+from airflow_mdbackup.scheme.files import syscalls
+from airflow_mdbackup.scheme.files.folder import Folder
 from airflow_mdbackup.scheme.files.syscalls import (
     OPEN_DIRECTORY,
     concerns_one_file,
@@ -27,18 +27,16 @@ from airflow_mdbackup.scheme.files.syscalls import (
     is_file,
     make_new_directory,
     open_for_owner,
-    rename_if_free,
     rename_noreplace,
-    syncfs,
 )
 
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 class PathBlocked(OSError):
-    """Something that is no directory stands where a directory of the path belongs.
+    """Something other than a directory is where a directory of the path should be.
 
-    :ivar at: the path of that thing.
+    :ivar at: its path.
     :ivar is_symlink: whether it is a symlink.
     """
 
@@ -51,8 +49,8 @@ class PathBlocked(OSError):
 class Tree:
     """The files below a directory that exists. Use as a context manager, or :meth:`close` it.
 
-    :param root: the directory: its path, or a descriptor of it, which stays the caller's.
-    :param gives: what root makes in it belongs to the owner of the directory in which it is made.
+    :param root: the path of the directory, or a descriptor of it, which the caller closes.
+    :param gives: whether what root creates in it is given to the owner of its parent directory.
     """
 
     KEPT = 64  # directory descriptors kept open
@@ -63,7 +61,7 @@ class Tree:
         self._gives = gives
         self._kept: OrderedDict[bytes, int] = OrderedDict()
         self._last = b"", self._root  # the directory of the last path, and its descriptor
-        self._missing = b"//"  # a directory that was not there when last looked for
+        self._missing = b"//"  # a directory that was missing at the last lookup
         self._shared: OrderedDict[bytes, dict[int, list[bytes]]] = OrderedDict()  # by directory, see has_twin
 
     def __enter__(self) -> Tree:
@@ -77,7 +75,7 @@ class Tree:
         os.close(self._root)
 
     def forget_directories(self) -> None:
-        """Close the kept descriptors, which may be of directories that are no longer where they were."""
+        """Close the kept descriptors; their directories may have been moved."""
         self._last = b"", self._root
         self._missing = b"//"
         self._shared.clear()
@@ -85,7 +83,7 @@ class Tree:
             os.close(self._kept.popitem()[1])
 
     def _forget(self, directory: bytes) -> None:
-        """Close the descriptor of one directory, which has just been taken away, if it is kept."""
+        """Close the descriptor of a directory that has just been removed, if it is kept."""
         self._shared.pop(directory, None)
         if directory == self._last[0]:
             self._last = b"", self._root
@@ -93,18 +91,18 @@ class Tree:
             os.close(descriptor)
 
     def sync(self) -> None:
-        """Bring all that was written to this filesystem onto its disk; see :func:`syncfs`."""
-        syncfs(self._root)
+        """Write everything on this filesystem to its disk; see :func:`.syncfs`."""
+        syscalls.syncfs(self._root)
 
     def _parent(self, path: bytes, *, create: bool = False) -> tuple[int, bytes]:
         """Return the descriptor of the directory of ``path``, and the name in it.
 
         :raises FileNotFoundError: a directory is missing, and ``create`` is false.
-        :raises Blocked: something else stands there.
+        :raises PathBlocked: something else is there.
         """
         directory, _, name = path.rpartition(b"/")
         if create:
-            self._missing = b"//"  # what is about to be made may stand there
+            self._missing = b"//"  # it may be about to be created
             self._shared.pop(directory, None)
         if directory == self._last[0]:
             return self._last[1], name
@@ -115,7 +113,7 @@ class Tree:
         return descriptor, name
 
     def _is_missing(self, directory: bytes) -> bool:
-        """Whether it is known not to be there, from a path shortly before."""
+        """Whether the last lookup showed that it is missing."""
         missing = self._missing
         return directory.startswith(missing) and directory[len(missing) : len(missing) + 1] in b"/"
 
@@ -142,7 +140,7 @@ class Tree:
             if not create:
                 self._missing = path
                 raise
-            with suppress(FileExistsError):  # somebody else has just made it
+            with suppress(FileExistsError):  # created by somebody else just now
                 if self._gives:
                     make_new_directory(name, 0o755, directory=parent)
                 else:
@@ -159,7 +157,7 @@ class Tree:
         return descriptor
 
     def lstat(self, path: bytes) -> os.stat_result | None:
-        """Return what stands at ``path`` itself, or None. A path below a file or symlink is not there."""
+        """Return the status of ``path`` itself, or None. A path below a file or symlink does not exist."""
         if path != self._missing and self._is_missing(path):
             return None
         try:
@@ -168,12 +166,12 @@ class Tree:
         except (FileNotFoundError, PathBlocked):
             return None
         except OSError as error:
-            if error.errno == errno.ENAMETOOLONG:  # for this filesystem, so that it cannot be there
+            if error.errno == errno.ENAMETOOLONG:  # for this filesystem, so it cannot exist
                 return None
             raise
 
     def has_file(self, path: bytes) -> bool:
-        """Whether a regular file is known to stand at ``path``. What cannot be looked at is not known."""
+        """Whether a regular file is at ``path``. False if that cannot be seen."""
         try:
             return is_file(self.lstat(path))
         except OSError as error:
@@ -188,7 +186,7 @@ class Tree:
         try:
             self._parent(path)
         except PathBlocked as blocked:
-            # Its traceback leads back to whoever keeps it: files that are open there would stay so.
+            # Its traceback would keep the frames of its callers, and the files open in them.
             blocked.__context__ = None
             return blocked.with_traceback(None)
         except FileNotFoundError:
@@ -198,7 +196,7 @@ class Tree:
     def open(self, path: bytes) -> int:
         """Return a descriptor for reading the regular file at ``path``.
 
-        :raises FileNotFoundError: there is none, or a symlink or special file stands there.
+        :raises FileNotFoundError: it is missing, or a symlink or special file.
         """
         try:
             parent, name = self._parent(path)
@@ -213,18 +211,18 @@ class Tree:
         return descriptor
 
     def files_below(self, directory: bytes = b"") -> Iterator[bytes]:
-        """Yield the paths of what is no directory below ``directory``, as the file system spells them.
+        """Yield the paths of everything but directories below ``directory``, as the file system spells them.
 
-        What cannot be looked at is left out.
+        Directories that cannot be read are left out.
 
-        :raises OSError: nothing else can be looked at either.
+        :raises OSError: the disk or the process fails as a whole.
         """
         return (path for path, is_directory in self._below(directory) if not is_directory)
 
     def remove_below(self, directory: bytes = b"") -> None:
-        """Take away all that lies below ``directory``, which stays.
+        """Remove everything below ``directory``, but not the directory itself.
 
-        :raises OSError: something resists, or somebody adds to it. The rest is still there.
+        :raises OSError: something cannot be removed, or is added meanwhile. The rest is still there.
         """
         for path, is_directory in self._below(directory):
             parent, name = self._parent(path)
@@ -235,10 +233,10 @@ class Tree:
                 os.unlink(name, dir_fd=parent)
 
     def _below(self, directory: bytes) -> Iterator[tuple[bytes, bool]]:
-        """Yield what lies below ``directory``, behind what lies below that, and whether it is a directory.
+        """Yield each path below ``directory``, children first, and whether it is a directory.
 
-        Without recursion, and without a descriptor for each level: a provider may nest two thousand. Paths
-        of directories to come are kept as names in their parents, or else many with a long one fill memory.
+        Without recursion, and without a descriptor per level: a provider may nest two thousand. Directories
+        still to be read are kept as names, because many long paths would fill memory.
         """
         ahead: list[tuple[bytes, list[bytes]]] = []
         folder = directory
@@ -255,9 +253,9 @@ class Tree:
             folder = parent + b"/" + names.pop()
 
     def _listed(self, directory: bytes) -> tuple[list[bytes], list[bytes]]:
-        """Return the names of what is no directory in ``directory``, and of the directories in it.
+        """Return the names in ``directory``: those that are not directories, and those that are.
 
-        There are none where it cannot be listed.
+        Both are empty if it cannot be listed.
         """
         names: tuple[list[bytes], list[bytes]] = [], []
         try:
@@ -270,7 +268,7 @@ class Tree:
         return names
 
     def names_in(self, directory: bytes) -> list[bytes]:
-        """Return the names in a directory; none if it is not there."""
+        """Return the names in a directory; an empty list if it is missing."""
         try:
             return list(map(os.fsencode, os.listdir(self._directory(directory, create=False))))
         except (FileNotFoundError, PathBlocked):
@@ -288,8 +286,8 @@ class Tree:
     def has_twin(self, path: bytes) -> bool:
         """Whether another name in the same directory is the same file.
 
-        The directory is read once for many files, until this tree makes a name in it. What it had then is
-        looked at again, so that nobody who takes names away meanwhile has the last one taken for a second.
+        The directory is read once for many files, until this tree creates a name in it. Names found then are
+        checked again, because one that was removed meanwhile is not a second name.
         """
         parent, name = self._parent(path)
         status = os.lstat(name, dir_fd=parent)
@@ -302,7 +300,7 @@ class Tree:
         return any(other != name and _is_same(other, parent, status) for other in others)
 
     def link(self, source: bytes, target: bytes) -> None:
-        """Give the file ``source`` a second name, making directories for it; never overwrites.
+        """Give the file ``source`` a second name, creating its directories; never overwrites.
 
         :raises FileExistsError: something has the name ``target``.
         """
@@ -311,7 +309,7 @@ class Tree:
         os.link(name, new, src_dir_fd=there, dst_dir_fd=to, follow_symlinks=False)
 
     def create(self, path: bytes) -> int:
-        """Return a descriptor for writing a new file at ``path``, making directories for it.
+        """Return a descriptor for writing a new file at ``path``, creating its directories.
 
         :raises FileExistsError: something has that name.
         """
@@ -319,16 +317,16 @@ class Tree:
         return open_for_owner(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, directory=parent)
 
     def give(self, path: bytes) -> None:
-        """Give the file at ``path`` to the owner of its directory, if root does this, and it is root's.
+        """Give the file at ``path`` to the owner of its directory, if it is root's and root calls this.
 
-        :raises FileNotFoundError: there is none, and root does this.
+        :raises FileNotFoundError: it is missing, and root calls this.
         """
         if os.geteuid() == 0:
             with self.opened(path) as descriptor:
                 give_to_owner(descriptor, self._parent(path)[0])
 
     def put(self, source: Folder, file: bytes, path: bytes) -> None:
-        """Move a file of ``source`` to ``path`` in one step, over a file that stands there.
+        """Move a file of ``source`` to ``path`` in one step, replacing a file there.
 
         :raises FileNotFoundError: ``source`` does not have it.
         """
@@ -344,13 +342,13 @@ class Tree:
         rename_noreplace(source.descriptor, file, parent, name)
 
     def drop_rest(self, source: Folder, file: bytes, path: bytes) -> None:
-        """Take away what stands at ``path``, if it can only be what a cut-off :meth:`put_new` left there."""
+        """Remove what is at ``path`` if only a cut-off :meth:`put_new` can have left it there."""
         parent, name = self._parent(path, create=True)
         if os.lstat(file, dir_fd=source.descriptor).st_size:
             drop_placeholder(source.descriptor, file, parent, name)
 
     def move(self, source: bytes, target: bytes) -> None:
-        """Move whatever stands at ``source`` as a whole to ``target``; never overwrites.
+        """Move whatever is at ``source`` to ``target`` as a whole; never overwrites.
 
         :raises FileExistsError: something has the name ``target``.
         """
@@ -360,9 +358,9 @@ class Tree:
         self.forget_directories()
 
     def move_again(self, source: bytes, target: bytes) -> bool:
-        """Go on with a :meth:`move` that was cut off, if it was. Return whether ``target`` is there then.
+        """Finish a :meth:`move` that may have been cut off; return whether ``target`` exists then.
 
-        What came to ``source`` since, if the move was carried out, is a directory where it was none, or the
+        If the move was done, anything at ``source`` is newer: a directory where it was not one, or the
         reverse.
         """
         if self.lstat(source) is not None:
@@ -372,21 +370,21 @@ class Tree:
         return self.lstat(target) is not None
 
     def drop_placeholder(self, source: bytes, target: bytes) -> None:
-        """Take away what stands at ``target``, if it can only be what a cut-off :meth:`move` left there.
+        """Remove what is at ``target`` if only a cut-off :meth:`move` can have left it there.
 
-        :raises FileNotFoundError: nothing stands at ``source``.
+        :raises FileNotFoundError: nothing is at ``source``.
         """
         to, new = self._parent(target, create=True)
         there, name = self._parent(source)
         drop_placeholder(there, name, to, new)
 
     def unlink(self, path: bytes) -> None:
-        """Take the name ``path`` away. Its bytes live on under another, or a person wants them to go."""
+        """Remove the name ``path``. Its bytes have another name, or an operator wants them deleted."""
         parent, name = self._parent(path)
         os.unlink(name, dir_fd=parent)
 
     def remove_empty(self, directory: bytes) -> bool:
-        """Take a directory away if it is empty, and return whether it was."""
+        """Remove a directory if it is empty, and return whether it was."""
         try:
             parent, name = self._parent(directory)
             os.rmdir(name, dir_fd=parent)
@@ -399,7 +397,7 @@ class Tree:
 
 
 def _names_by_shared_inode(directory: int) -> dict[int, list[bytes]]:
-    """Return the inodes that more than one name in an open directory has, each with its names."""
+    """Return the inodes with more than one name in an open directory, each with its names."""
     once, again = set[int](), set[int]()
     with os.scandir(directory) as entries:
         for entry in entries:
@@ -420,85 +418,17 @@ def _is_same(name: bytes, directory: int, status: os.stat_result) -> bool:
         return False
 
 
-class Folder:
-    """The files of one directory, by name. A context manager.
-
-    :param directory: its path, or a descriptor of it, which is the folder's from now on.
-    """
-
-    def __init__(self, directory: os.PathLike[str] | int) -> None:
-        if isinstance(directory, int):
-            self.descriptor = directory
-        else:
-            self.descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        os.close(self.descriptor)
-
-    def sync(self) -> None:
-        """Bring all that was written to this filesystem onto its disk; see :func:`syncfs`."""
-        syncfs(self.descriptor)
-
-    def has(self, name: bytes) -> bool:
-        """Whether there is a regular file of that name."""
-        try:
-            return is_file(os.lstat(name, dir_fd=self.descriptor))
-        except FileNotFoundError:
-            return False
-
-    def open(self, name: bytes) -> int:
-        """Return a descriptor for reading.
-
-        :raises FileNotFoundError: there is no such file.
-        """
-        return os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.descriptor)
-
-    def needs_placeholders(self, one: bytes, other: bytes) -> bool:
-        """Whether :func:`rename_noreplace` makes placeholders on this filesystem, which a kill leaves.
-
-        :param one: a name that nothing has, and ``other`` likewise: it is tried with a file.
-        """
-        os.close(open_for_owner(one, os.O_WRONLY | os.O_CREAT | os.O_EXCL, directory=self.descriptor))
-        try:
-            return not rename_if_free(self.descriptor, one, self.descriptor, other)
-        finally:
-            self.remove(one)
-            self.remove(other)
-
-    def is_whole(self, name: bytes, md5: bytes) -> bool:
-        """Whether a file has the content that it should have, by hashing it.
-
-        :raises OSError: there is none, or none that can be read.
-        """
-        descriptor = self.open(name)
-        try:
-            return md5_of(descriptor) == md5
-        finally:
-            os.close(descriptor)
-
-    def remove(self, name: bytes) -> None:
-        """Take a file away, if it is there."""
-        with suppress(FileNotFoundError):
-            os.unlink(name, dir_fd=self.descriptor)
-
-
 def remove_tree(directory: os.PathLike[str]) -> None:
-    """Take a directory away with all that lies below it, however deep that is nested. What resists stays."""
+    """Remove a directory and everything below it, at any depth. What cannot be removed stays."""
     with suppress(OSError):
-        # Not what a symlink of that name leads to.
+        # Not through a symlink.
         with Folder(os.open(directory, OPEN_DIRECTORY)) as folder, Tree(folder.descriptor) as tree:
             tree.remove_below()
         os.rmdir(directory)
 
 
 class TreePerThread:
-    """A tree for each thread that asks, since one is for one thread only. A context manager.
+    """A tree per thread, because a tree is for one thread only. A context manager.
 
     :param make: opens one.
     """
@@ -516,7 +446,7 @@ class TreePerThread:
         self._opened.close()
 
     def __call__(self) -> Tree:
-        """Return the tree of the thread that asks."""
+        """Return the tree of the calling thread."""
         tree: Tree | None = getattr(self._own, "tree", None)
         if tree is None:
             tree = self._own.tree = self._make()

@@ -1,15 +1,16 @@
-"""What each commit changed, and how a change is carried out so that a crash loses nothing.
+"""What each commit changed, and how changes are carried out so that a crash loses nothing.
 
 ::
 
-    changes           the record of one change, and the files that have them
-    journal           changes are written ahead, carried out, and finished after a crash
-      apply           one change after the other is applied to the files
-    consumer_index    the consumer index, and what was edited in it by hand
-    status_file       what monitoring reads
-    forget            entries leave the consumer index, so that their files are copied again
-    timeline          what the mirror was at any moment, and where each content is now
-    clock             whether the clock of this machine can be believed; times corrected by hand
-    usage             what a backup takes on the disk
+    changes           the record of one change, and the history files that contain them
+    journal           writes changes ahead, carries them out, and finishes them after a crash
+      apply           applies changes to the files one by one
+    consumer_index    the consumer index, and the manual edits in it
+    status_file       status.json, which monitoring reads
+    forget            removes entries from the consumer index, so that their files are fetched again
+    timeline          what the mirror was at any time, and where each version is now
+      replay          what one path held over time
+    clock             whether the clock of this machine is right; times corrected by an operator
+    usage             the disk usage of a backup
     outcomes          what can become of an entry in a run
 """

@@ -1,11 +1,10 @@
-"""What each commit changed: one immutable file per commit, and how a crashed one is settled.
+"""What each commit changed: one immutable file per commit.
 
-A file's header has the run's id, the commit's stamp, and the SHA-256 of the consumer index before and after.
-One :class:`Change` per path follows, in path order, behind those that tell of an index edited by hand: first
-what was edited before the commit; then, in path order again, what was edited while it was cut off. (Imported
-versions come in the order in which they were found.) The state
-as of a moment is the consumer index as committed then, so that the files of history, applied in the order of
-their names, give it back.
+The header of a file has the run's id, the commit's stamp, and the SHA-256 of the consumer index before and
+after. Then follow the manual edits of the index: first those made before the commit, in path order; then
+those made while it was cut off, in path order. Then one :class:`Change` per path, in path order. (Imported
+versions are in the order in which they were found.) The state as of a commit is the consumer index as
+committed then: applying the files of history in the order of their names reproduces it.
 
 A commit writes its history ahead under a name that ends in ``.pending``. Whoever finds such a file finishes
 that commit first (see :func:`.history.journal.recover`).
@@ -21,38 +20,38 @@ from airflow_mdbackup.scheme.files.jsonl import CorruptFile, Record, read_header
 from airflow_mdbackup.scheme.store.mirror import Mirror
 
 PENDING = ".pending"
-PRUNE = "prune"  # the kind, in its header, of a history that changes nothing in the index
+PRUNE = "prune"  # `kind` in the header of a history that does not change the index
 FORGET, REPAIR = "forget", "repair"
-"""Who takes out entries of files that the provider may still have, to have them copied again."""
+"""What removes entries of files that the provider may still have, so that they are copied again."""
 
 
 class ChangeKind(StrEnum):
     """What happened to a path."""
 
-    EDITED = "edited"  # in the index, by hand, since the last commit
+    EDITED = "edited"  # the index entry, by hand, since the last commit
     ADDED = "added"
     REPLACED = "replaced"  # the old file is the version named
-    ADOPTED = "adopted"  # the live file was it already
+    ADOPTED = "adopted"  # the live file already had these bytes
     FORGOTTEN = "forgotten"  # left the index; the file stays
-    KEPT = "kept"  # could not be replaced, so that the entry stays; only while a commit is carried out
-    IMPORTED = "imported"  # an old version came from elsewhere; index and live file are as they were
-    MOVED = "moved"  # what stood in the way went as a whole to the version named; entries below are forgotten
-    PRUNED = "pruned"  # what was at the place named is gone, for a person wanted that; no entry is concerned
+    KEPT = "kept"  # could not be replaced, so the entry stays; only while a commit is carried out
+    IMPORTED = "imported"  # an old version from elsewhere; index and live file are unchanged
+    MOVED = "moved"  # what was in the way became the version named, as a whole; entries below are forgotten
+    PRUNED = "pruned"  # the version named was deleted on request; the index is unchanged
 
 
 class Change(Record, frozen=True):
     """One line of history.
 
-    :ivar old_md5: what the displaced file really had, by hashing; of a forgotten or edited path, what the
-        index said; of a pruned version, what it had; of an imported one, what it has.
+    :ivar old_md5: of the displaced file, by hashing; of a forgotten or edited path, what the index said; of
+        a pruned or imported version, its own.
     :ivar md5: what the index says now.
     :ivar size: in bytes; ``mtime`` in Unix seconds and ``mode`` are the provider's; of a pruned or imported
-        version, its own; None for a pruned one that hands had taken away before.
-    :ivar version: where the displaced file or directory lies now; where a pruned version lay.
-    :ivar content: where the new bytes wait for the commit: ``staging``, or the number of a copy; or, of a
+        version, its own; None for a pruned one that had already been deleted by hand.
+    :ivar version: where the displaced file or directory is now; where a pruned version was.
+    :ivar content: where the new bytes wait for the commit: ``staging``, or the number of a copy; for a
         version that is imported by a rename, its absolute path.
-    :ivar replaces: what the index said before; of a forgotten path, if it is only to give way to a change
-        before it, at or above it. It and ``content`` are only in a history written ahead.
+    :ivar replaces: what the index said before; on a forgotten path, only if it makes room for an earlier
+        change at or above it. This and ``content`` are only in a history written ahead.
     """
 
     path: bytes
@@ -69,29 +68,29 @@ class Change(Record, frozen=True):
 
 
 def run_id_of(who: str, stamp: str) -> str:
-    """Return the id of a commit that no run makes, but :data:`FORGET` or :data:`REPAIR`."""
+    """Return the id of a commit that is not a run's, such as one by :data:`FORGET`."""
     return f"{who}__{stamp}"
 
 
 def taken_out_by(run_id: str, stamp: str) -> str:
-    """Return which of :data:`FORGET` and :data:`REPAIR` made a commit; empty for a run's."""
+    """Return :data:`FORGET` or :data:`REPAIR` if that made a commit; otherwise an empty text."""
     return next((who for who in (FORGET, REPAIR) if run_id == run_id_of(who, stamp)), "")
 
 
 def commits(mirror: Mirror) -> list[Path]:
-    """Return the files of finished commits, oldest first."""
+    """Return the history files of finished commits, oldest first."""
     return _files(mirror, ".jsonl")
 
 
 def pending(mirror: Mirror) -> list[Path]:
-    """Return the files of commits that were not finished, oldest first."""
+    """Return the history files of unfinished commits, oldest first."""
     return _files(mirror, PENDING)
 
 
 def last(mirror: Mirror) -> dict[str, Any]:
     """Return the header of the last finished commit; empty if there is none.
 
-    :raises Damaged: it cannot be read.
+    :raises CorruptFile: it cannot be read.
     """
     finished = commits(mirror)
     try:
@@ -99,7 +98,7 @@ def last(mirror: Mirror) -> dict[str, Any]:
     except CorruptFile as error:
         raise CorruptFile(
             f"{mirror.provider}: {error}. Nothing was changed. Move that file away: what was committed then "
-            "is no longer known, and backups go on"
+            "is then no longer known, and backups continue"
         ) from None
 
 

@@ -1,17 +1,16 @@
-"""When commits were, where the clock of this machine was wrong for a while.
+"""When commits happened, if the clock of this machine was wrong for a while.
 
-A commit has a stamp, later than every stamp before it, whatever the clock says: so order is safe. And it has
-what the clock said (``at``). Of both, the earlier is what it claims: a stamp lies ahead of the time after a
-commit under a clock that was ahead, and behind it never.
+The stamp of a commit is later than all earlier stamps, whatever the clock says, so the order is safe. The
+commit also records what the clock said (``at``). The earlier of the two is the time it claims: after a commit
+under a clock that was ahead, stamps are ahead of the time; they are never behind it.
 
 ::
 
-    believed      the longest row of claims of which none is before the one it follows, none is yet to come,
-                  and none is older than this program
-    all others    evenly between those that are believed, for nobody knows better; a person may (see `clock`)
+    believed      the longest sequence of claims that never goes back, of which none is in the future or
+                  older than this program
+    all others    spread evenly between the believed ones; an operator can set them (`mdbackup clock`)
 
-What this does not give: the truth where the clock was wrong by so little, or for so long, that its claims
-fit. Then they are believed.
+Limitations: if the clock was wrong by so little, or for so long, that its claims fit, they are believed.
 """
 
 from __future__ import annotations
@@ -32,21 +31,21 @@ from airflow_mdbackup.scheme.store.mirror import Mirror
 from airflow_mdbackup.scheme.store.version_names import is_stamp, stamp_of_file
 
 if TYPE_CHECKING:
-    from airflow_mdbackup.scheme.history.timeline import CommitTime
+    from airflow_mdbackup.scheme.history.replay import CommitTime
 
 
 _OLDEST = "20260101T000000.000000Z"
-"""No clock that is right says less than this, for then there was no such program."""
-_AHEAD = timedelta(hours=1)  # by which two clocks may differ
-_ODD = timedelta(days=2)  # an index that is not older, and was not built by this run, is taken for today's
-_LAST_SECOND = 253402300799  # that datetime knows
+"""A clock that shows an earlier time is wrong: this program did not exist then."""
+_AHEAD = timedelta(hours=1)  # two clocks may differ by this
+_ODD = timedelta(days=2)  # how old an index may be that this run did not build
+_LAST_SECOND = 253402300799  # of datetime
 _TICK = timedelta(microseconds=1)
 
 
-def claimed(header: dict[str, Any], stamp: str, file: Path) -> str:
-    """Return when a commit was, by what its history says.
+def claimed_time(header: dict[str, Any], stamp: str, file: Path) -> str:
+    """Return the time of a commit that the header of its history claims.
 
-    :param file: of that history. When it was written last counts if the header has no ``at``.
+    :param file: the history file; its modification time counts if the header has no ``at``.
     """
     if is_stamp(by_hand := str(header.get("set", ""))):
         return by_hand
@@ -55,18 +54,18 @@ def claimed(header: dict[str, Any], stamp: str, file: Path) -> str:
 
 
 def last_claimed(mirror: Mirror) -> str:
-    """Return when the last commit was, by what its history says; empty if there is none that can be read."""
+    """Return the time that the last commit claims; empty if there is none, or it cannot be read."""
     finished = commits(mirror)
     try:
         header = read_header(finished[-1]) if finished else {}
-    except (OSError, DestinationRefused):  # a commit says what to do about that
+    except (OSError, DestinationRefused):  # the commit reports that
         return ""
     stamp = str(header.get("stamp", ""))
-    return claimed(header, stamp, finished[-1]) if is_stamp(stamp) else ""
+    return claimed_time(header, stamp, finished[-1]) if is_stamp(stamp) else ""
 
 
 def set_time(mirror: Mirror, moment: CommitTime, when: datetime | None) -> None:
-    """Say when a commit was, in its history; None takes back what was said.
+    """Set the time of a commit, in its history; None removes a time that was set.
 
     :raises DestinationBusy: a run holds the lock for too long.
     :raises DestinationFull, DestinationRefused, DestinationBroken, WorkerExhausted: see
@@ -76,30 +75,30 @@ def set_time(mirror: Mirror, moment: CommitTime, when: datetime | None) -> None:
         header = {
             key: value for key, value in read_header(moment.file).items() if key not in ("format", "set")
         }
-        header.setdefault("at", stamp_of_file(moment.file))  # which is written anew just now
+        header.setdefault("at", stamp_of_file(moment.file))  # the file is about to be rewritten
         if when is not None:
             header["set"] = stamp_of(when)
         copy_records(moment.file, moment.file, **header)
 
 
 def contradiction(claims: Sequence[str], now: str) -> str | None:
-    """Return, for people, that the last commit is yet to come by the clock; None if it is not.
+    """Return a message if the last commit is in the future by the clock; None if it is not.
 
-    One of both is wrong, and nobody can tell which, so that nothing may be taken away by its age.
+    One of the two is wrong, and it is unknown which, so nothing may be deleted because of its age.
     """
     if not claims or claims[-1] <= stamp_of(time_of_stamp(now) + _AHEAD):
         return None
     return (
         f"the clock of this machine says {format_time(now)}, but the last commit was at "
-        f"{format_time(claims[-1])} "
-        "by it. Set the clock, or say when that commit was: `mdbackup clock --set`"
+        f"{format_time(claims[-1])} by it. Set the clock, or set the time of that commit: "
+        "`mdbackup clock --set`"
     )
 
 
 def true_times(claims: Sequence[str], now: str) -> list[str]:
-    """Return when commits were, each later than the one before, given in their order what they claim.
+    """Return the times of commits, strictly increasing, given their claims in order.
 
-    :param now: what the clock says; it counts for nothing if it is wrong for sure.
+    :param now: what the clock says; ignored if it is certainly wrong.
     """
     believed = _believed(claims, now)
     if len(believed) == len(claims) and all(first < second for first, second in pairwise(claims)):
@@ -114,7 +113,7 @@ def true_times(claims: Sequence[str], now: str) -> list[str]:
 
 
 def bounds(claims: Sequence[str], number: int, now: str) -> tuple[str, str]:
-    """Return when the believed commits next to one were, before and after it; empty where there is none."""
+    """Return the times of the believed commits before and after one; empty if there is none."""
     believed = _believed(claims, now)
     before = [claims[other] for other in believed if other < number]
     after = [claims[other] for other in believed if other > number]
@@ -124,12 +123,12 @@ def bounds(claims: Sequence[str], number: int, now: str) -> tuple[str, str]:
 def _believed(claims: Sequence[str], now: str) -> list[int]:
     """Return the numbers of the commits whose claims are believed."""
     latest = stamp_of(time_of_stamp(now) + _AHEAD) if now >= _OLDEST else "9"
-    return _longest_row(claims, [n for n, claim in enumerate(claims) if _OLDEST <= claim <= latest])
+    return _longest_sequence(claims, [n for n, claim in enumerate(claims) if _OLDEST <= claim <= latest])
 
 
-def _longest_row(claims: Sequence[str], numbers: Sequence[int]) -> list[int]:
-    """Return the longest selection of ``numbers`` whose claims never fall."""
-    ends: list[str] = []  # the lowest claim with which a row of each length ends
+def _longest_sequence(claims: Sequence[str], numbers: Sequence[int]) -> list[int]:
+    """Return the longest selection of ``numbers`` whose claims never go back."""
+    ends: list[str] = []  # the lowest claim at the end of a sequence of each length
     last: list[int] = []
     before: dict[int, int] = {}
     for number in numbers:
@@ -146,7 +145,7 @@ def _longest_row(claims: Sequence[str], numbers: Sequence[int]) -> list[int]:
 
 
 def _fill(times: dict[int, datetime], before: int, behind: int, now: datetime) -> None:
-    """Give those between two that are believed times evenly between theirs."""
+    """Give the commits between two believed ones evenly spaced times."""
     number = behind - before - 1
     if not number:
         return
@@ -159,26 +158,26 @@ def _fill(times: dict[int, datetime], before: int, behind: int, now: datetime) -
 
 
 def doubt(now: datetime, last: str, index: int, built: bool, since: timedelta = timedelta()) -> str | None:
-    """Return, for people, why the clock of this machine may be wrong; None if nothing speaks for it.
+    """Return a message why the clock of this machine may be wrong; None if nothing suggests that.
 
-    :param last: when the last commit was, as a stamp, by what the clock said then; empty if there was none.
+    :param last: the claimed time of the last commit, as a stamp; empty if there was none.
     :param index: when the provider's index was written, in Unix seconds, by the provider's clock.
-    :param built: whether it was this very run that had it written,
-    :param since: so long ago, by the clock of this machine.
+    :param built: whether this run had it written.
+    :param since: how long ago that was, by the clock of this machine.
     """
     here = f"the clock of this machine says {format_time(stamp_of(now))}"
     behind = "Set it right (timedatectl), or see `mdbackup clock`"
     if stamp_of(now) < _OLDEST:
         return f"{here}, which is before this program was written. {behind}"
     there = datetime.fromtimestamp(min(max(index, 0), _LAST_SECOND), UTC)
-    since = max(since, timedelta())  # less, if the clock was set back after the build
+    since = max(since, timedelta())  # negative if the clock was set back after the build
     oldest = _AHEAD + since if built else _ODD
-    if -_AHEAD <= now - there <= oldest:  # whatever it was when the last commit was, it is right now
+    if -_AHEAD <= now - there <= oldest:  # it is right now, even if it was wrong at the last commit
         return None
     if last and time_of_stamp(last) > now + _AHEAD:
         return f"{here}, but the last commit was at {format_time(last)} by it. {behind}"
     if there > now + _AHEAD or built:
         meanwhile = datetime.fromtimestamp(min(max(index, 0) + since.total_seconds(), _LAST_SECOND), UTC)
-        told = format_time(stamp_of(meanwhile))
-        return f"{here}, that of the provider {told}: one of them is wrong. {behind}"
+        theirs = format_time(stamp_of(meanwhile))
+        return f"{here}, that of the provider {theirs}: one of them is wrong. {behind}"
     return None

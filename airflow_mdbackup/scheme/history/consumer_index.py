@@ -1,4 +1,4 @@
-"""TODO"""
+"""The consumer index: finding it, reading it, and the manual edits in it."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ log = logging.getLogger(__name__)
 
 
 def consumer_index(mirror: Mirror, target: Path) -> Path | None:
-    """Return the consumer index in canonical form, or None if there is none.
+    """Return the consumer index in canonical form; None if there is none.
 
-    As the last commit left it, that is the file itself; else it is read strictly, into ``target``.
+    If it is as the last commit left it, that is the file itself; otherwise it is read strictly, into
+    ``target``.
 
-    :raises ConsumerIndexDamaged: it is not well formed, or incomplete.
+    :raises ConsumerIndexDamaged: it is malformed or incomplete.
     """
     if not _is_there(mirror, mirror.index):
         return None
@@ -30,11 +31,11 @@ def consumer_index(mirror: Mirror, target: Path) -> Path | None:
 
 
 def index_to_look_at(mirror: Mirror, target: Path) -> Path | None:
-    """Return the consumer index as the next run would find it, for whoever only looks; None if there is none.
+    """Return the consumer index as the next run would find it; None if there is none. Needs no lock.
 
-    While a commit is not finished, that is what it began with. No lock is needed.
+    While a commit is unfinished, that is the index it began with.
 
-    :param target: where it is written, in canonical form.
+    :param target: where it is written in canonical form.
     :raises ConsumerIndexDamaged: see :func:`consumer_index`.
     """
     index = mirror.committed if any(pending(mirror)) else mirror.index
@@ -44,13 +45,13 @@ def index_to_look_at(mirror: Mirror, target: Path) -> Path | None:
 def _is_there(mirror: Mirror, index: Path) -> bool:
     """Whether there is an index.
 
-    :raises ConsumerIndexDamaged: something else than a file has its name.
+    :raises ConsumerIndexDamaged: something other than a file has its name.
     """
     if index.exists() and not index.is_file():
-        what = "is a directory" if index.is_dir() else "is no regular file"
+        what = "is a directory" if index.is_dir() else "is not a regular file"
         raise ConsumerIndexDamaged(
             f"{mirror.provider}: the consumer index {index} {what}. (Docker makes a directory where a "
-            f"file that it is to mount is missing.) Remove that. {_ways_out(mirror)}"
+            f"file that it is to mount is missing.) Remove it. {_ways_out(mirror)}"
         )
     return index.exists()
 
@@ -58,7 +59,7 @@ def _is_there(mirror: Mirror, index: Path) -> bool:
 def _ways_out(mirror: Mirror) -> str:
     return (
         f"Nothing was changed. Either restore it ({mirror.committed} is what the last commit wrote), or "
-        "delete it: then all files are copied again, and versions stay."
+        "delete it: then all files are copied again, and versions are kept."
     )
 
 
@@ -76,9 +77,9 @@ def _read_strictly(mirror: Mirror, index: Path, target: Path) -> Path:
 
 
 def present_index(mirror: Mirror, target: Path) -> Path | None:
-    """Return the consumer index in canonical form, for whoever only reads; None if there is none.
+    """Return the consumer index in canonical form, for readers; None if there is none.
 
-    That of the last commit, where a later one was cut off or somebody damaged the index.
+    If a commit was cut off or the index is damaged, that is the index of the last commit.
 
     :param target: where it is written.
     """
@@ -93,9 +94,9 @@ def present_index(mirror: Mirror, target: Path) -> Path | None:
 
 
 def is_canonical(index: Path, target: Path) -> bool:
-    """Whether an index is there, whole and in canonical form.
+    """Whether an index exists, complete and in canonical form.
 
-    :param target: where that form is written.
+    :param target: where its canonical form is written.
     """
     try:
         return (
@@ -108,7 +109,7 @@ def is_canonical(index: Path, target: Path) -> bool:
 
 
 def hand_edits(mirror: Mirror, current: Path | None) -> Iterator[Change]:
-    """Yield what somebody changed in the consumer index since the last commit.
+    """Yield the manual edits of the consumer index since the last commit.
 
     :param current: see :func:`consumer_index`.
     """
@@ -116,7 +117,9 @@ def hand_edits(mirror: Mirror, current: Path | None) -> Iterator[Change]:
     if after is None or (current is not None and after == digest(mirror.index)):
         return
     if not is_index(mirror.committed, after):
-        log.warning("The consumer index was edited, and what the last commit wrote is lost: not recorded")
+        log.warning(
+            "The consumer index was edited; the edits are not recorded, because %s is lost", mirror.committed
+        )
         return
     for path, old, new in merge(read_entries(mirror.committed), read_entries(current) if current else ()):
         if old != new:
@@ -124,5 +127,5 @@ def hand_edits(mirror: Mirror, current: Path | None) -> Iterator[Change]:
 
 
 def is_index(path: Path, known: str | None) -> bool:
-    """Whether an index is there, and the one with this digest."""
+    """Whether an index exists and has this digest."""
     return path.is_file() and digest(path) == known

@@ -1,9 +1,9 @@
-"""Entries leave the consumer index because a person wants their files to be copied again.
+"""Removes entries from the consumer index so that their files are fetched again.
 
-Their files stay. The next run compares each with the provider's index: it adopts a file that is as it should
-be, and pulls another one, of which the old bytes become a version.
+The files stay. The next run compares each with the provider's index: it adopts a file that is correct, and
+pulls any other, whose old bytes become a version.
 
-Source: the seed's section "Index Files", which knows of the whole index only.
+Source: the seed's section "Index Files", which does this with the whole index only.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from airflow_mdbackup.scheme.store.mirror import Mirror
 
 
 class ForgottenEntry(Record, frozen=True):
-    """An entry that leaves the consumer index. Its file stays."""
+    """An entry that is removed from the consumer index. Its file stays."""
 
     path: bytes
     md5: bytes
 
 
 def forget(mirror: Mirror, wanted: Callable[[bytes], bool]) -> list[bytes]:
-    """Take entries out of the consumer index, and return their paths.
+    """Remove entries from the consumer index, and return their paths.
 
-    :param wanted: tells of a path whether its entry is to go.
-    :raises ConsumerIndexDamaged: somebody damaged the consumer index.
+    :param wanted: says for a path whether its entry is removed.
+    :raises ConsumerIndexDamaged: the consumer index is damaged.
     :raises DestinationBusy: a run holds the lock for too long.
     :raises DestinationFull, DestinationRefused, DestinationBroken, WorkerExhausted: see
         :meth:`.Mirror.translate_os_errors`.
@@ -39,11 +39,11 @@ def forget(mirror: Mirror, wanted: Callable[[bytes], bool]) -> list[bytes]:
 
 
 def remove_entries(mirror: Mirror, wanted: Callable[[Entry], bool], who: str, wait: float) -> list[bytes]:
-    """Take entries out of the consumer index, as :func:`forget` does, and return their paths.
+    """Remove entries from the consumer index, as :func:`forget` does, and return their paths.
 
-    :param wanted: tells of an entry whether it is to go. It is asked under the lock.
-    :param who: what does it: in history, and told to those who wait meanwhile.
-    :param wait: seconds that it may take to get the lock.
+    :param wanted: says for an entry whether it is removed. It is called under the lock.
+    :param who: what removes them: for history, and for those who wait for the lock.
+    :param wait: seconds to wait for the lock.
     """
     with mirror.translate_os_errors(), transaction(mirror, who, wait) as tx:
         if tx.index is None:

@@ -1,4 +1,7 @@
-"""TODO"""
+"""What can become of an entry in a run.
+
+A new outcome is added here; the steps, operators and alerts take from here whether it is good.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ from enum import StrEnum
 
 
 class Outcome(StrEnum):
-    """What became of one entry."""
+    """What became of one entry in a run."""
 
     PULLED = "pulled"
     COPIED = "copied"
@@ -22,10 +25,10 @@ class Outcome(StrEnum):
 
     @property
     def good(self) -> bool:
-        """Whether the entry is where it should be."""
+        """Whether the mirror has what the provider's index says."""
         return self in (Outcome.PULLED, Outcome.COPIED, Outcome.ADOPTED, Outcome.SUPERSEDED)
 
     @property
     def failure(self) -> bool:
-        """Whether the run fails for it. What is neither good nor a failure is a warning."""
+        """Whether it fails the run. An outcome that is neither good nor a failure is a warning."""
         return not self.good and self not in (Outcome.CHANGED, Outcome.VANISHED)

@@ -1,4 +1,4 @@
-"""TODO"""
+"""``status.json``: the last good run, the last commit, and the disk usage, for monitoring."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ log = logging.getLogger(__name__)
 
 
 def status_or_lost(mirror: Mirror) -> dict[str, Any]:
-    """Return the status as the last run left it. One that is spoilt is no reason to do nothing."""
+    """Return the status as the last run left it; empty, with a warning, if the file is corrupted."""
     try:
         return mirror.read_status()
     except CorruptFile as error:
-        log.warning("%s. When the last good run was is not known until the next one", error)
+        log.warning("%s. It is ignored; the last good run is not known until the next one", error)
         return {}
 
 
 def refresh_status(mirror: Mirror) -> None:
-    """Have the status tell what index and disk hold since the last commit; if there is one. Needs the lock.
+    """Update file count and disk usage in the status, if there is one. Needs the lock.
 
-    That is no reason for anything to fail which is committed by then.
+    A failure to write it is only a warning: the commit itself is done.
     """
     status = status_or_lost(mirror)
     if not status:
@@ -35,4 +35,4 @@ def refresh_status(mirror: Mirror) -> None:
             status["files"] = count_entries(mirror.committed)
         write_state(mirror.status, {**status, **totals_state(mirror, status)})
     except OSError as error:
-        log.warning("%s is as it was before this commit: %s", mirror.status, error)
+        log.warning("%s was not updated after this commit: %s", mirror.status, error)

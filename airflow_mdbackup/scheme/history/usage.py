@@ -1,17 +1,17 @@
-"""What a backup takes on the disk, kept as running totals, so that telling it reads no history.
+"""What a backup takes on the disk, kept as running totals so that nobody has to read all of history for it.
 
 ::
 
-    each commit     adds up, while it is carried out, what its changes add to the disk; its history keeps that
-                    in its header; not where only the whole history tells, since hands were at work
+    each commit     adds up what its changes add to the disk, and stores that in the header of its history;
+                    it stores nothing if only the whole history can say, after changes by hand
     status.json     has the totals as of some commit; whoever writes it adds the headers of later ones
-    no totals       in an old, lost or damaged status.json: they are added up from all headers; where one of
-                    these has none, they are counted anew from the whole history, once
+    no totals       in an old, lost or damaged status.json: they are summed up from all headers; if one of
+                    these has none, they are counted again from the whole history, once
 
-A history has its final name once, so that what a crash cuts off is counted once, too.
+A history file gets its final name once, so a commit that was cut off is counted once, too.
 
-What this does not give: what hands add or take away on the disk. It is counted once a change tells of it, or
-by :func:`recount`.
+Limitations: what is added or deleted by hand is counted only when a later change involves it, or by
+:func:`recount`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from airflow_mdbackup.scheme.files.jsonl import CorruptFile, read_header
 from airflow_mdbackup.scheme.files.syscalls import concerns_one_file, is_file
 from airflow_mdbackup.scheme.files.tree import Tree
 from airflow_mdbackup.scheme.history.changes import Change, ChangeKind, commits
-from airflow_mdbackup.scheme.history.timeline import FileVersion, Timeline
+from airflow_mdbackup.scheme.history.replay import FileVersion
+from airflow_mdbackup.scheme.history.timeline import Timeline
 from airflow_mdbackup.scheme.store.mirror import Mirror
 from airflow_mdbackup.scheme.store.version_names import OLD, stamp_in_name
 
@@ -39,8 +40,8 @@ MONTH = timedelta(days=30)
 class DiskUsage(NamedTuple):
     """Files on the disk of a backup, or what is added to them.
 
-    :ivar live: files of the mirror, also such as have left the index; ``live_bytes`` are their sizes.
-    :ivar versions: files in ``.old``, as far as history tells of them.
+    :ivar live: files of the mirror, including those that have left the index; ``live_bytes`` is their size.
+    :ivar versions: files in ``.old`` that history knows; ``version_bytes`` is their size.
     :ivar came: bytes that were ever put in place.
     """
 
@@ -59,63 +60,77 @@ class UsageChange:
     """Adds up what the changes of one commit add to the disk."""
 
     def __init__(self) -> None:
-        self._is_sure = True
-        self._moved: tuple[bytes, ...] = ()  # what is below these went as well
+        self._is_certain = True
+        self._moved: tuple[bytes, ...] = ()  # everything below these was moved as well
         self._live = self._live_bytes = self._versions = self._version_bytes = self._came = 0
 
     def add(self, tree: Tree, change: Change) -> None:
-        """Take in a change that the disk shows by now. What cannot be seen there is not counted.
+        """Count a change that the disk shows by now. What cannot be seen there is not counted.
 
         :param change: as it was written ahead.
         """
         try:
             self._add(tree, change)
         except OSError as error:
-            # No commit fails because of a count: it is made anew when more can be seen.
-            self._is_sure = self._is_sure and concerns_one_file(error)
+            # No commit fails because of a count: it is repeated when more can be seen.
+            self._is_certain = self._is_certain and concerns_one_file(error)
 
     def _add(self, tree: Tree, change: Change) -> None:
-        if change.what in (ChangeKind.ADDED, ChangeKind.REPLACED):
-            size = change.size if change.size is not None else _size(tree, change.path)
-            self._came += size
-            if change.what == ChangeKind.ADDED and change.replaces is not None:
-                self._is_sure = False  # hands took away what was there, which is counted still
-            elif change.what == ChangeKind.REPLACED:
-                self._live_bytes += size
-                self._displace(0, _size(tree, change.version or b""), 1)
-            else:
-                self._live += 1
-                self._live_bytes += size
-        elif change.what == ChangeKind.EDITED or (
-            change.what == ChangeKind.FORGOTTEN
-            and not change.path.startswith(self._moved)
-            and tree.lstat(change.path) is None
-        ):
-            self._is_sure = False  # what comes there again may be counted still, or not
-        elif change.what == ChangeKind.PRUNED and change.size is None:
-            self._is_sure = False  # hands had taken it away, and it may be counted still, or not
-        elif change.what == ChangeKind.MOVED:
-            files, size = _moved(tree, change.version or b"")
-            self._moved += (change.path + b"/",)
-            self._displace(files, size, files)
-        elif change.what == ChangeKind.IMPORTED:
-            self._versions += 1
-            self._version_bytes += change.size or 0
-        elif change.what == ChangeKind.PRUNED:
-            self._versions -= 1
-            self._version_bytes -= change.size or 0
+        match change.what:
+            case ChangeKind.ADDED:
+                self._add_new(tree, change)
+            case ChangeKind.REPLACED:
+                self._replace(tree, change)
+            case ChangeKind.FORGOTTEN:
+                self._forget(tree, change)
+            case ChangeKind.MOVED:
+                self._move(tree, change)
+            case ChangeKind.IMPORTED:
+                self._add_versions(1, change.size or 0)
+            case ChangeKind.PRUNED if change.size is not None:
+                self._add_versions(-1, -change.size)
+            case ChangeKind.PRUNED | ChangeKind.EDITED:
+                self._is_certain = False  # the file was deleted by hand, or may be: it may still be counted
 
-    def _displace(self, gone: int, size: int, versions: int) -> None:
-        self._live -= gone
+    def _add_new(self, tree: Tree, change: Change) -> None:
+        size = _new_size(tree, change)
+        self._came += size
+        if change.replaces is None:
+            self._live += 1
+            self._live_bytes += size
+        else:
+            self._is_certain = False  # the old file was deleted by hand, and is still counted
+
+    def _replace(self, tree: Tree, change: Change) -> None:
+        size, old_size = _new_size(tree, change), _size(tree, change.version or b"")
+        self._came += size
+        self._live_bytes += size - old_size
+        self._add_versions(1, old_size)
+
+    def _forget(self, tree: Tree, change: Change) -> None:
+        if not change.path.startswith(self._moved) and tree.lstat(change.path) is None:
+            self._is_certain = False  # deleted by hand: a file that is added here later may still be counted
+
+    def _move(self, tree: Tree, change: Change) -> None:
+        files, size = _moved(tree, change.version or b"")
+        self._moved += (change.path + b"/",)
+        self._live -= files
         self._live_bytes -= size
-        self._versions += versions
+        self._add_versions(files, size)
+
+    def _add_versions(self, number: int, size: int) -> None:
+        self._versions += number
         self._version_bytes += size
 
     def total(self) -> DiskUsage | None:
-        """Return the sum; None if only the whole history tells it."""
-        if not self._is_sure:
+        """Return the sum; None if only the whole history can say."""
+        if not self._is_certain:
             return None
         return DiskUsage(self._live, self._live_bytes, self._versions, self._version_bytes, self._came)
+
+
+def _new_size(tree: Tree, change: Change) -> int:
+    return change.size if change.size is not None else _size(tree, change.path)
 
 
 def _size(tree: Tree, path: bytes) -> int:
@@ -123,13 +138,13 @@ def _size(tree: Tree, path: bytes) -> int:
     return found.st_size if found is not None and is_file(found) else 0
 
 
-def _is_missing(tree: Tree, content: FileVersion) -> bool:
-    """Whether hands took away what had left the index, so that it counts when it comes again."""
-    return not any(map(tree.has_file, content.places))
+def _is_missing(tree: Tree, version: FileVersion) -> bool:
+    """Whether a file that had left the index was deleted by hand, so that it counts if it is added again."""
+    return not any(map(tree.has_file, version.places))
 
 
 def _moved(tree: Tree, place: bytes) -> tuple[int, int]:
-    """Return how many files went to ``place`` that had been live, and their bytes."""
+    """Return the number and size of the files at or below ``place`` that had been live."""
     if is_file(tree.lstat(place)):
         return 1, _size(tree, place)
     inside = b"/" + OLD + b"/"
@@ -146,8 +161,8 @@ def _moved(tree: Tree, place: bytes) -> tuple[int, int]:
 class UsageTotals:
     """What a backup has on the disk.
 
-    :ivar stamp: of the last commit that is counted; empty before the first.
-    :ivar days: bytes that came, by the day (``20261123``, UTC), for a month at least.
+    :ivar stamp: of the last commit counted; empty before the first.
+    :ivar days: bytes added per day (``20261123``, UTC), for at least a month.
     """
 
     stamp: str = ""
@@ -155,16 +170,16 @@ class UsageTotals:
     days: dict[str, int] = field(default_factory=dict)
 
     def state(self, now: datetime) -> dict[str, Any]:
-        """Return what is stored of them."""
+        """Return them as they are stored."""
         days = {day: size for day, size in self.days.items() if day >= _day(now - MONTH) and size}
         return {"stamp": self.stamp, "disk": self.disk._asdict(), "days": days}
 
     def came(self, now: datetime) -> int:
-        """Return the bytes that came in the 30 days before ``now``."""
+        """Return the bytes added in the 30 days before ``now``."""
         return sum(size for day, size in self.days.items() if _day(now - MONTH) < day <= _day(now))
 
     def plus(self, stamp: str, day: str, added: DiskUsage) -> UsageTotals:
-        """Return them with what a commit has added."""
+        """Return them with what a commit added."""
         days = {**self.days, day: self.days.get(day, 0) + added.came}
         return UsageTotals(stamp, self.disk.plus(added), days)
 
@@ -174,7 +189,7 @@ def _day(moment: datetime) -> str:
 
 
 def stored_totals(status: dict[str, Any]) -> UsageTotals | None:
-    """Return the totals that a status has; None if it has none, or no sound ones."""
+    """Return the totals in a status; None if it has none, or damaged ones."""
     try:
         found = status["totals"]
         disk = DiskUsage(**{name: int(number) for name, number in found["disk"].items()})
@@ -186,12 +201,13 @@ def stored_totals(status: dict[str, Any]) -> UsageTotals | None:
 
 
 def totals_now(mirror: Mirror, status: dict[str, Any], entries: int = 0) -> UsageTotals:
-    """Return the totals as of the last commit, counting what the status does not. Needs the lock.
+    """Return the totals as of the last commit, including commits that the status lacks. Needs the lock.
 
-    :param status: as it is stored.
-    :param entries: of the consumer index. If they are more than the live files, files of hands were adopted.
-    :raises DestinationRefused: a file of history has a newer format.
-    :raises sqlite3.Error: there is no room for the table of all changes, where they have to be counted anew.
+    :param status: as stored.
+    :param entries: in the consumer index. If there are more than live files, files put there by hand were
+        adopted.
+    :raises DestinationRefused: a history file has a newer format.
+    :raises sqlite3.Error: they have to be counted again, and there is no room for the table of all changes.
     """
     stored = stored_totals(status)
     if stored is None or stored.stamp > mirror.last_commit():
@@ -209,36 +225,36 @@ def totals_now(mirror: Mirror, status: dict[str, Any], entries: int = 0) -> Usag
 
 
 def totals_state(mirror: Mirror, status: dict[str, Any], entries: int = 0) -> dict[str, Any]:
-    """Return what a status says of the totals now; nothing if they cannot be told. Needs the lock.
+    """Return the totals as a status has them; empty, with a warning, if they are unknown. Needs the lock.
 
-    See :func:`totals_now`. They are no reason for anything to fail.
+    See :func:`totals_now`.
     """
     try:
         return {"totals": totals_now(mirror, status, entries).state(datetime.now(UTC))}
     except Exception as error:
-        log.warning("What %s takes on the disk is not known: %s", mirror.dest, error)
+        log.warning("The disk usage of %s is not known: %s", mirror.dest, error)
         return {}
 
 
 def recount(mirror: Mirror) -> UsageTotals:
-    """Count the totals from the whole history. Needs the lock.
+    """Count the totals from all of history. Needs the lock.
 
     :raises DestinationRefused, sqlite3.Error: see :func:`totals_now`.
     """
     live = live_bytes = versions = version_bytes = 0
-    with Timeline(mirror) as past, mirror.tree() as tree:
-        for content in past.contents():
-            if not content.places or (content.left and not content.until and _is_missing(tree, content)):
+    with Timeline(mirror) as timeline, mirror.tree() as tree:
+        for version in timeline.contents():
+            if not version.places or (version.left and not version.until and _is_missing(tree, version)):
                 continue
-            size = content.size if content.size is not None else _size(tree, content.places[0])
-            if content.until:
+            size = version.size if version.size is not None else _size(tree, version.places[0])
+            if version.until:
                 versions += 1
                 version_bytes += size
             else:
                 live += 1
                 live_bytes += size
         days: Counter[str] = Counter()
-        for moment, size in past.arrived():
+        for moment, size in timeline.bytes_added():
             days[moment.time[:8]] += size
     disk = DiskUsage(live, live_bytes, versions, version_bytes, days.total())
     return UsageTotals(mirror.last_commit(), disk, days)

@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any
 
-from airflow_mdbackup.scheme.common.units import describe_duration, describe_two_durations
+from airflow_mdbackup.scheme.common.units import format_duration, format_two_durations
 from airflow_mdbackup.scheme.errors import BackupError
 from airflow_mdbackup.scheme.history.outcomes import Outcome
 from airflow_mdbackup.scheme.history.usage import DiskUsage, stored_totals
@@ -171,16 +171,16 @@ def judge(
         if since is not None:
             if max_age is None or now - since <= max_age:
                 return Health.GOOD, ""
-            message += f", in the {describe_duration(now - since)} since the watchdog first saw it"
+            message += f", in the {format_duration(now - since)} since the watchdog first saw it"
         return Health.NEVER, message
     age = now - last_good
     if age < -_CLOCK_TOLERANCE:
         return (
             Health.STALE,
-            f"the last good run is {describe_duration(-age)} in the future: check the clocks",
+            f"the last good run is {format_duration(-age)} in the future: check the clocks",
         )
     if max_age is not None and age > max_age:
-        age_text, limit_text = describe_two_durations(age, max_age)
+        age_text, limit_text = format_two_durations(age, max_age)
         return Health.STALE, f"the last good run was {age_text} ago, more than {limit_text}"
     return Health.GOOD, ""
 

@@ -12,7 +12,7 @@ from functools import cached_property
 from airflow_mdbackup.scheme.common.sorted_paths import SortedLookup
 from airflow_mdbackup.scheme.errors import DestinationRefused
 from airflow_mdbackup.scheme.files.jsonl import read_header
-from airflow_mdbackup.scheme.history.timeline import FileVersion
+from airflow_mdbackup.scheme.history.replay import FileVersion
 from airflow_mdbackup.scheme.index.canonical import Entry, digest, read_entries
 from airflow_mdbackup.scheme.store.mirror import Mirror
 from airflow_mdbackup.scheme.store.version_names import stamp_of_file

@@ -34,8 +34,9 @@ from airflow_mdbackup.scheme.files.tree import Tree
 from airflow_mdbackup.scheme.history.apply import is_gone
 from airflow_mdbackup.scheme.history.changes import Change, ChangeKind
 from airflow_mdbackup.scheme.history.journal import Transaction, transaction
+from airflow_mdbackup.scheme.history.replay import FileVersion
 from airflow_mdbackup.scheme.history.status_file import refresh_status
-from airflow_mdbackup.scheme.history.timeline import FileVersion, Timeline
+from airflow_mdbackup.scheme.history.timeline import Timeline
 from airflow_mdbackup.scheme.recovery.selection import Selection
 from airflow_mdbackup.scheme.store.locks import OPERATOR_WAIT
 from airflow_mdbackup.scheme.store.mirror import Mirror

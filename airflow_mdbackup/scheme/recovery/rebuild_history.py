@@ -41,7 +41,8 @@ from airflow_mdbackup.scheme.files.tree import Tree
 from airflow_mdbackup.scheme.history.changes import Change, ChangeKind
 from airflow_mdbackup.scheme.history.consumer_index import index_to_look_at, is_canonical, present_index
 from airflow_mdbackup.scheme.history.journal import recover
-from airflow_mdbackup.scheme.history.timeline import CommitTime, HistoryGap, Timeline
+from airflow_mdbackup.scheme.history.replay import CommitTime
+from airflow_mdbackup.scheme.history.timeline import HistoryGap, Timeline
 from airflow_mdbackup.scheme.index.canonical import digest, read_entries
 from airflow_mdbackup.scheme.recovery.gaps import (
     END,

@@ -35,9 +35,11 @@ from airflow_mdbackup.scheme.common.sorted_paths import batches
 from airflow_mdbackup.scheme.errors import DestinationFull, DestinationRefused
 from airflow_mdbackup.scheme.files.content import copy_of, md5_of
 from airflow_mdbackup.scheme.files.disk import free_space
+from airflow_mdbackup.scheme.files.folder import Folder
 from airflow_mdbackup.scheme.files.syscalls import concerns_one_file, is_file, permissions
-from airflow_mdbackup.scheme.files.tree import Folder, PathBlocked, Tree, TreePerThread
-from airflow_mdbackup.scheme.history.timeline import FileVersion, Timeline
+from airflow_mdbackup.scheme.files.tree import PathBlocked, Tree, TreePerThread
+from airflow_mdbackup.scheme.history.replay import FileVersion
+from airflow_mdbackup.scheme.history.timeline import Timeline
 from airflow_mdbackup.scheme.recovery.restore_target import OpenTarget, resolve_trusted
 from airflow_mdbackup.scheme.store.mirror import Mirror
 from airflow_mdbackup.scheme.store.version_names import versions_on_disk
@@ -306,7 +308,7 @@ def _find_places(timeline: Timeline, source: Tree, content: FileVersion) -> Iter
     tried = set()
     for find in (
         lambda: content.places,
-        lambda: timeline.elsewhere(content.md5),
+        lambda: timeline.places_of(content.md5),
         lambda: [content.path, *versions_on_disk(source, content.path)],
     ):
         for place in find():

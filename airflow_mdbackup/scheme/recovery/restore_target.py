@@ -27,8 +27,9 @@ from pathlib import Path
 from airflow_mdbackup.scheme.common.paths import to_text
 from airflow_mdbackup.scheme.errors import DestinationBusy, DestinationRefused
 from airflow_mdbackup.scheme.files.content import write_all
+from airflow_mdbackup.scheme.files.folder import Folder
 from airflow_mdbackup.scheme.files.syscalls import concerns_one_file
-from airflow_mdbackup.scheme.files.tree import Folder, Tree
+from airflow_mdbackup.scheme.files.tree import Tree
 from airflow_mdbackup.scheme.store.mirror import Mirror
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC

@@ -14,7 +14,8 @@ from airflow_mdbackup.scheme.common.sorted_paths import SortedLookup
 from airflow_mdbackup.scheme.common.times import NoSuchTime, RequestedTime, format_time
 from airflow_mdbackup.scheme.history.changes import taken_out_by
 from airflow_mdbackup.scheme.history.consumer_index import present_index
-from airflow_mdbackup.scheme.history.timeline import CommitTime, FileVersion, Timeline
+from airflow_mdbackup.scheme.history.replay import CommitTime, FileVersion
+from airflow_mdbackup.scheme.history.timeline import Timeline
 from airflow_mdbackup.scheme.index.canonical import has_path, read_entries
 from airflow_mdbackup.scheme.recovery.last_run import LastRun
 from airflow_mdbackup.scheme.recovery.selection import Selection, as_path
@@ -180,7 +181,7 @@ def _find_commit(timeline: Timeline, as_of: datetime | RequestedTime | None) -> 
         requested = as_of
     else:
         requested = RequestedTime("", as_of or datetime.now().astimezone())
-    commit = timeline.asked(requested)
+    commit = timeline.find_commit(requested)
     if commit is None:
         raise NoSuchTime(_describe_too_early(timeline, requested.when or datetime.now().astimezone()))
     return commit

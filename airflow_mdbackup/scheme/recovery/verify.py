@@ -40,7 +40,8 @@ from airflow_mdbackup.scheme.files.syscalls import concerns_one_file, seconds
 from airflow_mdbackup.scheme.files.tree import Tree, TreePerThread
 from airflow_mdbackup.scheme.history.changes import REPAIR
 from airflow_mdbackup.scheme.history.forget import remove_entries
-from airflow_mdbackup.scheme.history.timeline import FileVersion, Timeline
+from airflow_mdbackup.scheme.history.replay import FileVersion
+from airflow_mdbackup.scheme.history.timeline import Timeline
 from airflow_mdbackup.scheme.index.canonical import Entry
 from airflow_mdbackup.scheme.recovery.prune import acknowledge_missing
 from airflow_mdbackup.scheme.recovery.selection import Selection
@@ -111,7 +112,7 @@ def unknown_files(mirror: Mirror, timeline: Timeline) -> Iterator[VerifiedFile]:
 
     :param timeline: of all paths.
     """
-    timeline.note_places()
+    timeline.record_places()
     with mirror.tree() as tree:
         for place in tree.files_below():
             if not timeline.has_place(place):
@@ -383,7 +384,7 @@ class Verification:
         if not self._wanted.is_everything:
             contents = (content for content in contents if self._wanted.take(content.path))
         elif self._part is None:
-            contents = self._timeline.noting(contents)
+            contents = self._timeline.recording_places(contents)
         results = verify(
             self._mirror, self._timeline, contents, threads=self._threads, wait=self._count_bytes
         )

@@ -1,4 +1,4 @@
-"""Where everything is under ``dest``. Nothing else builds paths there.
+"""The layout under ``dest``. No other package builds paths there.
 
 ::
 
@@ -6,5 +6,5 @@
     run               the directory of one run
     staging           verified files that are not in the mirror yet
     version_names     names of versions in ``.old``, and stamps in file names
-    locks             who may change what, and who is waited for
+    locks             flocks, and who holds them
 """

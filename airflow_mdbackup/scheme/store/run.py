@@ -1,4 +1,4 @@
-"""TODO"""
+"""The directory of one run: its files, its locks and its state."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ REMOVED = ".removed-"  # no run's directory begins with a full stop
 
 
 class Run:
-    """The directory of one DAG run, made by FetchIndex. A retried or cleared task finds it again."""
+    """The directory of one DAG run, created by FetchIndex. A retried or cleared task finds it again."""
 
     def __init__(self, folder: Path, run_id: str) -> None:
         self.folder = folder
@@ -43,19 +43,19 @@ class Run:
         self.override = folder / "override.json"
 
     def pulls(self, shard: int) -> Path:
-        """Return the part of the plan that one shard pulls."""
+        """Return the path of the part of the plan that one shard pulls."""
         return self.folder / f"pull-{shard:03}.jsonl"
 
     def consumer(self, shard: int) -> Path:
-        """Return where one shard has the consumer index in canonical form, if it was edited."""
+        """Return the path of one shard's canonical consumer index, written if the index was edited."""
         return self.folder / f"consumer-{shard:03}.md5"
 
     def arriving(self, shard: int) -> bytes:
-        """Return the name, in the run's folder, of a small file while it is written."""
+        """Return the name, in the run's folder, of a small file that is being written."""
         return b"arriving-%03d" % shard
 
     def results(self, shard: int) -> Path:
-        """Return what became of the entries of one shard."""
+        """Return the path of one shard's results."""
         return self.folder / f"results-{shard:03}.jsonl"
 
     @contextmanager
@@ -68,17 +68,17 @@ class Run:
         shared: bool = False,
         make: bool = False,
     ) -> Iterator[None]:
-        """Hold the lock on the run's own files, so that no step of it begins before another one ended.
+        """Hold the lock on the run's own files, so that its steps do not overlap.
 
-        A task that is thought dead may go on beside its retry, tasks may be cleared while others run, and two
-        Airflow installations may give their runs the same id.
+        A task thought dead may still be running beside its retry, tasks may be cleared while others run, and
+        two Airflow installations may give their runs the same id.
 
-        :param step: what others are told about the holder.
-        :param wait: seconds.
-        :param shared: hold it together with others who share it, as the shards of one step do.
-        :param make: make the run's directory, if it is not there.
+        :param step: the holder, as others see it.
+        :param wait: seconds to wait for the lock.
+        :param shared: hold it together with others who share it, like the shards of one step.
+        :param make: create the run's directory if it is missing.
         :raises DestinationBusy: it was not free in time.
-        :raises DestinationRefused: a symlink has its name.
+        :raises DestinationRefused: the lock file is a symlink.
         :raises RunIncomplete: the run has no directory.
         """
         path, what = self.folder / "run.lock", f"{provider}: the run {self.run_id}"
@@ -93,7 +93,7 @@ class Run:
                 )
             with ExitStack() as held, suppress(FileNotFoundError):
                 file = held.enter_context(locked(path, what, step, wait, kind))
-                # It may have been taken away, directory and all, before we had the lock.
+                # The directory may have been removed before we had the lock.
                 if os.path.samestat(os.fstat(file), path.stat()):
                     held = held.pop_all()
                     break
@@ -102,7 +102,7 @@ class Run:
 
     @contextmanager
     def unused(self) -> Iterator[bool]:
-        """Hold the lock on the run's files if no step of it is at work now; yield whether that is so."""
+        """Hold the lock on the run's files if none of its steps is running; yield whether it is held."""
         with open(self.folder / "run.lock", "a+", opener=not_followed) as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -112,7 +112,7 @@ class Run:
                 yield True
 
     def is_at_work(self) -> bool:
-        """Whether a step of it is at work now, as far as that shows from here. Changes nothing."""
+        """Whether one of its steps is running, as far as can be seen here. Changes nothing."""
         try:
             file = os.open(self.folder / "run.lock", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except OSError:
@@ -121,7 +121,7 @@ class Run:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
-        except OSError:  # as on NFS, where that needs a file that may be written
+        except OSError:  # as on NFS, where it needs a writable file
             return False
         finally:
             os.close(file)
@@ -129,7 +129,7 @@ class Run:
 
     @contextmanager
     def shard_lock(self, shard: int, provider: str, wait: float = LOCK_WAIT) -> Iterator[None]:
-        """Hold the lock on one shard, so that a task that is thought dead does not pull beside its retry.
+        """Hold the lock on one shard, so that a task thought dead does not pull beside its retry.
 
         :param wait: seconds.
         :raises DestinationBusy: it was not free in time.
@@ -140,16 +140,16 @@ class Run:
 
     @contextmanager
     def space_lock(self, provider: str) -> Iterator[None]:
-        """Hold the lock on judging for all shards whether the disk has room for the run.
+        """Hold the lock under which one shard checks, for all of them, that the disk has room for the run.
 
         :raises DestinationBusy: it was not free in time.
         """
-        what = f"{provider}: the judgement of free space for {self.run_id}"
+        what = f"{provider}: the free space check of {self.run_id}"
         with locked(self.folder / "space.lock", what, "a shard", LOCK_WAIT):
             yield
 
     def size(self) -> int:
-        """Return the bytes of the files in the run's directory, in which a cleared task may be at work."""
+        """Return the size of the run's directory in bytes. A cleared task may be writing to it."""
         size = 0
         for path in self.folder.iterdir():
             with suppress(FileNotFoundError):
@@ -157,45 +157,45 @@ class Run:
         return size
 
     def remove(self) -> None:
-        """Take the run's directory out of sight, in one step; its files can go then, one by one."""
+        """Rename the run's directory out of the way, in one step; its files can be deleted afterwards."""
         self.folder.rename(self.folder.with_name(f"{REMOVED}{self.folder.name}-{now_stamp()}"))
 
     def begin_again(self) -> None:
-        """Take back an earlier plan: until there is a new one, later steps have nothing to go on from."""
+        """Discard an earlier plan: later steps cannot start until there is a new one."""
         self.plan.unlink(missing_ok=True)
         self.done.unlink(missing_ok=True)
 
     def end_with_plan(self) -> None:
-        """End a dry run: no later step has anything to go on from, and nobody waits for its end."""
+        """End a dry run: later steps cannot start, and the run counts as ended."""
         self.begin_again()
         self.begun.unlink(missing_ok=True)
 
     def made_by(self, path: Path) -> int:
-        """Return which try has made one of the run's states with which it goes on; 0 if none has."""
+        """Return which try wrote one of the states of this unfinished run; 0 if none did."""
         if self.done.exists():
             return 0
         try:
             return int(read_header(path).get("attempt", 0))
-        except (FileNotFoundError, CorruptFile):  # a crash came before, or spoilt it
+        except (FileNotFoundError, CorruptFile):  # not written yet, or damaged by a crash
             return 0
 
     def comes_late(self, provider: str, done: str, attempt: int, later: int) -> DestinationBusy:
-        """Return the error for a try that was thought dead, and goes on once a later one has ended."""
+        """Return the error for a try that was thought dead, and continues after a later one has ended."""
         return DestinationBusy(
             f"{provider}: try {later} of {self.run_id} has {done}, and this one, try {attempt}, came after "
-            "it. Nothing was changed. If there is no such try any more, as when Airflow's database was made "
-            f"anew, remove {self.folder}"
+            "it. Nothing was changed. If that try no longer exists, as when Airflow's database was created "
+            f"again, remove {self.folder}"
         )
 
     @property
     def round_trip(self) -> float | None:
-        """Seconds of a round trip to the provider, as FetchIndex found; None if it is not known."""
+        """Seconds of a round trip to the provider, as FetchIndex measured; None if unknown."""
         return read_header(self.state).get("round_trip") if self.state.exists() else None
 
     def require(self, path: Path, step: str) -> dict[str, Any]:
-        """Return the header of a file that an earlier step of this run has made.
+        """Return the header of a file that an earlier step of this run wrote.
 
-        :raises RunIncomplete: it is not there.
+        :raises RunIncomplete: it is missing.
         """
         try:
             return read_header(path)

@@ -1,4 +1,4 @@
-"""TODO"""
+"""Names of versions in ``.old``, and stamps in file names."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ OLD = b".old"
 
 
 def version_path(path: bytes, stamp: str, attempt: int = 0) -> bytes:
-    """Return where the version of ``path`` displaced at ``stamp`` lies: in ``.old`` beside it.
+    """Return the place of the version of ``path`` displaced at ``stamp``: in ``.old`` beside it.
 
-    :param attempt: counts on when the name is taken.
+    :param attempt: a number to append if the name is taken.
     """
     directory, _, name = path.rpartition(b"/")
     suffix = b"." + stamp.encode() + (b".%d" % attempt if attempt else b"")
     if len(name) + len(suffix) > MAX_COMPONENT:
-        known_by = b"~" + _known_by(name)
-        cut = MAX_COMPONENT - len(suffix) - len(known_by)
-        # Some filesystems take no name that is not UTF-8, so that no character may be cut in two.
+        name_hash = b"~" + _name_hash(name)
+        cut = MAX_COMPONENT - len(suffix) - len(name_hash)
+        # Some filesystems refuse names that are not UTF-8, so do not cut a character in two.
         cut -= next((n for n in range(4) if name[cut - n] & 0xC0 != 0x80), 0)
-        name = name[:cut] + known_by
+        name = name[:cut] + name_hash
     return b"/".join((directory, OLD, name + suffix))
 
 
 def displaced_at(version: bytes) -> str:
-    """Return the stamp in the name of a version."""
+    """Return the stamp in the name of a version; empty if it has none."""
     found = _VERSION.fullmatch(version)
     return found[2].decode() if found else ""
 
 
 def versions_on_disk(tree: Tree, path: bytes) -> list[bytes]:
-    """Return what lies in ``.old`` under a version name of ``path``, the oldest first, by its name alone."""
+    """Return the places in ``.old`` with a version name of ``path``, oldest first, judged by name only."""
     directory, _, name = path.rpartition(b"/")
     old = directory + b"/" + OLD
     return sorted(old + b"/" + other for other in tree.names_in(old) if _is_version(other, name))
@@ -48,11 +48,11 @@ def _is_version(other: bytes, name: bytes) -> bool:
     if version is None or version[1] == name:
         return version is not None
     shortened = _SHORTENED.fullmatch(version[1])
-    return shortened is not None and name.startswith(shortened[1]) and _known_by(name) == shortened[2]
+    return shortened is not None and name.startswith(shortened[1]) and _name_hash(name) == shortened[2]
 
 
 class Displaced(NamedTuple):
-    """What a version name tells: ``path`` was displaced at ``stamp``, and lay at ``version`` from then on."""
+    """What a version name says: ``path`` was displaced at ``stamp``, and was at ``version`` from then on."""
 
     path: bytes
     version: bytes
@@ -60,11 +60,11 @@ class Displaced(NamedTuple):
 
 
 def displaced(place: bytes) -> tuple[bytes, list[Displaced]] | None:
-    """Return which path a file of the mirror belongs to, and what of it went to ``.old``, the oldest first.
+    """Return which path a file of the mirror belongs to, and what was moved to ``.old``, oldest first.
 
-    If the first of these is not that path itself, a directory above it went there as a whole.
+    If the first of these is not that path itself, a directory above it was moved as a whole.
 
-    :returns: None where names do not tell: one was shortened, or is none of ours.
+    :returns: None if the names do not say: one was shortened, or is not ours.
     """
     path, found = b"", list[Displaced]()
     components = iter(place.split(b"/")[1:])
@@ -84,11 +84,11 @@ _VERSION = re.compile(rb"(.+)\.([0-9]{8}T[0-9]{6}\.[0-9]{6}Z)(?:\.[0-9]+)?", re.
 _SHORTENED = re.compile(rb"(.+)~([0-9a-f]{12})", re.DOTALL)
 
 
-NO_STAMP = "9999"  # with which none begins, so that there is always a later time
+NO_STAMP = "9999"  # no stamp begins with this, so there is always a later time
 
 
-def _known_by(name: bytes) -> bytes:
-    """Return what tells apart names that are too long for a version name of theirs."""
+def _name_hash(name: bytes) -> bytes:
+    """Return a hash that distinguishes names which are too long for a version name."""
     return hashlib.md5(name, usedforsecurity=False).hexdigest()[:12].encode()
 
 
@@ -101,27 +101,27 @@ def _format(moment: datetime) -> str:
 
 
 def is_stamp(text: str) -> bool:
-    """Whether a text is a stamp as :meth:`Mirror.next_stamp` gives them."""
+    """Whether a text is a stamp as :meth:`Mirror.next_stamp` returns."""
     return bool(text) and _stamp_in(text.encode(errors="replace")) == text
 
 
 def stamp_in_name(name: str) -> str:
-    """Return the stamp with which the name of a file of history begins."""
+    """Return the stamp at the beginning of the name of a history file."""
     return name[: len("20261123T031500.123456Z")]
 
 
 def stamp_beside(stamp: str, microseconds: int) -> str:
-    """Return the stamp so much later; earlier if it is negative."""
+    """Return a stamp shifted by some microseconds, which may be negative."""
     return _format(_parse(stamp) + timedelta(microseconds=microseconds))
 
 
 def stamp_of_file(path: Path) -> str:
-    """Return when a file was written last, as a stamp."""
+    """Return the modification time of a file as a stamp."""
     return _format(datetime.fromtimestamp(path.stat().st_mtime, UTC))
 
 
 def _stamp_in(text: bytes) -> str:
-    """Return the stamp that ``text`` is, or an empty text if a crash has spoilt it."""
+    """Return ``text`` if it is a stamp; otherwise an empty text."""
     try:
         stamp = text.decode("ascii")
         return stamp if _format(_parse(stamp)) == stamp < NO_STAMP else ""

@@ -102,7 +102,7 @@ def import_versions(
         recovered = not dry_run and _recover(mirror)
         with Timeline(mirror) as timeline:
             _check_file_system(mirror, source, copy)
-            timeline.note_places()
+            timeline.record_places()
             is_mirror = source.directory.resolve() == mirror.files.resolve()
 
             def ignores(path: bytes) -> bool:
@@ -186,7 +186,7 @@ class _Importer:
             staging = stack.enter_context(mirror.open_staging())
             if self._is_outdated():
                 self._timeline = stack.enter_context(Timeline(mirror))
-                self._timeline.note_places()
+                self._timeline.record_places()
             if tx.index is None:
                 raise DestinationRefused(
                     f"{mirror.provider}: {mirror.dest} has no index yet: adopt a tree, or wait for a run"
