@@ -365,10 +365,10 @@ def test_what_is_gone_for_good_can_be_let_go_and_is_missed_no_more(pair: Pair, t
         file.unlink()
     dest = str(pair.mirror.dest)
     assert mdbackup("verify", "--dest", dest)[0] == 1 and len(found_in(pair)) == 3
-    status, out, _ = mdbackup("verify", "--dest", dest, "--let-go")
-    assert status == 1 and out.count("let go") == 2
+    status, out, _ = mdbackup("verify", "--dest", dest, "--acknowledge-missing")
+    assert status == 1 and out.count("acknowledged") == 2
     assert found_in(pair) == {pair.path("same"): "missing"}
-    assert mdbackup("verify", "--dest", dest, "--let-go")[1].count("let go") == 0
+    assert mdbackup("verify", "--dest", dest, "--acknowledge-missing")[1].count("acknowledged") == 0
     assert mdbackup("verify", "--dest", dest, "--repair", "--missing")[0] == 1
     pair.put("gone", b"gone")
     pair.backup()
