@@ -30,7 +30,7 @@ def unusable(configuration: Configuration, file: Path) -> tuple[Problem, ...]:
         for key, schedule in provider.schedules.items():
             if isinstance(schedule, Assets | Timetable):
                 try:
-                    schedule.made()
+                    schedule.for_airflow()
                 except UnusableSchedule as error:
                     problems.append(Problem(file, provider.name, key, str(error)))
         for rule in provider.alerts:

@@ -25,7 +25,7 @@ class Assets:
 
     assets: tuple[str, ...]
 
-    def made(self) -> list[Any]:
+    def for_airflow(self) -> list[Any]:
         """Return what a DAG takes for it.
 
         :raises UnusableSchedule: one is no URI that Airflow accepts.
@@ -53,7 +53,7 @@ class Timetable:
     path: str
     arguments: dict[str, Any] = field(default_factory=dict, hash=False)
 
-    def made(self) -> Any:
+    def for_airflow(self) -> Any:
         """Return what a DAG takes for it.
 
         :raises UnusableSchedule: it cannot be imported or made, or Airflow cannot store it.
