@@ -16,10 +16,10 @@ from pathlib import Path
 from playwright.sync_api import Locator, Page, sync_playwright
 
 from airflow_mdbackup.dags.restore import RESTORE
+from demo.run_report import console
 from demo.scene import DAG_ID, REPOSITORY, Scene, offer_standard_library, scene
 from demo.sshd import ProviderServer
 from demo.stack import AirflowStack
-from demo.told import console
 
 IMAGES = REPOSITORY / "docs" / "images"
 MARGIN = 12

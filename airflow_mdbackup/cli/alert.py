@@ -11,7 +11,7 @@ from airflow_mdbackup.alerts.message import Alert
 from airflow_mdbackup.alerts.senders import deliver, name_of
 from airflow_mdbackup.cli.output import UsageError, printable
 from airflow_mdbackup.cli.providers import airflow_command, find_provider
-from airflow_mdbackup.config.settings import dags_folder
+from airflow_mdbackup.config.airflow_options import dags_folder
 
 ACCEPTED, REJECTED = 0, 1
 

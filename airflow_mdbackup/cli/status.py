@@ -18,7 +18,7 @@ from airflow_mdbackup.cli.output import UsageError, printable
 from airflow_mdbackup.cli.status_formats import Report, as_json, as_prometheus, as_text
 from airflow_mdbackup.config import load, providers_file
 from airflow_mdbackup.config import schedule as schedule_module
-from airflow_mdbackup.config.settings import default_timezone
+from airflow_mdbackup.config.airflow_options import default_timezone
 from airflow_mdbackup.scheme.recovery.health import Health, ProviderHealth, check_health
 from airflow_mdbackup.scheme.store.mirror import Mirror
 

@@ -21,8 +21,8 @@ from airflow_mdbackup.cli.main import main
 from airflow_mdbackup.cli.status_formats import Report, as_prometheus, as_text
 from airflow_mdbackup.config import load
 from airflow_mdbackup.config import schedule as schedule_module
+from airflow_mdbackup.config.airflow_options import default_timezone
 from airflow_mdbackup.config.schedule import Assets, Timetable, default_max_age
-from airflow_mdbackup.config.settings import default_timezone
 from airflow_mdbackup.scheme.backup.fetch import fetch_index
 from airflow_mdbackup.scheme.common import times as moments
 from airflow_mdbackup.scheme.common.units import describe_duration, describe_two_durations, parse_duration
