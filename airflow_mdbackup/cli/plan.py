@@ -184,6 +184,10 @@ def _summary(
     ):
         if number:
             yield f"{number:,} {what} on the provider, so the run will fail: {', '.join(paths)}"
+    yield from _warnings(provider, plan, pending=pending)
+
+
+def _warnings(provider: Provider, plan: Plan, *, pending: bool) -> Iterator[str]:
     if pending:
         yield (
             "A commit is not finished: a run is working on it, or the next one will finish it. This is a"

@@ -346,7 +346,7 @@ def test_what_is_there_is_not_touched_unless_asked(pair: Pair, tmp_path: Path) -
         "--overwrite",
     )
     _, told, said = mdbackup(*command, "--dry-run")
-    assert f"would replace what is there  {os.fsdecode(pair.path('changed'))}\n" in told
+    assert f"would replace a different file  {os.fsdecode(pair.path('changed'))}\n" in told
     assert "1 would replace a different file" in said
     assert outcomes(back(pair, target, stamp, overwrite=True)) == {"there": 4, "restored": 1, "kept": 1}
     assert there.read_bytes() == b"changed" and in_the_way.is_symlink()
