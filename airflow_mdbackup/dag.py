@@ -1,4 +1,4 @@
-"""Kept for DAG files that were copied before: see :mod:`airflow_mdbackup.dags.backup`."""
+"""Kept for DAG files copied from an older version: see :mod:`airflow_mdbackup.dags.backup`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from airflow_mdbackup.dags.backup import provider_dag, provider_dags
 __all__ = ["provider_dag", "provider_dags"]
 
 warnings.warn(
-    "airflow_mdbackup.dag is airflow_mdbackup.dags.backup now: copy the DAG files of this version again",
+    "airflow_mdbackup.dag moved to airflow_mdbackup.dags.backup: copy the DAG files of this version again",
     DeprecationWarning,
     stacklevel=2,
 )

@@ -1,4 +1,4 @@
-"""What Airflow shows of this package. Imports no Airflow: it is read while that is still starting."""
+"""What Airflow shows about this package. Imports no Airflow, which is still starting when it reads this."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def get_provider_info() -> dict[str, Any]:
-    """Return the metadata of the Airflow provider package, as ``provider_info.schema.json`` has it."""
+    """Return the metadata of the Airflow provider package, in the form of ``provider_info.schema.json``."""
     return {
         "package-name": "airflow-mdbackup",
         "name": "mdbackup",
@@ -64,9 +64,9 @@ def get_provider_info() -> dict[str, Any]:
                     },
                     "restore_below": {
                         "description": (
-                            "The directory, on the workers, below which the DAG ``mdbackup_restore`` may"
-                            " write: an absolute path, where only the workers' user can write. Not set: that"
-                            " DAG restores nothing."
+                            "Directory on the workers below which the DAG ``mdbackup_restore`` may write: an"
+                            " absolute path, writable only for the workers' user. If it is not set, that DAG"
+                            " restores nothing."
                         ),
                         "version_added": "0.1.0",
                         "type": "string",

@@ -1,4 +1,4 @@
-"""What the Airflow UI needs to know of this package at start."""
+"""The Airflow plugin: what the Airflow UI loads when it starts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from airflow_mdbackup.links import LastGoodRunLink, RunReportLink
 
 
 class MdBackupPlugin(AirflowPlugin):
-    """Registers the links of our operators."""
+    """Registers the links of the operators."""
 
     name = "mdbackup"
     operator_extra_links = [LastGoodRunLink(), RunReportLink()]  # noqa: RUF012 - Airflow's own shape

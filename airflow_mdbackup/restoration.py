@@ -1,4 +1,4 @@
-"""Kept for DAG files that were copied before: see :mod:`airflow_mdbackup.dags.restore`."""
+"""Kept for DAG files copied from an older version: see :mod:`airflow_mdbackup.dags.restore`."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from airflow_mdbackup.dags.restore import restore_dags
 __all__ = ["restore_dags"]
 
 warnings.warn(
-    "airflow_mdbackup.restoration is airflow_mdbackup.dags.restore now: copy the DAG files of this version"
-    " again",
+    "airflow_mdbackup.restoration moved to airflow_mdbackup.dags.restore: copy the DAG files of this"
+    " version again",
     DeprecationWarning,
     stacklevel=2,
 )

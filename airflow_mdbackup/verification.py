@@ -1,4 +1,4 @@
-"""Kept for DAG files that were copied before: see :mod:`airflow_mdbackup.dags.verify`."""
+"""Kept for DAG files copied from an older version: see :mod:`airflow_mdbackup.dags.verify`."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from airflow_mdbackup.dags.verify import verify_dags
 __all__ = ["verify_dags"]
 
 warnings.warn(
-    "airflow_mdbackup.verification is airflow_mdbackup.dags.verify now: copy the DAG files of this version"
-    " again",
+    "airflow_mdbackup.verification moved to airflow_mdbackup.dags.verify: copy the DAG files of this"
+    " version again",
     DeprecationWarning,
     stacklevel=2,
 )

@@ -1,6 +1,6 @@
-"""One DAG for each provider that reads its backup again, by its key `verify`. Goes beside mdbackup.py.
+"""One DAG for each provider that verifies its backup, by its key `verify`. Goes beside mdbackup.py.
 
-It never raises: a provider that is not configured validly has none, and its DAG in mdbackup.py says why.
+It never raises: an invalid provider has none, and its DAG in mdbackup.py says why.
 """
 
 from airflow_mdbackup.dags.verify import verify_dags

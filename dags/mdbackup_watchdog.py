@@ -1,6 +1,6 @@
-"""Every hour, fails and tells for each provider whose last good backup is too old. Goes beside mdbackup.py.
+"""Every hour, fails and alerts for each provider whose last good backup is too old. Goes beside mdbackup.py.
 
-A file of its own: it sees that backups stay away also when the DAGs of the other file do not load.
+A separate file, so that it also notices when the DAGs of the other file do not load.
 """
 
 from airflow_mdbackup.dags.watchdog import watchdog_dag

@@ -73,8 +73,10 @@ class AirflowClient:
                     return dict(dag)
             time.sleep(0.5)
         errors = self.get("/importErrors")["import_errors"]
-        told = "".join(f"\n{error['filename']}: {error['stack_trace']}" for error in errors)
-        raise AirflowClientError(f"No DAG {dag_id} within {timeout:.0f} s. Import errors: {told or 'none'}")
+        stack_traces = "".join(f"\n{error['filename']}: {error['stack_trace']}" for error in errors)
+        raise AirflowClientError(
+            f"No DAG {dag_id} within {timeout:.0f} s. Import errors: {stack_traces or 'none'}"
+        )
 
     def read_again(self, dag_id: str) -> None:
         """Have the DAG processor read the file of the DAG again, soon, although it has not changed."""

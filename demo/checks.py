@@ -14,8 +14,8 @@ from airflow_mdbackup.scheme.files.jsonl import read_records
 from airflow_mdbackup.scheme.history.changes import Change, commits
 from airflow_mdbackup.scheme.index.canonical import read_entries
 from airflow_mdbackup.scheme.store.mirror import Mirror
+from demo.run_report import RunReport, console
 from demo.scene import PROVIDER, REPOSITORY, Scene
-from demo.told import Told, console
 
 
 class NotAsItShouldBe(AssertionError):
@@ -23,7 +23,7 @@ class NotAsItShouldBe(AssertionError):
 
 
 def check(promise: str, kept: bool, evidence: str = "") -> None:
-    """Tell that a promise is kept.
+    """Print that a promise is kept.
 
     :raises NotAsItShouldBe: it is not.
     """
@@ -76,7 +76,7 @@ def moved_file_is_not_transferred(both: Scene, name: str, transferred: int, pull
     check(f"only {' and '.join(pulled)} were transferred", sum(sizes) == transferred, sum_told)
 
 
-def nothing_was_done(both: Scene, run: Told, commits_before: list[Path]) -> None:
+def nothing_was_done(both: Scene, run: RunReport, commits_before: list[Path]) -> None:
     """The run had nothing to do, said so, and left no history."""
     said = "nothing to do" in run.log and run.summary.startswith("nothing to do")
     check("there was nothing to do, and the tasks say so", said and not run.transferred and not run.outcomes)
@@ -98,8 +98,8 @@ def md5sum_agrees(both: Scene, without: str) -> None:
     )
     passed = answer.stdout.count(b": OK\n")
     everything = not answer.returncode and passed == len(_indexed(both)) - 1
-    told = f"{passed:,} files OK {answer.stderr.decode(errors='replace')}".strip()
-    check("md5sum --check passes on B's index, paths made relative", everything, told)
+    output = f"{passed:,} files OK {answer.stderr.decode(errors='replace')}".strip()
+    check("md5sum --check passes on B's index, paths made relative", everything, output)
 
 
 def history(both: Scene) -> list[Path]:

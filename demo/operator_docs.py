@@ -28,17 +28,17 @@ _STEPS = [
 _INTRODUCTION = """\
 # The operators
 
-`from airflow_mdbackup.operators import ...`. The DAGs that `dags/mdbackup.py` makes consist of these,
-and you can wire them yourself. All parameters are keyword-only, and those marked *templated* are
-rendered by Airflow. Every step finds the state of its run below `dest`, so that all but
-`BuildProviderIndex` must run where that is, and a retried or cleared task goes on from there. XComs are
-small summaries only. `VerifyMirror` and `RestoreFiles` are no steps of a backup, and run where `dest` is;
-`AuditProvider` and `WatchBackup` are none, and run anywhere.
+`from airflow_mdbackup.operators import ...`. The DAGs of `dags/mdbackup.py` consist of these, and you can
+wire them yourself. All parameters are keyword-only; those marked *templated* are rendered by Airflow.
+Every step keeps the state of its run below `dest`, so all except `BuildProviderIndex` must run where `dest`
+is, and a retried or cleared task continues from there. XComs are only small summaries. `VerifyMirror` and
+`RestoreFiles` are not steps of a backup, and run where `dest` is; `AuditProvider` and `WatchBackup` are not
+either, and run anywhere.
 
-Pass `RETRY_POLICY` as `retry_policy`: then what no retry can heal (a refused key, a damaged index, a
-tripped guard) fails at once. `ArchiveOld` and `CommitBackup` belong behind the plan *and* behind a join
-that waits for the shards however they ended, so that what could be pulled is committed; `CommitBackup`
-then fails if anything is missing.
+Pass `RETRY_POLICY` as `retry_policy`: then errors that a retry cannot fix (a refused key, a damaged index, a
+tripped guard) fail at once. Put `ArchiveOld` and `CommitBackup` after the plan *and* after a join that waits
+for all shards, including failed ones, so that what could be pulled is committed; `CommitBackup` then fails if
+anything is missing.
 """
 
 

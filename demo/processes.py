@@ -109,7 +109,7 @@ def _alive(servers: Sequence[subprocess.Popen[bytes]], family: Mapping[int, str 
 
 
 def _started(pid: int) -> str | None:
-    # The start time tells a process from a later one with the same id. A zombie has ended.
+    # The start time distinguishes a process from a later one with the same id. A zombie has ended.
     fields = _stat(pid)
     return None if fields is None or fields[0] == "Z" else fields[19]
 

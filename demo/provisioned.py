@@ -196,7 +196,7 @@ class ProvisionedServer:
             self._sshd = None
 
     def sshd_answers(self) -> bool:
-        """Tell whether an SSH server is there."""
+        """Whether an SSH server answers."""
         try:
             with socket.create_connection(("127.0.0.1", self.port), timeout=5) as connection:
                 return connection.recv(8) == b"SSH-2.0-"

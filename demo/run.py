@@ -18,10 +18,10 @@ from types import FrameType
 from demo import checks
 from demo.airflow_client import AirflowClientError
 from demo.checks import NotAsItShouldBe
+from demo.run_report import RunFailed, back_up, console
 from demo.scene import DAG_ID, REPOSITORY, Scene, SceneTaken, empty_folder, offer_standard_library, scene
 from demo.sshd import ProviderServer, ProviderServerError
 from demo.stack import AirflowStackError
-from demo.told import RunFailed, back_up, console
 
 FOLDER = REPOSITORY / ".demo"
 
@@ -142,7 +142,7 @@ def _keep(both: Scene) -> None:
     console.print(f"  what A offers:        {os.path.relpath(both.source)}", markup=False)
     console.print(f"  the backup:           .venv/bin/mdbackup log --dest {here / 'b'}", markup=False)
     console.print(f"  airflow's own command: . {here / 'env'} && .venv/bin/airflow dags list", markup=False)
-    console.print(f"  {LOST}, deleted on B, is still missing there: mdbackup verify and restore tell so")
+    console.print(f"  {LOST}, deleted on B, is still missing there: mdbackup verify and restore report it")
     with suppress(EOFError, KeyboardInterrupt):
         if sys.stdin.isatty():
             input("  Enter stops them. ")

@@ -16,10 +16,10 @@ from pathlib import Path
 from playwright.sync_api import Locator, Page, sync_playwright
 
 from airflow_mdbackup.dags.restore import RESTORE
+from demo.run_report import console
 from demo.scene import DAG_ID, REPOSITORY, Scene, offer_standard_library, scene
 from demo.sshd import ProviderServer
 from demo.stack import AirflowStack
-from demo.told import console
 
 IMAGES = REPOSITORY / "docs" / "images"
 MARGIN = 12
@@ -149,7 +149,7 @@ def picture_restore(page: Page, both: Scene, below: Path) -> None:
     page.goto(f"/dags/{RESTORE}")
     page.get_by_role("button", name="Trigger").first.click()
     form = page.get_by_role("dialog").filter(has_text="Run Parameters")
-    form.get_by_text("Only tell what would come back.").wait_for()
+    form.get_by_text("Only show what would be restored.").wait_for()
     form.locator("#element_paths").fill(f"{both.server.prefix}/backups/json")
     form.locator("#element_as_of").fill("1 second ago")
     take("restore.png", page, form, margin=0)

@@ -7,7 +7,7 @@ Three ways, the first one possible is taken:
                 below a world-writable directory such as /tmp). The machine's own files are never written.
     users       root where namespaces are forbidden. Two users are made with useradd and removed at the end,
                 the tree lies in a new directory below /srv, also removed at the end.
-    own         not root. Both accounts are the user who calls, told apart by their keys, and nobody can be
+    own         not root. Both accounts are the user who calls, distinguished by their keys, and nobody can be
                 chrooted: see `ProviderServer.prefix`.
 """
 
@@ -216,7 +216,7 @@ class ProviderServer:
         self.backupop, self.index_user = f"backupop-{suffix}", f"mdbackup-index-{suffix}"
         for name, shell in ((self.backupop, "/bin/false"), (self.index_user, "/bin/sh")):
             options = ["--system", "--user-group", "--no-create-home", "--home-dir", "/", "--shell", shell]
-            # Without PAM, sshd refuses a locked account, which useradd makes unless told of a password.
+            # Without PAM, sshd refuses a locked account, which useradd makes unless it is given a password.
             run(["useradd", *options, "--password", "*", name])
             self._made_users.append(name)
         index_account = pwd.getpwnam(self.index_user)

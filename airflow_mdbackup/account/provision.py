@@ -26,7 +26,7 @@ from pathlib import Path
 import jinja2
 
 from airflow_mdbackup import __version__
-from airflow_mdbackup.config.values import check_path
+from airflow_mdbackup.config.value_types import check_path
 from airflow_mdbackup.provider_side.programs import python_program, shell_program
 from airflow_mdbackup.provider_side.request import IndexRequest
 

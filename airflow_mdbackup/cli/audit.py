@@ -1,4 +1,4 @@
-"""``mdbackup audit PROVIDER``: prove from here that the provider's accounts can do nothing else."""
+"""``mdbackup audit PROVIDER``: prove from here that the provider's accounts are properly restricted."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ import sys
 from airflow_mdbackup.account.audit import audit
 from airflow_mdbackup.account.findings import Audit, as_json, show
 from airflow_mdbackup.cli.output import UsageError, printable
-from airflow_mdbackup.cli.providers import as_a_command, check_connection, find_provider
+from airflow_mdbackup.cli.providers import airflow_command, check_connection, find_provider
 from airflow_mdbackup.scheme.errors import BackupError
 
-TIGHT, LOOSER, UNREACHED = 0, 1, 3
+RESTRICTED, LOOSE, UNREACHED = 0, 1, 3
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print what an audit of ``args.provider`` found, as a table or, for ``args.format`` ``json``, as JSON.
+    """Print the findings of an audit of ``args.provider``, as a table or as JSON (``args.format``).
 
-    :returns: 0: all is tight; 1: something is looser than it should be, or could not be judged; 3: an account
-        cannot be reached, or is refused.
-    :raises UsageError: there is no such provider, it is not configured validly, or one of its connections is
-        missing, malformed, or names a key that is not here.
+    :returns: 0: everything is restricted; 1: something is not, or could not be judged; 3: an account cannot
+        be reached, or its login is refused.
+    :raises UsageError: there is no such provider, its configuration is invalid, or one of its connections is
+        missing, malformed, or names a key that is not on this machine.
     """
     try:
         found = _audit(args.provider)
@@ -36,12 +36,12 @@ def run(args: argparse.Namespace) -> int:
         print(as_json(args.provider, found))
     else:
         show(args.provider, found)
-    return LOOSER if found.loose else TIGHT
+    return LOOSE if found.loose else RESTRICTED
 
 
 def _audit(name: str) -> Audit:
     provider = find_provider(name)
-    with as_a_command():
+    with airflow_command():
         for connection_id in (provider.sftp_conn_id, provider.ssh_conn_id):
             if connection_id:
                 check_connection(connection_id)

@@ -1,4 +1,4 @@
-"""What commands print in the same way: paths, problems of a history, words for which there is nothing."""
+"""What several commands print: paths, problems with history, paths that were not found."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ GOOD, WRONG = 0, 1
 
 
 def on_disk(mirror: Mirror, place: bytes) -> bytes:
-    """Return where a place of the mirror is on this machine."""
+    """Return the path on this machine of a place in the mirror."""
     return os.fsencode(mirror.files) + place
 
 
 def quoted(path: bytes) -> str:
-    """Return a path as it can be given to a command again, in a shell."""
+    """Return a path as a shell command line takes it."""
     return shlex.quote(to_text(path))
 
 
-def tell_problems(past: Timeline) -> int:
+def print_problems(past: Timeline) -> int:
     """Print what is wrong with the history itself, and return the exit status for it."""
     for problem in past.problems:
         print(printable(f"WARNING: {problem}"), file=sys.stderr)
     return WRONG if past.problems else GOOD
 
 
-def tell_stopped(name: str, error: OSError) -> None:
-    """Print why a command could not go on."""
+def print_stopped(name: str, error: OSError) -> None:
+    """Print why a command could not continue."""
     where = f"{error.filename}: " if error.filename else ""
     print(printable(f"mdbackup {name}: stopped: {where}{error.strerror}"), file=sys.stderr)
 
 
-def tell_not_found(wanted: Selection) -> int:
-    """Complain of words for which there was nothing, and return the exit status for it."""
+def print_not_found(wanted: Selection) -> int:
+    """Print the paths and patterns that matched nothing, and return the exit status for them."""
     for word in wanted.not_found:
         print(printable(describe_never_backed_up(word)), file=sys.stderr)
     return WRONG if wanted.not_found else GOOD

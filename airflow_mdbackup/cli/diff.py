@@ -1,4 +1,4 @@
-"""``mdbackup diff``: what changed in a text from one version to another."""
+"""``mdbackup diff``: what changed in a text file between two versions."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import unicodedata
 from collections.abc import Iterable
 from datetime import datetime
 
-from airflow_mdbackup.cli.common import quoted, tell_problems, tell_stopped
-from airflow_mdbackup.cli.mirrors import mirror_of
+from airflow_mdbackup.cli.common import print_problems, print_stopped, quoted
+from airflow_mdbackup.cli.mirrors import open_mirror
 from airflow_mdbackup.cli.output import UsageError
 from airflow_mdbackup.scheme.common.times import NoSuchTime, format_time, requested_time
 from airflow_mdbackup.scheme.history.replay import FileVersion
@@ -26,27 +26,27 @@ _LARGEST = 32 << 20  # bytes; comparing takes time and memory
 def run(args: argparse.Namespace) -> int:
     """Print the difference between two versions of one file.
 
-    :returns: 0, whether they differ or not; 1: the bytes of one are nowhere any more, or history is damaged.
-    :raises UsageError: there is no such backup, file or moment, or the file is too large.
+    :returns: 0, whether they differ or not; 1: the content of one no longer exists, or history is damaged.
+    :raises UsageError: there is no such backup, file or time, or the file is too large.
     """
-    mirror, words = mirror_of(args)
+    mirror, words = open_mirror(args)
     if len(words) != 1:
-        raise UsageError("name one path, as backupop sees it")
+        raise UsageError("name one path: absolute, inside the chroot")
     try:
         return _run(args, mirror, as_path(words[0]))
     except OSError as error:
-        tell_stopped("diff", error)
+        print_stopped("diff", error)
         return WRONG
 
 
 def _run(args: argparse.Namespace, mirror: Mirror, path: bytes) -> int:
     below = path.rstrip(b"/") + b"/"
     with Timeline(mirror, lambda each: each == path or each.startswith(below)) as past:
-        wrong = tell_problems(past)
+        wrong = print_problems(past)
         contents = [content for content in past.contents() if content.path == path]
         if not contents and past.knows(path):
             raise UsageError(
-                f"{quoted(path)} is a directory: name a file; `mdbackup history` tells of all in it"
+                f"{quoted(path)} is a directory: name a file; `mdbackup history` lists all changes in it"
             )
         old, new = _pair(args, past, contents, path)
         texts = [_read(mirror, past, content) for content in (old, new)]
@@ -57,7 +57,7 @@ def _run(args: argparse.Namespace, mirror: Mirror, path: bytes) -> int:
         return WRONG
     before, after = (text or b"" for text in texts)
     if b"\0" in before or b"\0" in after:
-        print("Binary files differ" if before != after else "They are the same")
+        print("Binary files differ" if before != after else "Both versions have the same content")
         return wrong
     _print(
         difflib.diff_bytes(
@@ -72,54 +72,59 @@ def _run(args: argparse.Namespace, mirror: Mirror, path: bytes) -> int:
 def _pair(
     args: argparse.Namespace, past: Timeline, contents: list[FileVersion], path: bytes
 ) -> tuple[FileVersion, FileVersion]:
-    """Return the two versions that are meant: by default the last two."""
+    """Return the two versions to compare: by default the last two."""
     if not contents:
-        raise UsageError(f"nothing was ever backed up as {quoted(path)}")
+        raise UsageError(f"{quoted(path)} was never backed up")
+    old = None if args.since is None else _as_of(past, contents, args.since)
     new = contents[-1] if args.until is None else _as_of(past, contents, args.until)
-    if args.since is not None:
-        return _as_of(past, contents, args.since), new
+    if old is not None:
+        return old, new
     position = contents.index(new)
     if not position:
-        raise UsageError(f"{quoted(path)} has no version before that of {format_time(new.since)}")
+        raise UsageError(f"{quoted(path)} has no version before the one of {format_time(new.since)}")
     return contents[position - 1], new
 
 
 def _as_of(past: Timeline, contents: list[FileVersion], text: str) -> FileVersion:
-    asked = requested_time(text, datetime.now().astimezone())
+    requested = requested_time(text, datetime.now().astimezone())
+    if requested.when is not None:
+        print(f"{text!r} is {requested.when:%Y-%m-%d %H:%M:%S %z}", file=sys.stderr)
     try:
-        moment = past.find_commit(asked)
+        moment = past.find_commit(requested)
     except NoSuchTime as error:
         raise UsageError(str(error)) from error
-    if asked.understood_as:
-        print(asked.understood_as, file=sys.stderr)
     found = [content for content in contents if moment is not None and content.since <= moment.time]
     if not found:
-        raise UsageError(f"it was not there yet at {text!r}: first at {format_time(contents[0].since)}")
+        raise UsageError(
+            f"it did not exist yet at {text!r}: its first version is of {format_time(contents[0].since)}"
+        )
     return found[-1]
 
 
 def _read(mirror: Mirror, past: Timeline, content: FileVersion) -> bytes | None:
     if (content.size or 0) > _LARGEST:
-        raise UsageError(f"{_title(content)} has {content.size:,} bytes, too many to compare: restore both")
+        raise UsageError(
+            f"{_title(content)} has {content.size:,} bytes, too many to compare: restore both versions"
+        )
     return read_content(mirror, past, content)
 
 
 def _title(content: FileVersion) -> str:
-    return f"{quoted(content.path)}\t{format_time(content.since) or 'at an unknown moment'}"
+    return f"{quoted(content.path)}\t{format_time(content.since) or 'at an unknown time'}"
 
 
 def _print(lines: Iterable[bytes]) -> None:
-    """Print lines of a file: as they are into a pipe, and so that none acts on a terminal."""
+    """Print lines of a file: unchanged into a pipe, escaped on a terminal."""
     output = sys.stdout.buffer
-    to_people = sys.stdout.isatty()
+    to_terminal = sys.stdout.isatty()
     for line in lines:
-        shown = _inert(line) if to_people else line
+        shown = _escape(line) if to_terminal else line
         output.write(shown if shown.endswith(b"\n") else shown + b"\n\\ No newline at end of file\n")
     output.flush()
 
 
-def _inert(line: bytes) -> bytes:
-    """Return a line with all bytes escaped that could act on a terminal, or turn the direction of writing."""
+def _escape(line: bytes) -> bytes:
+    """Escape all bytes that could act on a terminal, or change the direction of the text."""
     text = line.decode("utf-8", "surrogateescape")
     if text.rstrip("\n").isprintable():
         return line

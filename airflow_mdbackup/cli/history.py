@@ -1,4 +1,4 @@
-"""``mdbackup log``, ``history`` and ``versions``: what was backed up when, and where it lies now."""
+"""``mdbackup log``, ``history`` and ``versions``: what was backed up when, and where it is now."""
 
 from __future__ import annotations
 
@@ -9,8 +9,15 @@ from contextlib import contextmanager
 from itertools import groupby
 from typing import Any
 
-from airflow_mdbackup.cli.common import md5_text, on_disk, print_json, quoted, tell_not_found, tell_problems
-from airflow_mdbackup.cli.mirrors import mirror_of, selection_of
+from airflow_mdbackup.cli.common import (
+    md5_text,
+    on_disk,
+    print_json,
+    print_not_found,
+    print_problems,
+    quoted,
+)
+from airflow_mdbackup.cli.mirrors import open_mirror, parse_selection
 from airflow_mdbackup.cli.output import UsageError, printable
 from airflow_mdbackup.scheme.common.paths import to_text
 from airflow_mdbackup.scheme.common.times import format_time
@@ -22,34 +29,36 @@ from airflow_mdbackup.scheme.history.timeline import Timeline
 from airflow_mdbackup.scheme.recovery.last_run import LastRun
 from airflow_mdbackup.scheme.store.mirror import Mirror
 
-_LEFT = {
+_WHY_REMOVED = {
     "": "gone from the provider since {}",
-    FORGET: "taken out of the index by `mdbackup forget` on {}",
-    REPAIR: "taken out of the index by a repair (`verify`) on {}",
-    UNKNOWN: "out of the index since {}; history was rebuilt, and does not say why",
+    FORGET: "removed from the index by `mdbackup forget` on {}",
+    REPAIR: "removed from the index by a repair (`verify`) on {}",
+    UNKNOWN: "not in the index since {}; history was rebuilt, and does not say why",
 }
 """Why an entry left the index."""
-_SINCE = {
-    None: ", for the next run to copy it again",
+_SINCE_REMOVAL = {
+    None: ", so that the next run fetches it again",
     False: "; the provider's index of {} no longer has it",
-    True: "; the provider's index of {} has it, but that run did not copy it again",
+    True: "; the provider's index of {} has it, but that run did not fetch it again",
 }
-"""What came of an entry that a person took out, by what :class:`.LastRun` says."""
+"""What happened to an entry that an operator removed, by the result of :meth:`.LastRun.lists`."""
 
 
 def log(args: argparse.Namespace) -> int:
-    """Print a line for each commit that changed anything, the oldest first.
+    """Print a line for each commit that changed anything, oldest first.
 
     :returns: 0; 1: history is missing or damaged.
     :raises UsageError: there is no such backup.
     """
-    mirror, words = mirror_of(args)
+    mirror, words = open_mirror(args)
     if words:
-        raise UsageError(f"{words[0]!r} is one word too many; `mdbackup history` tells of paths")
+        raise UsageError(
+            f"unexpected argument {words[0]!r}: for the changes of paths, use `mdbackup history`"
+        )
     with Timeline(mirror, lambda path: False) as past:
         for stamp, run_id, changes in _commits(past):
             _print_commit(args.format, stamp, run_id, changes)
-        return tell_problems(past)
+        return print_problems(past)
 
 
 def _print_commit(form: str, stamp: str, run_id: str, changes: Iterator[Change]) -> None:
@@ -64,30 +73,30 @@ def _print_commit(form: str, stamp: str, run_id: str, changes: Iterator[Change])
     if form == "json":
         print_json(stamp=stamp, run_id=run_id, bytes=size, freed=freed, changes=counts)
     else:
-        told = ", ".join(f"{number:,} {what}" for what, number in counts.items())
-        told += f", {freed:,} bytes freed" if counts[ChangeKind.PRUNED] else f", {size:,} bytes"
-        print(printable(f"{format_time(stamp)}  {run_id}  {told}"))
+        changed = ", ".join(f"{number:,} {what}" for what, number in counts.items())
+        changed += f", {freed:,} bytes freed" if counts[ChangeKind.PRUNED] else f", {size:,} bytes"
+        print(printable(f"{format_time(stamp)}  {run_id}  {changed}"))
 
 
 def history(args: argparse.Namespace) -> int:
-    """Print a line for each change of some paths, or of all, the oldest first.
+    """Print a line for each change of some paths, or of all, oldest first.
 
     :returns: 0; 1: history is missing or damaged, or a path was never in it.
     :raises UsageError: there is no such backup.
     """
-    mirror, words = mirror_of(args)
-    wanted = selection_of(words)
+    mirror, words = open_mirror(args)
+    wanted = parse_selection(words)
     with Timeline(mirror, wanted) as past:
         wanted.resolve(past.knows)
         for stamp, run_id, changes in _commits(past):
             for change in changes:
                 if wanted.take(change.path):
                     _print_change(args.format, stamp, run_id, change)
-        return max(tell_problems(past), tell_not_found(wanted))
+        return max(print_problems(past), print_not_found(wanted))
 
 
 def _commits(past: Timeline) -> Iterator[tuple[str, str, Iterator[Change]]]:
-    """Yield stamp, run id and changes of each commit, as far as they can be read."""
+    """Yield the time, run id and readable changes of each commit."""
     for moment in past.moments:
         if moment.finished:
             yield moment.time, moment.run_id, _readable(read_records(moment.file, Change))
@@ -119,15 +128,15 @@ def _print_change(form: str, stamp: str, run_id: str, change: Change) -> None:
 
 
 def versions(args: argparse.Namespace) -> int:
-    """Print all that some paths ever held, and where it lies.
+    """Print every version of some paths, and where it is.
 
     :returns: 0; 1: history is missing or damaged, or a path was never in it.
-    :raises UsageError: there is no such backup, or no path was named.
+    :raises UsageError: there is no such backup, or no path was given.
     """
-    mirror, words = mirror_of(args)
+    mirror, words = open_mirror(args)
     if not words:
-        raise UsageError("name a path, or a pattern such as '*.conf'; '*' for all")
-    wanted = selection_of(words)
+        raise UsageError("name a path or a pattern, such as '*.conf' or '*'")
+    wanted = parse_selection(words)
     with Timeline(mirror, wanted) as past, _tree(mirror) as tree:
         wanted.resolve(past.knows)
         last = LastRun(mirror)
@@ -143,13 +152,13 @@ def versions(args: argparse.Namespace) -> int:
                 if args.format == "json":
                     print_json(**_facts(mirror, content, holder, same))
                 else:
-                    _print_content(mirror, content, holder, same, _why_left(content, last))
-        return max(tell_problems(past), tell_not_found(wanted))
+                    _print_content(mirror, content, holder, same, _describe_removal(content, last))
+        return max(print_problems(past), print_not_found(wanted))
 
 
 @contextmanager
 def _tree(mirror: Mirror) -> Iterator[Tree | None]:
-    """Hold the tree of the mirror; None if it is not there, as on a disk that was rescued in part."""
+    """Open the tree of the mirror; None if it is missing, as on a partly rescued disk."""
     try:
         tree = mirror.tree()
     except FileNotFoundError:
@@ -160,12 +169,12 @@ def _tree(mirror: Mirror) -> Iterator[Tree | None]:
 
 
 def _holder(tree: Tree | None, content: FileVersion) -> bytes | None:
-    """Return the place that has a content, of those where it should be, if anything is there."""
+    """Return the place that has a version, out of those where it should be; None if nothing is there."""
     return next((place for place in content.places if tree is not None and tree.lstat(place)), None)
 
 
 def _same(content: FileVersion, others: list[FileVersion], holders: list[bytes | None]) -> bytes | None:
-    """Return the place that has the same bytes as what another time brought, the live one if it has them."""
+    """Return the place of another version with the same content, if possible the live file."""
     alike = [
         (not other.until, holder)
         for other, holder in zip(others, holders, strict=True)
@@ -190,20 +199,20 @@ def _facts(mirror: Mirror, content: FileVersion, holder: bytes | None, same: byt
     }
 
 
-def _why_left(content: FileVersion, last: LastRun) -> str:
-    """Return why an entry left the index, and what became of it; an empty text if it did not."""
+def _describe_removal(content: FileVersion, last: LastRun) -> str:
+    """Return why an entry left the index, and what happened then; an empty text if it did not leave."""
     if not content.left:
         return ""
-    why = ", " + _LEFT[content.taken_out].format(format_time(content.left))
+    why = ", " + _WHY_REMOVED[content.taken_out].format(format_time(content.left))
     if content.taken_out not in (FORGET, REPAIR):
         return why
-    return why + _SINCE[last.lists(content)].format(format_time(last.fetched))
+    return why + _SINCE_REMOVAL[last.lists(content)].format(format_time(last.fetched))
 
 
 def _print_content(
     mirror: Mirror, content: FileVersion, holder: bytes | None, same: bytes | None, left: str
 ) -> None:
-    since = format_time(content.since) or "an unknown moment"
+    since = format_time(content.since) or "an unknown time"
     until = f"until {format_time(content.until)}" if content.until else "live"
     size = "size unknown" if content.size is None else f"{content.size:,} bytes"
     print(f"  from {since} {until}{left}: {size}, md5 {md5_text(content.md5)}")
@@ -213,9 +222,9 @@ def _print_content(
     if content.pruned:
         print(f"    pruned on {format_time(content.pruned)}")
     elif content.places:
-        print(f"    missing: {quoted(on_disk(mirror, content.places[0]))} is not there")
+        print(f"    missing: {quoted(on_disk(mirror, content.places[0]))} does not exist")
     else:
-        print("    lost: when it was to become a version, its file had other bytes, or was not there")
+        print("    lost: its file had other content, or was not there, when it should have become a version")
     if same is not None:
-        live = "live" if same == content.path else "there as another version"
-        print(f"    the same bytes are {live}: {quoted(on_disk(mirror, same))}")
+        where = "in the live file" if same == content.path else "in another version"
+        print(f"    the same content is {where}: {quoted(on_disk(mirror, same))}")

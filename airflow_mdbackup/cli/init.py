@@ -1,6 +1,6 @@
-"""``mdbackup init``: make in Airflow what the configuration names, and report what only a person can make.
+"""``mdbackup init``: create the configured pools, and report what only an operator can add.
 
-Connections are read as a task reads them, keys and known_hosts included. No server is asked.
+Connections are read as a task reads them, with their keys and known_hosts. No server is contacted.
 """
 
 from __future__ import annotations
@@ -8,40 +8,41 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 
-from airflow_mdbackup.cli.output import UsageError, printable
-from airflow_mdbackup.cli.providers import as_a_command, find_connection
+from airflow_mdbackup.cli.output import UsageError, counted, printable
+from airflow_mdbackup.cli.providers import airflow_command, find_connection
 from airflow_mdbackup.config import Configuration, load, providers_file
 from airflow_mdbackup.scheme.errors import AccessRefused
 
-_DESCRIPTION = "Made by `airflow mdbackup init`: tasks of airflow-mdbackup that run at the same time"
+_DESCRIPTION = "Created by `airflow mdbackup init`: limits how many tasks of airflow-mdbackup run at a time"
 
 
 def run(args: argparse.Namespace) -> int:
-    """Make the pools that are missing, with ``args.slots`` slots each, and report what else is wrong.
+    """Create the missing pools, with ``args.slots`` slots each, and report what else is wrong.
 
-    :returns: 0: all is there now; 1: connections are missing, or cannot be used on this machine, or the
+    :returns: 0: everything exists now; 1: connections are missing or do not work on this machine, or the
         configuration has problems.
-    :raises UsageError: Airflow's database cannot be used, or the number of slots is none.
+    :raises UsageError: Airflow's database cannot be used, or the number of slots is less than one.
     """
     if args.slots < 1:
-        raise UsageError("a pool without slots lets no task run: --slots must be 1 or more")
+        raise UsageError("--slots must be at least 1: a pool without slots lets no task run")
     file = providers_file()
     configuration = load(file)
-    with as_a_command():
-        lines = [*_pools(configuration, args.slots)]
-        wrong = [*_wrong(configuration)]
+    with airflow_command():
+        lines = [*_create_pools(configuration, args.slots)]
+        wrong = [*_find_problems(configuration)]
     if not wrong:
+        number = len(configuration.providers)
         lines.append(
-            f"{file}: {len(configuration.providers)} providers, and all that they name is there. No server"
-            " was asked; `airflow mdbackup audit PROVIDER` does that"
+            f"{file}: {counted(number, 'provider')}: all {'its' if number == 1 else 'their'} connections and"
+            " pools exist. No server was contacted; `airflow mdbackup audit PROVIDER` does that"
         )
     for line in [*lines, *wrong]:
         print(printable(line))
     return 1 if wrong else 0
 
 
-def _pools(configuration: Configuration, slots: int) -> Iterator[str]:
-    """Make each pool that is missing, and yield what became of each."""
+def _create_pools(configuration: Configuration, slots: int) -> Iterator[str]:
+    """Create each missing pool, and yield a line for every pool."""
     from airflow.models.pool import Pool
     from sqlalchemy.exc import SQLAlchemyError
 
@@ -53,39 +54,40 @@ def _pools(configuration: Configuration, slots: int) -> Iterator[str]:
         except SQLAlchemyError as error:
             why = str(error).splitlines()[0]
             raise UsageError(
-                f"Airflow's database cannot be used for the pool {name}: {why}. If it is new: `airflow db"
-                " migrate`"
+                f"Airflow's database cannot be used for the pool {name}: {why}. If it is new, run"
+                " `airflow db migrate`"
             ) from error
         yield (
-            f"pool {name}: made, with {slots} slots; `airflow pools set {name} SLOTS TEXT` changes that"
+            f"pool {name}: created with {counted(slots, 'slot')}; to change that, `airflow pools set {name}"
+            " SLOTS TEXT`"
             if found is None
-            else f"pool {name}: there, with {found.slots} slots"
+            else f"pool {name}: exists, with {counted(found.slots, 'slot')}"
         )
 
 
-def _wrong(configuration: Configuration) -> Iterator[str]:
+def _find_problems(configuration: Configuration) -> Iterator[str]:
     for provider in configuration.providers:
         for connection_id in (provider.sftp_conn_id, provider.ssh_conn_id):
             if connection_id:
-                yield from _wrong_account(provider.name, connection_id)
+                yield from _check_account(provider.name, connection_id)
     for provider in configuration.providers:
         for rule in provider.alerts:
             if rule.email and rule.smtp_conn_id and find_connection(rule.smtp_conn_id) is None:
-                yield f"connection {rule.smtp_conn_id} of {provider.name}: MISSING, for its alerts"
+                yield f"connection {rule.smtp_conn_id} of {provider.name}: MISSING, needed for its alerts"
     for problem in configuration.problems:
-        yield f"NOT configured validly: {problem}"
+        yield f"INVALID configuration: {problem}"
 
 
-def _wrong_account(provider: str, connection_id: str) -> Iterator[str]:
+def _check_account(provider: str, connection_id: str) -> Iterator[str]:
     from airflow_mdbackup.hooks.provider import account
 
     try:
         if find_connection(connection_id) is None:
             yield (
                 f"connection {connection_id} of {provider}: MISSING; `airflow mdbackup provision {provider}` "
-                "prints the script that sets the account up and tells how to add it"
+                "prints the script that sets up the account and prints how to add it"
             )
         else:
             account(connection_id)
     except (UsageError, AccessRefused) as error:
-        yield f"connection {connection_id} of {provider}: NOT usable on this machine: {error}"
+        yield f"connection {connection_id} of {provider}: does NOT work on this machine: {error}"

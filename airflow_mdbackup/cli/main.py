@@ -1,12 +1,11 @@
 """The table of commands, from which both command lines are made.
 
-Every `airflow` command imports this module, so it imports nothing that takes time, and what a command does is
-imported when the command runs. That is a function which takes the parsed arguments and returns the exit
-status:
+Every `airflow` command imports this module, so it imports nothing that takes time; a command's code is
+imported when the command runs. It is a function that takes the parsed arguments and returns the exit status:
 
     0  done          1  done, and something is wrong (each command says what)
-    2  usage: what was asked for cannot be done like this          3  the provider cannot be reached
-    4  an error of this program, with its traceback
+    2  usage error   3  the provider cannot be reached
+    4  a bug in this program, with its traceback
     5  standard output or standard error cannot be written: see `output`
 """
 
@@ -29,14 +28,14 @@ COMMANDS = (*setup.COMMANDS, *backup.COMMANDS, *recovery.COMMANDS, *upkeep.COMMA
 
 
 def get_airflow_commands() -> list[Any]:
-    """Return the commands for the command line of Airflow, which finds this by `get_provider_info`."""
+    """Return the commands for Airflow's command line, which finds this through `get_provider_info`."""
     from airflow.cli.cli_config import ActionCommand, Arg, GroupCommand
 
     commands = [
         ActionCommand(
             name=command.name,
             help=command.help,
-            func=_ending(command),
+            func=_exiting(command),
             args=[Arg(argument.flags, **argument.options) for argument in command.arguments],
             description=command.description,
             epilog=command.epilog("airflow mdbackup"),
@@ -48,11 +47,11 @@ def get_airflow_commands() -> list[Any]:
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run the command line `mdbackup`, and return its exit status."""
-    output, arguments, status = Output(goes_on=False), None, 0
+    output, arguments, status = Output(runs_to_end=False), None, 0
     try:
         with output:
             arguments = _parse(words)
-    except SystemExit as end:  # it has printed help, or what is wrong with the words
+    except SystemExit as end:  # it has printed help or an error
         status = end.code if isinstance(end.code, int) else 0
     if arguments is None:
         raise SystemExit(output.status("mdbackup", status))
@@ -77,9 +76,9 @@ def _parse(words: Sequence[str] | None) -> argparse.Namespace:
         subparser.set_defaults(command=command)
     arguments, more = parser.parse_known_args(_with_suffix_joined(sys.argv[1:] if words is None else words))
     if len(more) == 1 and not more[0].startswith("-") and getattr(arguments, "directory", "") is None:
-        arguments.directory = more.pop()  # it stands behind options
+        arguments.directory = more.pop()  # it came after the options
     if more:
-        # argparse takes paths in one place only; people write some before options, and some behind.
+        # argparse takes paths in one place only; people write some before the options, and some after.
         if not hasattr(arguments, "words") or any(word.startswith("-") for word in more):
             commands.choices[arguments.command.name].error(f"unrecognized arguments: {' '.join(more)}")
         arguments.words += more
@@ -87,7 +86,7 @@ def _parse(words: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _with_suffix_joined(words: Sequence[str]) -> list[str]:
-    """Return the words with ``--suffix -bak`` as ``--suffix=-bak``, or argparse takes -bak for an option."""
+    """Join ``--suffix -bak`` to ``--suffix=-bak``, since argparse would take -bak for an option."""
     flags = {flag for command in COMMANDS for argument in command.arguments for flag in argument.flags}
     joined: list[str] = []
     for word in words:
@@ -99,9 +98,9 @@ def _with_suffix_joined(words: Sequence[str]) -> list[str]:
 
 
 def run(command: Command, arguments: argparse.Namespace) -> int:
-    """Run one command, tell errors on stderr, and return the exit status."""
+    """Run one command, print errors on stderr, and return the exit status."""
     status = 0
-    output = Output(goes_on=command.changes(arguments))
+    output = Output(runs_to_end=command.changes(arguments))
     with output:
         status = _run(command, arguments)
     return output.status(f"mdbackup {command.name}", status)
@@ -118,10 +117,10 @@ def _run(command: Command, arguments: argparse.Namespace) -> int:
         return 2
     except ModuleNotFoundError as error:
         if (error.name or "airflow_mdbackup").startswith("airflow_mdbackup"):
-            return _fault(command)
-        # As where only what reads a backup alone was installed: see docs/restore.md.
-        named = getattr(arguments, "dest", "")
-        instead = " Where that is gone, name the backup itself: --dest DIR" if named is None else ""
+            return _report_bug(command)
+        # Such as a rescue installation, with only what reads a backup: see docs/restore.md.
+        dest = getattr(arguments, "dest", "")
+        instead = " If Airflow is gone, name the backup itself: --dest DIR" if dest is None else ""
         print(
             f"mdbackup {command.name}: {error.name} is not installed here: run this in Airflow's environment."
             f"{instead}",
@@ -129,28 +128,28 @@ def _run(command: Command, arguments: argparse.Namespace) -> int:
         )
         return 2
     except Exception:
-        return _fault(command)
+        return _report_bug(command)
     return status
 
 
-def _fault(command: Command) -> int:
-    """Print the traceback of an error that nobody expected, and return its exit status."""
+def _report_bug(command: Command) -> int:
+    """Print the traceback of an unexpected error, and return its exit status."""
     traceback.print_exc()
-    print(f"mdbackup {command.name}: this is an error of the program: please report it", file=sys.stderr)
+    print(f"mdbackup {command.name}: this is a bug in mdbackup: please report it", file=sys.stderr)
     return 4
 
 
-def _ending(command: Command) -> Callable[[argparse.Namespace], NoReturn]:
-    """Return a function that runs the command and ends the process: Airflow ignores what it returns."""
+def _exiting(command: Command) -> Callable[[argparse.Namespace], NoReturn]:
+    """Return a function that runs the command and exits: Airflow ignores a command's return value."""
 
-    def end(arguments: argparse.Namespace) -> NoReturn:
+    def run_and_exit(arguments: argparse.Namespace) -> NoReturn:
         raise SystemExit(run(command, arguments))
 
-    return end
+    return run_and_exit
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):
-    """Fills the description, keeps the examples as they are, and takes more of the line for the flags."""
+    """Fills the description, keeps the examples as they are, and leaves more room for the flags."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=26)

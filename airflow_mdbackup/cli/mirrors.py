@@ -1,4 +1,4 @@
-"""The backup that a command is about: of a configured provider, or in a directory that is named."""
+"""The backup that a command is about: a configured provider's, or the one in ``--dest DIR``."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from airflow_mdbackup.scheme.recovery.selection import Selection
 from airflow_mdbackup.scheme.store.mirror import Mirror, find_mirror
 
 
-def selection_of(words: list[str]) -> Selection:
-    """Return the paths that some words choose.
+def parse_selection(words: list[str]) -> Selection:
+    """Return the selection that some paths and patterns make.
 
-    :raises UsageError: one is empty, or no pattern.
+    :raises UsageError: one is empty, or not a pattern.
     """
     try:
         return Selection(words)
@@ -21,20 +21,20 @@ def selection_of(words: list[str]) -> Selection:
         raise UsageError(f"{error}; write a path, or a gitignore pattern") from error
 
 
-def mirror_of(args: argparse.Namespace) -> tuple[Mirror, list[str]]:
-    """Return the backup that ``args.words`` and ``args.dest`` are about, and the words behind its name.
+def open_mirror(args: argparse.Namespace) -> tuple[Mirror, list[str]]:
+    """Return the backup that ``args.words`` or ``args.dest`` names, and the remaining words.
 
-    With ``args.dest`` nothing is read but that directory: no configuration, and no Airflow.
+    With ``args.dest``, only that directory is read: no configuration, and no Airflow.
 
     :raises UsageError: there is no such provider, or its directory cannot be read.
-    :raises DestinationRefused: that holds no backup, or another's.
+    :raises DestinationRefused: the directory has no backup, or another provider's.
     """
     try:
         if args.dest:
             return find_mirror(Path(args.dest)), args.words
         if not args.words:
             raise UsageError("name a PROVIDER, or the directory of a backup with --dest DIR")
-        # Here, so that what reads a backup alone needs no more than that.
+        # Here, so that --dest needs none of it.
         from airflow_mdbackup.cli.providers import find_provider
 
         provider = find_provider(args.words[0], Path(args.providers_file) if args.providers_file else None)
@@ -42,6 +42,4 @@ def mirror_of(args: argparse.Namespace) -> tuple[Mirror, list[str]]:
         mirror.check()
         return mirror, args.words[1:]
     except OSError as error:
-        raise UsageError(
-            f"{error.filename}: {error.strerror}: run this as the user of the workers"
-        ) from error
+        raise UsageError(f"{error.filename}: {error.strerror}: run this as the workers' user") from error

@@ -1,17 +1,17 @@
-"""Standard output and standard error of a command, whose errors are told as theirs.
+"""A command's standard output and standard error, with their errors kept apart from all others.
 
-An OSError does not say whose file it is about: of a full disk under standard output, a command would say that
-``dest`` is full, and stop in the middle of what it does. So what writes to these two streams never raises an
-OSError::
+An OSError does not say which file it is about: if the disk under standard output were full, a command would
+report that ``dest`` is full, and stop halfway. So writing to these two streams never raises an OSError. What
+happens depends on the command::
 
     only reads      the first error ends the command at once
-    changes things  the error is noted, further output is dropped, and the command goes on to its end
+    changes things  the error is noted, further output is dropped, and the command runs to its end
 
-and then the error is told on standard error, with an exit status of its own. A reader that has closed the
-pipe, as ``head`` does, is no error: nothing is said.
+The error is then reported on standard error, with an exit status of its own. A reader that has closed the
+pipe, as ``head`` does, is not an error, and nothing is reported.
 
-What this does not give: an error that a disk reports only after ``close``, as NFS may; and the errors of
-streams without a file descriptor, as tests have.
+Limitations: errors that a disk reports only after ``close``, as NFS may, and errors of streams without a file
+descriptor, as in tests, are missed.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ from typing import Any, TextIO, cast
 
 OUTPUT_FAILED = 5
 READER_GONE = 128 + 13
-"""What a shell tells of a program that SIGPIPE ended, as that of a Unix tool does."""
+"""The status that a shell shows for a program ended by SIGPIPE."""
 
 
 class OutputFailed(Exception):
-    """Standard output or standard error cannot be written. No OSError, lest it be taken for one of a disk."""
+    """Standard output or standard error cannot be written. Not an OSError, which would mean a disk."""
 
 
 class Output:
     """A context manager in which ``sys.stdout`` and ``sys.stderr`` are such streams.
 
-    It ends the ``with`` block on :class:`OutputFailed`, which nobody outside of it sees.
+    :class:`OutputFailed` ends the ``with`` block, and does not leave it.
 
-    :param goes_on: whether the command is to go on when they cannot be written.
+    :param runs_to_end: whether the command continues when they cannot be written.
     """
 
-    def __init__(self, *, goes_on: bool) -> None:
-        self._goes_on = goes_on
+    def __init__(self, *, runs_to_end: bool) -> None:
+        self._runs_to_end = runs_to_end
         self._raws: list[_Raw] = []
         self._before: tuple[Any, Any] = (None, None)
         self._stderr: TextIO = sys.stderr
@@ -67,11 +67,11 @@ class Output:
     def _guarded(self, stream: TextIO | None, name: str) -> TextIO:
         try:
             raw = _Raw(stream, name)
-        except OSError:  # such as one that a test catches
+        except OSError:  # it has no file descriptor, as in tests
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="backslashreplace")
             return cast(TextIO, stream)
-        raw.raises = not self._goes_on
+        raw.raises = not self._runs_to_end
         self._raws.append(raw)
         if stream is not None:
             with suppress(OSError):
@@ -80,31 +80,31 @@ class Output:
         return kind(
             io.BufferedWriter(raw),
             encoding=getattr(stream, "encoding", None) or "utf-8",
-            errors="backslashreplace",  # where a terminal knows ASCII only
+            errors="backslashreplace",  # for terminals that know ASCII only
             line_buffering=name == "standard error" or raw.isatty(),
         )
 
     def status(self, name: str, status: int) -> int:
-        """Tell what could not be written, and return the exit status of the command.
+        """Report what could not be written, and return the exit status of the command.
 
-        :param name: of the command, as messages have it.
-        :param status: what it returned, which stays if it says that the command was not done.
+        :param name: the command's name, for the message.
+        :param status: what it returned; kept if it means that the command was not done.
         """
         failed = [(raw.label, raw.failed) for raw in self._raws if raw.failed is not None]
         lost = [(stream, error) for stream, error in failed if error.errno != errno.EPIPE]
         for stream, error in lost:
-            done = "the command was carried out to its end, but " if self._goes_on and status < 2 else ""
+            done = "the command ran to its end, but " if self._runs_to_end and status < 2 else ""
             why = f"{stream} cannot be written: {error.strerror}; {done}its output is incomplete"
             print(f"{name}: {why}", file=self._stderr, flush=True)
         if status >= 2 or not failed:
             return status
         if lost:
             return OUTPUT_FAILED
-        return status if self._goes_on else READER_GONE
+        return status if self._runs_to_end else READER_GONE
 
 
 class _BehindOutput(io.TextIOWrapper):
-    """Standard error, in the order in which things are printed where both go to the same file."""
+    """Standard error, kept in order with standard output where both go to the same file."""
 
     def write(self, text: str, /) -> int:
         if sys.stderr is self:
@@ -115,12 +115,12 @@ class _BehindOutput(io.TextIOWrapper):
 class _Raw(io.FileIO):
     """The file descriptor of a stream.
 
-    :ivar failed: the first error; what is written after it is dropped.
-    :ivar raises: whether that error is raised, too.
+    :ivar failed: the first error; everything written after it is dropped.
+    :ivar raises: whether that error is also raised.
     """
 
     def __init__(self, stream: TextIO | None, label: str) -> None:
-        # Python has no stream where the descriptor was closed. To write to this fails as to that would.
+        # Python has no stream if the descriptor was closed. Writing to this one fails in the same way.
         descriptor = os.open(os.devnull, os.O_RDONLY) if stream is None else stream.fileno()
         super().__init__(descriptor, "w", closefd=stream is None)
         self.label = label
@@ -130,7 +130,7 @@ class _Raw(io.FileIO):
     def write(self, data: Any) -> int:
         if self.failed is None:
             try:
-                while (written := super().write(data)) is None:  # somebody made it non-blocking
+                while (written := super().write(data)) is None:  # another process made it non-blocking
                     select.select([], [self.fileno()], [])
                 return written
             except OSError as error:
@@ -141,11 +141,17 @@ class _Raw(io.FileIO):
 
 
 def printable(text: str) -> str:
-    """Return `text` with all but line ends escaped that could act on a terminal, wherever it comes from."""
+    """Escape everything in `text` that could act on a terminal, except line ends."""
     return "".join(
         letter if letter.isprintable() or letter == "\n" else repr(letter)[1:-1] for letter in text
     )
 
 
 class UsageError(Exception):
-    """What was asked for cannot be done like this; the message says what to write instead. Exit status 2."""
+    """The command cannot do this; the message says what to write instead. Exit status 2."""
+
+
+def counted(number: int, noun: str) -> str:
+    """Return ``1 file``, ``2,000 files`` or ``2 entries``."""
+    plural = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
+    return f"{number:,} {noun if number == 1 else plural}"

@@ -1,11 +1,11 @@
-"""The provider's index for a command that only looks: from the provider, or from a file."""
+"""The provider's index for a command that only reads it: from the provider, or from a file."""
 
 from __future__ import annotations
 
 import argparse
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,70 +13,80 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from airflow_mdbackup.cli.output import UsageError
-from airflow_mdbackup.cli.providers import as_a_command, check_connection, find_provider
+from airflow_mdbackup.cli.providers import airflow_command, check_connection, find_provider
 from airflow_mdbackup.config import Provider
+from airflow_mdbackup.scheme.backup.diff import preview
 from airflow_mdbackup.scheme.backup.fetch import FetchedIndex, fetch_to_look, take_index
-from airflow_mdbackup.scheme.backup.plan import Limits
+from airflow_mdbackup.scheme.backup.plan import Limits, Plan
 from airflow_mdbackup.scheme.errors import AccessRefused, ConnectionLost, NotOnProvider
+from airflow_mdbackup.scheme.store.mirror import Mirror
 from airflow_mdbackup.scheme.store.run import Run
 
 UNREACHED = (ConnectionLost, AccessRefused, NotOnProvider)
-"""What is raised where the provider cannot be reached, or does not hand out its index: exit status 3."""
+"""What is raised if the provider cannot be reached, or does not provide its index."""
+UNREACHED_STATUS = 3
 
-NO_END = "That index has no end line, so that nobody can tell whether it is whole"
+NO_END = "The provider's index may be truncated: it has no end line"
 
 
-def provider_of(args: argparse.Namespace) -> Provider:
+def resolve_provider(args: argparse.Namespace) -> Provider:
     """Return the provider that a command is about.
 
     :raises UsageError: see :func:`.providers.find_provider`.
     """
-    with as_a_command():  # what Airflow logs when it is loaded, if it is, is no result
+    with airflow_command():  # keeps what Airflow logs while loading out of the results
         return find_provider(args.provider, Path(args.providers_file) if args.providers_file else None)
 
 
-def sentence(provider: Provider, error: Exception) -> str:
-    """Return what an error says, ended by a full stop, and without the name with which most of them begin."""
-    said = str(error).removeprefix(f"{provider.name}: ").rstrip(".") + "."
+def describe_unreached(provider: Provider, error: Exception) -> str:
+    """Return an error's message with a full stop, without the provider's name that most begin with."""
+    message = str(error).removeprefix(f"{provider.name}: ").rstrip(".") + "."
     if isinstance(error, NotOnProvider) and provider.ssh_conn_id:
-        said += " Each run of this provider has the index built first, and so has the first one."
-    return said
+        message += " Each run of this provider builds the index first; so will the first one."
+    return message
 
 
 @dataclass(frozen=True, slots=True)
-class Aside:
-    """A directory that goes with the command, and the provider index in it.
+class IndexWorkspace:
+    """A temporary directory, laid out like a run's, with the provider index in it.
 
-    :ivar index: what is known of the index; None where none was asked for.
+    :ivar index: facts about the index; None if none was requested.
     """
 
+    provider: Provider
     run: Run
     index: FetchedIndex | None
 
+    def preview(self, mirror: Mirror, ours: Path | None, only: Sequence[bytes] = ()) -> Plan:
+        """Compare the index with ``ours`` as a run of the provider would: see :func:`.diff.preview`."""
+        return preview(mirror, self.run, ours, only=only, **policy(self.provider))
+
 
 @contextmanager
-def provider_index(provider: Provider, file: str | None, *, offline: bool = False) -> Iterator[Aside]:
-    """Hold a directory for the work of a command, with the provider's index in it.
+def provider_index(
+    provider: Provider, file: str | None, *, offline: bool = False
+) -> Iterator[IndexWorkspace]:
+    """Make a temporary directory with the provider's index in it.
 
-    :param file: where the index is; ``-`` is standard input. None: on the provider, which is asked over its
+    :param file: where the index is; ``-`` is standard input. None: fetch it from the provider, over its
         Airflow connection.
-    :param offline: have no index at all.
-    :raises UsageError: the file cannot be read, or the connection is of no use.
+    :param offline: use no index at all.
+    :raises UsageError: the file cannot be read, or the connection is invalid.
     :raises BackupError: see :func:`.backup.fetch.fetch_to_look`.
     """
     with TemporaryDirectory(prefix="mdbackup-") as folder:
         run = Run(Path(folder), "a look")
-        yield Aside(run, None if offline else _index(provider, run, file))
+        yield IndexWorkspace(provider, run, None if offline else _get_index(provider, run, file))
 
 
-def _index(provider: Provider, run: Run, file: str | None) -> FetchedIndex:
+def _get_index(provider: Provider, run: Run, file: str | None) -> FetchedIndex:
     if file is not None:
-        return _from_file(provider, run, file)
-    # Here, so that an index in a file needs no Airflow.
+        return _read_file(provider, run, file)
+    # Imported here, so that an index in a file needs no Airflow.
     from airflow_mdbackup.hooks.provider import ProviderHook
 
     age, stall = provider.max_index_age, provider.stall_timeout.total_seconds()
-    with as_a_command():
+    with airflow_command():
         check_connection(provider.sftp_conn_id)
         with ProviderHook(provider.sftp_conn_id, stall_timeout=stall) as hook:
             return fetch_to_look(
@@ -86,7 +96,7 @@ def _index(provider: Provider, run: Run, file: str | None) -> FetchedIndex:
             )
 
 
-def _from_file(provider: Provider, run: Run, file: str) -> FetchedIndex:
+def _read_file(provider: Provider, run: Run, file: str) -> FetchedIndex:
     try:
         if file != "-":
             return take_index(provider.name, run, Path(file))
@@ -98,7 +108,7 @@ def _from_file(provider: Provider, run: Run, file: str) -> FetchedIndex:
 
 
 def policy(provider: Provider) -> dict[str, Any]:
-    """Return what the provider's runs are compared by, as :func:`.backup.diff.preview` takes it."""
+    """Return the arguments of :func:`.backup.diff.preview` that come from the provider's configuration."""
     return {
         "source": [path.encode() for path in provider.source],
         "exclude": provider.exclude,

@@ -1,4 +1,4 @@
-"""The provider that a command is about, from the configuration, and its connections as far as they exist."""
+"""The provider that a command is about, and its Airflow connections."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from airflow_mdbackup.config import Provider, load, providers_file
 
 @dataclass(frozen=True, slots=True)
 class Connection:
-    """What a command may want to know of an Airflow connection; empty or None where that says nothing."""
+    """The fields of an Airflow connection that commands need; empty or None where it has none."""
 
     host: str
     port: int | None
@@ -28,7 +28,7 @@ def find_provider(name: str, file: Path | None = None) -> Provider:
     """Return a provider of the configuration.
 
     :param file: the configuration; by default what Airflow's options name.
-    :raises UsageError: there is none of this name, or it is refused for what the configuration says.
+    :raises UsageError: there is no provider of this name, or its configuration is invalid.
     """
     file = providers_file() if file is None else file
     configuration = load(file)
@@ -37,55 +37,55 @@ def find_provider(name: str, file: Path | None = None) -> Provider:
             return provider
     problems = [str(p) for p in configuration.problems if p.provider in (name, None)]
     if problems:
-        raise UsageError("\n- ".join(["the configuration has to be corrected first:", *problems]))
+        raise UsageError("\n- ".join(["the configuration must be corrected first:", *problems]))
     known = ", ".join(provider.name for provider in configuration.providers) or "none"
     raise UsageError(
-        f"there is no provider {name!r} in {file} (there: {known}). Name one of these first, or write it "
-        "there: `sftp_conn_id`, `source` and `dest` are enough."
+        f"there is no provider {name!r} in {file} (known: {known}). Name one of these, or add it to the file:"
+        " `sftp_conn_id`, `source` and `dest` are enough."
     )
 
 
 def find_connection(connection_id: str) -> Connection | None:
-    """Return the Airflow connection of this id, from wherever Airflow keeps it, or None if there is none.
+    """Return the Airflow connection of this id from any of Airflow's secrets backends, or None.
 
-    Airflow's own look-up says that there is none also where it could not look.
+    Airflow's own look-up returns nothing, without an error, if a backend fails.
 
-    :raises UsageError: it cannot be looked for, or is malformed.
+    :raises UsageError: a backend fails, or the connection is malformed.
     """
     from airflow.configuration import ensure_secrets_loaded
     from airflow.secrets.metastore import MetastoreBackend
 
-    for place in ensure_secrets_loaded():
-        if isinstance(place, MetastoreBackend) and not connections_are_kept():
+    for backend in ensure_secrets_loaded():
+        if isinstance(backend, MetastoreBackend) and not has_connection_table():
             continue
         try:
-            found = place.get_connection(connection_id)
+            found = backend.get_connection(connection_id)
             if found:
                 return _read(found)
-        except Exception as error:  # of whatever keeps the connections
+        except Exception as error:  # a backend may raise anything
             raise UsageError(
-                f"whether there is a connection {connection_id}, and what it says, cannot be told:"
-                f" {type(place).__name__}: {error}. See that `airflow connections get {connection_id}` works"
+                f"the connection {connection_id} cannot be read: {type(backend).__name__}: {error}. Make sure"
+                f" that `airflow connections get {connection_id}` works"
             ) from error
     return None
 
 
 def check_connection(connection_id: str) -> None:
-    """Tell what can be told of a connection before the server is asked.
+    """Check what can be checked of a connection without contacting the server.
 
-    :raises UsageError: it is missing, malformed, or names a key that is not here.
+    :raises UsageError: it is missing, malformed, or names a key that is not on this machine.
     """
     connection = find_connection(connection_id)
     if connection is None:
         raise UsageError(
-            f"there is no connection {connection_id}: paste the lines `airflow connections add ...` that the"
+            f"there is no connection {connection_id}: run the `airflow connections add ...` lines that the"
             " script of `mdbackup provision` printed on the server"
         )
     check_key_file(connection_id, connection)
     if connection.key_file and not os.access(os.path.expanduser(connection.key_file), os.R_OK):
         raise UsageError(
             f"the connection {connection_id} names the key {connection.key_file}, which is not on this"
-            " machine, or not readable for you: run this where the Airflow workers run, as their user, or"
+            " machine or not readable for you: run this on an Airflow worker, as the workers' user, or"
             " correct the path"
         )
 
@@ -104,8 +104,8 @@ def check_key_file(connection_id: str, connection: Connection) -> None:
         raise UsageError(f"the connection {connection_id} {error}") from error
 
 
-def connections_are_kept() -> bool:
-    """Tell whether Airflow's database has a table of connections; true also if it does not answer."""
+def has_connection_table() -> bool:
+    """Whether Airflow's database has a table of connections; also true if the database does not answer."""
     from airflow import settings
     from sqlalchemy import inspect
     from sqlalchemy.exc import SQLAlchemyError
@@ -119,7 +119,7 @@ def connections_are_kept() -> bool:
 def _read(found: Any) -> Connection:
     extra = found.extra_dejson
     if not isinstance(extra, dict):
-        raise ValueError("its extra is no JSON object")
+        raise ValueError("its extra is not a JSON object")
     return Connection(
         host=found.host or "",
         port=None if found.port is None else int(found.port),
@@ -129,10 +129,10 @@ def _read(found: Any) -> Connection:
 
 
 @contextmanager
-def as_a_command() -> Iterator[None]:
-    """Use Airflow as its own commands do: it looks for connections in its database, too.
+def airflow_command() -> Iterator[None]:
+    """Use Airflow as its own commands do, so that it also looks for connections in its database.
 
-    Its log, for which it takes standard output, goes to standard error.
+    Its log, which would go to standard output, goes to standard error.
     """
     context = "_AIRFLOW_PROCESS_CONTEXT"
     before = os.environ.get(context)

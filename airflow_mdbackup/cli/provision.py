@@ -1,4 +1,4 @@
-"""`mdbackup provision`: from configuration and arguments to the script for server A, and the keys on B."""
+"""``mdbackup provision``: print the script for server A, and create the keys on B."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import io
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,9 @@ from airflow_mdbackup.cli.output import UsageError, printable
 from airflow_mdbackup.cli.providers import (
     Connection,
     check_key_file,
-    connections_are_kept,
     find_connection,
     find_provider,
+    has_connection_table,
 )
 from airflow_mdbackup.config import Provider, providers_file
 from airflow_mdbackup.config.problem import explain
@@ -36,14 +37,14 @@ def run(arguments: argparse.Namespace) -> int:
     :raises UsageError: see its message.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(encoding="utf-8")  # as A reads it, whatever the terminal here takes
+        sys.stdout.reconfigure(encoding="utf-8")  # as A reads it, whatever this terminal uses
     try:
         if arguments.undo:
             print(undo_script(arguments.name or arguments.provider), end="")
-            _tell("Review this script, and run it on A as root: sh FILE. It removes no data.")
-            _tell(
-                "If the provider is given up, remove on B: its entry in providers_file, its DAG (airflow dags"
-                " delete), its connections (airflow connections delete) and its key pairs."
+            _print_note("Review this script, and run it on A as root: sh FILE. It removes no data.")
+            _print_note(
+                "To give up the provider, also remove on B: its entry in providers_file, its DAG (airflow"
+                " dags delete), its connections (airflow connections delete) and its key pairs."
             )
             return 0
         provider = find_provider(arguments.provider)
@@ -51,16 +52,19 @@ def run(arguments: argparse.Namespace) -> int:
         print(script(setup), end="")
     except CannotProvision as error:
         raise UsageError(str(error)) from error
-    _tell_what_to_do(provider, setup)
+    for number, step in enumerate(_next_steps(provider, setup), 1):
+        _print_note(f"{number}. {step}")
+    for note in (*_connection_notes(setup), *_mount_notes(provider, setup), *_index_notes(provider, setup)):
+        _print_note(f"Note: {note}")
     return 0
 
 
 def plan(provider: Provider, arguments: argparse.Namespace) -> Setup:
-    """Return what is to be on A: as the arguments say, else the connections, else what suits most.
+    """Return the set-up of A: from the arguments, else the connections, else the defaults.
 
-    The accounts have no keys yet.
+    Its accounts have no keys yet.
 
-    :raises CannotProvision: that cannot be written into a script.
+    :raises CannotProvision: a value cannot be written into a script.
     :raises UsageError: arguments contradict each other or the configuration.
     """
     asked_chroot = arguments.chroot and (
@@ -70,7 +74,7 @@ def plan(provider: Provider, arguments: argparse.Namespace) -> Setup:
     backupop = arguments.backupop or backupop_connection.login or "backupop"
     chroot = provider.chroot or asked_chroot or f"/home/{backupop}"
     if asked_chroot and asked_chroot != chroot:
-        raise UsageError(f"the configuration has `chroot: {chroot}`: change it there, and leave out --chroot")
+        raise UsageError(f"the configuration has `chroot: {chroot}`: change that, and remove --chroot")
     timer = arguments.timer or ("hourly" if arguments.path_unit else None)
     asked_by_b = bool(provider.ssh_conn_id or arguments.index_account)
     if not (timer or arguments.cron or asked_by_b):
@@ -97,7 +101,7 @@ def plan(provider: Provider, arguments: argparse.Namespace) -> Setup:
 
 
 def with_keys(setup: Setup) -> Setup:
-    """Return the set-up with the public keys of B's key pairs, which are made if they are missing."""
+    """Return the set-up with the public keys of B's key pairs, which are created if they are missing."""
     backupop = _with_key(setup.backupop)
     indexer = setup.indexer and _with_key(setup.indexer)
     return replace(setup, backupop=backupop, indexer=indexer)
@@ -122,33 +126,30 @@ def _account(
         if not os.path.exists(key_file):
             raise UsageError(
                 f"the connection {connection_id} names the key {key_file}, which is not on this machine: run"
-                " this where the Airflow workers run, correct the path, or have another pair made by --keys"
-                " DIR"
+                " this on an Airflow worker, correct the path, or create another pair with --keys DIR"
             )
     return Account(login, connection_id, key_file)
 
 
 def _with_key(account: Account) -> Account:
-    """Return the account with its public key; make the pair if there is none, never touch one that is there.
+    """Return the account with its public key; create the key pair if it is missing.
 
-    :raises UsageError: it cannot be made or read.
+    :raises UsageError: it cannot be created or read.
     """
     private = Path(account.key_file)
     public = Path(f"{private}.pub")
     try:
         if not private.exists():
             if public.exists():
-                raise UsageError(f"{public} is there without its private key {private}: move it away")
+                raise UsageError(f"{public} exists without its private key {private}: move it away")
             private.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             comment = account.connection_id
             _ssh_keygen("-q", "-t", "ed25519", "-N", "", "-C", comment, "-f", str(private))
-            _tell(
-                f"Made the key pair {private}; it must be readable for the Airflow workers, and nobody else."
-            )
+            _print_note(f"Created the key pair {private}; only the Airflow workers must be able to read it.")
         text = public.read_text() if public.exists() else _ssh_keygen("-y", "-P", "", "-f", str(private))
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"the key pair {private} can be neither read nor made: {error}") from error
-    # The comment may be anything, and says nothing on A.
+        raise UsageError(f"the key pair {private} can be neither read nor created: {error}") from error
+    # Without the comment, which may be anything and is of no use on A.
     return replace(account, public_key=" ".join(text.split()[:2]))
 
 
@@ -163,26 +164,26 @@ def _ssh_keygen(*arguments: str) -> str:
 
 
 def _bind(text: str, chroot: str) -> Bind:
-    source, _, seen = text.partition(":")
-    seen = seen or source
-    if not (source.startswith("/") and seen.startswith("/")) or ":" in seen:
+    source, _, path = text.partition(":")
+    path = path or source
+    if not (source.startswith("/") and path.startswith("/")) or ":" in path:
         raise UsageError(f"--bind {text!r} must be two absolute paths, as in --bind /srv/www:/backups/www")
-    return Bind(source.rstrip("/") or "/", chroot + seen.rstrip("/"))
+    return Bind(source.rstrip("/") or "/", chroot + path.rstrip("/"))
 
 
 def _indexer_options(provider: Provider, words: list[str]) -> dict[str, object]:
-    """Return what the configuration has under `indexer`, and what ``--indexer`` says in its place."""
+    """Return the keys of `indexer` in the configuration, overridden by ``--indexer``."""
     configured = provider.indexer.options()
     chosen = {key: configured[key] for key in sorted(provider.indexer.model_fields_set)}
     for text in words:
-        chosen |= _setting(text)
+        chosen |= _parse_option(text)
     return {key: value for key, value in chosen.items() if value is not None}
 
 
-def _setting(text: str) -> dict[str, Any]:
-    """Return what ``--indexer KEY=VALUE`` says; both are as under `indexer` in the configuration.
+def _parse_option(text: str) -> dict[str, Any]:
+    """Parse ``--indexer KEY=VALUE``; both are written as under `indexer` in the configuration.
 
-    :raises UsageError: there is no such key, or it has no such value.
+    :raises UsageError: there is no such key, or the value is invalid.
     """
     key, _, value = text.partition("=")
     try:
@@ -196,49 +197,60 @@ def _setting(text: str) -> dict[str, Any]:
         raise UsageError(f"--indexer {text}: `{key}` {why}") from error
 
 
-def _tell_what_to_do(provider: Provider, setup: Setup) -> None:
-    accounts = [setup.backupop, *([setup.indexer] if setup.indexer else [])]
+def _next_steps(provider: Provider, setup: Setup) -> list[str]:
     steps = [
         "Review the script, copy it to A, and run it there as root: sh FILE",
-        "Paste here the `airflow connections add` lines that it prints at its end, with A's host key.",
-        f"Prove that it is tight: airflow mdbackup audit {provider.name}",
+        "Run here the `airflow connections add` lines that it prints at its end, with A's host key.",
+        f"Prove that the accounts are restricted: airflow mdbackup audit {provider.name}",
     ]
     if setup.indexer and not provider.ssh_conn_id:
         keys = f"`ssh_conn_id: {setup.indexer.connection_id}` and `chroot: {setup.chroot}`"
         steps.insert(2, f"Add to `{provider.name}` in {providers_file()}: {keys}")
-    for number, step in enumerate(steps, 1):
-        _tell(f"{number}. {step}")
-    if not connections_are_kept():
-        _tell(
-            "Note: Airflow's database is not set up here (`airflow db migrate`), so it was not asked for"
+    return steps
+
+
+def _connection_notes(setup: Setup) -> Iterator[str]:
+    if not has_connection_table():
+        yield (
+            "Airflow's database is not set up here (`airflow db migrate`), so it was not searched for"
             " connections."
         )
-    for account in accounts:
-        if find_connection(account.connection_id):
-            _tell(
-                f"Note: the connection {account.connection_id} exists. Before you paste its line:"
+    for account in (setup.backupop, setup.indexer):
+        if account and find_connection(account.connection_id):
+            yield (
+                f"the connection {account.connection_id} exists. Before you run its line:"
                 f" airflow connections delete {account.connection_id}"
             )
-    seen = [bind.target.removeprefix(setup.chroot) for bind in setup.binds]
-    for path in seen:
-        if not any(_below(path, source) or _below(source, path) for source in setup.source):
-            _tell(f"Note: {path} is mounted, but not backed up: it is not in `source` of {provider.name}.")
+
+
+def _mount_notes(provider: Provider, setup: Setup) -> Iterator[str]:
+    mounted = [bind.target.removeprefix(setup.chroot) for bind in setup.binds]
+    for path in mounted:
+        if not any(_overlap(path, source) for source in setup.source):
+            yield f"{path} is mounted, but not backed up: it is not in `source` of {provider.name}."
     for source in setup.source:
-        if not any(_below(path, source) or _below(source, path) for path in seen):
-            _tell(f"Note: nothing is mounted for {source}: put files into {setup.chroot}{source}, or --bind.")
+        if not any(_overlap(path, source) for path in mounted):
+            yield f"nothing is mounted at {source}: put files into {setup.chroot}{source}, or use --bind."
+
+
+def _index_notes(provider: Provider, setup: Setup) -> Iterator[str]:
     if provider.ssh_conn_id and (setup.timer or setup.cron):
-        _tell(
-            f"Note: each run has A build the index anew, since `{provider.name}` has `ssh_conn_id`; what A"
-            " builds by itself comes on top of that."
+        yield (
+            f"each run rebuilds the index on A, since `{provider.name}` has `ssh_conn_id`; A's own builds"
+            " come on top of that."
         )
     if not setup.indexer:
         when = f"cron ({setup.cron})" if setup.cron else f"a systemd timer ({setup.timer})"
-        _tell(f"Note: A builds its index itself, by {when}; `max_index_age` must be longer than that.")
+        yield f"A builds its index by itself, by {when}; `max_index_age` must be longer than that interval."
+
+
+def _overlap(one: str, other: str) -> bool:
+    return _below(one, other) or _below(other, one)
 
 
 def _below(path: str, directory: str) -> bool:
     return f"{path}/".startswith(directory.rstrip("/") + "/")
 
 
-def _tell(text: str) -> None:
+def _print_note(text: str) -> None:
     print(printable(text), file=sys.stderr)

@@ -1,4 +1,4 @@
-"""``mdbackup prune``: take old versions away, by rules, because a person wants their room."""
+"""``mdbackup prune``: delete old versions, by rules, when an operator needs their space."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from itertools import groupby
 
-from airflow_mdbackup.cli.common import on_disk, quoted, tell_not_found, tell_problems
-from airflow_mdbackup.cli.mirrors import mirror_of, selection_of
-from airflow_mdbackup.cli.output import UsageError
+from airflow_mdbackup.cli.common import on_disk, print_not_found, print_problems, quoted
+from airflow_mdbackup.cli.mirrors import open_mirror, parse_selection
+from airflow_mdbackup.cli.output import UsageError, counted
 from airflow_mdbackup.scheme.common.paths import to_text
 from airflow_mdbackup.scheme.common.progress import ReportTimer
 from airflow_mdbackup.scheme.common.times import stamp_of
@@ -24,63 +24,65 @@ from airflow_mdbackup.scheme.store.version_names import OLD
 
 DONE, WRONG = 0, 1
 _DAY = timedelta(days=1)
-_LEFT = {
-    PruneOutcome.CHANGED: "left, for they are not what history says (see `mdbackup verify`)",
-    PruneOutcome.LINKED: "left, for they have another name (a hard link), so that nothing would be freed",
-    PruneOutcome.FAILED: "left, for the disk refused",
+_WHY_LEFT = {
+    PruneOutcome.CHANGED: "they are not what history says (see `mdbackup verify`)",
+    PruneOutcome.LINKED: "they have another name (a hard link), so nothing would be freed",
+    PruneOutcome.FAILED: "the disk refused",
 }
 
 
 def run(args: argparse.Namespace) -> int:
-    """Show which versions of ``args.words``, or of all, no rule keeps; with ``args.yes`` take them away.
+    """Show which versions of ``args.words``, or of all paths, no rule keeps; delete them if ``args.yes``.
 
     :returns: 0; 1: history is missing or damaged, a path was never in it, or the disk refused.
-    :raises UsageError: there is no such backup, or no rule.
+    :raises UsageError: there is no such backup, there are no rules, or the arguments contradict each other.
     """
-    mirror, words = mirror_of(args)
+    if args.yes and args.dry_run:
+        raise UsageError("--yes deletes and --dry-run does not: write one of them")
+    mirror, words = open_mirror(args)
     rules = _rules(args)
-    wanted = selection_of(words)
-    fates: Counter[PruneOutcome] = Counter()
+    wanted = parse_selection(words)
+    counts: Counter[PruneOutcome] = Counter()
     size = room = paths = others = 0
     with pruning(mirror, wanted, rules, carry_out=args.yes) as (past, versions):
-        wrong = tell_problems(past)
+        wrong = print_problems(past)
         for _, of_path in groupby(_with_progress(versions), key=lambda version: version.content.path):
-            gone = _tell(args, mirror, of_path, fates)
+            gone = _print_path(args, mirror, of_path, counts)
             size += sum(version.size for version in gone)
             room += sum(version.disk_size for version in gone)
             paths += bool(gone)
         if not words and not args.yes:
             others = sum(b"/" + OLD + b"/" in each.place for each in unknown_files(mirror, past))
-    number = fates[PruneOutcome.PRUNED] + fates[PruneOutcome.GOES]
-    what = "pruned" if args.yes else "would go"
+    number = counts[PruneOutcome.PRUNED] + counts[PruneOutcome.GOES]
+    what = "pruned" if args.yes else "would be pruned"
     print(
-        f"{number:,} versions of {paths:,} paths {what}: {format_size(size)}, {format_size(room)} on the"
-        f" disk; {fates[PruneOutcome.KEPT]:,} are kept",
+        f"{counted(number, 'version')} of {counted(paths, 'path')} {what}: {format_size(size)},"
+        f" {format_size(room)} on the disk; {counts[PruneOutcome.KEPT]:,} kept",
         file=sys.stderr,
     )
-    for fate, why in _LEFT.items():
-        if fates[fate]:
-            print(f"{fates[fate]:,} are {why}", file=sys.stderr)
+    for outcome, why in _WHY_LEFT.items():
+        if counts[outcome]:
+            print(f"{counted(counts[outcome], 'version')} left: {why}", file=sys.stderr)
     if others:
-        print(f"{others:,} files in .old are left, for no history tells of them", file=sys.stderr)
+        print(f"{counted(others, 'file')} in .old left: history does not know them", file=sys.stderr)
     if number and not args.yes:
         print(
-            "Nothing was changed. --yes takes them away, for good; verify what stays first", file=sys.stderr
+            "Nothing was changed. --yes deletes them for good: first verify what will stay", file=sys.stderr
         )
-    return max(wrong, tell_not_found(wanted), WRONG if fates[PruneOutcome.FAILED] else DONE)
+    return max(wrong, print_not_found(wanted), WRONG if counts[PruneOutcome.FAILED] else DONE)
 
 
 def _rules(args: argparse.Namespace) -> KeepRules:
-    """Return the rules that are asked for.
+    """Return the rules that the arguments give.
 
-    :raises UsageError: there is none, or a duration is none, or too short to be meant.
+    :raises UsageError: there are none, or a duration is invalid, or too short to be intended.
     """
     since = "" if args.keep_within is None else stamp_of(datetime.now(UTC) - _duration(args.keep_within))
     rules = KeepRules(args.keep_last or 0, args.keep_daily or 0, args.keep_monthly or 0, since)
     if rules == KeepRules():
         raise UsageError(
-            "say what is to be kept: --keep-last N, --keep-within 1y, --keep-daily N or --keep-monthly N;"
-            " what any of them keeps stays"
+            "say what to keep: --keep-last N, --keep-within 1y, --keep-daily N or --keep-monthly N; a version"
+            " stays if any of them keeps it"
         )
     return rules
 
@@ -98,34 +100,35 @@ def _duration(text: str) -> timedelta:
 
 
 def _with_progress(versions: Iterator[PrunableVersion]) -> Iterator[PrunableVersion]:
-    """Yield the versions, with a word on standard error now and then."""
-    pace = ReportTimer()
+    """Yield the versions, and print their number on standard error now and then."""
+    timer = ReportTimer()
     for number, version in enumerate(versions, 1):
-        if pace.due():
-            print(f"{number:,} versions so far", file=sys.stderr)
+        if timer.due():
+            print(f"{counted(number, 'version')} so far", file=sys.stderr)
         yield version
 
 
-def _tell(
+def _print_path(
     args: argparse.Namespace,
     mirror: Mirror,
     versions: Iterator[PrunableVersion],
-    fates: Counter[PruneOutcome],
+    counts: Counter[PruneOutcome],
 ) -> list[PrunableVersion]:
-    """Print what becomes of the versions of one path, count their fates, and return those that go."""
+    """Print what happens to the versions of one path, count the outcomes, and return the pruned ones."""
     gone = []
     for version in versions:
-        fates[version.outcome] += 1
+        counts[version.outcome] += 1
         if version.outcome in (PruneOutcome.GOES, PruneOutcome.PRUNED):
             gone.append(version)
         if args.format == "json":
             _print_json(mirror, version)
-        elif version.outcome in _LEFT:
+        elif version.outcome in _WHY_LEFT:
             why = f": {version.detail}" if version.detail else ""
             print(f"{version.outcome:<13}  {quoted(on_disk(mirror, version.place))}{why}")
     if gone and args.format != "json":
         size = format_size(sum(version.size for version in gone))
-        print(f"{len(gone):>6,} versions  {size:>9}  {quoted(gone[0].content.path)}")
+        noun = "version " if len(gone) == 1 else "versions"
+        print(f"{len(gone):>6,} {noun}  {size:>9}  {quoted(gone[0].content.path)}")
     return gone
 
 

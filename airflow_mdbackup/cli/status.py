@@ -1,6 +1,6 @@
-"""``mdbackup status [PROVIDER...]``: how old the backups are, for people, cron and monitoring.
+"""``mdbackup status [PROVIDER...]``: the age of the backups, for operators, cron and monitoring.
 
-Imports no Airflow, and needs none when ``--providers-file`` is given.
+Imports no Airflow, and needs none if ``--providers-file`` is given.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from airflow_mdbackup.cli.output import UsageError, printable
 from airflow_mdbackup.cli.status_formats import Report, as_json, as_prometheus, as_text
 from airflow_mdbackup.config import load, providers_file
 from airflow_mdbackup.config import schedule as schedule_module
-from airflow_mdbackup.config.settings import default_timezone
+from airflow_mdbackup.config.airflow_options import default_timezone
 from airflow_mdbackup.scheme.recovery.health import Health, ProviderHealth, check_health
 from airflow_mdbackup.scheme.store.mirror import Mirror
 
@@ -31,7 +31,7 @@ _FORMATS: dict[str, Callable[[Report], str]] = {
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print how old the backups of ``args.providers``, or of all providers, are.
+    """Print the age of the backups of ``args.providers``, or of all providers.
 
     :returns: 0: all are good; 1: one is not, none is configured, or the configuration has problems.
     :raises UsageError: there is no provider of that name, or ``args.output`` cannot be written.
@@ -66,21 +66,21 @@ def _report(file: Path, names: Sequence[str], now: datetime) -> Report:
     ]
     general = [str(problem) for problem in configuration.problems if problem.provider not in refused]
     unknown = sorted(set(names) - {status.provider for status in statuses})
-    # With a file that cannot be read, whether there is such a provider cannot be told.
+    # If a file cannot be read, the provider may be in that one.
     if unknown and not general:
         known = ", ".join([*(provider.name for provider in configuration.providers), *refused]) or "none"
-        raise UsageError(f"there is no provider {', '.join(map(repr, unknown))} in {file} (there: {known})")
+        raise UsageError(f"there is no provider {', '.join(map(repr, unknown))} in {file} (known: {known})")
     ordered = sorted(statuses, key=lambda status: status.provider)
     return Report(now, tuple(ordered), tuple(general), detailed=bool(names))
 
 
 def _replace(file: Path, text: str) -> None:
-    """Write a file that others may read, whole or not at all.
+    """Replace a file that others may read, atomically.
 
     :raises UsageError: it cannot be written.
     """
     try:
-        # With another ending than a collector looks for.
+        # Its suffix is not one that a collector reads.
         descriptor, temporary = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.", suffix=".tmp")
     except OSError as error:
         raise UsageError(f"{file} cannot be written: {error.strerror}") from error

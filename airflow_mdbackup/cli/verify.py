@@ -1,4 +1,4 @@
-"""``mdbackup verify``: read what lies in a backup again, and tell what is not as it should be."""
+"""``mdbackup verify``: read a backup again, and report what is not as it should be."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from collections.abc import Callable
 from fractions import Fraction
 from typing import Any, TypeVar
 
-from airflow_mdbackup.cli.common import on_disk, quoted, tell_not_found, tell_problems, tell_stopped
-from airflow_mdbackup.cli.mirrors import mirror_of, selection_of
-from airflow_mdbackup.cli.output import UsageError, printable
+from airflow_mdbackup.cli.common import on_disk, print_not_found, print_problems, print_stopped, quoted
+from airflow_mdbackup.cli.mirrors import open_mirror, parse_selection
+from airflow_mdbackup.cli.output import UsageError, counted, printable
 from airflow_mdbackup.scheme.common.paths import to_text
 from airflow_mdbackup.scheme.common.units import parse_size
 from airflow_mdbackup.scheme.errors import BackupError
@@ -25,24 +25,24 @@ T = TypeVar("T")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Verify what ``args.words`` name, or all, or the next part of all; repair it, if asked.
+    """Verify ``args.words``, or everything, or the next part; repair it if asked to.
 
-    :returns: 0: all that was read is sound; 1: there is damage, or was before the repair, or history is
-        missing or damaged, so that what it told of could not be read.
-    :raises UsageError: there is no such backup, or what was asked for does not go together.
+    :returns: 0: everything that was read is sound; 1: there is damage, or was before the repair, or history
+        is missing or damaged, so that not everything could be checked.
+    :raises UsageError: there is no such backup, or the arguments contradict each other.
     """
-    mirror, words = mirror_of(args)
+    mirror, words = open_mirror(args)
     if args.missing and not args.repair:
-        raise UsageError("--missing is for --repair: write both")
+        raise UsageError("--missing only works with --repair: write both")
     try:
         return _run(args, mirror, words)
     except OSError as error:
-        tell_stopped("verify", error)
+        print_stopped("verify", error)
         return DAMAGED
 
 
 def _run(args: argparse.Namespace, mirror: Mirror, words: list[str]) -> int:
-    wanted = selection_of(words)
+    wanted = parse_selection(words)
     with Timeline(mirror, wanted) as past:
         wanted.resolve(past.knows)
         try:
@@ -53,42 +53,50 @@ def _run(args: argparse.Namespace, mirror: Mirror, words: list[str]) -> int:
                 threads=args.jobs,
                 repair=args.repair,
                 missing=args.missing,
-                acknowledge=args.let_go,
+                acknowledge=args.acknowledge_missing,
                 report_progress=lambda text: print(text, file=sys.stderr),
             )
         except ValueError as error:
             raise UsageError(str(error)) from error
         for verified in walk:
-            _tell(args, mirror, verified)
-        tell_problems(past)
-    tell_not_found(wanted)
+            _print_file(args, mirror, verified)
+        print_problems(past)
+    print_not_found(wanted)
     print(walk.summary(), file=sys.stderr)
     try:
-        gone = walk.finish()
-        let_go = walk.acknowledge_missing()
+        forgotten = walk.finish()
+        acknowledged = walk.acknowledge_missing()
     except BackupError as error:
-        print(printable(f"mdbackup verify: nothing was repaired, or let go: {error}"), file=sys.stderr)
+        print(printable(f"mdbackup verify: nothing was repaired or acknowledged: {error}"), file=sys.stderr)
         return DAMAGED
-    for path in gone:
-        fact = json.dumps({"path": to_text(path), "repair": "forgotten"})
-        print(fact if args.format == "json" else f"{'forgotten':<10}  {quoted(path)}")
-    for place in let_go:
-        file = on_disk(mirror, place)
-        fact = json.dumps({"file": to_text(file), "repair": "let go"})
-        print(fact if args.format == "json" else f"{'let go':<10}  {quoted(file)}")
-    if gone:
-        print(describe_repair(mirror.provider, gone), file=sys.stderr)
-    if let_go:
-        print(f"{len(let_go):,} missing files are let go: nothing looks for them any more", file=sys.stderr)
+    _print_repair(args, mirror, forgotten, acknowledged)
     if walk.is_last:
-        print("That was the last part; the next one begins anew", file=sys.stderr)
+        print("That was the last part; the next run starts over", file=sys.stderr)
     return SOUND if walk.is_sound else DAMAGED
 
 
-def _part(args: argparse.Namespace) -> int | Fraction | None:
-    """Return the part that was asked for, in bytes or as a fraction; None for all.
+def _print_repair(
+    args: argparse.Namespace, mirror: Mirror, forgotten: list[bytes], acknowledged: list[bytes]
+) -> None:
+    """Print what was forgotten, so that the next run fetches it again, and what was acknowledged."""
+    for path in forgotten:
+        fact = json.dumps({"path": to_text(path), "repair": "forgotten"})
+        print(fact if args.format == "json" else f"{'forgotten':<10}  {quoted(path)}")
+    for place in acknowledged:
+        file = on_disk(mirror, place)
+        fact = json.dumps({"file": to_text(file), "repair": "let go"})
+        print(fact if args.format == "json" else f"acknowledged  {quoted(file)}")
+    if forgotten:
+        print(describe_repair(mirror.provider, forgotten), file=sys.stderr)
+    if acknowledged:
+        missing = counted(len(acknowledged), "missing file")
+        print(f"{missing} acknowledged: no longer reported", file=sys.stderr)
 
-    :raises UsageError: it is none.
+
+def _part(args: argparse.Namespace) -> int | Fraction | None:
+    """Return the part that was asked for, in bytes or as a fraction; None for everything.
+
+    :raises UsageError: it is invalid.
     """
     if args.bytes is not None:
         return _parsed("--bytes", args.bytes, parse_size)
@@ -108,12 +116,12 @@ def _fraction(text: str) -> Fraction:
     except (ValueError, ZeroDivisionError):
         fraction = Fraction(0)
     if not 0 < fraction <= 1:
-        raise ValueError("it is no part of all: write 1/30, or 0.1")
+        raise ValueError("it must be more than 0 and at most 1: write 1/30, or 0.1")
     return fraction
 
 
-def _tell(args: argparse.Namespace, mirror: Mirror, verified: VerifiedFile) -> None:
-    """Print what is not as it should be; in JSON, everything."""
+def _print_file(args: argparse.Namespace, mirror: Mirror, verified: VerifiedFile) -> None:
+    """Print a file that is not as it should be; in JSON, every file."""
     if args.format == "json":
         content = verified.content
         facts: dict[str, Any] = {"file": to_text(on_disk(mirror, verified.place)), "found": verified.outcome}

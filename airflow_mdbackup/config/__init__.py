@@ -1,24 +1,28 @@
 """The configuration: from YAML files to :class:`Provider` objects and printable problems.
 
-======================  ==============================================================================
-module                  what it knows
-======================  ==============================================================================
-:mod:`.values`          how a duration, a percentage, a path, a schedule is written
-:mod:`.bandwidth`       how a bandwidth limit is written, and which one holds at what time of day
-:mod:`.alert`           the keys of one entry of a provider's ``alerts``
-:mod:`.max_age`         how old a backup may be, by its schedule
-:mod:`.schedule`        when the next run begins, by its schedule
-:mod:`.provider`        the keys of a provider: the schema, from which the reference page is generated
-:mod:`.problem`         what is wrong, and where, as a person reads it
-:mod:`.yaml_file`       one YAML file: read strictly, each fault told with its line
-:mod:`.configuration`   all files together: names, clashing destinations, what is refused and why
-:mod:`.settings`        the options in Airflow's own configuration
-======================  ==============================================================================
+In the order in which a file is read:
 
-Nothing here imports Airflow when it is imported itself, so that a command line needs no Airflow to read
-the same files.
+=======================  =============================================================================
+module                   what it does
+=======================  =============================================================================
+:mod:`.airflow_options`  our options in Airflow's own configuration, such as where the files are
+:mod:`.yaml_file`        reads one YAML file strictly, and reports each fault with its line
+:mod:`.provider`         one provider: the schema, from which the reference page is generated
+:mod:`.sections`         the mappings inside a provider: ``guard``, ``indexer``, ``timeouts``, ``verify``
+:mod:`.alert`            one entry of a provider's ``alerts``
+:mod:`.value_types`      single values: how a duration, a percentage, a path, a schedule is written
+:mod:`.bandwidth`        how a bandwidth limit is written, and which one applies at what time of day
+:mod:`.schedule`         when runs start, and how old a backup may be by its schedule
+:mod:`.configuration`    all files together: names, clashing destinations, what is refused and why
+:mod:`.problem`          what is wrong, where, and what to write instead, as a message
+:mod:`.classes`          imports a class that the configuration names by its dotted path
+:mod:`.foreign`          tries such classes (notifiers, timetables) before they are needed
+=======================  =============================================================================
+
+Importing this package does not import Airflow, so that a command line can read the same files without it.
 """
 
+from airflow_mdbackup.config.airflow_options import providers_file, web_path
 from airflow_mdbackup.config.alert import AlertRule
 from airflow_mdbackup.config.configuration import (
     Configuration,
@@ -27,8 +31,8 @@ from airflow_mdbackup.config.configuration import (
     raise_for_problems,
 )
 from airflow_mdbackup.config.problem import Problem
-from airflow_mdbackup.config.provider import Guard, Provider, Verify
-from airflow_mdbackup.config.settings import providers_file, web_path
+from airflow_mdbackup.config.provider import Provider
+from airflow_mdbackup.config.sections import Guard, Verify
 
 __all__ = [
     "AlertRule",

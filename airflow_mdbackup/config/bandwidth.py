@@ -1,4 +1,4 @@
-"""How a bandwidth limit is written in YAML: a rate, a rate at some hours of the day, or a list of such."""
+"""How a bandwidth limit is written in YAML: a rate, a rate at some hours of the day, or a list of those."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _EXAMPLE = '`{rate: 5MB, from: "08:00", to: "18:00"}`'
 
 @dataclass(frozen=True, slots=True)
 class TimedRate:
-    """A rate in bytes per second, from ``start`` until before ``end``, or at all hours if those are None.
+    """A rate in bytes per second, from ``start`` until before ``end``, or at all hours if both are None.
 
     An ``end`` before the ``start`` is on the next day.
     """
@@ -33,8 +33,8 @@ class TimedRate:
         hours = f" from {self.start:%H:%M} to {self.end:%H:%M}" if self.start and self.end else ""
         return f"{write_size(self.rate)}/s{hours}"
 
-    def holds_at(self, now: time) -> bool:
-        """Return whether ``now`` is within the hours."""
+    def applies_at(self, now: time) -> bool:
+        """Whether ``now`` is within the hours."""
         if self.start is None or self.end is None:
             return True
         if self.start < self.end:
@@ -44,7 +44,7 @@ class TimedRate:
 
 @dataclass(frozen=True, slots=True)
 class BandwidthLimit:
-    """The rates of a day: the first that holds is the limit, and there is none where none holds."""
+    """The rates of a day: the first that applies is the limit; if none applies, there is no limit."""
 
     rates: tuple[TimedRate, ...]
 
@@ -53,13 +53,13 @@ class BandwidthLimit:
 
     def at(self, now: time) -> int | None:
         """Return the limit at a time of the day, in bytes per second, or None if there is none then."""
-        return next((timed.rate for timed in self.rates if timed.holds_at(now)), None)
+        return next((timed.rate for timed in self.rates if timed.applies_at(now)), None)
 
 
 def parse_bandwidth_limit(value: object) -> BandwidthLimit:
-    """Return the limit that a rate, a mapping of ``rate``, ``from`` and ``to``, or a list of those means.
+    """Parse a rate, a mapping of ``rate``, ``from`` and ``to``, or a list of those.
 
-    :raises ValueError: anything else, or a list whose later entries could never hold.
+    :raises ValueError: it is anything else, or a list with entries that could never apply.
     """
     if isinstance(value, BandwidthLimit):
         return value
@@ -75,8 +75,8 @@ def parse_bandwidth_limit(value: object) -> BandwidthLimit:
             raise ValueError(f"entry {number}: {error}") from error
         if rates[-1].start is None and number < len(value):
             raise ValueError(
-                f"entry {number} has no hours, so that those behind it would never hold: put it last, or"
-                f" write its hours, as in {_EXAMPLE}"
+                f"entry {number} has no hours, so those after it would never apply: put it last, or write its"
+                f" hours, as in {_EXAMPLE}"
             )
     return BandwidthLimit(tuple(rates))
 
@@ -101,11 +101,11 @@ def _timed_rate(value: object) -> TimedRate:
     if len(hours) == 1:
         there, missing = ("from", "to") if "from" in value else ("to", "from")
         raise ValueError(
-            f"`{there}` is there and `{missing}` is missing: write both, such as {_EXAMPLE}, or none of them"
+            f"`{there}` is given and `{missing}` is missing: write both, as in {_EXAMPLE}, or neither"
         )
     start, end = hours
     if start == end:
-        raise ValueError(f"`from` and `to` are both `{start:%H:%M}`: for a whole day write none of them")
+        raise ValueError(f"`from` and `to` are both `{start:%H:%M}`: for a whole day write neither")
     return TimedRate(rate, start, end)
 
 

@@ -1,8 +1,8 @@
 """All files together: which providers are valid, and why the others are refused.
 
-Nothing here raises for what a file says: an invalid provider is refused with a :class:`Problem`, and all
-others keep their backups. Two providers that could write into one tree are both refused, since a backup
-into it is dangerous whichever of them runs.
+Whatever a file contains, nothing here raises: an invalid provider is refused with a :class:`Problem`, and all
+others are still backed up. If two providers could write into the same tree, both are refused, since either
+backup would be dangerous.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import difflib
 import os
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -25,15 +25,15 @@ from airflow_mdbackup.config.schedule import Assets
 from airflow_mdbackup.config.yaml_file import Definition, read
 from airflow_mdbackup.scheme.common.units import shown_value
 
-_HOW_TO_BEGIN = (
-    "write one, beginning with `providers: {web: {sftp_conn_id: web_backupop, source: /backups,"
+_HOW_TO_START = (
+    "write one, starting with `providers: {web: {sftp_conn_id: web_backupop, source: /backups,"
     " dest: /srv/backups/web}}`, or name another file or directory by the Airflow option"
     " `[mdbackup] providers_file` (in the environment: AIRFLOW__MDBACKUP__PROVIDERS_FILE)"
 )
 
 
 class ConfigurationError(Exception):
-    """The configuration has problems; the message tells all of them."""
+    """The configuration has problems; the message lists all of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +47,8 @@ class Configuration:
     def refused(self) -> dict[str, tuple[Problem, ...]]:
         """The problems of each refused provider, by its name.
 
-        Left out are names that no DAG id can contain, and reserved ones, whose DAG id is not theirs.
-        ``problems`` has those too.
+        Without names that a DAG id cannot contain, and reserved ones, whose DAG ids are taken; ``problems``
+        includes those.
         """
         by_name: dict[str, list[Problem]] = defaultdict(list)
         for problem in self.problems:
@@ -61,7 +61,7 @@ class Configuration:
 def load(path: Path) -> Configuration:
     """Read the configuration from a file, or from all ``*.yaml`` files of a directory, sorted by name.
 
-    Whatever the files contain, and also if there are none, this returns: see ``problems`` of the result.
+    Never raises, whatever the files contain, even if there are none: see ``problems`` of the result.
     """
     files, problems = _files(path)
     definitions: list[Definition] = []
@@ -73,17 +73,17 @@ def load(path: Path) -> Configuration:
     files_of: dict[str, set[Path]] = defaultdict(set)
     for definition in definitions:
         files_of[as_text(definition.name)].add(definition.file)
-    names = None if problems else files_of.keys()  # of a file that cannot be read, they are not known
+    names = None if problems else files_of.keys()  # an unreadable file may have more
     valid: list[tuple[Path, Provider]] = []
     for definition in definitions:
         elsewhere = files_of[as_text(definition.name)] - {definition.file}
-        judged = _judge(definition, names)
+        validated = _validate(definition, names)
         if elsewhere:
             problems.append(_same_name(definition, elsewhere))
-        if not isinstance(judged, Provider):
-            problems += judged
+        if not isinstance(validated, Provider):
+            problems += validated
         elif not elsewhere:
-            valid.append((definition.file, judged))
+            valid.append((definition.file, validated))
 
     clashes = _clashing_destinations(valid)
     problems += clashes
@@ -95,10 +95,10 @@ def load(path: Path) -> Configuration:
 
 
 def raise_for_problems(configuration: Configuration, others: Iterable[Problem] = ()) -> None:
-    """Do nothing if the configuration has no problems.
+    """Raise an error if the configuration has problems.
 
-    :param others: problems that refuse no provider.
-    :raises ConfigurationError: it has some; what several providers share is told once.
+    :param others: problems because of which no provider is refused.
+    :raises ConfigurationError: it has some; a problem that several providers share is listed once.
     """
     problems = [*configuration.problems, *others]
     if not problems:
@@ -121,7 +121,7 @@ def _files(path: Path) -> tuple[list[Path], list[Problem]]:
     try:
         if not path.is_dir():
             if not path.exists():
-                return [], [Problem(path, None, None, f"does not exist: {_HOW_TO_BEGIN}")]
+                return [], [Problem(path, None, None, f"does not exist: {_HOW_TO_START}")]
             return [path], []
         visible = sorted(file for file in path.iterdir() if not file.name.startswith("."))
     except OSError as error:
@@ -136,62 +136,77 @@ def _files(path: Path) -> tuple[list[Path], list[Problem]]:
     files = [file for file in visible if file.suffix == ".yaml"]
     if not files:
         problems.append(
-            Problem(path, None, None, f"is a directory without any `*.yaml` file: {_HOW_TO_BEGIN}")
+            Problem(path, None, None, f"is a directory without any `*.yaml` file: {_HOW_TO_START}")
         )
     return files, problems
 
 
-def _judge(definition: Definition, names: Collection[str] | None) -> Provider | list[Problem]:
-    """Return the provider, or all reasons why it is none.
+def _validate(definition: Definition, names: Collection[str] | None) -> Provider | list[Problem]:
+    """Return the provider, or all reasons why it is invalid.
 
-    :param names: of all providers, also of those that are refused; None if they are not known.
+    :param names: of all providers, including invalid ones; None if they are not known.
     """
-    file, name, keys, defaults = definition.file, definition.name, definition.keys, definition.defaults
-
-    def problem(key: str | None, message: str) -> Problem:
-        return Problem(file, as_text(name), key, message)
-
-    problems = [problem(fault.key, fault.message) for fault in definition.faults]
+    keys, problems = _merge_keys(definition)
     try:
-        check_name(name)
-    except ValueError as error:
-        problems.append(problem(None, str(error)))
-    if not isinstance(keys, dict):
-        return [*problems, problem(None, f"must be a mapping of keys, but is {shown_value(keys)}")]
-
-    values = {}
-    for key, value in {**defaults, **keys}.items():
-        where = "" if key in keys else "defaults."
-        if key == "name":
-            problems.append(
-                problem(f"{where}name", "is not a key: the provider's name stands before its keys")
-            )
-        elif not isinstance(key, str):
-            problems.append(problem(where.rstrip(".") or None, unknown_key(key, ())))
-        else:
-            values[key] = value
-    try:
-        provider = Provider.model_validate({**values, "name": name})
+        provider = Provider.model_validate({**keys, "name": definition.name})
     except ValidationError as error:
-        for wrong in error.errors(include_url=False):
-            # The numbers are places in lists; the message shows the value itself.
-            path = [part for part in wrong["loc"] if isinstance(part, str)]
-            # The name has been judged above; a list whose elements are all wrong counts as empty here.
-            if path == ["name"] or (wrong["type"] == "too_short" and wrong["input"]):
-                continue
-            where = "defaults." if path[0] in values and path[0] not in keys else ""
-            problems.append(problem(where + ".".join(path), explain(wrong, path[-1], _fields(path))))
+        if isinstance(definition.keys, dict):
+            problems += _explain_errors(definition, error)
         return list(dict.fromkeys(problems))
-    for key, schedule in provider.schedules.items():
-        if isinstance(schedule, Assets) and names is not None:
-            where = "" if key.partition(".")[0] in keys else "defaults."
-            problems += [problem(f"{where}{key}", why) for why in _unknown(schedule, names)]
+    if names is not None:
+        for key, schedule in provider.schedules.items():
+            if isinstance(schedule, Assets):
+                dotted = _dotted(definition, key.split("."))
+                problems += [_problem(definition, dotted, why) for why in _unknown_assets(schedule, names)]
     return problems or provider
 
 
-def _unknown(schedule: Assets, names: Collection[str]) -> list[str]:
-    """Return what to say of each asset that is the backup of no provider, and so is never updated."""
-    said = []
+def _problem(definition: Definition, key: str | None, message: str) -> Problem:
+    return Problem(definition.file, as_text(definition.name), key, message)
+
+
+def _dotted(definition: Definition, path: list[str]) -> str:
+    """Return a key as messages name it: below ``defaults`` if it comes from there."""
+    own = isinstance(definition.keys, dict) and path[0] in definition.keys
+    return ".".join(path if own or path[0] not in definition.defaults else ["defaults", *path])
+
+
+def _merge_keys(definition: Definition) -> tuple[dict[str, object], list[Problem]]:
+    """Return a provider's keys, over the defaults of its file, and what is wrong with them or its name."""
+    problems = [_problem(definition, fault.key, fault.message) for fault in definition.faults]
+    try:
+        check_name(definition.name)
+    except ValueError as error:
+        problems.append(_problem(definition, None, str(error)))
+    if not isinstance(definition.keys, dict):
+        wrong = f"must be a mapping of keys, but is {shown_value(definition.keys)}"
+        return {}, [*problems, _problem(definition, None, wrong)]
+    merged: dict[str, object] = {}
+    for key, value in {**definition.defaults, **definition.keys}.items():
+        if key == "name":
+            wrong = "is not a key: the provider's name stands before its keys"
+            problems.append(_problem(definition, _dotted(definition, ["name"]), wrong))
+        elif not isinstance(key, str):
+            where = None if key in definition.keys else "defaults"
+            problems.append(_problem(definition, where, unknown_key(key, ())))
+        else:
+            merged[key] = value
+    return merged, problems
+
+
+def _explain_errors(definition: Definition, error: ValidationError) -> Iterator[Problem]:
+    for wrong in error.errors(include_url=False):
+        # Numbers are positions in lists; the message shows the value itself.
+        path = [part for part in wrong["loc"] if isinstance(part, str)]
+        # The name has been checked; a list whose elements are all wrong counts as empty here.
+        if path == ["name"] or (wrong["type"] == "too_short" and wrong["input"]):
+            continue
+        yield _problem(definition, _dotted(definition, path), explain(wrong, path[-1], _fields(path)))
+
+
+def _unknown_assets(schedule: Assets, names: Collection[str]) -> list[str]:
+    """Return a message for each asset that is no provider's backup, and so is never updated."""
+    messages = []
     for asset in schedule.assets:
         scheme, _, rest = asset.partition("://")
         name = rest.rstrip("/")
@@ -201,12 +216,12 @@ def _unknown(schedule: Assets, names: Collection[str]) -> list[str]:
             how = f"did you mean {quoted(f'mdbackup://{similar[0]}')}?"
         else:
             how = f"the providers are {', '.join(map(quoted, names))}"
-        said.append(f"{quoted(asset)} is the backup of no provider here, and would never come: {how}")
-    return said
+        messages.append(f"{quoted(asset)} is not the backup of a provider here, and is never updated: {how}")
+    return messages
 
 
 def _fields(path: list[str]) -> dict[str, FieldInfo]:
-    """Return the fields among which the last key of ``path`` is one."""
+    """Return the fields of the mapping that has the last key of ``path``."""
     if len(path) == 1:
         return Provider.model_fields
     kind: Any = Provider.model_fields[path[0]].annotation
@@ -221,7 +236,7 @@ def _same_name(definition: Definition, elsewhere: Iterable[Path]) -> Problem:
 
 
 def _clashing_destinations(valid: Iterable[tuple[Path, Provider]]) -> list[Problem]:
-    """Return one problem for each provider and each other one whose ``dest`` is its own, around or inside."""
+    """Return a problem for each provider and each other one whose ``dest`` is the same, around or inside."""
     places = [(file, provider, os.path.realpath(provider.dest)) for file, provider in valid]
     at: dict[str, list[tuple[Path, Provider]]] = defaultdict(list)
     for file, provider, place in places:
@@ -233,7 +248,7 @@ def _clashing_destinations(valid: Iterable[tuple[Path, Provider]]) -> list[Probl
         links = ", seen through symbolic links" if not _related_as_written(provider, other) else ""
         message = (
             f"`{provider.dest}` is {relation} `dest` of provider `{other.name}` (`{other.dest}`, in"
-            f" {other_file}){links}: give each a directory of its own; until then neither is backed up"
+            f" {other_file}){links}: give each its own directory; until then neither is backed up"
         )
         problems.append(Problem(file, provider.name, "dest", message))
 

@@ -1,7 +1,7 @@
-"""What the configuration names of other people's code, looked at before it is needed.
+"""Tries the classes of other packages that the configuration names, before they are needed.
 
-Importing it may be slow and may fail, so that a DAG file does no more of it than it must. What shows mistakes
-does, and a provider whose notifier is missing keeps its backups.
+Importing them may be slow and may fail, so DAG files with backups avoid it. Only the DAG file that shows
+problems does it; a provider whose notifier is missing is still backed up.
 """
 
 from __future__ import annotations
@@ -13,24 +13,24 @@ from airflow_mdbackup.config.alert import AlertRule
 from airflow_mdbackup.config.classes import find_class
 from airflow_mdbackup.config.configuration import Configuration
 from airflow_mdbackup.config.problem import Problem
-from airflow_mdbackup.config.schedule import Assets, Timetable, UnusableSchedule, why_not
+from airflow_mdbackup.config.schedule import Assets, Timetable, UnusableSchedule, explain_unusable
 
 _EMAIL = "airflow.providers.smtp.notifications.smtp.SmtpNotifier"
 
 
 def unusable(configuration: Configuration, file: Path) -> tuple[Problem, ...]:
-    """Return a problem for each notifier and timetable that cannot be made of what the configuration says.
+    """Return a problem for each configured notifier and timetable that cannot be instantiated.
 
     Imports them, which may take seconds.
 
-    :param file: where the configuration was read.
+    :param file: where the configuration was read from.
     """
     problems = []
     for provider in configuration.providers:
         for key, schedule in provider.schedules.items():
             if isinstance(schedule, Assets | Timetable):
                 try:
-                    schedule.made()
+                    schedule.for_airflow()
                 except UnusableSchedule as error:
                     problems.append(Problem(file, provider.name, key, str(error)))
         for rule in provider.alerts:
@@ -46,6 +46,6 @@ def _why_unusable(rule: AlertRule) -> str:
     arguments = rule.arguments if rule.notifier else {"to": list(rule.email or ())}
     try:
         find_class(path)(**copy.deepcopy(arguments))
-    except Exception as error:  # whatever other people's code raises
-        return f"`{path}` {why_not(error)}"
+    except Exception as error:  # their code may raise anything
+        return f"`{path}` {explain_unusable(error)}"
     return ""

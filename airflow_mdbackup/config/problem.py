@@ -1,4 +1,4 @@
-"""What is wrong in the configuration, and where, as a person reads it."""
+"""What is wrong in the configuration, where, and what to write instead, as a message."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from airflow_mdbackup.scheme.common.units import shown_value
 
 
 class _Dumper(yaml.SafeDumper):
-    """Puts each time of day in quotes, also `08:00`, which YAML reads as text without them."""
+    """Quotes every time of day, even `08:00`, which YAML also reads as text without quotes."""
 
 
 _Dumper.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"\d\d:\d\d\Z"), list("0123456789"))
@@ -27,7 +27,7 @@ class Problem:
     """One thing to correct. ``str()`` of it is a whole message: where, what, and what to write instead."""
 
     file: Path
-    provider: str | None  # None: it concerns the file as a whole
+    provider: str | None  # None: it is about the file as a whole
     key: str | None  # dotted, as `guard.share`; `defaults.retries` if it comes from the file's defaults
     message: str
 
@@ -38,26 +38,26 @@ class Problem:
 
 
 def quoted(name: str) -> str:
-    """Return a name for use in a message; one that would garble the message is escaped."""
+    """Return a name for a message, escaped if it would garble the message."""
     return f"`{name}`" if name.isprintable() and len(name) <= 200 else ascii(name[:200])
 
 
 def as_text(key: object) -> str:
-    """Return a key of YAML, which need not be text, as a text to show and to compare."""
+    """Return a YAML key, which need not be text, as text to show and to compare."""
     return key if isinstance(key, str) else shown_value(key)
 
 
 def unknown_key(key: object, known: Collection[str]) -> str:
-    """Return the message about a key that does not exist, naming the one that was probably meant."""
+    """Return the message about a key that does not exist, with the most similar one that does."""
     if not isinstance(key, str):
-        return f"a key must be text, but YAML reads {shown_value(key)}: put it in quotes if it is meant"
+        return f"a key must be text, but YAML reads {shown_value(key)}: put it in quotes if it is intended"
     if similar := difflib.get_close_matches(key, known, n=1):
         return f"is not a key; did you mean `{similar[0]}`?"
     return f"is not a key; the keys are `{'`, `'.join(known)}`"
 
 
 def as_yaml(key: str, value: object) -> str:
-    """Return ``key: value`` as it may stand in the file, on one line."""
+    """Return ``key: value`` as in a file, on one line."""
     text = yaml.dump(value, Dumper=_Dumper, default_flow_style=True, width=10_000, allow_unicode=True)
     return f"{key}: {text.removesuffix('...' + chr(10)).strip()}"
 
@@ -65,9 +65,9 @@ def as_yaml(key: str, value: object) -> str:
 def explain(error: Mapping[str, Any], key: str, fields: Mapping[str, FieldInfo]) -> str:
     """Return what is wrong with a value and what to write instead.
 
-    :param error: one of the errors of pydantic, as ``ValidationError.errors()`` gives them.
+    :param error: one of pydantic's errors, from ``ValidationError.errors()``.
     :param key: the key that it is about.
-    :param fields: the fields of the mapping in which the key stands.
+    :param fields: the fields of the mapping that has the key.
     """
     context = error.get("ctx", {})
     value = error.get("input")
@@ -83,7 +83,17 @@ def explain(error: Mapping[str, Any], key: str, fields: Mapping[str, FieldInfo])
     example = f"write for example `{as_yaml(key, field.examples[0])}`" if field.examples else ""
     if value is None and error["type"] != "missing" and not field.is_required():
         example += ", or leave the key out"
-    expected = {
+    expected = _expected(error, context)
+    if error["type"] in _WITHOUT_VALUE:
+        return f"{expected}: {example}"
+    return f"{expected}, but is {shown_value(value)}: {example}"
+
+
+_WITHOUT_VALUE = ("missing", "string_too_short", "too_short")
+
+
+def _expected(error: Mapping[str, Any], context: Mapping[str, Any]) -> str:
+    texts = {
         "missing": "is missing",
         "string_type": "must be text",
         "int_type": "must be a whole number",
@@ -96,10 +106,5 @@ def explain(error: Mapping[str, Any], key: str, fields: Mapping[str, FieldInfo])
         "string_too_short": "must not be empty",
         "string_too_long": f"must have at most {context.get('max_length')} characters",
         "too_short": "must not be empty",
-    }.get(error["type"], error["msg"])
-    said = (
-        ""
-        if error["type"] in ("missing", "string_too_short", "too_short")
-        else f", but is {shown_value(value)}"
-    )
-    return f"{expected}{said}: {example}"
+    }
+    return texts.get(error["type"], error["msg"])

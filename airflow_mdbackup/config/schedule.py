@@ -1,6 +1,6 @@
 """When runs start: by cron expressions and presets, assets, or timetables.
 
-Importing a timetable may be slow and may fail; only its provider's DAG, and what shows mistakes, does it.
+Importing a timetable may be slow and may fail; only its provider's DAG and :mod:`.foreign` do it.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from airflow_mdbackup.config.classes import find_class
 
 @dataclass(frozen=True, slots=True)
 class Assets:
-    """Run when all of these have been updated.
+    """Run once all of these have been updated.
 
     :ivar assets: URIs (with ``://``) and names.
     """
 
     assets: tuple[str, ...]
 
-    def made(self) -> list[Any]:
-        """Return what a DAG takes for it.
+    def for_airflow(self) -> list[Any]:
+        """Return the ``schedule`` argument of a DAG.
 
-        :raises UnusableSchedule: one is no URI that Airflow accepts.
+        :raises UnusableSchedule: Airflow does not accept one of the URIs.
         """
         from airflow.sdk import Asset
 
         try:
-            # By the spelling that Airflow gives to URIs of assets, and does not give to references.
+            # An Asset normalizes its URI; a reference does not.
             return [
                 Asset.ref(uri=Asset(name=asset, uri=asset).uri) if "://" in asset else Asset.ref(name=asset)
                 for asset in self.assets
@@ -44,28 +44,28 @@ class Assets:
 
 @dataclass(frozen=True, slots=True)
 class Timetable:
-    """Run when a timetable says so.
+    """Run by an Airflow timetable.
 
     :ivar path: dotted path of its class.
-    :ivar arguments: what that is made with.
+    :ivar arguments: its keyword arguments.
     """
 
     path: str
     arguments: dict[str, Any] = field(default_factory=dict, hash=False)
 
-    def made(self) -> Any:
-        """Return what a DAG takes for it.
+    def for_airflow(self) -> Any:
+        """Return the ``schedule`` argument of a DAG.
 
-        :raises UnusableSchedule: it cannot be imported or made, or Airflow cannot store it.
+        :raises UnusableSchedule: it cannot be imported or instantiated, or Airflow cannot store it.
         """
         from airflow.serialization.encoders import encode_timetable
 
         try:
             timetable = find_class(self.path)(**copy.deepcopy(self.arguments))
-            # What Airflow cannot store would make all DAGs of the file stale.
+            # One that Airflow cannot store would make all DAGs of the file stale.
             encode_timetable(timetable)
-        except Exception as error:  # whatever other people's code raises
-            raise UnusableSchedule(f"`{self.path}` {why_not(error)}") from error
+        except Exception as error:  # its code may raise anything
+            raise UnusableSchedule(f"`{self.path}` {explain_unusable(error)}") from error
         return timetable
 
 
@@ -73,8 +73,8 @@ class UnusableSchedule(ValueError):
     """A provider's schedule cannot be used; the message says why and what to do."""
 
 
-def why_not(error: Exception) -> str:
-    """Say why a class of other people cannot be used, and what to do."""
+def explain_unusable(error: Exception) -> str:
+    """Return why a class of another package cannot be used, and what to do."""
     said = f"({type(error).__name__}: {error})"
     if isinstance(error, ImportError):
         return f"cannot be imported {said}: install the package that has it, or correct the path"
@@ -83,7 +83,7 @@ def why_not(error: Exception) -> str:
     return f"cannot be used {said}: correct the path, or its `arguments`"
 
 
-# As Airflow reads them.
+# As in Airflow.
 PRESETS = {
     "@hourly": "0 * * * *",
     "@daily": "0 0 * * *",
@@ -99,17 +99,17 @@ _STEPS = 62  # enough to meet the longest gap of each week, of each month, and o
 
 
 def default_max_age(schedule: object) -> timedelta | None:
-    """Return two hours more than the longest time between two days with runs, and 26 hours at least.
+    """Return two hours more than the longest time between two days with runs, at least 26 hours.
 
-    :param schedule: one that :func:`.values.check_schedule` accepts.
-    :return: None if only a person starts the runs, or assets or a timetable do, whose times are not known.
+    :param schedule: one that :func:`.value_types.check_schedule` accepts.
+    :return: None if runs start manually, or by assets or a timetable, whose times are not known.
     """
     if not isinstance(schedule, str):
         return None
     return _longest_gap(*PRESETS.get(schedule, schedule).split()[2:]) + _MARGIN
 
 
-# By the days only, so that those of a hundred providers, at as many times of day, are few.
+# Only the days matter, so that the cache also works for providers with different times of day.
 @cache
 def _longest_gap(day: str, month: str, weekday: str) -> timedelta:
     if day == month == weekday == "*":
@@ -125,19 +125,19 @@ def _longest_gap(day: str, month: str, weekday: str) -> timedelta:
 def next_run(schedule: object, now: datetime, zone: tzinfo) -> datetime | None:
     """Return when the next run begins, in UTC.
 
-    :param schedule: one that :func:`.values.check_schedule` accepts.
-    :param zone: Airflow's default time zone, in which a cron expression is meant.
-    :return: None if only a person starts runs, or assets or a timetable do, whose times are not known.
+    :param schedule: one that :func:`.value_types.check_schedule` accepts.
+    :param zone: Airflow's default time zone, which applies to cron expressions.
+    :return: None if runs start manually, or by assets or a timetable, whose times are not known.
     """
     if not isinstance(schedule, str):
         return None
-    # By the clock on the wall, as Airflow does it (see CronMixin._get_next).
+    # In local time, like Airflow (see CronMixin._get_next).
     local = now.astimezone(zone).replace(tzinfo=None, fold=0)
     cron = croniter(PRESETS.get(schedule, schedule), local)
     due = cron.get_next(datetime)
-    if cron.expanded[1] == ["*"]:  # each hour, also one that the clock shows twice
+    if cron.expanded[1] == ["*"]:  # hourly, also in an hour that occurs twice
         return now.astimezone(UTC) + (due - local)
-    # What the clock shows twice is meant the second time; what it leaves out, as much later.
+    # A local time that occurs twice means the second one; one that does not exist moves later by the gap.
     return max(due.replace(tzinfo=zone, fold=fold).astimezone(UTC) for fold in (0, 1))
 
 

@@ -1,11 +1,11 @@
-"""The DAG by which people get files back: no schedule, but a form.
+"""The DAG that restores files: it has a form instead of a schedule.
 
 A restore must run where the provider's ``dest`` is, and Airflow fixes a task's queue, pool and pod template
-when it reads the DAG. So there is one task where all providers agree on these::
+when it reads the DAG. So there is a single task if all providers agree on these::
 
     restore_files
 
-and else one for each of their placements, behind one that chooses::
+and otherwise one for each placement, behind one that chooses::
 
     choose_worker >> [restore_files_on_a, restore_files_on_b, ...]
 """
@@ -34,19 +34,20 @@ from airflow_mdbackup.operators.restore_files import (
 )
 
 RESTORE = "mdbackup_restore"
-_DOC = """# Get files back
+_DOC = """# Restore files
 
-Trigger this DAG: the form asks which files, of which backup, as of when, and where to. They are written on
-the worker that has the backup, below the directory that the Airflow option `[mdbackup] restore_below` names
-there. Nothing in the backup is changed. Where Airflow is gone, `mdbackup restore` does the same from the disk
-alone.
+Trigger this DAG: the form asks which files of which backup to restore, as of when, and where to. They are
+written on the worker that has the backup, below the directory in its Airflow option
+`[mdbackup] restore_below`. The backup is not changed. If Airflow is gone, `mdbackup restore` does the same
+from the disk alone.
 """
 
 
 def restore_dags(path: Path | None = None) -> dict[str, DAG]:
-    """Return the DAG that restores, by its id; none without providers. Never raises for what they say.
+    """Return the DAG that restores, by its id; nothing if there are no providers.
 
-    :param path: the configuration; by default what Airflow's options name.
+    :param path: the configuration; by default the one that Airflow's options name. Whatever it contains, this
+        does not raise.
     """
     providers = load(providers_file() if path is None else path).providers
     return {RESTORE: _restore_dag(providers)} if providers else {}
@@ -56,7 +57,7 @@ def _restore_dag(providers: tuple[Provider, ...]) -> DAG:
     dests = {provider.name: provider.dest for provider in providers}
     with DAG(
         dag_id=RESTORE,
-        description="Get files back, as of any moment: trigger it, and fill the form",
+        description="Restore files as of any time: trigger it, and fill in the form",
         doc_md=_DOC,
         schedule=None,
         start_date=START,
@@ -64,9 +65,9 @@ def _restore_dag(providers: tuple[Provider, ...]) -> DAG:
         max_active_runs=4,
         is_paused_upon_creation=False,
         tags={"mdbackup"},
-        params=_params(list(dests)),
+        params={**_what(list(dests)), **_how()},
         user_defined_macros={"dest_of": dests},
-        # Who needs files back comes before all backups, and reads what is wrong at once.
+        # Restores go before all backups, and report failures at once.
         default_args={
             "retries": 0,
             "retry_policy": RETRY_POLICY,
@@ -74,29 +75,34 @@ def _restore_dag(providers: tuple[Provider, ...]) -> DAG:
             "priority_weight": 1000,
         },
     ) as dag:
-
-        def restore(task_id: str, provider: Provider) -> RestoreFiles:
-            return RestoreFiles(
-                task_id=task_id,
-                provider=f"{{{{ params.{PROVIDER} }}}}",
-                dest=f"{{{{ dest_of[params.{PROVIDER}] }}}}",
-                keep_out=list(dests.values()),
-                **placement(provider),
-            )
-
-        tasks = _tasks(providers)
-        examples = {tasks[provider.name]: provider for provider in providers}
-        if len(examples) == 1:
-            restore("restore_files", providers[0])
-        else:
-            choose = BranchPythonOperator(
-                task_id="choose_worker",
-                python_callable=_task_of,
-                op_kwargs={"tasks": tasks},
-                **placement(providers[0]),
-            )
-            choose >> [restore(task_id, provider) for task_id, provider in examples.items()]
+        _add_tasks(providers)
     return dag
+
+
+def _add_tasks(providers: tuple[Provider, ...]) -> None:
+    """Add a task for each placement to the current DAG, and one that chooses if there are several."""
+    task_ids = _task_ids(providers)
+    by_task = {task_ids[provider.name]: provider for provider in providers}
+    if len(by_task) == 1:
+        _restore_task("restore_files", providers[0], providers)
+        return
+    choose = BranchPythonOperator(
+        task_id="choose_worker",
+        python_callable=_task_of,
+        op_kwargs={"tasks": task_ids},
+        **placement(providers[0]),
+    )
+    choose >> [_restore_task(task_id, provider, providers) for task_id, provider in by_task.items()]
+
+
+def _restore_task(task_id: str, placed_like: Provider, providers: tuple[Provider, ...]) -> RestoreFiles:
+    return RestoreFiles(
+        task_id=task_id,
+        provider=f"{{{{ params.{PROVIDER} }}}}",
+        dest=f"{{{{ dest_of[params.{PROVIDER}] }}}}",
+        keep_out=[provider.dest for provider in providers],
+        **placement(placed_like),
+    )
 
 
 def _task_of(tasks: dict[str, str], params: dict[str, Any]) -> str:
@@ -104,8 +110,8 @@ def _task_of(tasks: dict[str, str], params: dict[str, Any]) -> str:
     return tasks[params[PROVIDER]]
 
 
-def _tasks(providers: Iterable[Provider]) -> dict[str, str]:
-    """Return the task for each provider: named after queue, pool or template, as people know the place."""
+def _task_ids(providers: Iterable[Provider]) -> dict[str, str]:
+    """Return the task id for each provider, named after its queue, pool or pod template."""
     tasks: dict[str, str] = {}
     known: dict[tuple[str | None, ...], str] = {}
     for provider in providers:
@@ -121,23 +127,24 @@ def _tasks(providers: Iterable[Provider]) -> dict[str, str]:
     return tasks
 
 
-def _params(names: list[str]) -> dict[str, Param]:
-    whose: dict[str, Any] = {
+def _what(names: list[str]) -> dict[str, Param]:
+    """Return the parameters that say which files to restore, and where to."""
+    provider: dict[str, Any] = {
         "type": "string",
         "enum": names,
         "title": "Provider",
-        "description": "Whose files.",
+        "description": "Whose files to restore.",
     }
     return {
-        PROVIDER: Param(**whose | ({"default": names[0]} if len(names) == 1 else {})),
+        PROVIDER: Param(**provider | ({"default": names[0]} if len(names) == 1 else {})),
         PATHS: Param(
             [],
             type="array",
             items={"type": "string", "minLength": 1},
             title="Paths",
             description=(
-                "Files, directories with all below, and gitignore patterns, as backupop sees them; one on "
-                "each line. None: everything."
+                "Files, directories (recursive), and gitignore patterns, as absolute paths inside the chroot;"
+                " one per line. None: everything."
             ),
         ),
         AS_OF: Param(
@@ -145,8 +152,8 @@ def _params(names: list[str]) -> dict[str, Param]:
             type=["string", "null"],
             title="As of",
             description=(
-                "2026-11-23T14:00 (with +01:00 or Z behind it, else in the time zone of the worker), "
-                "yesterday 14:00, or 3 days ago. Empty: as the last backup left them."
+                "2026-11-23T14:00 (in the worker's time zone unless followed by +01:00 or Z), yesterday "
+                "14:00, or 3 days ago. Empty: as the last backup left them."
             ),
         ),
         TARGET: Param(
@@ -154,26 +161,32 @@ def _params(names: list[str]) -> dict[str, Param]:
             type=["string", "null"],
             title="Target directory",
             description=(
-                "On the worker, below what [mdbackup] restore_below names, by its whole path or from "
-                "there. Empty: a new directory, which the task tells."
+                "On the worker, below the directory in [mdbackup] restore_below: absolute, or relative to "
+                "it. Empty: a new directory, whose name the task reports."
             ),
         ),
+    }
+
+
+def _how() -> dict[str, Param]:
+    """Return the parameters that are switches."""
+    return {
         INCLUDE_GONE: Param(
             False,
             type="boolean",
-            title="Include what was gone",
-            description="Also what had gone from the provider by then.",
+            title="Include deleted files",
+            description="Also restore files that were gone from the provider by then.",
         ),
         OVERWRITE: Param(
             False,
             type="boolean",
             title="Overwrite",
-            description="Replace files of the target that have other bytes.",
+            description="Replace different files in the target.",
         ),
         DRY_RUN: Param(
             False,
             type="boolean",
             title="Dry run",
-            description="Only tell what would come back.",
+            description="Only show what would be restored.",
         ),
     }

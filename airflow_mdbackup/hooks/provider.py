@@ -22,8 +22,8 @@ from airflow.providers.ssh.hooks.ssh import SSHHook, SSHHookAsync
 from airflow.sdk import BaseHook
 from airflow.sdk.exceptions import AirflowNotFoundException
 
+from airflow_mdbackup.config.airflow_options import providers_file
 from airflow_mdbackup.config.configuration import load
-from airflow_mdbackup.config.settings import providers_file
 from airflow_mdbackup.hooks.connection import CONNECT, SshAccount, account_of
 from airflow_mdbackup.hooks.failures import NoCommonAlgorithm, ended_here, lost, refused, wrong_host_key
 from airflow_mdbackup.hooks.login import connect

@@ -7,8 +7,8 @@ from contextlib import ExitStack
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+from airflow_mdbackup.config.airflow_options import local_time
 from airflow_mdbackup.config.bandwidth import BandwidthLimit, parse_bandwidth_limit
-from airflow_mdbackup.config.settings import local_time
 from airflow_mdbackup.links import RunReportLink
 from airflow_mdbackup.operators.base import BackupOperator, megabytes, provider_hook
 from airflow_mdbackup.operators.lineage import tell_lineage

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.sdk.exceptions import AirflowFailException
 
-from airflow_mdbackup.config.settings import dags_folder, restore_below
+from airflow_mdbackup.config.airflow_options import dags_folder, restore_below
 from airflow_mdbackup.operators.base import BackupOperator, refuse_misspelt, refused
 from airflow_mdbackup.scheme.common.paths import to_text, unfolded
 from airflow_mdbackup.scheme.common.progress import ReportTimer

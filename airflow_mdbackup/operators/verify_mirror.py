@@ -145,8 +145,9 @@ class VerifyMirror(BackupOperator):
         if walk.is_repairing:
             return gone, (
                 "Look at the disk. Nothing of it could be repaired: only what is rotten, live, and in the"
-                " index is; what an earlier repair took out of it waits for the next backup; what is gone for"
-                f" good, `mdbackup verify {self.provider} PATH --let-go` on this worker misses no more"
+                " index is; what an earlier repair took out of it waits for the next backup. To stop"
+                " reporting files lost for good, run on this worker:"
+                f" `mdbackup verify {self.provider} PATH --acknowledge-missing`"
             )
         return gone, (
             "Look at the disk. To have rotten live files pulled again, start a run of this DAG with `repair`,"

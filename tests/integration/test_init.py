@@ -39,7 +39,7 @@ def test_init_is_content_with_connections_that_a_task_could_use(
     set_connection("backupop", provider.sftp_connection())
     set_connection("index", provider.ssh_connection())
     status, printed = init()
-    assert status == 0 and "1 providers, and all that they name is there" in printed
+    assert status == 0 and "1 provider: all its connections and pools exist" in printed
     assert "airflow mdbackup audit" in printed
 
 
@@ -51,7 +51,7 @@ def test_init_is_content_with_connections_that_a_task_could_use(
         ({"extra": {"private_key": "AAAA"}}, "the connection backupop has"),
         ({"extra": {"no_host_key_check": True}}, "trusts any server"),
         ({"port": "ssh"}, "backupop"),
-        ({"extra": "[1]"}, "a connection backupop, and what it says, cannot be told"),
+        ({"extra": "[1]"}, "the connection backupop cannot be read"),
     ],
 )
 def test_init_reports_a_connection_that_no_task_could_use_as_a_task_does(
@@ -64,6 +64,6 @@ def test_init_reports_a_connection_that_no_task_could_use_as_a_task_does(
     """That it exists is not enough; and the other one, which is missing, is reported, too."""
     set_connection("backupop", provider.sftp_connection() | spoilt)
     status, printed = init()
-    assert status == 1 and "all that they name" not in printed
-    assert "connection backupop of srv1: NOT usable on this machine: " in printed and why in printed
+    assert status == 1 and "connections and pools exist" not in printed
+    assert "connection backupop of srv1: does NOT work on this machine: " in printed and why in printed
     assert "connection index of srv1: MISSING" in printed

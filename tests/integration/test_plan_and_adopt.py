@@ -82,5 +82,7 @@ def test_plan_before_the_first_run_says_that_a_run_builds_the_index(
         assert main(["plan", "srv1"]) == 3
         return capsys.readouterr().err
 
-    assert "Each run of this provider has the index built first" in told(ssh_conn_id="index")
-    assert "is not there. Has it been built yet?" in (alone := told()) and "built first" not in alone
+    assert "Each run of this provider builds the index first" in told(ssh_conn_id="index")
+    assert (
+        "is not there. Has it been built yet?" in (alone := told()) and "builds the index first" not in alone
+    )

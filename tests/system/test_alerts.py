@@ -191,7 +191,7 @@ def test_alerts_can_be_tried_before_they_are_needed(site: Site, mailbox: Mailbox
     status, told = site.command("test-alert", "told")
     assert status == 0, told
     for way in ("ping_url at 127.0.0.1", "own_notifier.ToFile", "e-mail to ops@example.org"):
-        assert f"{way}: taken" in told.splitlines()
+        assert f"{way}: accepted" in told.splitlines()
     assert "told-secret" not in told
     assert checks.of("told-secret")[pings:] == ["/told-secret/log"]
     assert (site.folder / "told.txt").read_text().count("told: TEST of the alerts") == 1
@@ -199,9 +199,9 @@ def test_alerts_can_be_tried_before_they_are_needed(site: Site, mailbox: Mailbox
 
     status, failed = site.command("test-alert", "warned")
     assert status == 1, failed
-    assert "nowhere.to.be.Found: NOT taken: ModuleNotFoundError" in failed
-    assert "ping_url at 127.0.0.1: NOT taken: ConnectError" in failed
-    assert "e-mail to ops@example.org: taken" in failed
+    assert "nowhere.to.be.Found: REJECTED: ModuleNotFoundError" in failed
+    assert "ping_url at 127.0.0.1: REJECTED: ConnectError" in failed
+    assert "e-mail to ops@example.org: accepted" in failed
     assert "dead-secret" not in failed
 
 

@@ -168,7 +168,7 @@ def test_init_makes_the_pool_without_which_no_task_runs_and_one_backup_follows_a
     for line in ("pool disks: made, with 3 slots", "pool disks: there, with 3 slots"):
         status, made = site.command("init", "--slots", "3")
         assert status == 1, made
-        assert line in made and "NOT configured validly" in made
+        assert line in made and "INVALID configuration" in made
         assert "provider `invalid`: `nonsense`" in made
     state, tasks = site.run("pooled")
     assert state == "success", tasks

@@ -157,7 +157,7 @@ def test_what_is_not_a_regular_file_is_reported_and_not_adopted(
     facts = json.loads(out.splitlines()[0])
     left = {"symlink": 2, "special": 2, "reserved": 1, "in the place of versions": 1, "empty directory": 1}
     assert facts == {"left": left, "others": 0, "linked": 1}
-    assert "Rename them: no file beside them can have versions" in terminal.told
+    assert "Rename them: files beside them could not have versions" in terminal.told
     assert set(pair.index_b()) == {pair.path("good"), pair.path("sub/good")}
     assert pair.live(".old/good").read_bytes() == b"another's version"
     pair.put("good", b"3")
@@ -202,9 +202,11 @@ def test_an_adoption_that_makes_no_sense_is_refused(pair: Pair, terminal: Termin
         return terminal.told
 
     at = ("--at", pair.a)
-    assert "needs an --at PATH" in refused("--tree", copy)
+    assert "needs its --at PATH" in refused("--tree", copy)
     told = refused("--tree", copy, "--at", "/elsewhere")
-    assert "no path here is in the provider's index, which has 6: is /elsewhere right" in told
+    assert (
+        "none of these paths is in the provider's index, which has 6 paths: is /elsewhere the right" in told
+    )
     assert ".old is for versions" in refused("--tree", copy, "--at", "/x/.old")
     assert "component '..'" in refused("--tree", copy, "--at", "/x/../y")
     nested = ("--tree", tmp_path / "x", "--at", pair.a / "below")
@@ -223,7 +225,7 @@ def test_an_adoption_that_makes_no_sense_is_refused(pair: Pair, terminal: Termin
     (pair.mirror.dest / "other").mkdir()
     assert "is not part of a backup" in refused("--tree", copy, *at)
     os.rmdir(pair.mirror.dest / "other")
-    assert "there is no file to adopt" in refused()
+    assert "there are no files to adopt" in refused()
     Mirror(pair.mirror.dest, "srv2").claim()
     assert "belongs to the provider 'srv2'" in refused("--tree", copy, *at)
 

@@ -376,7 +376,7 @@ def test_alerts_are_tried_with_a_message_that_is_marked_as_a_test(
     assert paths == [path]
     assert "test: web: TEST of the alerts; nothing is wrong" in told[0] and socket.gethostname() in told[0]
     said = capsys.readouterr()
-    assert said.out.splitlines() == ["ping_url at 127.0.0.1: taken", "tests.Told: taken"]
+    assert said.out.splitlines() == ["ping_url at 127.0.0.1: accepted", "tests.Told: accepted"]
     assert "secret" not in said.out + said.err
 
 
@@ -395,10 +395,10 @@ def test_a_channel_that_rejects_the_test_is_reported_and_the_others_are_tried(
         assert try_alerts([{"ping_url": url}, {"ping_url": never}, bad, good]) == 1
     said = capsys.readouterr()
     assert said.out.splitlines() == [
-        "ping_url at 127.0.0.1: NOT taken: RuntimeError: the service answered 404 Not Found",
-        "ping_url at 127.0.0.1: NOT taken: TimeoutError: it took longer than 1 s",
-        "tests.Told: NOT taken: UndefinedError: 'ti' is undefined",
-        "tests.Told: taken",
+        "ping_url at 127.0.0.1: REJECTED: RuntimeError: the service answered 404 Not Found",
+        "ping_url at 127.0.0.1: REJECTED: TimeoutError: it took longer than 1 s",
+        "tests.Told: REJECTED: UndefinedError: 'ti' is undefined",
+        "tests.Told: accepted",
     ]
     assert len(told) == 1 and "secret" not in said.out + said.err
 
@@ -408,7 +408,10 @@ def test_provider_without_alerts_has_none_to_try(
 ) -> None:
     """The message says so, rather than that all accepted it."""
     assert try_alerts([]) == 2
-    assert "the provider web has no `alerts`, so that nobody is told" in capsys.readouterr().err
+    assert (
+        "the provider web has no `alerts`, so its failures are not reported to anybody"
+        in capsys.readouterr().err
+    )
 
 
 # --- the configuration ------------------------------------------------------------------------------

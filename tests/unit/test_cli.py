@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import re
 import shlex
 import subprocess
 import sys
@@ -141,7 +142,7 @@ def test_error_of_the_program_is_not_taken_for_what_a_command_found(
     assert commands.run(command_that("breaks"), argparse.Namespace()) == 4
     told = capsys.readouterr().err
     assert told.startswith("Traceback ")
-    assert told.endswith("mdbackup try: this is an error of the program: please report it\n")
+    assert told.endswith("mdbackup try: this is a bug in mdbackup: please report it\n")
 
 
 def test_name_that_the_terminal_cannot_show_is_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,7 +156,7 @@ def test_name_that_the_terminal_cannot_show_is_escaped(monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     ("connection", "status", "because"),
     [
-        (None, 2, "there is no connection web: paste the lines `airflow connections add ...`"),
+        (None, 2, "there is no connection web: run the `airflow connections add ...` lines"),
         ({"extra": [1, 2]}, 2, "EnvironmentVariablesBackend: "),
         (
             {"extra": {"key_file": "/missing/key"}},
@@ -221,7 +222,7 @@ def test_status_of_a_command_is_that_of_the_process() -> None:
     command = command_that("finds_something")
     assert commands.run(command, argparse.Namespace()) == 1
     with pytest.raises(SystemExit) as end:
-        commands._ending(command)(argparse.Namespace())
+        commands._exiting(command)(argparse.Namespace())
     assert end.value.code == 1
 
 
@@ -250,3 +251,42 @@ def test_main_module_is_the_same_command_line() -> None:
     )
     assert done.returncode == 0
     assert done.stdout.startswith("usage: mdbackup provision")
+
+
+def test_the_page_of_the_command_line_has_each_command_and_no_other() -> None:
+    """And each option that it shows in the table of commands exists."""
+    page = (Path(__file__).parents[2] / "docs" / "cli.md").read_text()
+    rows = [line.split(" | ", 1) for line in page.partition("| exit status")[0].splitlines()]
+    rows = [row for row in rows if row[0].startswith("| `")]
+    by_name = {command.name: command for command in COMMANDS}
+    shown = set()
+    for usage, text in rows:
+        for form in re.findall(r"`([^`]+)`", usage):
+            name = form.split()[0]
+            shown.add(name if not name.startswith("-") else "")
+            known = {
+                flag
+                for argument in by_name[usage[3:].split()[0].strip("`")].arguments
+                for flag in argument.flags
+            }
+            assert set(re.findall(r"(?:^| )(--[a-z-]+)", f"{form} {text.replace('`', ' ')}")) <= known | {
+                "--backup-dir"  # of rsync
+            }, usage
+    assert shown - {""} == by_name.keys()
+
+
+def test_the_old_name_of_an_option_works_and_is_hidden(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In both command lines; it says on standard error how the option is called now."""
+    asked = []
+    monkeypatch.setattr(commands, "run", lambda command, arguments: asked.append(arguments) or 0)
+    main(["verify", "web", "--let-go"])
+    assert capsys.readouterr() == ("", "--let-go is now --acknowledge-missing; the old name still works\n")
+    main(["verify", "web", "--acknowledge-missing"])
+    main(["verify", "web"])
+    assert [arguments.acknowledge_missing for arguments in asked] == [True, True, False]
+    assert capsys.readouterr() == ("", "")
+    with pytest.raises(SystemExit):
+        main(["verify", "--help"])
+    assert "--let-go" not in capsys.readouterr().out

@@ -183,10 +183,10 @@ def test_of_two_wrong_commits_in_a_row_either_may_be_set_first(pair: Pair, set_c
     with Timeline(pair.mirror) as past:
         days = [round((NOW - time_of_stamp(moment.time)) / timedelta(days=1), 1) for moment in past.moments]
     assert days == [10, 5, 4.5, 4]
-    assert mdbackup(*command[:-1])[1].count("(set by hand)") == 2
+    assert mdbackup(*command[:-1])[1].count("(set with --set)") == 2
     for run_id in ("manual__3", "manual__2"):
         assert (
-            f"{run_id}: what --set said of it is taken back" in mdbackup(*command[:-1], "--unset", run_id)[2]
+            f"{run_id}: the time given by --set was removed" in mdbackup(*command[:-1], "--unset", run_id)[2]
         )
     with Timeline(pair.mirror) as past:
         days = [round((NOW - time_of_stamp(moment.time)) / timedelta(days=1), 1) for moment in past.moments]
@@ -282,7 +282,7 @@ def test_where_no_clock_was_wrong_there_is_nothing_to_tell(pair: Pair) -> None:
     pair.put("file", b"1")
     pair.backup()
     status, listed, said = mdbackup("clock", "--dest", str(pair.mirror.dest))
-    assert (status, listed, said) == (0, "", "Each commit was when its stamp says\n")
+    assert (status, listed, said) == (0, "", "Every commit was at the time of its stamp\n")
 
 
 # --- who is told, and when --------------------------------------------------------------------------

@@ -462,11 +462,11 @@ HOW = "write bytes (not bits) per second, such as `500KB`, `20MB`, `1.5GB` or `1
         ("{rate: 5MB, form: 1}", "`form` is not a key; did you mean `from`?"),
         ("{rate: 5MB, hours: 1}", "`hours` is not a key; the keys are `rate`, `from`, `to`"),
         ("{rate: 5MB, on: 1}", "a key must be text, but YAML reads the boolean true"),
-        ('{rate: 5MB, from: "08:00"}', "`from` is there and `to` is missing: write both, such as `{rate: "),
-        ('{rate: 5MB, to: "08:00"}', "`to` is there and `from` is missing"),
+        ('{rate: 5MB, from: "08:00"}', "`from` is given and `to` is missing: write both, as in `{rate: "),
+        ('{rate: 5MB, to: "08:00"}', "`to` is given and `from` is missing"),
         (
             '{rate: 5MB, from: "08:00", to: "08:00"}',
-            "`from` and `to` are both `08:00`: for a whole day write none of them",
+            "`from` and `to` are both `08:00`: for a whole day write neither",
         ),
         (
             "{rate: 5MB, from: 08:00, to: 18:00}",
@@ -495,7 +495,7 @@ HOW = "write bytes (not bits) per second, such as `500KB`, `20MB`, `1.5GB` or `1
         ('{rate: 5MB, from: "8am", to: "20:00"}', "is not a time of day"),
         ('{rate: 5MB, from: "08:00\\n", to: "20:00"}', "is not a time of day"),
         (f"[{DAY}, 50]", "entry 2: must be a rate, but YAML reads the number 50"),
-        (f"[40MB, {DAY}]", "entry 1 has no hours, so that those behind it would never hold: put it last, or"),
+        (f"[40MB, {DAY}]", "entry 1 has no hours, so those after it would never apply: put it last, or"),
         (f"[{DAY}, {{rate: 40MB}}, 80MB]", "entry 2 has no hours"),
     ],
 )
@@ -521,8 +521,8 @@ def test_a_schedule_may_name_assets_or_a_timetable(read):
 @pytest.mark.parametrize(
     ("asset", "said"),
     [
-        ("mdbackup://databse", "no provider here, and would never come: did you mean `mdbackup://database`?"),
-        ("MDBACKUP://x/", "`MDBACKUP://x/` is the backup of no provider here, and would never come: the"),
+        ("mdbackup://databse", "a provider here, and is never updated: did you mean `mdbackup://database`?"),
+        ("MDBACKUP://x/", "`MDBACKUP://x/` is not the backup of a provider here, and is never updated: the"),
         ("mdbackup://x", "the providers are `web`, `database`, `wrong`"),
         ("mdbackup://database", None),
         ("mdbackup://database/", None),
@@ -612,8 +612,8 @@ def test_a_part_is_a_fraction_a_size_or_all(text, part):
         ("{part: 5000GB}", "part", "at most `1000GB`"),
         ("{limit: 5}", "limit", "must be a rate"),
         ("{schedule: daily}", "schedule", "is not a cron expression"),
-        ("{schedule: {assets: ['mdbackup://wob']}}", "schedule", "is the backup of no provider here"),
-        ("{missing: true}", "missing", "is for `repair` only: write `repair: true`, too"),
+        ("{schedule: {assets: ['mdbackup://wob']}}", "schedule", "is not the backup of a provider here"),
+        ("{missing: true}", "missing", "only works with `repair`: also write `repair: true`"),
         ("{repair: 1}", "repair", "must be `true` or `false`"),
         ("{parts: 1/3}", "parts", "is not a key; did you mean `part`?"),
     ],
@@ -659,7 +659,7 @@ def test_what_is_no_schedule_is_refused(refusals, schedule, said):
 @pytest.mark.parametrize(
     ("path", "said"),
     [
-        ("backups", "'backups' is not absolute: write the whole path, from `/` on"),
+        ("backups", "'backups' is not absolute: write the whole path, starting with `/`"),
         ("~/backups", "begins with `~`, which is not expanded"),
         ("/a/../b", "has `.` or `..` as a component"),
         ("/a/./b", "has `.` or `..` as a component"),
@@ -718,11 +718,11 @@ def test_a_pattern_that_excludes_nothing_is_refused(refusals, pattern, said):
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("Web", "is made of lowercase letters, digits, `_` and `-`"),
+        ("Web", "consists of lowercase letters, digits, `_` and `-`"),
         ("-web", "begins with a letter or digit"),
         ("web.server", "rename it"),
         ("x" * 101, "at most 100 characters"),
-        ('"web\\n"', "is made of lowercase letters"),
+        ('"web\\n"', "consists of lowercase letters"),
         ("watchdog", "are reserved"),
         ("restore", "are reserved"),
         ("verify", "are reserved"),
@@ -844,14 +844,13 @@ def test_a_fault_in_what_a_file_shares_refuses_its_providers_and_no_others(tmp_p
         ("providers:\n\tweb:", "tabs do not indent"),
         ("providers:\n  web:\n    dest: {{ dest }}", "`{` needs quotes"),
         (b"a: 1\nb: \xfc", "line 2: is not UTF-8 text"),
-        ("a: 1\nb: \x07", "line 2, column 4: is not valid YAML: the control character '\\x07'"),
+        ("a: 1\nb: \x07", "is not valid YAML: "),
         (
             "providers: {}\n---\nproviders: {}",
             "line 2, column 1: is not valid YAML: expected a single document",
         ),
         ("a: !!bool x", "remove explicit tags"),
         ("a: !!python/object/apply:os.system [ls]", "could not determine a constructor"),
-        ("[" * 200_000, "more brackets or levels than any provider needs"),
         ("", "must be a mapping with the key `providers`, but holds nothing (null)"),
         ("- web", "must be a mapping with the key `providers`, but holds a list"),
         ("defaults: {}", "is missing: write the providers as a mapping"),
@@ -986,7 +985,7 @@ def test_equal_destinations_refuse_both_and_each_names_the_other(read):
     assert valid == ["p1"]
     assert refused["p0"].startswith("`/srv/a` is the same as `dest` of provider `p2` (`/srv/a`, in ")
     assert refused["p2"].startswith("`/srv/a` is the same as `dest` of provider `p0` (`/srv/a`, in ")
-    assert refused["p0"].endswith(": give each a directory of its own; until then neither is backed up")
+    assert refused["p0"].endswith(": give each its own directory; until then neither is backed up")
 
 
 @pytest.mark.parametrize("inner", ["/srv/a/b", "/srv/a/b/c"])
@@ -1118,7 +1117,9 @@ def test_the_local_time_is_that_of_the_default_time_zone_of_airflow(tmp_path, zo
     environment = {**os.environ, "AIRFLOW_HOME": str(tmp_path), "TZ": "America/Phoenix"}
     environment["AIRFLOW__CORE__DEFAULT_TIMEZONE"] = zone
     environment.pop("AIRFLOW__MDBACKUP__PROVIDERS_FILE", None)
-    program = "from airflow_mdbackup.config.settings import *; print(providers_file()); print(local_time())"
+    program = (
+        "from airflow_mdbackup.config.airflow_options import *; print(providers_file()); print(local_time())"
+    )
     expected = datetime.now(UTC).replace(tzinfo=None) + timedelta(hours=hours)
     printed = subprocess.check_output([sys.executable, "-c", program], text=True, env=environment)
     *_, file, now = printed.splitlines()

@@ -416,6 +416,6 @@ def test_parsing_the_dag_file_imports_neither_paramiko_nor_asyncssh(configured: 
 def test_dag_files_that_were_copied_before_still_work_and_say_so(old: str, new: str, name: str) -> None:
     """People have copies of dags/*.py in their dags folder."""
     sys.modules.pop(f"airflow_mdbackup.{old}", None)
-    with pytest.warns(DeprecationWarning, match=f"airflow_mdbackup.dags.{new} now"):
+    with pytest.warns(DeprecationWarning, match=f"moved to airflow_mdbackup.dags.{new}:"):
         module = importlib.import_module(f"airflow_mdbackup.{old}")
     assert getattr(module, name) is getattr(importlib.import_module(f"airflow_mdbackup.dags.{new}"), name)

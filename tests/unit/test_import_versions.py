@@ -90,7 +90,7 @@ def test_what_rsync_kept_becomes_versions(pair: Pair, terminal: Terminal, tmp_pa
     assert (old["until"], old["since"], old["md5"]) == (STAMP, None, digest(b"old changed").decode())
     assert (new["until"], new["size"]) == (None, 13)
     words_again = terminal.run(*words, index=False, status=GOOD if copy else WRONG)
-    assert "3 were there already" in terminal.told if copy else "Nothing there" in terminal.told
+    assert "already in the backup: 3" in terminal.told if copy else "No old versions" in terminal.told
     assert words_again == ""
     assert pair.backup().outcomes == {}
     pair.put("changed", b"newest")
@@ -126,7 +126,7 @@ def test_an_import_overwrites_no_version(pair: Pair, terminal: Terminal, tmp_pat
     shutil.copytree(kept, again)
     for tree in (kept, again):
         terminal.run("import", tree, "--at", pair.a, *DISPLACED, index=False)
-    assert "0 versions, 0 B, imported, 3 were there already" in terminal.told
+    assert "0 versions, 0 B, imported; already in the backup: 3" in terminal.told
     assert there.read_bytes() == b"somebody's"
     assert there.with_name(f"{there.name}.1").read_bytes() == b"old changed"
     check_sound(pair)
@@ -160,7 +160,7 @@ def test_two_equal_imports_at_once_record_each_version_once(
     else:
         monkeypatch.setattr(Survey, "hash", hash_late)
     terminal.run(*words, index=False)
-    assert "0 versions, 0 B, imported, 3 were there already" in terminal.told
+    assert "0 versions, 0 B, imported; already in the backup: 3" in terminal.told
     assert len(commits(pair.mirror)) == 2 and disk_of(pair)[2:] == (3, 37)
     check_sound(pair)
 
@@ -213,7 +213,7 @@ def test_no_live_file_in_the_index_is_mistaken_for_a_version(
     assert "2 versions" in terminal.told
     monkeypatch.setattr(_Importer, "commit", after_a_run)
     terminal.run(*words, index=False)
-    assert "1 versions" in terminal.told
+    assert "1 version" in terminal.told
     assert pair.versions("old") == [b"old"]
     assert {name: pair.live(name).read_bytes() for name in ("lost~", "new~")} == {
         "lost~": b"lost",
@@ -291,7 +291,7 @@ def test_an_import_that_was_cut_off_in_its_commit_is_finished_by_the_next(
         version.parent.mkdir()
         version.touch()
     terminal.run(*words, index=False)
-    assert "A commit that was cut off has been finished first" in terminal.told
+    assert "Finished a commit that had been interrupted first" in terminal.told
     assert disk_of(pair)[2:] == (3, 37)
     assert pair.versions("changed") == [b"old changed"]
     check_sound(pair)
@@ -324,12 +324,12 @@ def test_files_that_changed_since_an_import_was_cut_off_are_not_recorded_as_what
     [
         ((), "name the DIR"),
         (("DIR",), "--at PATH is missing"),
-        (("DIR", "--at", "/x"), "say once when"),
-        (("DIR", "--at", "/x", "--displaced", "today", "--suffix", ".%Y%j"), "say once when"),
-        (("DIR", "--at", "/x", "--suffix", "~"), "say once when"),
+        (("DIR", "--at", "/x"), "give the time"),
+        (("DIR", "--at", "/x", "--displaced", "today", "--suffix", ".%Y%j"), "give the time"),
+        (("DIR", "--at", "/x", "--suffix", "~"), "give the time"),
         (("DIR", "--at", "/x", "--suffix", ".%B"), "only %Y, %m"),
         (("DIR", "--at", "/x", "--suffix", ".%m-%d"), "For example '.%Y-%m-%d'"),
-        (("nowhere", "--at", "/x", "--displaced", "today"), "is no directory"),
+        (("nowhere", "--at", "/x", "--displaced", "today"), "is not a directory"),
         (("DIR", "--at", "/x", "--displaced", "today"), "has no index yet"),
     ],
 )
@@ -430,7 +430,7 @@ def test_a_suffix_may_begin_with_a_dash(pair: Pair, terminal: Terminal, words: t
     [
         (("--suffix", "--copy"), "expected one argument"),
         (("--suffix",), "expected one argument"),
-        (("/proc", "--at", "/x", "--suffix-keep-extension", *DISPLACED), "name the suffix, too"),
+        (("/proc", "--at", "/x", "--suffix-keep-extension", *DISPLACED), "needs --suffix FORM"),
     ],
 )
 def test_a_missing_suffix_is_reported(
@@ -468,7 +468,7 @@ def test_what_is_no_suffix_is_refused(form: str) -> None:
 )
 def test_a_suffix_that_skips_a_part_of_the_time_is_refused(form: str) -> None:
     """Else strptime would take it for that of the first of January 1900."""
-    with pytest.raises(UsageError, match=r"it skips a part, .* For example '\.%Y-%m-%d'"):
+    with pytest.raises(UsageError, match=r"a part is missing, .* For example '\.%Y-%m-%d'"):
         Suffix(form)
 
 

@@ -50,8 +50,8 @@ def test_plan_tells_what_the_next_run_does_and_changes_nothing(pair: Pair, termi
     told = ["* changed", "- gone", "+ moved", "- moves", "+ new", "+ returns"]
     assert terminal.plan() == told
     assert "2 same, 3 new, 1 changed, 2 gone" in terminal.told
-    assert "1 of the new ones are here already (700 B)" in terminal.told
-    assert "1 of them would be copied from what is here, not transferred (500 B)" in terminal.told
+    assert "Of the new ones, already here: 1 (700 B)" in terminal.told
+    assert "Duplicates that would be copied locally: 1 (500 B)" in terminal.told
     assert terminal.plan("--all") == [*told, "= same", "= sub/x"]
     assert terminal.plan(f"{pair.a}/sub", "--all") == ["= sub/x"]
     terminal.configure(exclude=["gone", "new", "sub/"])
@@ -102,7 +102,7 @@ def test_plan_ends_with_1_where_a_run_would_stop(pair: Pair, terminal: Terminal)
     assert "the run would stop: 3 gone and 0 changed of 4 entries" in terminal.told
     terminal.configure(guard={"above": 2}, on_guard="approve")
     terminal.plan(status=WRONG)
-    assert "a person would be asked: 3 gone" in terminal.told
+    assert "the run would wait for approval: 3 gone" in terminal.told
     pair.put(".old/x", b"1")
     pair.build_index()
     terminal.plan(status=WRONG)

@@ -275,9 +275,9 @@ def test_standard_output_is_the_script_and_nothing_else(run: Run) -> None:
     status, text, told = run("web", "--bind", "/srv/www:/backups")
     assert (status, text.startswith("#!/bin/sh\n"), text.endswith("\nmain\n")) == (0, True, True)
     assert "1. Review the script, copy it to A, and run it there as root" in told
-    assert "3. Prove that it is tight: airflow mdbackup audit web" in told
-    assert "Note: nothing is mounted for /etc" in told
-    assert "Note: nothing is mounted for /backups" not in told
+    assert "3. Prove that the accounts are restricted: airflow mdbackup audit web" in told
+    assert "Note: nothing is mounted at /etc" in told
+    assert "Note: nothing is mounted at /backups" not in told
 
 
 def test_key_pairs_are_made_once_and_never_overwritten(run: Run, tmp_path: Path) -> None:
@@ -293,7 +293,7 @@ def test_key_pairs_are_made_once_and_never_overwritten(run: Run, tmp_path: Path)
     assert stat.S_IMODE((tmp_path / "keys").stat().st_mode) == 0o700
     (tmp_path / "keys" / "web_index.pub").unlink()
     status, text, told = run("web")
-    assert (status, "Made the key pair" in told) == (0, False)
+    assert (status, "Created the key pair" in told) == (0, False)
     for name in ("web_backupop", "web_index"):
         assert (tmp_path / "keys" / name).read_text() == made[name]
         assert " ".join(made[f"{name}.pub"].split()[:2]) in text
@@ -312,7 +312,7 @@ def test_half_of_a_key_pair_is_told(run: Run, tmp_path: Path) -> None:
     (tmp_path / "keys").mkdir()
     (tmp_path / "keys/web_backupop.pub").write_text(KEY)
     status, _, told = run("web")
-    assert (status, "is there without its private key" in told) == (2, True)
+    assert (status, "exists without its private key" in told) == (2, True)
     (tmp_path / "keys/web_backupop.pub").unlink()
     make = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "secret", "-f", tmp_path / "keys/web_backupop"]
     subprocess.run(make, check=True)
@@ -364,7 +364,7 @@ def test_connection_that_is_malformed_is_no_missing_one(
     monkeypatch.setenv("AIRFLOW_CONN_WEB_BACKUPOP", connection)
     status, text, told = run("web")
     assert (status, text) == (2, "")
-    assert "whether there is a connection web_backupop, and what it says, cannot be told" in told
+    assert "the connection web_backupop cannot be read" in told
     assert because in told
     assert not (tmp_path / "keys").exists()
 
@@ -438,9 +438,9 @@ def test_what_is_not_said_is_what_suits_most(
     ("words", "because"),
     [
         ("nobody", "there is no provider 'nobody'"),
-        ("nobody", "(there: web, self)"),
-        ("wrong", "the configuration has to be corrected first"),
-        ("web --chroot /srv", "change it there, and leave out --chroot"),
+        ("nobody", "(known: web, self)"),
+        ("wrong", "the configuration must be corrected first"),
+        ("web --chroot /srv", "change that, and remove --chroot"),
         ("web --bind www", "must be two absolute paths"),
         ("web --bind /a:/b:/c", "must be two absolute paths"),
         ("web --indexer threads=2", "`threads` is not a key; did you mean `rehash`?"),
@@ -488,7 +488,7 @@ def test_indexer_on_a_heeds_the_arguments_and_else_the_configuration(run: Run, t
 @pytest.mark.parametrize("words", ["--timer daily", "--path-unit", "--cron @daily"])
 def test_index_that_is_built_twice_is_told(run: Run, words: str) -> None:
     """By A itself, though each run asks for it."""
-    assert "Note: each run has A build the index anew" in run("web", *words.split())[2]
+    assert "Note: each run rebuilds the index on A" in run("web", *words.split())[2]
     assert "Note: each run" not in run("web")[2] + run("self", *words.split())[2]
 
 

@@ -382,7 +382,7 @@ def test_versions_of_a_lost_history_stay(pair: Pair, capsys: pytest.CaptureFixtu
     commits(pair.mirror)[number].unlink()
     status, _, said = mdbackup(capsys, "prune", "--dest", str(pair.mirror.dest), "--keep-last", "9")
     assert status == 1 and "WARNING: history is missing" in said
-    assert "1 files in .old are left, for no history tells of them" in said
+    assert "1 file in .old left: history does not know" in said
     prune(pair, KeepRules(since="9"))
     assert versions[number - 1].exists() and sum(path.exists() for path in versions) == 1
 
@@ -417,8 +417,9 @@ def test_the_command_shows_first_and_deletes_on_request(
     many_versions(pair)
     dest = ("--dest", str(pair.mirror.dest))
     status, out, said = mdbackup(capsys, "prune", *dest, "--keep-last", "1")
-    assert status == 0 and "12 versions of 5 paths would go: " in said and "--yes takes them away" in said
+    assert status == 0 and "12 versions of 5 paths would be pruned: " in said and "--yes deletes them" in said
     assert sum(int(line.split()[0]) for line in out.splitlines()) == 12 and len(out.splitlines()) == 5
+    assert mdbackup(capsys, "prune", *dest, "--keep-last", "1", "--dry-run") == (status, out, said)
     listed = [
         json.loads(line)
         for line in mdbackup(capsys, "prune", *dest, "--keep-last", "1", "--format", "json")[1].splitlines()
@@ -485,11 +486,12 @@ def test_no_other_version_is_mistaken_for_a_pruned_one(pair: Pair, tmp_path: Pat
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ((), "say what is to be kept"),
+        ((), "say what to keep"),
         (("--keep-within", "6m"), "is less than a day (m are minutes)"),
         (("--keep-within", "soon"), "is not a duration"),
-        (("--keep-last", "0"), "no number from 1 on"),
+        (("--keep-last", "0"), "must be at least 1"),
         (("--keep-last", "1", ""), "a path is empty"),
+        (("--keep-last", "1", "--yes", "--dry-run"), "write one of them"),
     ],
 )
 def test_a_rule_is_needed_and_must_be_meant(

@@ -311,7 +311,7 @@ def test_texts_are_compared(pair: Pair) -> None:
     status, _, said = mdbackup("diff", "--dest", dest, name, "--to", stamps[1])
     assert status == 1 and said.splitlines()[-1].startswith("lost: ")
     assert mdbackup("diff", "--dest", dest, name, "--to", stamps[0])[0] == 2
-    assert "nothing was ever backed up" in mdbackup("diff", "--dest", dest, "nothing")[2]
+    assert "was never backed up" in mdbackup("diff", "--dest", dest, "nothing")[2]
     status, _, said = mdbackup("diff", "--dest", dest, os.fsdecode(pair.a))
     assert status == 2 and "is a directory: name a file" in said
 

@@ -344,8 +344,8 @@ def test_existing_files_are_not_touched_unless_asked(pair: Pair, tmp_path: Path)
         "--overwrite",
     )
     _, told, said = mdbackup(*command, "--dry-run")
-    assert f"would replace what is there  {os.fsdecode(pair.path('changed'))}\n" in told
-    assert "1 of them would replace a file that differs" in said
+    assert f"would replace a different file  {os.fsdecode(pair.path('changed'))}\n" in told
+    assert "1 would replace a different file" in said
     assert outcomes(back(pair, target, stamp, overwrite=True)) == {"there": 4, "restored": 1, "kept": 1}
     assert there.read_bytes() == b"changed" and in_the_way.is_symlink()
     assert Path("/etc/passwd").read_bytes() != kept[pair.path("twin")].content
@@ -423,6 +423,14 @@ def mdbackup(*words: str) -> tuple[int, str, str]:
     )
     done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=60)
     return done.returncode, done.stdout, done.stderr
+
+
+def test_restoring_nothing_makes_no_directory(pair: Pair, tmp_path: Path) -> None:
+    two_runs(pair)
+    target = tmp_path / "target"
+    status, out, err = mdbackup("restore", "--dest", str(pair.mirror.dest), "/nowhere", "--to", str(target))
+    assert (status, out, target.exists()) == (1, "", False)
+    assert err.endswith("\nnothing restored\n")
 
 
 def test_a_printed_name_can_be_given_again(pair: Pair, tmp_path: Path) -> None:
@@ -787,7 +795,7 @@ def test_overwriting_is_not_suggested_where_it_would_not_help(pair: Pair, tmp_pa
     assert "a symlink with this name exists: move it away" in mdbackup(*command)[1]
     there.unlink()
     there.write_bytes(b"2")
-    assert "--overwrite replaces files with other bytes" in mdbackup(*command)[2]
+    assert "--overwrite replaces different files" in mdbackup(*command)[2]
 
 
 @pytest.mark.parametrize("target", ["file/below", "/proc/here", "x" * 300])

@@ -21,8 +21,8 @@ from airflow_mdbackup.cli.main import main
 from airflow_mdbackup.cli.status_formats import Report, as_prometheus, as_text
 from airflow_mdbackup.config import load
 from airflow_mdbackup.config import schedule as schedule_module
+from airflow_mdbackup.config.airflow_options import default_timezone
 from airflow_mdbackup.config.schedule import Assets, Timetable, default_max_age
-from airflow_mdbackup.config.settings import default_timezone
 from airflow_mdbackup.scheme.backup.fetch import fetch_index
 from airflow_mdbackup.scheme.common import times as moments
 from airflow_mdbackup.scheme.common.units import format_duration, format_two_durations, parse_duration
@@ -198,7 +198,7 @@ def test_a_run_that_failed_before_its_commit_is_reported_until_another_finishes(
     with pytest.raises(ConnectionRefusedError):
         fetch_index(pair.mirror, pair.new_run(), refusing, pair.index)
     begun = in_words_of(read_header(pair.mirror.run("manual__3").begun)["at"])
-    told = f"the run manual__3, begun on {begun}, has not come to its end"
+    told = f"the run manual__3, started {begun}, did not finish"
     first, line = told_of(pair, capsys).splitlines()
     assert first == f"1 of 1 backups good; srv1: {told}"
     assert line.split()[1] == "good" and line.endswith(f"; {told}")
@@ -261,9 +261,9 @@ def test_a_run_in_progress_is_not_reported_as_failed(
     with run.lock("a step", "srv1", shared=shared):
         first, line = told_of(pair, capsys).splitlines()
         assert first == "1 of 1 backups good"
-        assert "; a run has been going on since 20" in line and line.endswith(" (manual__2)")
+        assert "; running since 20" in line and line.endswith(" (manual__2)")
         assert "has not come" not in line
-    assert "manual__2, begun on 20" in told_of(pair, capsys).splitlines()[0]
+    assert "manual__2, started 20" in told_of(pair, capsys).splitlines()[0]
     pair.finish(run)
     assert "manual__2" not in told_of(pair, capsys).splitlines()[0]
 
@@ -400,7 +400,7 @@ def test_text_says_the_worst_first_and_fails(file: Path, capsys: pytest.CaptureF
     ]
     assert "the last good run was 2 d 2 h ago, more than 26 h" in lines[2]
     assert "was not good: 3 denied, 1 pulled (r2)" in lines[2]
-    assert "1 h ago, of at most 26 h" in lines[3] and "7 files" in lines[3]
+    assert "1 h ago, at most 26 h" in lines[3] and "7 files" in lines[3]
 
 
 @pytest.mark.parametrize(
@@ -504,7 +504,7 @@ def test_figures_of_a_backup_are_in_each_format(pair: Pair, capsys: pytest.Captu
     assert len(capsys.readouterr().out.splitlines()) == 2
     main([*command, "srv1"])
     lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
-    assert lines[2] == ("on the disk: 1 files with 5 B, 1 versions with 3 B; 8 B came in the last 30 days")
+    assert lines[2] == ("on the disk: 1 file (5 B), 1 version (3 B); 8 B added in the last 30 days")
     assert re.fullmatch(
         r"next run 20\d\d-\d\d-\d\d \d\d:\d\d:00 [+-]\d{4} \(schedule 0 3 \* \* \*\)", lines[3]
     )

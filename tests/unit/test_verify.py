@@ -369,10 +369,10 @@ def test_missing_files_can_be_acknowledged_and_are_not_reported_any_more(pair: P
         file.unlink()
     dest = str(pair.mirror.dest)
     assert mdbackup("verify", "--dest", dest)[0] == 1 and len(found_in(pair)) == 3
-    status, out, _ = mdbackup("verify", "--dest", dest, "--let-go")
-    assert status == 1 and out.count("let go") == 2
+    status, out, _ = mdbackup("verify", "--dest", dest, "--acknowledge-missing")
+    assert status == 1 and out.count("acknowledged") == 2
     assert found_in(pair) == {pair.path("same"): "missing"}
-    assert mdbackup("verify", "--dest", dest, "--let-go")[1].count("let go") == 0
+    assert mdbackup("verify", "--dest", dest, "--acknowledge-missing")[1].count("acknowledged") == 0
     assert mdbackup("verify", "--dest", dest, "--repair", "--missing")[0] == 1
     pair.put("gone", b"gone")
     pair.backup()

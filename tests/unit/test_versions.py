@@ -30,7 +30,7 @@ def test_a_file_that_is_not_there_is_said_to_be_missing(pair: Pair) -> None:
     two_runs(pair)
     pair.live("same").unlink()
     listed = versions(pair, "same")
-    assert listed.splitlines()[-1] == f"    missing: {pair.live('same')} is not there"
+    assert listed.splitlines()[-1] == f"    missing: {pair.live('same')} does not exist"
     (said,) = versions_as_json(pair, "same")
     assert said["file"] is None and said["same"] is None
 
@@ -41,7 +41,7 @@ def test_versions_says_who_took_an_entry_out_of_the_index(pair: Pair) -> None:
     assert mdbackup("forget", "--dest", str(pair.mirror.dest), os.fsdecode(pair.path("same")))[0] == 0
     stamp = pair.mirror.last_commit()
     listed = versions(pair, "same")
-    assert f"taken out of the index by `mdbackup forget` on {format_time(stamp)}" in listed
+    assert f"removed from the index by `mdbackup forget` on {format_time(stamp)}" in listed
     assert "gone from the provider" not in listed and str(pair.live("same")) in listed
     (said,) = versions_as_json(pair, "same")
     assert (said["left"], said["taken_out"], said["until"]) == (stamp, "forget", None)
@@ -69,7 +69,7 @@ def test_versions_and_restore_say_of_what_was_taken_out_whether_a_run_can_copy_i
         told = mdbackup("restore", "--dest", dest, "--to", str(tmp_path / "target"), "--dry-run")[2]
         return [line for line in told.splitlines() if " excluded: " in line]
 
-    waits = ", for the next run to copy it again"
+    waits = ", so that the next run fetches it again"
     assert said("same") == said("new") == waits
     (told,) = excluded()
     assert told.startswith("3 files excluded") and "no run has pulled them since" in told
@@ -98,7 +98,7 @@ def test_versions_says_of_what_was_taken_out_that_a_run_had_it_and_did_not_copy_
     pair.build_index()
     pair.put("same", b"other bytes than the index says")
     pair.finish(pair.prepare())
-    assert "has it, but that run did not copy it again" in versions(pair, "same")
+    assert "has it, but that run did not fetch it again" in versions(pair, "same")
 
 
 def test_versions_says_of_bytes_that_rotted_and_came_again_that_they_are_live(pair: Pair) -> None:
@@ -107,14 +107,14 @@ def test_versions_says_of_bytes_that_rotted_and_came_again_that_they_are_live(pa
     live = pair.live("same")
     rot(live)
     assert mdbackup("verify", "--dest", str(pair.mirror.dest), "--repair")[0] == 1
-    assert "taken out of the index by a repair (`verify`) on " in versions(pair, "same")
+    assert "removed from the index by a repair (`verify`) on " in versions(pair, "same")
     pair.backup()
     came, rotten, again = versions_as_json(pair, "same")
     assert came["md5"] == again["md5"] != rotten["md5"]
     assert came["taken_out"] == "repair" and came["file"] is None
     assert came["same"] == again["same"] == again["file"] == str(live)
     listed = versions(pair, "same")
-    assert f"    the same bytes are live: {live}" in listed.splitlines()
+    assert f"    the same content is in the live file: {live}" in listed.splitlines()
     assert "hands" not in listed and "gone from" not in listed and "missing" not in listed
 
 
@@ -127,9 +127,7 @@ def test_versions_finds_bytes_that_a_version_has_too(pair: Pair) -> None:
     pair.backup()
     first, _, last = versions_as_json(pair, "file")
     os.unlink(last["file"])
-    assert versions(pair, "file").endswith(
-        f"    the same bytes are there as another version: {first['file']}\n"
-    )
+    assert versions(pair, "file").endswith(f"    the same content is in another version: {first['file']}\n")
 
 
 def test_a_path_that_is_too_long_for_one_call_is_not_said_to_be_missing(pair: Pair) -> None:
@@ -149,7 +147,7 @@ def test_a_path_that_is_too_long_for_one_call_is_not_said_to_be_missing(pair: Pa
 def test_versions_of_a_disk_that_was_rescued_without_its_files(pair: Pair) -> None:
     two_runs(pair)
     shutil.rmtree(pair.mirror.files)
-    assert "is not there" in versions(pair, "same")
+    assert "does not exist" in versions(pair, "same")
 
 
 def test_restore_says_of_bytes_that_rotted_no_more_than_history_knows(pair: Pair, tmp_path: Path) -> None:
@@ -162,4 +160,4 @@ def test_restore_says_of_bytes_that_rotted_no_more_than_history_knows(pair: Pair
     words = ("same", "--to", str(tmp_path / "new"), "--as-of", stamp)
     status, told, _ = mdbackup("restore", "--dest", str(pair.mirror.dest), *words)
     assert status == 1 and "its file was missing or had other content" in told
-    assert "lost: when it was to become a version" in versions(pair, "same")
+    assert "lost: its file had other content, or was not there, when it should" in versions(pair, "same")

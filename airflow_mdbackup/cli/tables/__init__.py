@@ -1,1 +1,1 @@
-"""The commands: their names, arguments and help. Importing them takes no time."""
+"""The commands: their names, arguments and help. Imports nothing that takes time."""

@@ -1,4 +1,4 @@
-"""Commands about backups: how old they are, what the next one brings, and how another tool's becomes one."""
+"""Commands about backups: their age, what the next run would do, and taking over another tool's backup."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from airflow_mdbackup.cli.tables.command import (
     PROVIDERS_FILE,
     Command,
     argument,
-    count,
-    unless_dry,
+    positive_int,
+    unless_dry_run,
 )
 
 COMMANDS = (
     Command(
         "status",
-        "Tell how old the backups are, and fail if one is too old",
-        "Tell for each provider, or those that are named, when its last good run was, by what `dest` shows:"
-        " for cron, or a monitoring agent. Run this where `dest` is, as the user of the workers. Needs no"
-        " database of Airflow. Exit status 1: a backup is stale, was never made, cannot be seen, or is not"
-        " configured validly.",
+        "Report the age of each backup; exit 1 if one is stale",
+        "Report when each provider, or each one named, last had a good run, from what is in `dest`. Made for"
+        " cron and monitoring agents. Run it where `dest` is, as the workers' user. It does not need"
+        " Airflow's database. Exit status 1: a backup is stale, was never made, cannot be read, or its"
+        " configuration is invalid.",
         (
-            ("all backups, for people", "status"),
-            ("without Airflow's own configuration, which takes seconds", "status --providers-file FILE"),
+            ("all backups, as text", "status"),
+            ("without loading Airflow, which takes seconds", "status --providers-file FILE"),
             (
                 "for the textfile collector of node_exporter",
                 "status --format prometheus --output /var/lib/node_exporter/mdbackup.prom",
@@ -41,29 +41,34 @@ COMMANDS = (
                 "--format",
                 choices=("text", "json", "prometheus"),
                 default="text",
-                help="how the result is printed (default: text)",
+                help="output format (default: text)",
             ),
-            argument("--output", metavar="FILE", help="replace FILE by the result, in one step"),
+            argument("--output", metavar="FILE", help="write the result to FILE, replacing it atomically"),
             PROVIDERS_FILE,
         ),
         "airflow_mdbackup.cli.status.run",
     ),
     Command(
         "plan",
-        "Tell what the next run would do",
-        "Compare the index that the provider has now with the consumer index, as a run does, and print a line"
-        " for each path: + is new, * is changed, - is gone from the provider, = is the same. Nothing is"
-        " changed, locked, or built anew on the provider. Exit status 1: a run would stop, by its guard or"
-        " for one of the indexes; 3: the provider cannot be reached, or has no index.",
+        "Show what the next run would do",
+        "Compare the provider's current index with the consumer index, as a run does, and print a line for"
+        " each path: + new, * changed, - gone from the provider, = unchanged. Nothing is changed or locked,"
+        " and the provider does not rebuild its index. Exit status 1: a run would stop, because of the guard"
+        " or one of the indexes; 3: the provider cannot be reached, or has no index.",
         (
-            ("all that differs", "plan web"),
-            ("before the first run, against an index that was copied here", "plan web --index web.md5"),
-            ("also what is the same, in one directory", "plan web /backups/etc --all"),
+            ("everything that differs", "plan web"),
+            ("before the first run, with an index that was copied here", "plan web --index web.md5"),
+            ("one directory, with unchanged files", "plan web /backups/etc --all"),
         ),
         (
             PROVIDER,
-            argument("words", metavar="PATH", nargs="*", help="only these, as backupop sees them"),
-            argument("--all", action="store_true", help="also what is the same"),
+            argument(
+                "words",
+                metavar="PATH",
+                nargs="*",
+                help="only these: absolute paths inside the chroot; directories are recursive",
+            ),
+            argument("--all", action="store_true", help="also list unchanged files"),
             INDEX,
             FORMAT,
             PROVIDERS_FILE,
@@ -73,12 +78,12 @@ COMMANDS = (
     Command(
         "adopt",
         "Make a backup of a tree that rsync, rclone or scp made",
-        "Take over what lies in `files` of `dest`, or a tree that is moved there, so that the first run"
-        " transfers only what differs. All is hashed and compared with the provider's index. Nothing is"
-        " deleted or written to. The same command again goes on where it was cut off. Exit status 1:"
-        " something could not be adopted; 3: the provider cannot be reached.",
+        "Take over the files already in `files` of `dest`, or a tree that is moved there, so that the first"
+        " run transfers only what differs. Every file is hashed and compared with the provider's index."
+        " Nothing is deleted or modified. If it is interrupted, run the same command again to continue. Exit"
+        " status 1: something could not be adopted; 3: the provider cannot be reached.",
         (
-            ("what would be", "adopt web --tree /srv/rsync/web --at /backups --dry-run"),
+            ("show what would be adopted", "adopt web --tree /srv/rsync/web --at /backups --dry-run"),
             ("with an index that was copied here", "adopt web --index web.md5"),
         ),
         (
@@ -88,31 +93,34 @@ COMMANDS = (
                 metavar="DIR",
                 action="append",
                 default=[],
-                help="move DIR to PATH of the mirror first",
+                help="first move DIR to PATH (see --at) in the mirror",
             ),
             argument(
-                "--at", metavar="PATH", action="append", default=[], help="DIR, as backupop sees it on A"
+                "--at", metavar="PATH", action="append", default=[], help="path of DIR inside A's chroot"
             ),
             argument(
-                "--suffix", metavar="FORM", help="files that end so are old versions: leave them to `import`"
+                "--suffix", metavar="FORM", help="files with this suffix are old versions: skip, see `import`"
             ),
             KEEP_EXTENSION,
             INDEX,
             argument("--offline", action="store_true", help="do without the provider's index"),
-            argument("--dry-run", action="store_true", help="only tell what would be adopted"),
-            argument("--jobs", metavar="N", type=count, default=2, help="files at a time (default: 2)"),
+            argument("--dry-run", action="store_true", help="only show what would be adopted"),
+            argument(
+                "--jobs", metavar="N", type=positive_int, default=2, help="files at a time (default: 2)"
+            ),
             FORMAT,
             PROVIDERS_FILE,
         ),
         "airflow_mdbackup.cli.adopt.run",
-        unless_dry,
+        unless_dry_run,
     ),
     Command(
         "import",
-        "Make versions of what rsync --backup-dir and the like kept",
-        "Move each file of a tree to where the backup has the old versions of its path. No version is ever"
-        " overwritten. `versions` and `verify` know them; which files there were at a moment before the first"
-        " backup is not known. Exit status 1: something could not be imported, or there was nothing.",
+        "Import what rsync --backup-dir and the like kept as versions",
+        "Move each file of a tree to where the backup keeps the old versions of its path. No version is ever"
+        " overwritten. `versions` and `verify` know imported versions; which files existed at a time before"
+        " the first backup stays unknown. Exit status 1: something could not be imported, or there was"
+        " nothing to import.",
         (
             (
                 "what a run of rsync displaced",
@@ -123,19 +131,23 @@ COMMANDS = (
         (
             PROVIDER,
             argument(
-                "directory", metavar="DIR", nargs="?", help="the tree; left out: the mirror, by --suffix"
+                "directory", metavar="DIR", nargs="?", help="the tree (default: the mirror, with --suffix)"
             ),
-            argument("--at", metavar="PATH", help="DIR, as backupop sees it on A"),
+            argument("--at", metavar="PATH", help="path of DIR inside A's chroot"),
             argument("--displaced", metavar="TIME", help="when: 2026-11-23T14:00, 'yesterday 14:00'"),
-            argument("--suffix", metavar="FORM", help="only files that end so: .%%Y-%%m-%%d, or ~ and TIME"),
+            argument(
+                "--suffix", metavar="FORM", help="only files with this suffix: .%%Y-%%m-%%d, or ~ and TIME"
+            ),
             KEEP_EXTENSION,
-            argument("--copy", action="store_true", help="copy the files; DIR stays as it is"),
-            argument("--dry-run", action="store_true", help="only tell what would be imported"),
-            argument("--jobs", metavar="N", type=count, default=2, help="files at a time (default: 2)"),
+            argument("--copy", action="store_true", help="copy the files; leave DIR unchanged"),
+            argument("--dry-run", action="store_true", help="only show what would be imported"),
+            argument(
+                "--jobs", metavar="N", type=positive_int, default=2, help="files at a time (default: 2)"
+            ),
             FORMAT,
             PROVIDERS_FILE,
         ),
         "airflow_mdbackup.cli.import_versions.run",
-        unless_dry,
+        unless_dry_run,
     ),
 )

@@ -1,4 +1,4 @@
-"""Commands that set a provider up."""
+"""Commands that set up a provider."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ COMMANDS = (
     Command(
         "provision",
         "Print the script that sets up a provider's accounts",
-        "Print a script for the administrator of server A, who reads it and runs it there as root. It makes"
-        " the two accounts, their restrictions and the indexer. Nothing is contacted. B's key pairs are made"
-        " here if they are missing.",
+        "Print a script for the administrator of server A to review and run there as root. It creates the"
+        " two accounts with their restrictions, and installs the indexer. This command contacts no server."
+        " It creates B's key pairs if they are missing.",
         (
             (
-                "/srv/www of A is backed up as /backups; the script is read, and run on A as root",
+                "back up /srv/www of A as /backups; review the script, and run it on A as root",
                 "provision web --bind /srv/www:/backups > web.sh",
             ),
             (
-                "A builds its index itself, whenever files are added; B is one machine",
+                "A builds its index by itself, whenever files are added; B is one machine",
                 "provision web --bind /srv/www:/backups --path-unit --from 192.0.2.7 > web.sh",
             ),
             ("the script that undoes it", "provision web --undo > undo.sh"),
@@ -29,7 +29,7 @@ COMMANDS = (
                 metavar="DIR[:PATH]",
                 action="append",
                 default=[],
-                help="mount DIR of A where backupop sees PATH (or DIR)",
+                help="mount DIR of A at PATH inside the chroot (default: at DIR)",
             ),
             argument(
                 "--from",
@@ -39,30 +39,39 @@ COMMANDS = (
                 dest="addresses",
                 help="address or network of B (default: any)",
             ),
-            argument("--host", metavar="NAME", help="A, as B calls it (default: as in connection, or on A)"),
             argument(
-                "--port", metavar="N", type=int, help="of A's sshd (default: as in connection, or on A)"
+                "--host", metavar="NAME", help="A's name, as seen from B (default: from the connection or A)"
+            ),
+            argument(
+                "--port",
+                metavar="N",
+                type=int,
+                help="port of A's sshd (default: from the connection or A)",
             ),
             argument(
                 "--backupop",
                 metavar="LOGIN",
-                help="account that reads (default: backupop)",
+                help="the read-only account (default: backupop)",
             ),
             argument(
                 "--index-account",
                 metavar="LOGIN",
-                help="account that builds the index (mdbackup-index)",
+                help="the account that builds the index (default: mdbackup-index)",
             ),
             argument(
                 "--chroot",
                 metavar="DIR",
-                help="what backupop sees as / (default: /home/LOGIN)",
+                help="root directory of backupop (default: /home/LOGIN)",
             ),
-            argument("--sftpi", action="store_true", help="make a subsystem sftpi, leave other users' sftp"),
+            argument(
+                "--sftpi",
+                action="store_true",
+                help="use a new subsystem, sftpi; leave other users' sftp as it is",
+            ),
             argument(
                 "--timer",
                 metavar="WHEN",
-                help="build the index daily, or as '*:0/15', by systemd",
+                help="build the index by a systemd timer: daily, '*:0/15'",
             ),
             argument(
                 "--path-unit",
@@ -75,18 +84,18 @@ COMMANDS = (
                 metavar="KEY=VALUE",
                 action="append",
                 default=[],
-                help="in place of providers_file: jobs=2, limit=50MB, ...",
+                help="override a key of `indexer`: jobs=2, limit=50MB, ...",
             ),
             argument(
                 "--keys",
                 metavar="DIR",
-                help="B's key pairs (default: keys beside providers_file)",
+                help="B's key pairs (default: `keys` beside providers_file)",
             ),
             argument(
                 "--as",
                 metavar="NAME",
                 dest="name",
-                help="name on A, if two consumers call it PROVIDER",
+                help="name on A, if two consumers use the same PROVIDER",
             ),
             argument("--undo", action="store_true", help="print the script that undoes it"),
         ),
@@ -94,9 +103,9 @@ COMMANDS = (
     ),
     Command(
         "audit",
-        "Prove from here that a provider's accounts can do no more than they should",
+        "Prove from here that a provider's accounts are properly restricted",
         "Log in to server A with both accounts, try what they must not be able to do, and print a verdict for"
-        " each. Nothing is left behind there. Exit status 1: something is looser than it should be.",
+        " each attempt. Nothing is left behind on A. Exit status 1: something is not restricted enough.",
         (("after `provision`, and now and then", "audit web"),),
         (
             PROVIDER,
@@ -104,18 +113,18 @@ COMMANDS = (
                 "--format",
                 choices=("text", "json"),
                 default="text",
-                help="how the result is printed (default: text)",
+                help="output format (default: text)",
             ),
         ),
         "airflow_mdbackup.cli.audit.run",
     ),
     Command(
         "init",
-        "Make the pools that the configuration names, and report what is missing",
-        "Make in Airflow each pool that the configuration names and that is missing: without its pool, no"
-        " task ever starts. Report connections that are missing or cannot be used on this machine, and"
-        " providers that are not configured validly; no server is asked. Exit status 1: there are such. Run"
-        " this on a worker, as its user, since keys are looked for.",
+        "Create the configured pools; report missing connections",
+        "Create each Airflow pool that the configuration names and that does not exist: without its pool, no"
+        " task ever starts. Report connections that are missing or do not work on this machine, and invalid"
+        " providers; no server is contacted. Exit status 1: something was reported. Run it on a worker, as"
+        " the workers' user, since it looks for keys.",
         (("after each change of the configuration", "init"), ("two tasks at a time", "init --slots 2")),
         (
             argument(
@@ -123,7 +132,7 @@ COMMANDS = (
                 metavar="N",
                 type=int,
                 default=4,
-                help="how many tasks a new pool lets run at a time (default: 4)",
+                help="slots of a new pool: how many tasks run at a time (default: 4)",
             ),
         ),
         "airflow_mdbackup.cli.init.run",
@@ -131,21 +140,24 @@ COMMANDS = (
     ),
     Command(
         "test-alert",
-        "Send a test message in each way that a provider's alerts name",
-        "Send a message that is marked as a test in each way of the provider's `alerts`, and print which of"
-        " them took it; each gets 15 seconds. A ping goes to the log of its check, which stays as it is. Run"
-        " this where the DAG processor runs, which tells of failed runs, and on a worker. Exit status 1: one"
-        " of them did not take it.",
+        "Send a test message by each of a provider's alerts",
+        "Send a message marked as a test by each entry of the provider's `alerts`, and print which services"
+        " accepted it; each gets 15 seconds. A ping goes to the log of its check, whose state does not"
+        " change. Run it where the DAG processor runs, which reports failed runs, and on a worker. Exit"
+        " status 1: a service rejected the message.",
         (
-            ("after `alerts` was written", "test-alert web"),
-            ("have the service of a ping alert people too, until the next good run", "test-alert web --fail"),
+            ("after writing `alerts`", "test-alert web"),
+            (
+                "have the ping service alert too, until the next good run",
+                "test-alert web --fail",
+            ),
         ),
         (
             PROVIDER,
             argument(
                 "--fail",
                 action="store_true",
-                help="have pings tell of a failed run, as the service takes it",
+                help="have pings report a failed run, so that their service alerts",
             ),
         ),
         "airflow_mdbackup.cli.alert.run",

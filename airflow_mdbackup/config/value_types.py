@@ -1,6 +1,6 @@
 """How single values are written in YAML: durations, shares, paths, schedules, patterns.
 
-Each type takes what YAML made of the text, and either gives the value or says what to write instead (see
+Each type takes the value that YAML read, and returns the parsed one or says what to write instead (see
 :mod:`airflow_mdbackup.scheme.common.units`).
 """
 
@@ -29,11 +29,11 @@ from airflow_mdbackup.scheme.common.units import (
 )
 
 _TEMPLATE = re.compile(r"\{[{%#]")
-_TAKEN = "`{{`, `{%` or `{#`, with which a template begins that Airflow would fill in"
+_TEMPLATE_START = "`{{`, `{%` or `{#`, which starts a template that Airflow would fill in"
 
 
 def check_part(value: object) -> str:
-    """Return as text what :func:`parse_fraction` accepts.
+    """Return a part that :func:`parse_fraction` accepts, as text.
 
     :raises ValueError: see there.
     """
@@ -42,26 +42,26 @@ def check_part(value: object) -> str:
 
 
 def check_path(path: str) -> str:
-    """Return ``path`` if it is absolute, and written in the only way that means the same everywhere.
+    """Return ``path`` if it is absolute and normalized.
 
     :raises ValueError: it is relative, begins with ``~``, ends in a slash, has an empty, ``.``, ``..`` or
-        over-long component, or contains a NUL or what begins a template.
+        over-long component, or contains a NUL or the start of a template.
     """
     if path == "/":
         return path
     components = path.split("/")[1:]
     if path.startswith("~"):
-        wrong = "begins with `~`, which is not expanded: write the whole path, from `/` on"
+        wrong = "begins with `~`, which is not expanded: write the whole path, starting with `/`"
     elif not path.startswith("/"):
-        wrong = "is not absolute: write the whole path, from `/` on"
+        wrong = "is not absolute: write the whole path, starting with `/`"
     elif "\0" in path:
-        wrong = "contains a NUL character, which no path can"
+        wrong = "contains a NUL character, which paths cannot"
     elif ".." in components or "." in components:
-        wrong = "has `.` or `..` as a component: write the path without"
+        wrong = "has `.` or `..` as a component: write the path without it"
     elif not all(components):
         wrong = "has an empty component: write single slashes, and none at the end"
     elif _TEMPLATE.search(path):
-        wrong = f"has {_TAKEN}: name a directory above it"
+        wrong = f"has {_TEMPLATE_START}: name a directory above it"
     elif len(path.encode()) > 4096 or any(len(part.encode()) > 255 for part in components):
         wrong = "is too long: a component has at most 255 bytes, a path 4096"
     else:
@@ -76,11 +76,11 @@ def _not_the_root(path: str) -> str:
 
 
 def check_schedule(value: object) -> str | Assets | Timetable | None:
-    """Return a schedule: a cron expression of 5 fields, one of :data:`.schedule.PRESETS`, or None (by hand).
+    """Return a schedule: a cron expression of 5 fields, one of :data:`.schedule.PRESETS`, or None (manual).
 
-    Or what a mapping says of assets, or of a timetable; whether that is there is not looked at.
+    A mapping becomes :class:`.Assets` or a :class:`.Timetable`, which need not exist.
 
-    :raises ValueError: it is something else, or never comes.
+    :raises ValueError: it is something else, or never due.
     """
     how = "write a cron expression such as `0 3 * * *`, a preset such as '@daily' (quoted), or `null`"
     if value is None or (isinstance(value, str) and value in PRESETS):
@@ -93,8 +93,8 @@ def check_schedule(value: object) -> str | Assets | Timetable | None:
         raise ValueError(f"must be text, a mapping or null, but YAML reads {shown_value(value)}: {how}")
     if value.startswith("@"):
         raise ValueError(f"{shown_value(value)} is not one of the presets {', '.join(PRESETS)}")
-    # A sixth field would be seconds: one run every second, for someone who meant something else. `r` is
-    # a random time, another one whenever the file is read.
+    # A sixth field would be seconds, so a run every second, which nobody intends. `r` is a random time, a
+    # different one each time the file is read.
     if len(value.split()) != 5 or "r" in re.findall("[a-z]+", value.lower()):
         raise ValueError(f"{shown_value(value)} is not a cron expression of five fields: {how}")
     try:
@@ -128,7 +128,7 @@ def _schedule_of(mapping: dict[Any, Any]) -> Assets | Timetable:
 def check_dotted_path(path: str) -> str:
     """Return the dotted path of a class, such as ``package.module.Class``.
 
-    :raises ValueError: it is not written like one. Whether it is there is not looked at.
+    :raises ValueError: it is not written like one. The class need not exist.
     """
     if "." not in path or not all(part.isidentifier() for part in path.split(".")):
         raise ValueError(
@@ -141,7 +141,7 @@ def check_dotted_path(path: str) -> str:
 def check_address(address: str) -> str:
     """Return an e-mail address.
 
-    :raises ValueError: it is none, or has what could begin another header of the mail.
+    :raises ValueError: it is not one, or contains what could start another mail header.
     """
     if not re.fullmatch(r"[^@\s<>,;]+@[^@\s<>,;]+", address):
         raise ValueError(
@@ -153,21 +153,21 @@ def check_address(address: str) -> str:
 def check_web_address(url: str) -> str:
     """Return the URL of a web service, without a trailing slash.
 
-    :raises ValueError: it is none. The message leaves it out: who has such a URL can speak for the provider.
+    :raises ValueError: it is not one. The message omits the URL, since it is a secret.
     """
     try:
         parts = urlsplit(url)
         fine = parts.scheme in ("http", "https") and bool(parts.hostname) and url.isprintable()
-        fine = fine and parts.port != 0  # reading it refuses what is no port
+        fine = fine and parts.port != 0  # parts.port raises ValueError for an invalid port
     except ValueError:
         fine = False
     if not fine or " " in url or parts.query or parts.fragment:
-        raise ValueError("is not the URL of a check: write it from `https://` on, without `?` and `#`")
+        raise ValueError("is not the URL of a check: write it with `https://`, without `?` and `#`")
     return url.rstrip("/")
 
 
 def check_pattern(pattern: str) -> str:
-    """Return a gitignore pattern if it is one that can match something.
+    """Return a gitignore pattern if it can match something.
 
     :raises ValueError: it is malformed, empty or a comment.
     """
@@ -178,14 +178,14 @@ def check_pattern(pattern: str) -> str:
     if pattern.startswith("#"):
         raise ValueError(f"{shortened(pattern)} is a comment in gitignore: write `\\#` for a name with `#`")
     if _TEMPLATE.search(pattern):
-        raise ValueError(f"{shortened(pattern)} has {_TAKEN}: write `[{{]` for the first brace")
+        raise ValueError(f"{shortened(pattern)} has {_TEMPLATE_START}: write `[{{]` for the first brace")
     if not useful:
         raise ValueError(f"{shortened(pattern)} matches nothing: remove it, or correct it")
     return pattern
 
 
 def as_tuple(value: Any) -> Any:
-    """Return a list of YAML as the tuple that it becomes, and anything else as it is."""
+    """Return a list as a tuple, and anything else unchanged."""
     return tuple(value) if isinstance(value, list) else value
 
 
@@ -193,7 +193,7 @@ def _one_or_several(value: Any) -> Any:
     return (value,) if isinstance(value, str) else as_tuple(value)
 
 
-# What a value is called where people read of it is the title in the schema.
+# The title in the schema is what the reference page calls the value.
 def _titled(title: str) -> WithJsonSchema:
     return WithJsonSchema({"type": "string", "title": title})
 

@@ -1,4 +1,4 @@
-"""What we read of Airflow's configuration. No other module reads any of it."""
+"""The options that mdbackup reads from Airflow's configuration. No other module reads them."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from zoneinfo import ZoneInfo
 def providers_file() -> Path:
     """Return the file, or directory of ``*.yaml`` files, that describes the providers. It need not exist.
 
-    It is named by the option ``[mdbackup] providers_file``, or ``AIRFLOW__MDBACKUP__PROVIDERS_FILE`` in the
-    environment; the default is ``<AIRFLOW_HOME>/mdbackup/providers.yaml``. Airflow expands ``~`` and
-    ``$VARIABLES`` in it; a relative path is relative to ``AIRFLOW_HOME``.
+    The option is ``[mdbackup] providers_file``, or ``AIRFLOW__MDBACKUP__PROVIDERS_FILE`` in the environment;
+    the default is ``<AIRFLOW_HOME>/mdbackup/providers.yaml``. Airflow expands ``~`` and ``$VARIABLES`` in it;
+    a relative path is relative to ``AIRFLOW_HOME``.
     """
-    # Here and not above: whoever names the file himself needs no Airflow to read it.
+    # Imported here, so that commands with --providers-file need no Airflow.
     from airflow.configuration import AIRFLOW_HOME, conf
 
     option = conf.get("mdbackup", "providers_file", fallback=None) or "mdbackup/providers.yaml"
@@ -25,9 +25,9 @@ def providers_file() -> Path:
 
 
 def restore_below() -> Path | None:
-    """Return the directory below which people may restore files by Airflow, by ``[mdbackup] restore_below``.
+    """Return the directory below which the DAG may restore files, ``[mdbackup] restore_below``.
 
-    None if that is not set: then nothing is restored by Airflow.
+    None if it is not set: then the DAG restores nothing.
     """
     from airflow.configuration import conf
 
@@ -43,7 +43,7 @@ def dags_folder() -> str:
 
 
 def local_time() -> time:
-    """Return what time of day it is in Airflow's default time zone, ``[core] default_timezone``."""
+    """Return the time of day in Airflow's default time zone, ``[core] default_timezone``."""
     from airflow.sdk import timezone
 
     return timezone.make_naive(timezone.utcnow()).time()
@@ -64,12 +64,12 @@ def default_timezone() -> tzinfo:
         if name == "system":
             return datetime.now().astimezone().tzinfo or UTC
         return UTC if name.lower() == "utc" else ZoneInfo(name)
-    except (OSError, ValueError, LookupError, configparser.Error):  # Airflow itself does not start then
+    except (OSError, ValueError, LookupError, configparser.Error):  # Airflow itself would not start
         return UTC
 
 
 def web_path() -> str:
-    """Return the path below which Airflow's pages lie: empty, or that of ``[api] base_url``."""
+    """Return the path below which Airflow's pages are: empty, or that of ``[api] base_url``."""
     from airflow.configuration import conf
 
     return urlsplit(conf.get("api", "base_url", fallback=None) or "").path.rstrip("/")

@@ -1,4 +1,4 @@
-"""One run of the demo's DAG, and what it did, told as a person wants to read it."""
+"""Runs the demo's DAG once, and prints a report of what the run did."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ class RunFailed(RuntimeError):
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class RunReport:
     """What a run did.
 
-    :ivar run_id: Airflow's name of the run.
+    :ivar run_id: Airflow's id of the run.
     :ivar outcomes: how many files had each outcome.
-    :ivar transferred: bytes that came from A, without the index.
-    :ivar summary: the line that CommitBackup tells.
+    :ivar transferred: bytes received from A, without the index.
+    :ivar summary: the summary that CommitBackup returns.
     :ivar log: the log of DiffIndexes.
     """
 
@@ -38,7 +38,7 @@ class Told:
     log: str
 
 
-def back_up(both: Scene, title: str) -> Told:
+def back_up(both: Scene, title: str) -> RunReport:
     """Run the DAG once, print what it did, and return it.
 
     :raises RunFailed: the run failed.
@@ -66,7 +66,7 @@ def back_up(both: Scene, title: str) -> Told:
         for task in tasks
         if task["task_id"] == "pull_changed"
     ]
-    told = Told(
+    report = RunReport(
         run_id=run_id,
         outcomes=sum((Counter(shard["outcomes"]) for shard in shards), Counter()),
         transferred=sum(shard["bytes"] for shard in shards),
@@ -74,15 +74,15 @@ def back_up(both: Scene, title: str) -> Told:
         log="\n".join(log(task) for task in tasks if task["task_id"] == "diff_indexes"),
     )
     pulling = max(shard["seconds"] for shard in shards)
-    rate = f", {told.transferred / 1e6 / pulling:.0f} MB/s" if told.transferred > 1e6 else ""
+    rate = f", {report.transferred / 1e6 / pulling:.0f} MB/s" if report.transferred > 1e6 else ""
     rows = {
         "plan": f"{plan['new']:,} new, {plan['changed']:,} changed, {plan['gone']:,} gone, "
         f"{plan['same']:,} unchanged",
-        "outcomes": ", ".join(f"{count:,} {outcome}" for outcome, count in told.outcomes.items()) or "none",
-        "transferred": f"{told.transferred:,} of {index['bytes']:,} bytes in {pulling:.1f} s{rate}",
-        "commit said": told.summary,
+        "outcomes": ", ".join(f"{count:,} {outcome}" for outcome, count in report.outcomes.items()) or "none",
+        "transferred": f"{report.transferred:,} of {index['bytes']:,} bytes in {pulling:.1f} s{rate}",
+        "commit said": report.summary,
         "took": f"{seconds:.0f} s for {len(tasks)} task instances, {len(shards)} of them pulling",
     }
     for name, value in rows.items():
         console.print(f"  [dim]{name:<13}[/]{value}")
-    return told
+    return report
