@@ -1,4 +1,4 @@
-"""What Airflow shows of this package. Imports no Airflow: it is read while that is still starting."""
+"""Metadata of this Airflow provider package. Imports no Airflow, which reads it while starting."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def get_provider_info() -> dict[str, Any]:
-    """Return the metadata of the Airflow provider package, as ``provider_info.schema.json`` has it."""
+    """Return the metadata in the form of Airflow's ``provider_info.schema.json``."""
     return {
         "package-name": "airflow-mdbackup",
         "name": "mdbackup",
@@ -64,9 +64,9 @@ def get_provider_info() -> dict[str, Any]:
                     },
                     "restore_below": {
                         "description": (
-                            "The directory, on the workers, below which the DAG ``mdbackup_restore`` may"
-                            " write: an absolute path, where only the workers' user can write. Not set: that"
-                            " DAG restores nothing."
+                            "The directory on the workers below which the DAG ``mdbackup_restore`` may write:"
+                            " an absolute path, writable for the workers' user only. Not set: that DAG"
+                            " restores nothing."
                         ),
                         "version_added": "0.1.0",
                         "type": "string",

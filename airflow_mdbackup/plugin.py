@@ -1,4 +1,4 @@
-"""What the Airflow UI needs to know of this package at start."""
+"""The Airflow plugin, which registers what the UI needs at start."""
 
 from __future__ import annotations
 
@@ -11,4 +11,4 @@ class MdBackupPlugin(AirflowPlugin):
     """Registers the links of our operators."""
 
     name = "mdbackup"
-    operator_extra_links = [LastGoodRunLink(), RunReportLink()]  # noqa: RUF012 - Airflow's own shape
+    operator_extra_links = [LastGoodRunLink(), RunReportLink()]  # noqa: RUF012 - as Airflow expects it

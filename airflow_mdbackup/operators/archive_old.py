@@ -1,10 +1,10 @@
-"""Step 5, on B: give old versions their place in ``.old``."""
+"""Step 5, on B: archive old versions in ``.old``."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from airflow_mdbackup.operators.base import BackupOperator, megabytes
+from airflow_mdbackup.operators.base import BackupOperator, format_count, megabytes
 from airflow_mdbackup.scheme.backup.archive import archive
 
 if TYPE_CHECKING:
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class ArchiveOld(BackupOperator):
-    """Give the old version of every file about to be replaced its place in ``.old``, overwriting none.
+    """Archive the old version of each file that is about to be replaced in ``.old``, without overwriting any.
 
     :param provider: the provider's name.
     :param dest: absolute path of its backup on the worker.
@@ -21,6 +21,7 @@ class ArchiveOld(BackupOperator):
     def execute(self, context: Context) -> dict[str, Any]:
         summary = archive(*self.run_of(context))
         self.log.info(
-            "%s: %s versions archived, %s", self.provider, summary.archived, megabytes(summary.size)
+            "%s: %s archived, %s",
+            *(self.provider, format_count(summary.archived, "version"), megabytes(summary.size)),
         )
         return {"archived": summary.archived, "bytes": summary.size}
