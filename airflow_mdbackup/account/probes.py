@@ -269,7 +269,7 @@ def probe_socket_forwarding(account: Account) -> Observation:
 
     sshd does not remove sockets that it has created, so the one requested is in a directory that does not
     exist. OpenSSH sends a debug message if a setting forbids it, and none if the directory is missing. A
-    refused connection cannot be told from a failed one.
+    refused connection looks like a failed one.
     """
     for path in _SOCKETS:
         if account.open_socket(path) == 0:
