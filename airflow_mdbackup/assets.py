@@ -11,18 +11,18 @@ if TYPE_CHECKING:
     from airflow.providers.common.compat.openlineage.facet import Dataset
 
 LAST_GOOD = "last_good"
-"""Key of the last good run in the asset's state store, which survives the loss of ``dest``."""
+"""Key of the asset's state store: the last good run. It survives the loss of ``dest``."""
 
 
 def provider_asset(provider: str) -> Asset:
-    """Return the asset that represents the backup of a provider."""
+    """Return the asset of a provider's backup."""
     return Asset(name=f"mdbackup_{provider}", uri=f"mdbackup://{provider}", group="mdbackup")
 
 
 def check_uri(uri: SplitResult) -> SplitResult:
-    """Return a URI that names a provider and nothing else.
+    """Return the URI if it is ``mdbackup://<provider>``.
 
-    :raises ValueError: it names something else.
+    :raises ValueError: it is not.
     """
     if not uri.netloc or uri.path.strip("/") or uri.query or uri.fragment:
         raise ValueError(f"the URI of a backup is mdbackup://<provider>, not {uri.geturl()!r}")
@@ -30,7 +30,7 @@ def check_uri(uri: SplitResult) -> SplitResult:
 
 
 def as_openlineage(asset: Asset, lineage_context: Any) -> Dataset:
-    """Return the OpenLineage dataset of a provider's backup: namespace ``mdbackup``, and its name."""
+    """Return the dataset of OpenLineage: namespace ``mdbackup``, and the provider's name."""
     from airflow.providers.common.compat.openlineage.facet import Dataset
 
     return Dataset(namespace="mdbackup", name=urlsplit(asset.uri).netloc)

@@ -1,4 +1,4 @@
-"""What Airflow shows about this package. Imports no Airflow, which is still starting when it reads this."""
+"""Metadata of this Airflow provider package. Imports no Airflow, which reads it while starting."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def get_provider_info() -> dict[str, Any]:
-    """Return the metadata of the Airflow provider package, in the form of ``provider_info.schema.json``."""
+    """Return the metadata in the form of Airflow's ``provider_info.schema.json``."""
     return {
         "package-name": "airflow-mdbackup",
         "name": "mdbackup",
@@ -64,8 +64,8 @@ def get_provider_info() -> dict[str, Any]:
                     },
                     "restore_below": {
                         "description": (
-                            "Directory on the workers below which the DAG ``mdbackup_restore`` may write: an"
-                            " absolute path, writable only for the workers' user. If it is not set, that DAG"
+                            "The directory on the workers below which the DAG ``mdbackup_restore`` may write:"
+                            " an absolute path, writable for the workers' user only. Not set: that DAG"
                             " restores nothing."
                         ),
                         "version_added": "0.1.0",

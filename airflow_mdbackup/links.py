@@ -1,4 +1,4 @@
-"""Links that tasks show in the Airflow UI."""
+"""Links of tasks in the Airflow UI."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ if TYPE_CHECKING:
 
 
 class LastGoodRunLink(BaseOperatorLink):
-    """The last run of the provider that backed up everything, to compare a failed one with."""
+    """The last good run of the provider, to compare a failed one with."""
 
     name = "Last good backup"
 
     def get_link(self, operator: Any, *, ti_key: TaskInstanceKey) -> str:
-        """Return the run's page; an empty text if there is none yet. Called where ``dest`` is."""
+        """Return the run's page, or an empty text if there is none yet. Called on the worker."""
         mirror = Mirror(_parameter(operator, "dest"), _parameter(operator, "provider"))
         try:
             last_good = mirror.read_status().get("last_good")
-        except (BackupError, OSError):  # reported elsewhere
+        except (BackupError, OSError):  # other messages report it
             return ""
         return _run_page(ti_key.dag_id, last_good["run_id"]) if last_good else ""
 
 
 class RunReportLink(BaseOperatorLink):
-    """What the run did and could not do: the return value of its commit, beside that task's log."""
+    """What the run did or failed to do: the XCom of its commit."""
 
     name = "Run report"
 
     def get_link(self, operator: Any, *, ti_key: TaskInstanceKey) -> str:
-        """Return the page of the provider's commit, this task or a later one; else an empty text."""
+        """Return the XCom page of the provider's commit: this task or one downstream; else an empty text."""
         provider = _parameter(operator, "provider")
         for task in (operator, *operator.get_flat_relatives()):
             if task.task_type == "CommitBackup" and task.provider == provider:
@@ -46,7 +46,7 @@ class RunReportLink(BaseOperatorLink):
 
 
 def _parameter(operator: Any, name: str) -> Any:
-    """Return a parameter of a task, or of a mapped one that failed before it was expanded."""
+    """Return a parameter of a task; works for a mapped one that failed before it was expanded."""
     return operator.partial_kwargs[name] if hasattr(operator, "partial_kwargs") else getattr(operator, name)
 
 

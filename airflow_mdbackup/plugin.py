@@ -1,4 +1,4 @@
-"""The Airflow plugin: what the Airflow UI loads when it starts."""
+"""The Airflow plugin, which registers what the UI needs at start."""
 
 from __future__ import annotations
 
@@ -11,4 +11,4 @@ class MdBackupPlugin(AirflowPlugin):
     """Registers the links of the operators."""
 
     name = "mdbackup"
-    operator_extra_links = [LastGoodRunLink(), RunReportLink()]  # noqa: RUF012 - Airflow's own shape
+    operator_extra_links = [LastGoodRunLink(), RunReportLink()]  # noqa: RUF012 - as Airflow expects it

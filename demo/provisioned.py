@@ -160,9 +160,9 @@ class ProvisionedServer:
         file.write_text(script)
         result = self.run(*shell.split(), file)
         deadline = time.monotonic() + 15
-        while "sshd was told" in result.stdout and self._starts_of_sshd() == starts:
+        while "sshd was sent SIGHUP" in result.stdout and self._starts_of_sshd() == starts:
             if time.monotonic() > deadline:
-                raise ProviderServerError("sshd was told to read its configuration again, and did not.")
+                raise ProviderServerError("sshd was sent SIGHUP, but did not reload its configuration.")
             time.sleep(0.02)
         return result
 

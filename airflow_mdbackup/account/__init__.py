@@ -1,1 +1,1 @@
-"""The accounts on a provider: how they are set up, and how it is proven that they can do nothing else."""
+"""The accounts on a provider: set them up, and prove that they can do nothing else."""

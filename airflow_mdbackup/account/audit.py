@@ -1,18 +1,19 @@
 """Prove from this side that a provider's accounts can do nothing but what the backup needs.
 
-One TCP connection per account, on it one channel after the other::
+One TCP connection per account, with one channel after another::
 
     for each account:
-        ask for the ways to log in, and log in with the key
-        ask for all that must be refused: terminal, forwardings, a shell, a command, other subsystems
-        backup account: ask its SFTP server for each kind of change, for a list, and for what lies outside
-        index account:  see that only its forced command runs, and start no build
+        query the login methods, and log in with the key
+        request everything that must be refused: terminal, forwarding, shell, command, other subsystems
+        backup account: ask its SFTP server for each kind of change, a listing, and paths outside the chroot
+        index account:  check that only its forced command runs; no build is started
 
-Nothing is changed: writing is asked for where it could not succeed even if it were allowed, and only where a
-server refuses that, also where it could; what should be made then all the same is removed again, and told.
+Nothing is changed. A write is first requested where it could not succeed even if it were allowed. Only if the
+server refuses that is it requested where it could succeed; anything created then is removed again and
+reported.
 
-What this does not give: a proof that a setting is there. It sees the effect that all settings have together,
-and only with this key, from this address.
+Limitations: it proves the combined effect of all settings, with this key and from this address, and not that
+a particular setting is present.
 """
 
 from __future__ import annotations
@@ -31,14 +32,14 @@ def audit(
     index: str,
     ssh_conn_id: str | None = None,
 ) -> Audit:
-    """Ask both accounts of a provider for everything that they must refuse.
+    """Try everything that both accounts of a provider must refuse.
 
     :param provider: the provider's name.
     :param sftp_conn_id: connection of the backup account.
     :param source: absolute paths that are backed up, as the backup account sees them; they need not exist.
-    :param index: absolute path of the provider index, likewise.
-    :param ssh_conn_id: connection of the index account, if there is one.
-    :raises AccessRefused: a host key is not the expected one, or an account is refused.
+    :param index: absolute path of the provider index, as the backup account sees it.
+    :param ssh_conn_id: connection of the index account, if the provider has one.
+    :raises AccessRefused: a host key is not the expected one, or a login is refused.
     :raises ConnectionLost: the server cannot be reached.
     """
     login, findings = backup_account.audit(sftp_conn_id, [path.encode() for path in source], index.encode())

@@ -1,4 +1,4 @@
-"""What must not work with the backup account: running, changing, listing, and leaving its directory."""
+"""What must not work with the backup account: running programs, changes, listings, leaving the chroot."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from airflow_mdbackup.account.connection import Account, Unanswered
-from airflow_mdbackup.account.findings import Finding, Seen, Verdict
+from airflow_mdbackup.account.findings import Finding, Observation, Verdict
 from airflow_mdbackup.account.probes import (
     Check,
     Token,
     common_checks,
+    judge_execution,
     match_block,
-    nowhere,
-    ran,
-    run,
-    said_to_command,
-    said_to_shell,
-    subsystem_start,
+    nonexistent_path,
+    output_of_command,
+    output_of_shell,
+    run_checks,
+    start_subsystem,
     unique_name,
 )
 from airflow_mdbackup.account.sftp_requests import NO_SUCH_FILE, OK, Answer, NoSftp, Requests
@@ -27,325 +27,351 @@ from airflow_mdbackup.scheme.common.paths import to_text
 
 NAME = "backup account"
 FORCE_COMMAND = "ForceCommand internal-sftp -R -p open,close,read,fstat,stat,lstat,realpath,limits"
-_LOCKED = match_block(FORCE_COMMAND)
-_REFUSAL = b"This service allows sftp connections only."  # of internal-sftp, where it is forced
-_CHROOT = match_block("ChrootDirectory /home/backupop (of root, 0755, with nothing of the machine in it)")
+_RESTRICTIONS = match_block(FORCE_COMMAND)
+_REFUSAL = b"This service allows sftp connections only."  # printed by a forced internal-sftp
+_CHROOT = match_block("ChrootDirectory /home/backupop (owned by root, 0755, without any system files)")
 
-_SOURCES = 8  # so many are tried, so that an audit stays short
-_NO_HANDLE = b"none"  # of the four bytes that handles of OpenSSH have, and never given by it
+_MAX_SOURCES = 8  # that are tried, to keep an audit short
+_INVALID_HANDLE = b"none"  # four bytes, like handles of OpenSSH, but never issued by it
 _UP = b"/.." * 40
-# What is in no directory that was made for backups. What a source contains, or lies in, is left out.
-_MACHINE = (b"/proc/self", b"/proc/version", b"/sys/kernel", b"/etc/shadow", b"/root", b"/usr/bin/env")
-_LINKS = (b"/proc/self/root", b"/proc/self/cwd", b"/proc/1/root", b"/var/run", b"/etc/mtab", b"/dev/stdin")
+# Paths that no backup directory contains. Those that overlap with a source are excluded.
+_SYSTEM_PATHS = (b"/proc/self", b"/proc/version", b"/sys/kernel", b"/etc/shadow", b"/root", b"/usr/bin/env")
+_SYSTEM_LINKS = (
+    b"/proc/self/root",
+    b"/proc/self/cwd",
+    b"/proc/1/root",
+    b"/var/run",
+    b"/etc/mtab",
+    b"/dev/stdin",
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Files:
-    """The account's files: requests to its SFTP server, and where its index and sources are."""
+    """The account's SFTP server, and the paths of its index and sources there."""
 
     requests: Requests
     index: bytes
     source: tuple[bytes, ...]
 
     @property
-    def places(self) -> list[bytes]:
-        """Directories in which nothing may be made, each once; of many sources some."""
-        return list(dict.fromkeys([b"/", posixpath.dirname(self.index), *self.source[:_SOURCES]]))
+    def directories(self) -> list[bytes]:
+        """Directories in which creating a file must fail, without duplicates and with some of the sources."""
+        return list(dict.fromkeys([b"/", posixpath.dirname(self.index), *self.source[:_MAX_SOURCES]]))
 
 
 def audit(conn_id: str, source: Sequence[bytes], index: bytes) -> tuple[str, list[Finding]]:
-    """Return the account's login, and what was found; over one TCP connection.
+    """Return the account's login, and the findings, over one TCP connection.
 
-    :raises AccessRefused: the host key is not the expected one, or the account is refused.
+    :raises AccessRefused: the host key is not the expected one, or the login is refused.
     :raises ConnectionLost: the server cannot be reached.
     """
     with Account(conn_id) as account:
-        findings = run(NAME, account, common_checks())
-        findings += run(NAME, account, _running(index, source))
-        of_files: list[Finding] = []
+        findings = run_checks(NAME, account, common_checks())
+        findings += run_checks(NAME, account, _execution_checks(index, source))
+        file_findings: list[Finding] = []
         try:
             with account.session() as channel:
-                requests = subsystem_start(account, channel, account.reached.subsystem)
+                requests = start_subsystem(account, channel, account.ssh_account.subsystem)
                 if requests is None:
-                    raise Unanswered(f"the server does not start the subsystem {account.reached.subsystem}")
-                of_files = run(NAME, Files(requests, index, tuple(source)), _FILES)
+                    raise Unanswered(
+                        f"the server does not start the subsystem {account.ssh_account.subsystem}"
+                    )
+                file_findings = run_checks(NAME, Files(requests, index, tuple(source)), _FILE_CHECKS)
         except Unanswered as error:
             change = "Subsystem in sshd_config, and the extra subsystem of the Airflow connection"
-            unjudged = [Finding(NAME, check.name, Verdict.UNKNOWN, str(error), change) for check in _FILES]
-            of_files = of_files or unjudged
-        return account.login, findings + of_files
+            unknown = [
+                Finding(NAME, check.name, Verdict.UNKNOWN, str(error), change) for check in _FILE_CHECKS
+            ]
+            file_findings = file_findings or unknown
+        return account.login, findings + file_findings
 
 
-# --- running ----------------------------------------------------------------------------------------
+# --- running programs -------------------------------------------------------------------------------
 
 
-def _execution(account: Account) -> Seen:
+def _probe_command(account: Account) -> Observation:
     token = Token()
-    return ran(token, said_to_command(account, token), [_REFUSAL])
+    return judge_execution(token, output_of_command(account, token), [_REFUSAL])
 
 
-def _shell(account: Account) -> Seen:
+def _probe_shell(account: Account) -> Observation:
     token = Token()
-    return ran(token, said_to_shell(account, token), [_REFUSAL])
+    return judge_execution(token, output_of_shell(account, token), [_REFUSAL])
 
 
-def _other_subsystems(account: Account, index: bytes, source: Sequence[bytes]) -> Seen:
-    """Start what else there may be, which must be as locked as the expected one."""
-    names = {"sftp", "sftpi", "netconf", f"mdbackup-{secrets.token_hex(4)}"} - {account.reached.subsystem}
-    locked: list[str] = []
+def _probe_other_subsystems(account: Account, index: bytes, source: Sequence[bytes]) -> Observation:
+    """Try other subsystems, which must be as restricted as the expected one."""
+    names = {"sftp", "sftpi", "netconf", f"mdbackup-{secrets.token_hex(4)}"} - {account.ssh_account.subsystem}
+    restricted: list[str] = []
     loose: list[str] = []
     unclear: list[str] = []
     for name in sorted(names):
         with account.session() as channel:
             try:
-                requests = subsystem_start(account, channel, name)
+                requests = start_subsystem(account, channel, name)
                 if requests is None:
                     continue
-                found = run(NAME, Files(requests, index, tuple(source)), _REQUESTS)
-                if not (lacking := [one for one in found if one.verdict is not Verdict.TIGHT]):
-                    locked.append(name)
+                found = run_checks(NAME, Files(requests, index, tuple(source)), _REQUEST_CHECKS)
+                unproven = [finding for finding in found if finding.verdict is not Verdict.TIGHT]
+                if not unproven:
+                    restricted.append(name)
                     continue
-                is_loose = any(one.verdict is Verdict.LOOSER for one in lacking)
-                lacks = f"{name} starts, and is not proven: {', '.join(one.check for one in lacking)}"
-                (loose if is_loose else unclear).append(lacks)
+                is_loose = any(finding.verdict is Verdict.LOOSER for finding in unproven)
+                checks = ", ".join(finding.check for finding in unproven)
+                (loose if is_loose else unclear).append(f"{name} starts, not proven: {checks}")
             except NoSftp as error:
                 if not error.ended:
-                    loose.append(f"{name} is something else than SFTP")
+                    loose.append(f"{name} starts something other than SFTP")
     if loose or unclear:
-        return Seen(Verdict.LOOSER if loose else Verdict.UNKNOWN, "; ".join(loose + unclear))
-    others = f"{', '.join(locked)} as locked as it" if locked else f"none of {len(names)} others tried"
-    return Seen(Verdict.TIGHT, f"{account.reached.subsystem}, and {others}")
+        return Observation(Verdict.LOOSER if loose else Verdict.UNKNOWN, "; ".join(loose + unclear))
+    others = (
+        f"{', '.join(restricted)}, equally restricted" if restricted else f"none of {len(names)} others tried"
+    )
+    return Observation(Verdict.TIGHT, f"{account.ssh_account.subsystem}, and {others}")
 
 
-def _running(index: bytes, source: Sequence[bytes]) -> list[Check[Account]]:
+def _execution_checks(index: bytes, source: Sequence[bytes]) -> list[Check[Account]]:
     return [
-        Check("no shell", _shell, _LOCKED),
-        Check("no exec", _execution, _LOCKED),
+        Check("no shell", _probe_shell, _RESTRICTIONS),
+        Check("no exec", _probe_command, _RESTRICTIONS),
         Check(
             "only the expected subsystem",
-            lambda account: _other_subsystems(account, index, source),
-            _LOCKED,
+            lambda account: _probe_other_subsystems(account, index, source),
+            _RESTRICTIONS,
         ),
     ]
 
 
-# --- changing ---------------------------------------------------------------------------------------
+# --- changes ---------------------------------------------------------------------------------------
 
 
-def judged(answers: Sequence[tuple[str, Answer]]) -> Seen:
-    """Judge requests that must be refused before the server looks at what they are about."""
+def judge_answers(answers: Sequence[tuple[str, Answer]]) -> Observation:
+    """Judge requests that the server must refuse before it looks at their path or handle."""
     loose = [
-        f"{what} worked" if answer.code == OK else f"{what} was tried: {answer}"
-        for what, answer in answers
+        f"{request} worked" if answer.code == OK else f"{request} was tried: {answer}"
+        for request, answer in answers
         if not answer.refused
     ]
     if loose:
-        return Seen(Verdict.LOOSER, "; ".join(loose))
+        return Observation(Verdict.LOOSER, "; ".join(loose))
     by_answer: dict[str, list[str]] = {}
-    for what, answer in answers:
-        by_answer.setdefault(str(answer), []).append(what)
-    return Seen(
-        Verdict.TIGHT, "; ".join(f"{answer}: {', '.join(what)}" for answer, what in by_answer.items())
+    for request, answer in answers:
+        by_answer.setdefault(str(answer), []).append(request)
+    return Observation(
+        Verdict.TIGHT, "; ".join(f"{answer}: {', '.join(requests)}" for answer, requests in by_answer.items())
     )
 
 
-def _write(files: Files) -> Seen:
+def _probe_write(files: Files) -> Observation:
     requests = files.requests
-    return judged(
+    return judge_answers(
         [
-            ("opening to write", requests.open_to_write(nowhere())),
-            ("writing", requests.write(_NO_HANDLE)),
-            ("copying", requests.copy_data(_NO_HANDLE, _NO_HANDLE)),
+            ("opening to write", requests.open_to_write(nonexistent_path())),
+            ("writing", requests.write(_INVALID_HANDLE)),
+            ("copying", requests.copy_data(_INVALID_HANDLE, _INVALID_HANDLE)),
         ]
     )
 
 
-def creation(files: Files) -> Seen:
-    """Create a file nowhere, and only where that is refused, in the places that matter."""
+def probe_create(files: Files) -> Observation:
+    """Create a file at a path that cannot exist, and if that is refused, in the account's directories."""
     requests = files.requests
 
-    def unmake(path: bytes, made: Answer) -> Answer:
-        requests.close(made.value)
+    def undo(path: bytes, created: Answer) -> Answer:
+        requests.close(created.value)
         return requests.remove(path)
 
-    return _made(files, "creating", requests.create, unmake)
+    return _probe_creation(files, "creating", requests.create, undo)
 
 
-def directory_creation(files: Files) -> Seen:
-    """The same for a directory."""
-    return _made(files, "mkdir", files.requests.mkdir, lambda path, _: files.requests.rmdir(path))
+def probe_mkdir(files: Files) -> Observation:
+    """Create a directory, likewise."""
+    return _probe_creation(files, "mkdir", files.requests.mkdir, lambda path, _: files.requests.rmdir(path))
 
 
-def _made(
+def _probe_creation(
     files: Files,
-    what: str,
-    make: Callable[[bytes], Answer],
-    unmake: Callable[[bytes, Answer], Answer],
-) -> Seen:
-    answer = make(nowhere())
-    answers = [(what, answer)]
+    request: str,
+    create: Callable[[bytes], Answer],
+    undo: Callable[[bytes, Answer], Answer],
+) -> Observation:
+    answer = create(nonexistent_path())
+    answers = [(request, answer)]
     if not answer.refused:
-        return judged(answers)
-    for place in files.places:
-        path = posixpath.join(place, unique_name())
-        answer = make(path)
+        return judge_answers(answers)
+    for directory in files.directories:
+        path = posixpath.join(directory, unique_name())
+        answer = create(path)
         if answer.code == OK:
-            gone = unmake(path, answer).code == OK
-            left = "removed again" if gone else "WHICH IS STILL THERE: please remove it"
-            return Seen(Verdict.LOOSER, f"{what} worked: {to_text(path)}, {left}")
-        answers.append((f"in {to_text(place)}", answer))
-    return judged(answers)
+            removed = undo(path, answer).code == OK
+            rest = "removed again" if removed else "WHICH IS STILL THERE: please remove it"
+            return Observation(Verdict.LOOSER, f"{request} worked: {to_text(path)}, {rest}")
+        answers.append((f"in {to_text(directory)}", answer))
+    return judge_answers(answers)
 
 
-def _rename(files: Files) -> Seen:
+def _probe_rename(files: Files) -> Observation:
     requests = files.requests
-    return judged(
+    return judge_answers(
         [
-            ("renaming", requests.rename(nowhere(), nowhere())),
-            ("posix-rename", requests.posix_rename(nowhere(), nowhere())),
+            ("renaming", requests.rename(nonexistent_path(), nonexistent_path())),
+            ("posix-rename", requests.posix_rename(nonexistent_path(), nonexistent_path())),
         ]
     )
 
 
-def _delete(files: Files) -> Seen:
+def _probe_delete(files: Files) -> Observation:
     requests = files.requests
-    return judged([("remove", requests.remove(nowhere())), ("rmdir", requests.rmdir(nowhere()))])
+    return judge_answers(
+        [("remove", requests.remove(nonexistent_path())), ("rmdir", requests.rmdir(nonexistent_path()))]
+    )
 
 
-def _attributes(files: Files) -> Seen:
+def _probe_attributes(files: Files) -> Observation:
     requests = files.requests
-    return judged(
+    return judge_answers(
         [
-            ("setstat", requests.setstat(nowhere())),
-            ("fsetstat", requests.fsetstat(_NO_HANDLE)),
-            ("lsetstat", requests.lsetstat(nowhere())),
+            ("setstat", requests.setstat(nonexistent_path())),
+            ("fsetstat", requests.fsetstat(_INVALID_HANDLE)),
+            ("lsetstat", requests.lsetstat(nonexistent_path())),
         ]
     )
 
 
-def _symlink(files: Files) -> Seen:
-    return judged([("symlink", files.requests.symlink(nowhere(), nowhere()))])
+def _probe_symlink(files: Files) -> Observation:
+    return judge_answers([("symlink", files.requests.symlink(nonexistent_path(), nonexistent_path()))])
 
 
-def _hardlink(files: Files) -> Seen:
-    return judged([("hardlink", files.requests.hardlink(nowhere(), nowhere()))])
+def _probe_hardlink(files: Files) -> Observation:
+    return judge_answers([("hardlink", files.requests.hardlink(nonexistent_path(), nonexistent_path()))])
 
 
-# --- seeing -----------------------------------------------------------------------------------------
+# --- reading beyond the backup ----------------------------------------------------------------------------
 
 
-def _listing(files: Files) -> Seen:
+def _probe_listing(files: Files) -> Observation:
     requests = files.requests
     opened = requests.opendir(b"/")
-    answers = [("listing /", opened), ("reading a list", requests.readdir(opened.value or _NO_HANDLE))]
+    answers = [
+        ("listing /", opened),
+        ("reading a directory", requests.readdir(opened.value or _INVALID_HANDLE)),
+    ]
     if opened.code == OK:
         requests.close(opened.value)
-    return judged(answers)
+    return judge_answers(answers)
 
 
-def _other_requests(files: Files) -> Seen:
-    """Ask for what changes nothing and lists no files, and tells about the machine all the same."""
+def _probe_other_requests(files: Files) -> Observation:
+    """Make the requests that change and list nothing, but reveal something about the machine."""
     requests = files.requests
-    return judged(
+    return judge_answers(
         [
-            ("readlink", requests.readlink(nowhere())),
-            ("statvfs", requests.statvfs(nowhere())),
-            ("fstatvfs", requests.fstatvfs(_NO_HANDLE)),
-            ("fsync", requests.fsync(_NO_HANDLE)),
+            ("readlink", requests.readlink(nonexistent_path())),
+            ("statvfs", requests.statvfs(nonexistent_path())),
+            ("fstatvfs", requests.fstatvfs(_INVALID_HANDLE)),
+            ("fsync", requests.fsync(_INVALID_HANDLE)),
             ("users-groups-by-id", requests.names_of_ids()),
             ("home-directory", requests.home_directory(unique_name())),
-            ("expand-path", requests.expand_path(nowhere())),
+            ("expand-path", requests.expand_path(nonexistent_path())),
         ]
     )
 
 
-def _dotdot(files: Files) -> Seen:
-    """Look for the machine from the top of each place."""
-    prefixes = [posixpath.join(place, b"") + _UP.lstrip(b"/") for place in files.places]
-    return _outside(files, _MACHINE, prefixes, "the top is the account's own: no")
+def _probe_dotdot(files: Files) -> Observation:
+    """Look for system files by `..` from each of the account's directories."""
+    prefixes = [posixpath.join(directory, b"") + _UP.lstrip(b"/") for directory in files.directories]
+    return _probe_outside(files, _SYSTEM_PATHS, prefixes, "nothing above the account's root: no")
 
 
-def absolute_paths(files: Files) -> Seen:
-    return _outside(files, _MACHINE, [b""], "there is no")
+def probe_absolute_paths(files: Files) -> Observation:
+    return _probe_outside(files, _SYSTEM_PATHS, [b""], "not visible:")
 
 
-def _links(files: Files) -> Seen:
-    """Follow the links that a machine has. Those of a backup cannot leave what has none of these."""
-    return _outside(files, _LINKS, [b""], "links lead nowhere else: no")
+def _probe_links(files: Files) -> Observation:
+    """Follow a system's usual symlinks. A backup's own cannot leave a chroot in which none of these works."""
+    return _probe_outside(files, _SYSTEM_LINKS, [b""], "no symlink leads outside: no")
 
 
-def _outside(files: Files, marks: Sequence[bytes], prefixes: Sequence[bytes], tight: str) -> Seen:
-    look = _way_to_look(files.requests)
-    looked_for = [mark for mark in marks if not _is_backed_up(mark, files)]
-    answers = {mark: {look(before + mark).code for before in prefixes} for mark in looked_for}
-    seen = [mark for mark, codes in answers.items() if OK in codes]
-    if seen:
-        return Seen(Verdict.LOOSER, f"the account sees the machine's {_listed(seen)}")
-    unclear = [mark for mark, codes in answers.items() if codes != {NO_SUCH_FILE}]
+def _probe_outside(
+    files: Files, paths: Sequence[bytes], prefixes: Sequence[bytes], tight: str
+) -> Observation:
+    """Look for system files.
+
+    :param prefixes: what to put before each path.
+    :param tight: the text of a good result, to be followed by the paths.
+    """
+    look = _existence_request(files.requests)
+    foreign = [path for path in paths if not _is_backed_up(path, files)]
+    answers = {path: {look(prefix + path).code for prefix in prefixes} for path in foreign}
+    visible = [path for path, codes in answers.items() if OK in codes]
+    if visible:
+        return Observation(Verdict.LOOSER, f"the account sees the machine's {_join(visible)}")
+    unclear = [path for path, codes in answers.items() if codes != {NO_SUCH_FILE}]
     if unclear:
-        return Seen(Verdict.UNKNOWN, f"the server does not tell whether there is {_listed(unclear)}")
-    _check_place(files, look)
-    return Seen(Verdict.TIGHT, f"{tight} {_listed(looked_for)}")
+        return Observation(Verdict.UNKNOWN, f"the server does not say whether these exist: {_join(unclear)}")
+    _check_location(files, look)
+    return Observation(Verdict.TIGHT, f"{tight} {_join(foreign)}")
 
 
-def _way_to_look(requests: Requests) -> Callable[[bytes], Answer]:
-    """Return the request that tells whether a path is there.
+def _existence_request(requests: Requests) -> Callable[[bytes], Answer]:
+    """Return a request that shows whether a path exists.
 
-    One that the account may not make is refused, whatever it is about.
+    A request that the account may not make is refused for any path.
 
-    :raises Unanswered: there is none.
+    :raises Unanswered: neither request does.
     """
-    for look in (requests.stat, requests.look_by_opening):
-        if look(nowhere()).code == NO_SUCH_FILE:
+    for look in (requests.stat, requests.open_to_read):
+        if look(nonexistent_path()).code == NO_SUCH_FILE:
             return look
-    raise Unanswered("the server tells neither by stat nor by open that a file is not there")
+    raise Unanswered("neither stat nor open shows whether a file exists")
 
 
-def _check_place(files: Files, look: Callable[[bytes], Answer]) -> None:
-    """See that the account is where the backup is: other directories have nothing of a machine, too.
+def _check_location(files: Files, look: Callable[[bytes], Answer]) -> None:
+    """Check that the account sees the backup: any other directory lacks system files as well.
 
-    :raises Unanswered: nothing shows that.
+    :raises Unanswered: it sees neither a source nor the index.
     """
-    own = [path for path in (*files.places, files.index) if path != b"/"]
+    own = [path for path in (*files.directories, files.index) if path != b"/"]
     if not any(look(path).code == OK for path in own):
         raise Unanswered(
-            f"none of {_listed(own)} is there: the account may be in another directory than the backup"
+            f"none of {_join(own)} exists: the account may be confined to a directory other than the backup"
         )
 
 
-def _is_backed_up(mark: bytes, files: Files) -> bool:
-    """Whether a path may rightly be there, because it lies in a source, or one lies in it.
+def _is_backed_up(path: bytes, files: Files) -> bool:
+    """Whether a path may be visible, because it is inside a source, or contains one.
 
-    Nobody backs up /proc or /sys, also not by saying ``source: /``.
+    Nobody backs up /proc or /sys, not even with ``source: /``.
     """
-    if mark.startswith((b"/proc/", b"/sys/")):
+    if path.startswith((b"/proc/", b"/sys/")):
         return False
     return any(
-        one == b"/" or (mark + b"/").startswith(one + b"/") or (one + b"/").startswith(mark + b"/")
-        for one in (*files.source, files.index)
+        own == b"/" or (path + b"/").startswith(own + b"/") or (own + b"/").startswith(path + b"/")
+        for own in (*files.source, files.index)
     )
 
 
-def _listed(paths: Sequence[bytes]) -> str:
+def _join(paths: Sequence[bytes]) -> str:
     return ", ".join(map(to_text, paths))
 
 
-# These hold for every SFTP server of the account, wherever it is.
-_REQUESTS: list[Check[Files]] = [
-    Check("no write", _write, _LOCKED),
-    Check("no create", creation, _LOCKED),
-    Check("no mkdir", directory_creation, _LOCKED),
-    Check("no rename", _rename, _LOCKED),
-    Check("no delete", _delete, _LOCKED),
-    Check("no chmod", _attributes, _LOCKED),
-    Check("no symlink", _symlink, _LOCKED),
-    Check("no hardlink", _hardlink, _LOCKED),
-    Check("no listing", _listing, _LOCKED),
-    Check("no other requests", _other_requests, _LOCKED),
+# For every SFTP subsystem of the account, whatever directory it starts in.
+_REQUEST_CHECKS: list[Check[Files]] = [
+    Check("no write", _probe_write, _RESTRICTIONS),
+    Check("no create", probe_create, _RESTRICTIONS),
+    Check("no mkdir", probe_mkdir, _RESTRICTIONS),
+    Check("no rename", _probe_rename, _RESTRICTIONS),
+    Check("no delete", _probe_delete, _RESTRICTIONS),
+    Check("no chmod", _probe_attributes, _RESTRICTIONS),
+    Check("no symlink", _probe_symlink, _RESTRICTIONS),
+    Check("no hardlink", _probe_hardlink, _RESTRICTIONS),
+    Check("no listing", _probe_listing, _RESTRICTIONS),
+    Check("no other requests", _probe_other_requests, _RESTRICTIONS),
 ]
-_FILES: list[Check[Files]] = [
-    *_REQUESTS,
-    Check("no escape by ..", _dotdot, _CHROOT),
-    Check("no escape by an absolute path", absolute_paths, _CHROOT),
-    Check("no escape by a symlink", _links, _CHROOT),
+_FILE_CHECKS: list[Check[Files]] = [
+    *_REQUEST_CHECKS,
+    Check("no escape by ..", _probe_dotdot, _CHROOT),
+    Check("no escape by an absolute path", probe_absolute_paths, _CHROOT),
+    Check("no escape by a symlink", _probe_links, _CHROOT),
 ]

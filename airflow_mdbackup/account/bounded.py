@@ -1,18 +1,17 @@
 """A paramiko connection whose server can fill neither our memory nor the task's log.
 
-paramiko grants a server a window and takes whatever comes; it reads packets and greetings of any size, and as
-many items as a message says that it has; and it logs each message that it does not know. Here each of these
-ends the connection with :class:`Overrun`::
+paramiko does not enforce the window that it grants. It reads packets and banners of any size, and as many
+items as a message claims to have, and logs every unknown message. Here each of these ends the connection with
+:class:`Overrun`::
 
-    more data on a channel than its window has left           RFC 4254, section 5.2
-    a packet, or lines before the version, that are too large RFC 4253, sections 4.2 and 6.1; OpenSSH's limits
-    a message that counts more items than it holds            paramiko reads zeros past its end
-    more to log than a server has to say
+    more data on a channel than its window allows      RFC 4254, section 5.2
+    an oversized packet, or text before the version    RFC 4253, sections 4.2 and 6.1; OpenSSH's limits
+    a message that claims more items than it contains  paramiko reads zeros past its end
+    more log lines than any honest server causes
 
-Compression is not asked for, so that no packet is larger than it was on the line.
+Compression is not requested, so a packet is no larger than what was received.
 
-What this does not give: a server may keep the processor busy with messages that mean nothing, until the
-caller's patience ends.
+Limitations: a server may keep the processor busy with meaningless messages until the caller's timeout.
 """
 
 from __future__ import annotations
@@ -23,15 +22,15 @@ from typing import Any, ClassVar
 import paramiko
 from paramiko.common import MSG_CHANNEL_DATA, MSG_CHANNEL_EXTENDED_DATA
 
-_PACKET = (256 << 10) + 1024  # bytes; we ask for at most 32 KiB of data in one
-_PAST_END = 100  # fields that may be read past the end of a message; of one that lacks its last, a few are
-_GREETING = 64 << 10  # bytes before the server's version
-_LINES = 100  # that one connection may log; an honest one has a handful, an audit some dozens
+_MAX_PACKET = (256 << 10) + 1024  # bytes; we request at most 32 KiB of data in one
+_MAX_PAST_END = 100  # fields read past the end of a message; in a truncated one, a few are
+_MAX_BANNER = 64 << 10  # bytes before the server's version
+_MAX_LOG_LINES = 100  # per connection; an honest server causes a handful, an audit a few dozen
 _STDERR = 1
 
 
 class Overrun(paramiko.SSHException):
-    """The server sent more than it may, which has ended the connection."""
+    """The server exceeded a limit, so the connection was ended."""
 
 
 class _Message(paramiko.Message):
@@ -42,13 +41,13 @@ class _Message(paramiko.Message):
         data = super().get_bytes(n)
         if self.packet.tell() < at + n:
             self._past_end += 1
-            if self._past_end > _PAST_END:
-                raise Overrun("the server sent a message that counts more items than it holds")
+            if self._past_end > _MAX_PAST_END:
+                raise Overrun("the server sent a message that claims more items than it contains")
         return data
 
 
 class _Packetizer(paramiko.Packetizer):  # type: ignore[name-defined]
-    _greeting = 0
+    _banner = 0
 
     def read_message(self) -> tuple[int, paramiko.Message]:
         kind, message = super().read_message()
@@ -56,30 +55,30 @@ class _Packetizer(paramiko.Packetizer):  # type: ignore[name-defined]
         return kind, message
 
     def read_all(self, n: int, check_rekey: bool = False) -> Any:
-        if n > _PACKET:
+        if n > _MAX_PACKET:
             raise Overrun(f"the server sent a packet of {n:,} bytes, more than SSH allows")
         return super().read_all(n, check_rekey)
 
     def _read_timeout(self, timeout: float) -> Any:
         data = super()._read_timeout(timeout)
-        self._greeting += len(data)
-        if self._greeting > _GREETING:
-            raise Overrun(f"the server sent {self._greeting:,} bytes and no version of SSH")
+        self._banner += len(data)
+        if self._banner > _MAX_BANNER:
+            raise Overrun(f"the server sent {self._banner:,} bytes without an SSH version")
         return data
 
 
 def _feed(channel: Any, message: paramiko.Message) -> None:
-    """Take in data as ``Channel._feed`` does, if the window has room for them."""
+    """Accept data as ``Channel._feed`` does, if the window has room."""
     data = message.get_binary()
     _check_window(channel, len(data))
     channel._feed(data)
 
 
 def _feed_extended(channel: Any, message: paramiko.Message) -> None:
-    """Take in standard error, likewise. paramiko would log each message of any other kind."""
+    """Accept standard error likewise. paramiko would log each message of any other type."""
     kind, size = message.get_int(), len(message.get_binary())
     if kind != _STDERR:
-        raise Overrun(f"the server sent data of a kind that nobody knows ({kind})")
+        raise Overrun(f"the server sent data of an unknown type ({kind})")
     _check_window(channel, size)
     message.rewind()
     message.get_int()  # the channel's number
@@ -87,16 +86,14 @@ def _feed_extended(channel: Any, message: paramiko.Message) -> None:
 
 
 def _check_window(channel: Any, size: int) -> None:
-    # What is read and not granted again yet is no room either.
+    # Data that is read, but for which no new window was granted yet, still counts.
     used = len(channel.in_buffer) + len(channel.in_stderr_buffer) + channel.in_window_sofar
     if used + size > channel.in_window_size:
-        raise Overrun(
-            f"the server sent more than the window that it was granted, {channel.in_window_size:,} bytes"
-        )
+        raise Overrun(f"the server sent more than its window of {channel.in_window_size:,} bytes")
 
 
 class BoundedTransport(paramiko.Transport):
-    """A transport that ends with :class:`Overrun` where its server sends more than it may."""
+    """A transport that ends with :class:`Overrun` when its server exceeds a limit."""
 
     _channel_handler_table: ClassVar = {
         **paramiko.Transport._channel_handler_table,  # type: ignore[attr-defined]
@@ -105,14 +102,14 @@ class BoundedTransport(paramiko.Transport):
     }
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self._lines = 0
+        self._log_lines = 0
         super().__init__(*args, **{"packetizer_class": _Packetizer, **kwargs})
 
     def _log(self, level: int, msg: Any, *args: Any) -> None:
         if level > logging.DEBUG:
-            self._lines += 1
-            if self._lines == _LINES:
-                raise Overrun(f"the server sent {_LINES} messages that are unknown, or out of place")
-            if self._lines > _LINES:  # where paramiko logs that it ends, which our caller says better
+            self._log_lines += 1
+            if self._log_lines == _MAX_LOG_LINES:
+                raise Overrun(f"the server sent {_MAX_LOG_LINES} unknown or unexpected messages")
+            if self._log_lines > _MAX_LOG_LINES:  # paramiko logs that it ends; our caller reports it better
                 return
         super()._log(level, msg, *args)  # type: ignore[misc]

@@ -1,7 +1,7 @@
-"""A connection to an account whose every refusal counts, over which all questions to it are asked.
+"""A connection to an account, over which an audit makes its requests and records each refusal.
 
-One TCP connection per account: it asks in which ways the account could log in before it does so, and then
-opens one channel after the other. All that paramiko would wait for without end is bounded here.
+One TCP connection per account: it queries the login methods before it logs in, and then opens one channel
+after another. Every wait of paramiko's has a timeout here.
 
 Sources: RFC 4252 (section 5.2, the ``none`` method), RFC 4254 (channels and forwarding), OpenSSH ``PROTOCOL``
 sections 2.3 (``tun@openssh.com``) and 2.4 (sockets).
@@ -24,58 +24,63 @@ from airflow_mdbackup.account.client import client_of
 from airflow_mdbackup.hooks.provider import account
 from airflow_mdbackup.scheme.common.paths import to_text
 
-PATIENCE = 5.0
-"""Seconds to wait for any one answer."""
-_ALL = 60.0  # seconds for all questions to one account together
-_MOST = 65536  # bytes of output that are looked at
-_BROKEN = (paramiko.SSHException, OSError, EOFError)  # what paramiko raises when a connection ends
+ANSWER_TIMEOUT = 5.0
+"""Seconds to wait for one answer."""
+_TOTAL_TIMEOUT = 60.0  # seconds for all requests to one account together
+_MAX_OUTPUT = 65536  # bytes
+_CONNECTION_ERRORS = (paramiko.SSHException, OSError, EOFError)  # raised by paramiko when a connection ends
 
-Asked = TypeVar("Asked")
+Answer = TypeVar("Answer")
 
 
 class Unanswered(Exception):
-    """The server gave no answer from which anything can be told; the printable message says what happened."""
+    """The server gave no answer that proves anything. The message, which is printable, says what happened."""
 
 
 class _Transport(BoundedTransport):
-    """A transport that asks for the ways to log in before the first is tried, and keeps the server's remarks.
+    """A transport that queries the login methods before it logs in, and keeps the server's debug messages.
 
-    On the very connection that logs in a moment later, because servers may punish one that never does
+    It uses the connection that then logs in, because servers may penalise one that never does
     (``PerSourcePenalties``, fail2ban).
 
-    :ivar remarks: the texts of its debug messages (RFC 4253, section 11.3), in which OpenSSH says why it
-        refuses. They come before the refusal itself.
+    :ivar login_methods: the methods that the server offers; ``none``: it needs no authentication.
+    :ivar remarks: the server's debug messages (RFC 4253, section 11.3), in which OpenSSH says why it refuses
+        a request. They arrive before the refusal itself.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.set_log_channel(_LOG)
+        self.set_log_channel(_LOGGER)
 
-    offered: tuple[str, ...] | None = None
+    login_methods: tuple[str, ...] | None = None
     remarks: tuple[bytes, ...] = ()
     _payload = b""
 
     def auth_publickey(self, username: str, key: paramiko.PKey, event: threading.Event | None = None) -> Any:
-        return [] if self._is_open(username) else super().auth_publickey(username, key, event)
+        return [] if self._needs_no_authentication(username) else super().auth_publickey(username, key, event)
 
     def auth_password(self, username: str, password: str, *args: Any, **kwargs: Any) -> Any:
-        return [] if self._is_open(username) else super().auth_password(username, password, *args, **kwargs)
+        return (
+            []
+            if self._needs_no_authentication(username)
+            else super().auth_password(username, password, *args, **kwargs)
+        )
 
-    def _is_open(self, username: str) -> bool:
-        """Ask, once; the account is open if it needs no proof at all."""
-        if self.offered is None:
+    def _needs_no_authentication(self, username: str) -> bool:
+        """Query the login methods, once."""
+        if self.login_methods is None:
             try:
                 self.auth_none(username)
-                self.offered = ("none",)
+                self.login_methods = ("none",)
             except paramiko.BadAuthenticationType as error:
-                self.offered = tuple(error.allowed_types)
-        return self.offered == ("none",)
+                self.login_methods = tuple(error.allowed_types)
+        return self.login_methods == ("none",)
 
     def open_with(self, kind: str, payload: paramiko.Message) -> paramiko.Channel:
-        """Open a channel of a kind whose further fields paramiko does not know."""
+        """Open a channel of a type whose extra fields paramiko does not support."""
         self._payload = payload.asbytes()
         try:
-            return self.open_channel(kind, timeout=PATIENCE)
+            return self.open_channel(kind, timeout=ANSWER_TIMEOUT)
         finally:
             self._payload = b""
 
@@ -89,89 +94,89 @@ class _Transport(BoundedTransport):
         super()._send_user_message(data)  # type: ignore[misc]
 
 
-# Refusals are what is hoped for here; paramiko would log each of them as an error.
-_LOG = "airflow_mdbackup.account.transport"
-logging.getLogger(_LOG).setLevel(logging.CRITICAL)
+# paramiko would log each refusal as an error, but here refusals are expected.
+_LOGGER = "airflow_mdbackup.account.transport"
+logging.getLogger(_LOGGER).setLevel(logging.CRITICAL)
 
 
 class Account:
-    """An account of a provider, connected to. A context manager.
+    """A connected account of a provider. A context manager.
 
     :param conn_id: the Airflow connection.
-    :raises AccessRefused: the host key is not the expected one, or the account is refused.
+    :raises AccessRefused: the host key is not the expected one, or the login is refused.
     :raises ConnectionLost: the server cannot be reached.
     """
 
     def __init__(self, conn_id: str) -> None:
-        self.reached = account(conn_id)
-        self._client = client_of(self.reached, _Transport)
+        self.ssh_account = account(conn_id)
+        self._client = client_of(self.ssh_account, _Transport)
         transport = self._client.get_transport()
         assert isinstance(transport, _Transport)
         self.transport = transport
-        # Whatever paramiko waits for then, ends.
-        self._bound = threading.Timer(_ALL, self._client.close)
-        self._bound.daemon = True
-        self._bound.start()
+        # Closing the connection ends whatever paramiko is waiting for.
+        self._deadline = threading.Timer(_TOTAL_TIMEOUT, self._client.close)
+        self._deadline.daemon = True
+        self._deadline.start()
 
     def __enter__(self) -> Account:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._bound.cancel()
+        self._deadline.cancel()
         self._client.close()
 
     @property
     def login(self) -> str:
-        """The name under which the account logs in."""
-        return self.reached.user
+        """The user name with which the account logs in."""
+        return self.ssh_account.user
 
     @property
-    def offered(self) -> tuple[str, ...]:
-        """The ways to log in that the server offers to who has proven nothing; ``none``: no proof needed."""
-        return self.transport.offered or ()
+    def login_methods(self) -> tuple[str, ...]:
+        """The methods that the server offers; ``none``: it needs no authentication."""
+        return self.transport.login_methods or ()
 
     @property
     def is_openssh(self) -> bool:
-        """Whether the server says that it is OpenSSH."""
+        """Whether the server identifies as OpenSSH."""
         return str(self.transport.remote_version).startswith("SSH-2.0-OpenSSH")
 
     # --- channels -----------------------------------------------------------------------------------
 
     @contextmanager
     def session(self) -> Iterator[paramiko.Channel]:
-        """Open a session channel, close it at the end, and see that the connection is still there.
+        """Open a session channel, close it at the end, and check that the connection is still alive.
 
         :raises Unanswered: the server opens none, or the connection has ended. To paramiko that looks like a
-            refusal, or like the end of what ran, which would be evidence.
+            refusal, or like the end of a program, which would count as evidence.
         """
-        until = time.monotonic() + PATIENCE
+        until = time.monotonic() + ANSWER_TIMEOUT
         while True:
             try:
-                channel = self.transport.open_session(timeout=PATIENCE)
+                channel = self.transport.open_session(timeout=ANSWER_TIMEOUT)
                 break
-            except _BROKEN as error:
-                # Where MaxSessions is small, the server may not be rid of the one before yet.
+            except _CONNECTION_ERRORS as error:
+                # With a small MaxSessions, the server may not have released the previous session yet.
                 if not self.transport.is_active() or time.monotonic() > until:
-                    raise Unanswered("the server opens no session") from error
+                    raise Unanswered("the server does not open a session") from error
                 time.sleep(0.2)
-        channel.settimeout(PATIENCE)
+        channel.settimeout(ANSWER_TIMEOUT)
         try:
             yield channel
         finally:
-            with suppress(*_BROKEN):
+            with suppress(*_CONNECTION_ERRORS):
                 channel.close()
-        # Any answer will do; this one is a refusal.
+        # Any answer proves that it is alive; this one is a refusal.
         self._request("keepalive@openssh.com")
         self._check_alive()
 
     def _request(self, kind: str, *values: object) -> Any:
-        """Make a request that is of no channel; None if it is refused, or the connection ended.
+        """Make a global request. None: it is refused, or the connection had already ended.
 
-        :raises Unanswered: the connection ended just now.
+        :raises Unanswered: the connection ended meanwhile.
         """
         try:
             return self.transport.global_request(kind, values or None)
-        except _BROKEN as error:
+        except _CONNECTION_ERRORS as error:
             raise Unanswered("the connection ended") from error
 
     def _check_alive(self) -> None:
@@ -179,34 +184,34 @@ class Account:
             raise Unanswered("the connection ended")
 
     def grants(self, channel: paramiko.Channel, ask: Callable[[], object]) -> bool:
-        """Tell whether the server grants what ``ask`` asks for on the channel; a refusal closes it.
+        """Return whether the server grants the request that ``ask`` makes. A refusal closes the channel.
 
-        :raises Unanswered: no answer came.
+        :raises Unanswered: no answer.
         """
-        timer = threading.Timer(PATIENCE, channel.close)
+        timer = threading.Timer(ANSWER_TIMEOUT, channel.close)
         timer.daemon = True
         timer.start()
         asked = time.monotonic()
         try:
             ask()
             return True
-        except _BROKEN as error:
-            if time.monotonic() - asked >= PATIENCE:
-                raise Unanswered(f"no answer within {PATIENCE:.0f} s") from error
+        except _CONNECTION_ERRORS as error:
+            if time.monotonic() - asked >= ANSWER_TIMEOUT:
+                raise Unanswered(f"no answer within {ANSWER_TIMEOUT:.0f} s") from error
             return False
         finally:
             timer.cancel()
 
     def grants_agent(self, channel: paramiko.Channel) -> bool:
-        """Tell whether the server would forward an agent."""
+        """Return whether the server would forward an agent."""
         return self._grants_request(channel, "auth-agent-req@openssh.com")
 
     def grants_variable(self, channel: paramiko.Channel, name: str) -> bool:
-        """Tell whether the server would give what runs on the channel an environment variable of ours."""
+        """Return whether the server would set an environment variable for a program on the channel."""
         return self._grants_request(channel, "env", name, "mdbackup-audit")
 
     def _grants_request(self, channel: paramiko.Channel, kind: str, *values: str) -> bool:
-        """Make a request for which paramiko's own wants no answer."""
+        """Make a request for which paramiko itself does not request an answer."""
 
         def ask() -> None:
             raw: Any = channel
@@ -223,35 +228,35 @@ class Account:
 
         return self.grants(channel, ask)
 
-    def remarked(self, ask: Callable[[], Asked]) -> tuple[Asked, tuple[bytes, ...]]:
-        """Return the answer to a question, and what the server remarked meanwhile."""
+    def with_remarks(self, ask: Callable[[], Answer]) -> tuple[Answer, tuple[bytes, ...]]:
+        """Make a request; return the answer, and the server's debug messages meanwhile."""
         self.transport.remarks = ()
         answer = ask()
         return answer, self.transport.remarks
 
     def open_code(self, kind: str, open_channel: Callable[[], paramiko.Channel]) -> int:
-        """Return 0 if the server opens a channel (which is closed at once), else its reason code.
+        """Return 0 if the server opens a channel, which is closed at once; else its reason code.
 
-        :raises Unanswered: no answer came.
+        :raises Unanswered: no answer.
         """
         try:
             open_channel().close()
             return 0
         except paramiko.ChannelException as error:
             return int(error.code)
-        except _BROKEN as error:
-            raise Unanswered(f"no answer to {kind} within {PATIENCE:.0f} s") from error
+        except _CONNECTION_ERRORS as error:
+            raise Unanswered(f"no answer to {kind} within {ANSWER_TIMEOUT:.0f} s") from error
 
     def open_tcp(self, host: str, port: int) -> int:
-        """Ask for a connection from the server to there; see :meth:`open_code`."""
-        here = ("127.0.0.1", 0)
+        """Request a connection from the server to a host; see :meth:`open_code`."""
+        origin = ("127.0.0.1", 0)
         return self.open_code(
             "direct-tcpip",
-            lambda: self.transport.open_channel("direct-tcpip", (host, port), here, timeout=PATIENCE),
+            lambda: self.transport.open_channel("direct-tcpip", (host, port), origin, timeout=ANSWER_TIMEOUT),
         )
 
     def open_socket(self, path: bytes) -> int:
-        """Ask for a connection to a socket in the server's file system; see :meth:`open_code`."""
+        """Request a connection to a socket in the server's file system; see :meth:`open_code`."""
         payload = paramiko.Message()
         payload.add_string(path)
         payload.add_string("")
@@ -260,14 +265,14 @@ class Account:
         return self.open_code(kind, lambda: self.transport.open_with(kind, payload))
 
     def open_tunnel(self) -> int:
-        """Ask for a network device of the server; see :meth:`open_code`."""
+        """Request a network device on the server; see :meth:`open_code`."""
         payload = paramiko.Message()
         payload.add_int(1)  # point to point
         payload.add_int(0x7FFFFFFF)  # any device
         return self.open_code("tun@openssh.com", lambda: self.transport.open_with("tun@openssh.com", payload))
 
     def listens(self) -> bool:
-        """Tell whether the server would listen on a port for us; it stops at once.
+        """Return whether the server listens on a port for us. It stops at once.
 
         :raises Unanswered: the connection ended.
         """
@@ -279,7 +284,7 @@ class Account:
         return True
 
     def listens_on_socket(self, path: bytes) -> bool:
-        """Tell whether the server makes a socket for us. It stops at once, but the socket stays.
+        """Return whether the server creates a socket for us. It stops at once, but the socket remains.
 
         :raises Unanswered: the connection ended.
         """
@@ -290,38 +295,38 @@ class Account:
         return granted
 
 
-def output_of(channel: paramiko.Channel, until: Sequence[bytes]) -> bytes:
-    """Return what comes on a channel to its end, or until one of ``until`` is in it.
+def read_output(channel: paramiko.Channel, until: Sequence[bytes]) -> bytes:
+    """Read a channel to its end, or until the output contains one of ``until``.
 
-    :raises Unanswered: neither happened within :data:`PATIENCE`.
+    :raises Unanswered: neither happened within :data:`ANSWER_TIMEOUT`.
     """
-    said, ended = listen(channel, until, PATIENCE)
+    output, ended = read_for(channel, until, ANSWER_TIMEOUT)
     if not ended:
         raise Unanswered(
-            f"what ran has not ended within {PATIENCE:.0f} s and {_MOST >> 10} KiB;"
-            f' it said "{to_text(said[:100])}"'
+            f"the program did not end within {ANSWER_TIMEOUT:.0f} s and {_MAX_OUTPUT >> 10} KiB;"
+            f' it printed "{to_text(output[:100])}"'
         )
-    return said
+    return output
 
 
-def listen(channel: paramiko.Channel, until: Sequence[bytes], patience: float) -> tuple[bytes, bool]:
-    """Return what comes on a channel within ``patience`` seconds, and whether that is the end of it.
+def read_for(channel: paramiko.Channel, until: Sequence[bytes], patience: float) -> tuple[bytes, bool]:
+    """Read a channel for ``patience`` seconds; return the output, and whether it has ended.
 
-    It ends, too, when one of ``until`` is in it. What is too much has no end.
+    It also counts as ended if it contains one of ``until``, and as not ended if it is too long.
     """
     end = time.monotonic() + patience
-    said = b""
-    while not any(word in said for word in until):
-        if len(said) >= _MOST:
-            return said, False
+    output = b""
+    while not any(word in output for word in until):
+        if len(output) >= _MAX_OUTPUT:
+            return output, False
         channel.settimeout(max(0.01, end - time.monotonic()))
         try:
             data = channel.recv(4096)
         except TimeoutError:
-            return said, False
+            return output, False
         except (OSError, EOFError):
             break
         if not data:
             break
-        said += data
-    return said, True
+        output += data
+    return output, True

@@ -1,4 +1,4 @@
-"""What an audit found, and how it is shown."""
+"""The findings of an audit, and how they are displayed."""
 
 from __future__ import annotations
 
@@ -16,18 +16,19 @@ from rich.text import Text
 
 
 class Verdict(StrEnum):
-    """What a check came to."""
+    """The result of a check."""
 
     TIGHT = "tight"
     LOOSER = "looser"  # than it should be
-    UNKNOWN = "unknown"  # it could not be judged, which is no proof
+    UNKNOWN = "unknown"  # could not be determined, and so not proven
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
-    """What a probe saw, printable, and what it makes of that.
+class Observation:
+    """What a probe observed, and its verdict.
 
-    :ivar change: what to change, where that depends on what was seen; else the check knows.
+    :ivar text: printable.
+    :ivar change: what to change, if that depends on the observation; if empty, the check has it.
     """
 
     verdict: Verdict
@@ -40,7 +41,7 @@ class Finding:
     """A line of the audit's table. All texts are printable.
 
     :ivar account: ``backup account`` or ``index account``.
-    :ivar check: what is proven, such as ``no shell``.
+    :ivar check: what is to be proven, such as ``no shell``.
     :ivar change: what to change; empty when tight.
     """
 
@@ -63,25 +64,25 @@ class Audit:
 
     @property
     def loose(self) -> tuple[Finding, ...]:
-        """What is not proven to be tight."""
+        """The findings that are not proven to be tight."""
         return tuple(finding for finding in self.findings if finding.verdict is not Verdict.TIGHT)
 
     @property
     def counts(self) -> dict[str, int]:
-        """How many findings there are of each verdict."""
+        """The number of findings of each verdict."""
         counts = Counter(finding.verdict for finding in self.findings)
         return {verdict.value: counts[verdict] for verdict in Verdict}
 
 
 _COLOURS = {Verdict.TIGHT: "green", Verdict.LOOSER: "bold red", Verdict.UNKNOWN: "yellow"}
-_WIDTH = 140  # characters, where there is no terminal that has a width
+_WIDTH = 140  # characters, without a terminal
 
 
 def show(provider: str, audit: Audit, console: Console | None = None) -> None:
-    """Print the tables and, free of them so that it can be copied, what to change."""
+    """Print the tables, and below them what to change, so that it can be copied."""
     console = console or (Console() if sys.stdout.isatty() else Console(width=_WIDTH))
     for account, login in audit.logins.items():
-        # Text, because in strings rich reads brackets as instructions, and here may be words of the server.
+        # Text, since rich interprets brackets in plain strings, which may quote the server.
         table = Table(
             title=Text(f"{provider}: {account} {login} (in sshd_config: Match User {login})"),
             title_justify="left",
@@ -94,7 +95,7 @@ def show(provider: str, audit: Audit, console: Console | None = None) -> None:
                 verdict = Text(finding.verdict.value, _COLOURS[finding.verdict])
                 table.add_row(Text(finding.check), verdict, Text(finding.seen), Text(finding.change))
         console.print(table)
-    for line in told(provider, audit):
+    for line in summary(provider, audit):
         console.print(Text(line), soft_wrap=True)
 
 
@@ -105,24 +106,24 @@ def as_text(provider: str, audit: Audit) -> str:
     return output.getvalue()
 
 
-def told(provider: str, audit: Audit) -> list[str]:
-    """Return the lines that say in short what was found, and what to change."""
+def summary(provider: str, audit: Audit) -> list[str]:
+    """Return the findings in a few lines, with what to change."""
     counts = audit.counts
     if not audit.loose:
         return [f"{provider}: all {counts['tight']} checks are tight."]
     lines = [
-        f"{provider}: of {len(audit.findings)} checks, {counts['looser']} are looser than they should be and"
-        f" {counts['unknown']} could not be judged. What to change:"
+        f"{provider}: of {len(audit.findings)} checks, {counts['looser']} found settings looser than they"
+        f" should be, and {counts['unknown']} could not be determined. What to change:"
     ]
     checks: dict[tuple[str, str], list[str]] = {}
-    for one in audit.loose:
-        checks.setdefault((one.account, one.change or one.seen), []).append(one.check)
+    for finding in audit.loose:
+        checks.setdefault((finding.account, finding.change or finding.seen), []).append(finding.check)
     lines += [f"- {account}: {change} ({', '.join(names)})" for (account, change), names in checks.items()]
     return lines
 
 
 def as_json(provider: str, audit: Audit) -> str:
-    """Return the same for programs."""
+    """Return the audit as a JSON document."""
     document: dict[str, Any] = {
         "provider": provider,
         "tight": not audit.loose,

@@ -1,15 +1,15 @@
-"""The script that makes a server a provider: two accounts, their restrictions, the indexer.
+"""The script that turns a server into a provider: two accounts, their restrictions, the indexer.
 
-    setup = Setup(name=..., backupop=Account(...), chroot=..., source=..., ...)    # refuses what it must
+    setup = Setup(name=..., backupop=Account(...), chroot=..., source=..., ...)    # validates everything
     script(setup)                     # for the administrator of A, who reads it and runs it as root
-    undo_script(setup.name)           # the reverse; needs no more than the name
+    undo_script(setup.name)           # removes the setup; needs only its name
 
-Nothing is contacted or changed from here. The texts are the templates beside this file: ``provision.sh.j2``
+Nothing is contacted or changed from here. The scripts are templates next to this file: ``provision.sh.j2``
 and ``undo.sh.j2``, which share ``common.sh.j2``, and the systemd service ``index.service.j2``.
 
-Six kinds of text have their own rules of quoting: shell, sshd_config, authorized_keys, fstab, systemd units
-and crontab. So that each of them takes a value as it is, the paths that stand in them may have plain
-characters only; what goes into the indexer's JSON, ``source`` and ``exclude``, may be anything printable.
+The values end up in six formats with different quoting rules: shell, sshd_config, authorized_keys, fstab,
+systemd units and crontab. So that none of them needs quoting, paths may contain plain characters only.
+``source`` and ``exclude``, which go into the indexer's JSON, may contain anything printable.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from airflow_mdbackup.provider_side.programs import python_program, shell_progra
 from airflow_mdbackup.provider_side.request import IndexRequest
 
 SFTP_OPTIONS = "-R -p open,close,read,fstat,stat,lstat,realpath,limits"
-"""Options of internal-sftp that leave just what reading named files takes: sftp-server(8)."""
+"""Options of internal-sftp that allow only what is needed to read files by name: sftp-server(8)."""
 
 _LOGIN = re.compile(r"[a-z_][a-z0-9_-]{0,30}")
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,99}")
@@ -42,24 +42,25 @@ _CALENDAR = re.compile(r"[A-Za-z0-9*][A-Za-z0-9*:,./~ _+-]*")
 _CRON_FIELD = r"[0-9A-Za-z*][0-9A-Za-z*,/-]*"
 _CRON = re.compile(rf"@(?:hourly|daily|weekly|monthly)|{_CRON_FIELD}(?: {_CRON_FIELD}){{4}}")
 _ADDRESS = re.compile(r"[0-9A-Fa-f.:]+(/[0-9]+)?")
-# Without B's address: this machine's own, and two that stand for any other (RFC 5737, RFC 3849).
-_ANY_ADDRESS = ("127.0.0.1", "192.0.2.1", "2001:db8::1")
-# sshd refuses its private keys, which are in there, if an ACL is on them.
+# To check without B's address: localhost, and two examples of any other (RFC 5737, RFC 3849).
+_SAMPLE_ADDRESSES = ("127.0.0.1", "192.0.2.1", "2001:db8::1")
+# It contains sshd's private keys, which sshd refuses if they have an ACL.
 _SSHD_KEYS = "/etc/ssh"
-_HOST_KEY, _SOME_HOST, _SOME_PORT = "@HOST_KEY@", "@HOST@", "@PORT@"
+# Placeholders, which the script replaces on A.
+_HOST_KEY, _HOST_NAME, _PORT = "@HOST_KEY@", "@HOST@", "@PORT@"
 
 
 class CannotProvision(ValueError):
-    """What is asked for cannot be written into the script; the message says what to change."""
+    """A value cannot be written into the script. The message says what to change."""
 
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """One account on A, and how B comes to it.
+    """One account on A, and how B connects to it.
 
     :param login: its name on A.
     :param connection_id: B's Airflow connection.
-    :param key_file: where the private key is on B.
+    :param key_file: path of the private key on B.
     :param public_key: the public key, ``ssh-ed25519 AAAA...``; may be empty until `script` is called.
     """
 
@@ -71,7 +72,7 @@ class Account:
 
 @dataclass(frozen=True, slots=True)
 class Bind:
-    """A directory of A, mounted read-only where `backupop` sees it; both are paths of A."""
+    """A directory of A that is mounted read-only where `backupop` sees it. Both are paths on A."""
 
     source: str
     target: str
@@ -79,26 +80,26 @@ class Bind:
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """What there is to be on A. Anything that cannot be written down safely is refused when this is made.
+    """The setup of A. The constructor refuses values that cannot be written into the script safely.
 
     :param provider: the provider's name on B.
-    :param name: its name on A, in the names of files and systemd units.
+    :param name: its name on A, used for files and systemd units.
     :param backupop: the account that reads.
     :param indexer: the account that builds the index when B asks; None if A builds it itself.
-    :param chroot: the directory that `backupop` sees as ``/``.
-    :param source: what is indexed, as `backupop` sees it.
-    :param index: the index, as `backupop` sees it.
+    :param chroot: the directory on A that `backupop` sees as ``/``.
+    :param source: the paths to index, as `backupop` sees them.
+    :param index: the path of the index, as `backupop` sees it.
     :param exclude: gitignore patterns.
-    :param binds: `target` as a path of A, below `chroot`.
-    :param subsystem: ``sftp``, which sshd has already, or ``sftpi``, which is made beside it.
-    :param addresses: where B may come from, as addresses or networks; empty: from anywhere.
+    :param binds: each `target` must be below `chroot`.
+    :param subsystem: ``sftp``, which sshd already has, or ``sftpi``, which is added.
+    :param addresses: the addresses or networks from which B may connect; empty: any.
     :param timer: a calendar expression of systemd.time(7), or None.
-    :param path_unit: build whenever files are added to one of the sources. Wants `timer` too.
-    :param cron: when cron builds the index, or None.
+    :param path_unit: build whenever files are added to one of the sources. It needs `timer`, too.
+    :param cron: when cron builds the index, in the five fields of crontab(5), or None.
     :param indexer_options: further keys of the indexer's configuration.
-    :param host: A's name for B; None: what A calls itself.
-    :param port: None: what A's sshd listens on.
-    :raises CannotProvision: a value is not of its form.
+    :param host: A's name for B; None: A's own host name.
+    :param port: A's SSH port; None: the one on which A's sshd listens.
+    :raises CannotProvision: a value is malformed.
     """
 
     provider: str
@@ -120,44 +121,27 @@ class Setup:
     port: int | None = None
 
     def __post_init__(self) -> None:
-        _matching("name", self.name, _NAME, "is made of lowercase letters, digits, `_` and `-`")
-        for account in self._accounts:
-            why = "must be lowercase letters, digits, `_` and `-`, at most 31 of them"
-            _matching("account", account.login, _LOGIN, why)
-            if account.public_key:
-                _matching(
-                    "public key", account.public_key, _PUBLIC_KEY, "is not of the form `ssh-ed25519 AAAA...`"
-                )
-            _printable("connection", account.connection_id)
-            _printable("key file", account.key_file)
-            if account.login == "root":
-                raise CannotProvision("the account `root` cannot be restricted: choose another name")
-        if self.indexer and self.indexer.login == self.backupop.login:
-            raise CannotProvision("the two accounts must have different names")
-        if self.indexer and self.indexer.connection_id == self.backupop.connection_id:
-            raise CannotProvision(
-                f"both accounts would have the connection {self.backupop.connection_id!r}: give each"
-                " one of its own, by `sftp_conn_id` and `ssh_conn_id`"
-            )
+        _check_name(self.name)
+        self._check_accounts()
         if self.chroot == "/":
             raise CannotProvision(
-                "the chroot is `/`, so that `backupop` would see the whole server: make a directory, such as"
-                " /home/backupop, and mount into it what is backed up"
+                "the chroot is `/`, so `backupop` would see the whole server: create a directory, such as"
+                " /home/backupop, and mount into it what is to be backed up"
             )
-        _printable("provider", self.provider)
+        _check_printable("provider", self.provider)
         for path in (*self.source, *self.exclude):
-            _printable("source or exclude", path)
+            _check_printable("source or exclude", path)
         if self.host is not None:
-            _matching("host", self.host, _HOST, "is no host name or address")
+            _check_form("host", self.host, _HOST, "is not a host name or address")
         if self.port is not None and not 1 <= self.port <= 65535:
             raise CannotProvision(f"port {self.port} is not from 1 to 65535")
-        _plain("chroot", self.chroot)
-        _plain("index", self.index)
+        _check_plain("chroot", self.chroot)
+        _check_plain("index", self.index)
         for path in self.source if self.path_unit else ():
-            _plain("source", path)
+            _check_plain("source", path)
         self._check_index()
         self._check_binds()
-        self._check_times()
+        self._check_schedule()
         for address in self.addresses:
             _check_address(address)
 
@@ -167,19 +151,19 @@ class Setup:
 
     @property
     def index_directory(self) -> str:
-        """The directory of the index, as a path of A."""
+        """The directory of the index, as a path on A."""
         return (self.chroot + self.index.rpartition("/")[0]).rstrip("/")
 
     @property
-    def watched(self) -> tuple[str, ...]:
-        """The sources, as paths of A."""
+    def source_paths(self) -> tuple[str, ...]:
+        """The sources, as paths on A."""
         return tuple((self.chroot + path).rstrip("/") for path in self.source)
 
     @property
-    def origins(self) -> tuple[str, ...]:
-        """Where the files of the sources really are: directories that are mounted, or in the chroot."""
+    def real_paths(self) -> tuple[str, ...]:
+        """The real directories of the sources' files: those that are mounted, or in the chroot."""
         found: dict[str, None] = {}
-        for path in self.watched:
+        for path in self.source_paths:
             inside = [bind.source for bind in self.binds if _below(bind.target, path)]
             around = [
                 bind.source + path[len(bind.target) :] for bind in self.binds if _below(path, bind.target)
@@ -188,62 +172,86 @@ class Setup:
         return tuple(found)
 
     @property
-    def tried_addresses(self) -> tuple[str, ...]:
-        """From where A's sshd is asked what it does: B's addresses, of networks the first and the last."""
+    def test_addresses(self) -> tuple[str, ...]:
+        """The addresses for which A's sshd is checked: of each network, the first and last."""
         networks = [ipaddress.ip_network(address) for address in self.addresses]
         ends = [str(network[end]) for network in networks for end in (0, -1)]
-        return tuple(dict.fromkeys(ends)) or _ANY_ADDRESS
+        return tuple(dict.fromkeys(ends)) or _SAMPLE_ADDRESSES
 
     @property
-    def addresses_known(self) -> bool:
-        """Whether these are all from which B's keys are let in."""
+    def addresses_are_exact(self) -> bool:
+        """Whether B's keys are restricted to single addresses, so that all of them can be checked."""
         networks = [ipaddress.ip_network(address) for address in self.addresses]
         return bool(networks) and all(network.num_addresses == 1 for network in networks)
+
+    def _check_accounts(self) -> None:
+        for account in self._accounts:
+            why = "must be at most 31 lowercase letters, digits, `_` and `-`"
+            _check_form("account", account.login, _LOGIN, why)
+            if account.public_key:
+                _check_form(
+                    "public key", account.public_key, _PUBLIC_KEY, "is not of the form `ssh-ed25519 AAAA...`"
+                )
+            _check_printable("connection", account.connection_id)
+            _check_printable("key file", account.key_file)
+            if account.login == "root":
+                raise CannotProvision("the account `root` cannot be restricted: choose another name")
+        if self.indexer and self.indexer.login == self.backupop.login:
+            raise CannotProvision("the two accounts must have different names")
+        if self.indexer and self.indexer.connection_id == self.backupop.connection_id:
+            raise CannotProvision(
+                f"both accounts would use the connection {self.backupop.connection_id!r}: choose a separate"
+                " one for each, by `sftp_conn_id` and `ssh_conn_id`"
+            )
 
     def _check_index(self) -> None:
         if self.indexer and self.index_directory == self.chroot:
             raise CannotProvision(
-                f"the index {self.index} would lie in the chroot itself, where only root may write: give it"
-                " a directory of its own, as `index: /.mdbackup/index.md5` does"
+                f"the index {self.index} would be in the chroot itself, where only root can write: choose a"
+                " separate directory, as in `index: /.mdbackup/index.md5`"
             )
-        if self.index_directory in self.watched and self.path_unit:
+        if self.index_directory in self.source_paths and self.path_unit:
             raise CannotProvision(
-                f"the index {self.index} lies in a source, and writing it would start the next build: give it"
-                " a directory of its own, or choose --timer"
+                f"the index {self.index} is in a source, and writing it would start the next build: choose a"
+                " separate directory, or --timer"
             )
-        if self.indexer and any(_below(path, self.index_directory) for path in self.watched):
+        if self.indexer and any(_below(path, self.index_directory) for path in self.source_paths):
             raise CannotProvision(
-                f"the index {self.index} lies where backed up files do, and the index account could change"
-                " these: give it a directory of its own, as `index: /.mdbackup/index.md5` does"
+                f"the index {self.index} is in a directory with files to back up, which the index account"
+                " could change: choose a separate directory, as in `index: /.mdbackup/index.md5`"
             )
 
     def _check_binds(self) -> None:
         targets: list[str] = []
         for bind in self.binds:
             for path in (bind.source, bind.target):
-                _plain("bind", path)
+                _check_plain("bind", path)
             if not bind.target.startswith(self.chroot + "/"):
                 raise CannotProvision(f"{bind.target} is not below the chroot {self.chroot}")
             for other in targets:
                 if _below(bind.target, other) or _below(other, bind.target):
-                    raise CannotProvision(f"{bind.target} and {other} are one, or one is inside the other")
+                    raise CannotProvision(
+                        f"{bind.target} and {other} are the same, or one is inside the other"
+                    )
             if _below(self.index_directory, bind.target):
                 raise CannotProvision(
-                    f"the index {self.index} would lie in {bind.target}, which is mounted read-only"
+                    f"the index {self.index} would be in {bind.target}, which is mounted read-only"
                 )
             targets.append(bind.target)
 
-    def _check_times(self) -> None:
+    def _check_schedule(self) -> None:
         if self.path_unit and self.timer is None:
-            raise CannotProvision("a path unit does not see everything, and wants a timer beside it")
+            raise CannotProvision("a path unit misses some changes, so it needs a timer as well")
         if self.cron and self.timer:
-            raise CannotProvision("cron and a systemd timer are one too many: choose one of them")
+            raise CannotProvision("choose either cron or a systemd timer")
         if self.timer is not None:
-            _matching(
-                "calendar", self.timer, _CALENDAR, "is no calendar expression, such as `daily` or `*:0/15`"
+            _check_form(
+                "calendar", self.timer, _CALENDAR, "is not a calendar expression, such as `daily` or `*:0/15`"
             )
         if self.cron is not None:
-            _matching("cron", self.cron, _CRON, "has not the five fields of cron, such as `30 2 * * *`")
+            _check_form(
+                "cron", self.cron, _CRON, "does not have the five fields of cron, such as `30 2 * * *`"
+            )
 
 
 def script(setup: Setup) -> str:
@@ -252,10 +260,15 @@ def script(setup: Setup) -> str:
     :raises CannotProvision: an account has no key yet.
     """
     if not all(account.public_key for account in setup._accounts):
-        raise CannotProvision("an account without a key of B is of no use")
+        raise CannotProvision("an account without a key of B cannot be used")
+    return _templates().get_template("provision.sh.j2").render(_context(setup))
+
+
+def _context(setup: Setup) -> dict[str, object]:
+    """Return the values for the template."""
     python_indexer = python_program().decode()
     shell_indexer = shell_program(_index_request(setup)).decode()
-    context = {
+    return {
         "version": __version__,
         "provider": setup.provider,
         "name": setup.name,
@@ -264,39 +277,38 @@ def script(setup: Setup) -> str:
         "chroot": setup.chroot,
         "index_directory": setup.index_directory,
         "index_name": setup.index.rpartition("/")[2],
-        "watched": setup.watched,
+        "source_paths": setup.source_paths,
         "mounts": [setup.chroot, *(bind.target for bind in setup.binds)],
         "binds": setup.binds,
-        "granted": [path for path in setup.origins if not _below(_SSHD_KEYS, path)],
-        "not_granted": [path for path in setup.origins if _below(_SSHD_KEYS, path)],
+        "granted": [path for path in setup.real_paths if not _below(_SSHD_KEYS, path)],
+        "not_granted": [path for path in setup.real_paths if _below(_SSHD_KEYS, path)],
         "subsystem": setup.subsystem,
-        "tried": setup.tried_addresses,
-        "addresses_known": setup.addresses_known,
+        "test_addresses": setup.test_addresses,
+        "addresses_are_exact": setup.addresses_are_exact,
         "timer": setup.timer,
         "path_unit": setup.path_unit,
         "cron": setup.cron,
-        "host": setup.host or _SOME_HOST,
-        "port": str(setup.port or _SOME_PORT),
+        "host": setup.host or _HOST_NAME,
+        "port": str(setup.port or _PORT),
         "sftp_options": SFTP_OPTIONS,
         "key_options": "restrict" + (f',from="{",".join(setup.addresses)}"' if setup.addresses else ""),
         "indexer_config": _indexer_config(setup),
         "connection_lines": _connection_lines(setup),
         "python_indexer": python_indexer,
         "python_indexer_sum": hashlib.sha256(python_indexer.encode()).hexdigest(),
-        "python_mark": _mark(python_indexer),
+        "python_delimiter": _delimiter(python_indexer),
         "shell_indexer": shell_indexer,
         "shell_indexer_sum": hashlib.sha256(shell_indexer.encode()).hexdigest(),
-        "shell_mark": _mark(shell_indexer),
+        "shell_delimiter": _delimiter(shell_indexer),
     }
-    return _templates().get_template("provision.sh.j2").render(context)
 
 
 def undo_script(name: str) -> str:
-    """Return the script that takes back what `script` set up under this name.
+    """Return the script that undoes the setup of `script` with this name.
 
-    :raises CannotProvision: it is no such name.
+    :raises CannotProvision: the name is malformed.
     """
-    _matching("name", name, _NAME, "is made of lowercase letters, digits, `_` and `-`")
+    _check_name(name)
     return _templates().get_template("undo.sh.j2").render(name=name)
 
 
@@ -314,28 +326,28 @@ def _templates() -> jinja2.Environment:
 
 
 def _indexer_config(setup: Setup) -> str:
-    wanted: dict[str, object] = {
+    config: dict[str, object] = {
         "chroot": setup.chroot,
         "source": list(setup.source),
         "index": setup.index,
         "exclude": list(setup.exclude),
         "nice": 10,
     }
-    return json.dumps({**wanted, **setup.indexer_options}, indent=2)
+    return json.dumps({**config, **setup.indexer_options}, indent=2)
 
 
 def _index_request(setup: Setup) -> IndexRequest:
-    """Return what the JSON of `_indexer_config` says, for the shell, which cannot read that."""
-    wanted = json.loads(_indexer_config(setup))
+    """Return the JSON of `_indexer_config` as a request, for the shell, which cannot parse it."""
+    config = json.loads(_indexer_config(setup))
     for key in ("chroot", "index"):
-        wanted[key] = wanted[key].encode()
-    wanted["source"] = tuple(path.encode() for path in wanted["source"])
-    wanted["exclude"] = tuple(wanted["exclude"])
-    return IndexRequest(**wanted)
+        config[key] = config[key].encode()
+    config["source"] = tuple(path.encode() for path in config["source"])
+    config["exclude"] = tuple(config["exclude"])
+    return IndexRequest(**config)
 
 
 def _connection_lines(setup: Setup) -> list[str]:
-    """Return the commands for B; A fills in its host key, and its name and port where they are not known."""
+    """Return the commands for B. The script fills in A's host key, and its name and port if unknown."""
     lines = []
     for account in setup._accounts:
         extra = {"key_file": account.key_file, "host_key": _HOST_KEY}
@@ -343,40 +355,46 @@ def _connection_lines(setup: Setup) -> list[str]:
             extra["subsystem"] = setup.subsystem
         words = ["airflow", "connections", "add", account.connection_id]
         words += ["--conn-type", "sftp" if account is setup.backupop else "ssh"]
-        words += ["--conn-host", setup.host or _SOME_HOST, "--conn-port", str(setup.port or _SOME_PORT)]
+        words += ["--conn-host", setup.host or _HOST_NAME, "--conn-port", str(setup.port or _PORT)]
         words += ["--conn-login", account.login, "--conn-extra", json.dumps(extra)]
         lines.append(shlex.join(words))
     return lines
 
 
-def _mark(program: str) -> str:
-    """Return a line that ends the here-document with ``program``: one that is not in it."""
-    mark = "END_OF_PROGRAM"
-    while mark in program.splitlines():
-        mark += "_"
-    return mark
+def _delimiter(program: str) -> str:
+    """Return a delimiter for the here-document with ``program``: a line that is not in it."""
+    delimiter = "END_OF_PROGRAM"
+    while delimiter in program.splitlines():
+        delimiter += "_"
+    return delimiter
 
 
 def _below(path: str, directory: str) -> bool:
     return f"{path}/".startswith(directory.rstrip("/") + "/")
 
 
-def _matching(what: str, value: str, form: re.Pattern[str], why: str) -> None:
+def _check_name(name: str) -> None:
+    _check_form("name", name, _NAME, "must consist of lowercase letters, digits, `_` and `-`")
+
+
+def _check_form(what: str, value: str, form: re.Pattern[str], why: str) -> None:
     if not form.fullmatch(value):
         raise CannotProvision(f"{what} {value!r} {why}")
 
 
-def _printable(what: str, value: str) -> None:
+def _check_printable(what: str, value: str) -> None:
     if not value.isprintable() or "@HOST" in value or "@PORT@" in value:
-        raise CannotProvision(f"{what} {value!r} has characters that no script should hold: rename it")
+        raise CannotProvision(
+            f"{what} {value!r} has characters that cannot be written into a script: rename it"
+        )
 
 
-def _plain(what: str, path: str) -> None:
-    """Refuse a path that sshd_config, fstab, systemd or a here-document would read as something else."""
+def _check_plain(what: str, path: str) -> None:
+    """Refuse a path that sshd_config, fstab, systemd or a here-document would not take literally."""
     if not path.startswith("/") or not all(letter.isalnum() or letter in _PLAIN for letter in path):
         raise CannotProvision(
-            f"{what} {path!r} cannot be written into the configuration of sshd, fstab and systemd alike: it"
-            f" must be absolute, of letters, digits and {' '.join(_PLAIN)}. Rename it, or mount it elsewhere"
+            f"{what} {path!r} cannot be written into the configuration of sshd, fstab and systemd: it must be"
+            f" absolute, of letters, digits and {' '.join(_PLAIN)}. Rename it, or mount it elsewhere"
         )
     try:
         check_path(path)
@@ -385,11 +403,14 @@ def _plain(what: str, path: str) -> None:
 
 
 def _check_address(address: str) -> None:
-    # Python takes any text for the zone of an IPv6 address, and sshd none.
-    _matching(
-        "address", address, _ADDRESS, "is no address or network. Names do not work here: sshd looks none up"
+    # Python accepts any zone of an IPv6 address, and sshd none.
+    _check_form(
+        "address",
+        address,
+        _ADDRESS,
+        "is not an address or network. Names do not work here, since sshd does not look them up",
     )
     try:
         ipaddress.ip_network(address)
     except ValueError as error:
-        raise CannotProvision(f"address {address!r} is no address or network: {error}") from error
+        raise CannotProvision(f"address {address!r} is not an address or network: {error}") from error

@@ -1,8 +1,8 @@
-"""The steps of a backup as Airflow operators, in the order in which they run; and what stands beside them.
+"""The steps of a backup as Airflow operators, and the operators for audit, watchdog, verify and restore.
 
-They only orchestrate: connections and context in, one call of :mod:`airflow_mdbackup.scheme`, a summary
-out. All steps find the run's state on the consumer's disk, below ``dest``, so that a retried or cleared
-task goes on from there.
+They only orchestrate: they take connections and context, call :mod:`airflow_mdbackup.scheme` once, and return
+a summary. The state of a run is on the consumer's disk, below ``dest``, so a retried or cleared task resumes
+from it.
 """
 
 from airflow_mdbackup.operators.approve_changes import ApproveChanges

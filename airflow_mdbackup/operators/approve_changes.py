@@ -1,4 +1,4 @@
-"""Between steps 3 and 4: ask a person if the guard tripped."""
+"""Between steps 3 and 4: ask an operator for approval if the guard was triggered."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ if TYPE_CHECKING:
 
 
 _CHOICE = """\
-**Approve**: what changed is replaced, old versions are kept in `.old`; what is gone leaves the consumer's
-index, its files stay.
+**Approve**: changed files are replaced, and their old versions kept in `.old`. Deleted files leave the
+consumer's index, but stay on the disk.
 
-**Reject**: this run fails, and nothing changes. So it does if nobody answers in time. Until then no other run
-of this provider starts."""
+**Reject**: this run fails, and nothing changes. The same happens if nobody answers in time. Until then no
+other run of this provider starts."""
 
 
 class ApproveChanges(ApprovalOperator):
-    """Wait for a person's approval of a plan over which the guard tripped; pass at once if it did not.
+    """Wait until an operator approves a plan that triggered the guard. Pass at once if none did.
 
-    Refused or unanswered, the task fails, and nothing is changed.
+    If it is rejected or nobody answers, the task fails, and nothing is changed.
 
-    :param reasons: why the guard tripped: the XCom ``guard`` of DiffIndexes.
+    :param reasons: why the guard was triggered: the XCom ``guard`` of DiffIndexes.
     """
 
     template_fields: Sequence[str] = (*ApprovalOperator.template_fields, "reasons")
@@ -35,10 +35,10 @@ class ApproveChanges(ApprovalOperator):
 
     def execute(self, context: Context) -> Any:
         if not self.reasons:
-            self.log.info("The guard is quiet: nothing to approve")
+            self.log.info("Guard not triggered: nothing to approve")
             return None
-        self.log.warning("Waiting for a person's approval: %s", "; ".join(self.reasons))
-        # Indented, so that Markdown leaves names from the provider alone.
+        self.log.warning("Waiting for approval: %s", "; ".join(self.reasons))
+        # Indented, so that Markdown does not interpret names from the provider.
         reasons = "\n".join(f"    {reason}" for reason in self.reasons)
         self.body = f"{reasons}\n\n{_CHOICE}"
         return super().execute(context)

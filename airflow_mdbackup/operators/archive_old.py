@@ -1,4 +1,4 @@
-"""Step 5, on B: give old versions their place in ``.old``."""
+"""Step 5, on B: archive old versions in ``.old``."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_mdbackup.operators.base import BackupOperator, megabytes
 from airflow_mdbackup.scheme.backup.archive import archive
+from airflow_mdbackup.scheme.common.units import format_count
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
 
 class ArchiveOld(BackupOperator):
-    """Give the old version of every file about to be replaced its place in ``.old``, overwriting none.
+    """Archive the old version of each file that is about to be replaced in ``.old``, without overwriting any.
 
     :param provider: the provider's name.
     :param dest: absolute path of its backup on the worker.
@@ -21,6 +22,7 @@ class ArchiveOld(BackupOperator):
     def execute(self, context: Context) -> dict[str, Any]:
         summary = archive(*self.run_of(context))
         self.log.info(
-            "%s: %s versions archived, %s", self.provider, summary.archived, megabytes(summary.size)
+            "%s: %s archived, %s",
+            *(self.provider, format_count(summary.archived, "version"), megabytes(summary.size)),
         )
         return {"archived": summary.archived, "bytes": summary.size}

@@ -1,4 +1,4 @@
-"""Beside the steps of a backup: prove that the provider's accounts can do nothing else."""
+"""Prove that a provider's accounts can do nothing but what backups need."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ if TYPE_CHECKING:
 
 
 class AuditProvider(BaseOperator):
-    """Ask a provider's accounts for everything that they must refuse; fail, without retry, if one gives it.
+    """Try everything that a provider's accounts must refuse; fail, without retry, if anything works.
 
-    It needs no index and changes nothing, neither on the provider nor on the worker.
+    It needs no index, and changes nothing on the provider or the worker.
 
     :param provider: the provider's name.
     :param sftp_conn_id: connection of the backup account.
-    :param source: absolute paths that are backed up, as the backup account sees them; or one of them.
-    :param index: absolute path of the index, likewise.
+    :param source: absolute paths that are backed up, as the backup account sees them; or a single one.
+    :param index: absolute path of the index, as the backup account sees it.
     :param ssh_conn_id: connection of the index account; None if the provider builds its index itself.
     """
 
@@ -45,9 +45,9 @@ class AuditProvider(BaseOperator):
         self.ssh_conn_id = ssh_conn_id
 
     def execute(self, context: Context) -> dict[str, Any]:
-        # Here, because paramiko and rich are slow to import, and every parse of a DAG file would pay for it.
+        # Here, since paramiko and rich are slow to import, which would slow down every parse of a DAG file.
         from airflow_mdbackup.account.audit import audit
-        from airflow_mdbackup.account.findings import as_text, told
+        from airflow_mdbackup.account.findings import as_text, summary
 
         source = [self.source] if isinstance(self.source, str) else self.source
         for path in (*source, self.index):
@@ -63,10 +63,10 @@ class AuditProvider(BaseOperator):
         self.log.info("%s", as_text(self.provider, found))
         result = {
             **found.counts,
-            "loose": [f"{one.account}: {one.check}" for one in found.loose],
+            "loose": [f"{finding.account}: {finding.check}" for finding in found.loose],
         }
         if found.loose:
-            # A task that fails returns nothing, and its result is wanted most then.
+            # A task that fails returns nothing, but this is when its result is needed most.
             context["ti"].xcom_push(key="return_value", value=result)
-            raise AirflowFailException("\n".join(told(self.provider, found)))
+            raise AirflowFailException("\n".join(summary(self.provider, found)))
         return result

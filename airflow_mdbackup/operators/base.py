@@ -1,4 +1,4 @@
-"""What the operators share: where the provider's backup is, and which failures are worth a retry."""
+"""What the operators share: the provider's backup, hooks, the retry policy, and checks of parameters."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ RETRY_POLICY = ExceptionRetryPolicy(
                 errors.GuardTripped,
                 errors.DestinationRefused,
                 errors.RunIncomplete,
-                # A person's no is not to be asked again.
+                # Rejected by an operator, so not to be asked again.
                 "airflow.providers.standard.exceptions.HITLRejectException",
                 "airflow.providers.standard.exceptions.HITLTimeoutError",
             ],
             action=RetryAction.FAIL,
-            reason="trying again changes nothing; a person must look",
+            reason="a retry cannot succeed: an operator must look into it",
         )
     ]
 )
-"""Pass it as ``retry_policy``: only what may heal by itself is tried again."""
+"""Pass it as ``retry_policy``: only failures that may resolve themselves are retried."""
 
 
 class BackupOperator(BaseOperator):
@@ -68,16 +68,16 @@ class BackupOperator(BaseOperator):
         return Mirror(self.dest, self.provider, self.queue)
 
     def run_of(self, context: Context) -> tuple[Mirror, Run]:
-        """Return the provider's backup, made sure to be his, and this DAG run's place in it."""
+        """Check that ``dest`` is the provider's; return its backup, and this DAG run's directory in it."""
         mirror = self.mirror
         with mirror.translate_os_errors():
             mirror.check()
         return mirror, mirror.run(context["run_id"])
 
     def had_good_run(self, context: Context) -> bool:
-        """Whether Airflow knows of a good run; it remembers also when the disk with dest is gone.
+        """Return whether Airflow knows of a good run, even if the disk with ``dest`` is lost.
 
-        It does not, of a task that has not the provider's asset as inlet.
+        Without the provider's asset among the task's inlets, it cannot know.
         """
         asset = provider_asset(self.provider)
         if asset not in self.inlets:
@@ -91,7 +91,7 @@ class BackupOperator(BaseOperator):
 
 def provider_hook(conn_id: str, stall_timeout: timedelta = timedelta(seconds=60)) -> ProviderHook:
     """Return the hook for a provider's backup account."""
-    # Here, because SSH is slow to import, and every parse of a DAG file would pay for it.
+    # Here, since SSH is slow to import, which would slow down every parse of a DAG file.
     from airflow_mdbackup.hooks.provider import ProviderHook
 
     return ProviderHook(conn_id, stall_timeout=stall_timeout.total_seconds())
@@ -105,9 +105,9 @@ def index_hook(conn_id: str) -> IndexHook:
 
 
 def refused(why: str) -> AirflowFailException:
-    """Return what a task fails with, without retry, when it was asked for what cannot be meant.
+    """Return the error for invalid parameters, with which a task fails without retry.
 
-    Its cause tells alerts that this is a person's mistake, and no failed backup.
+    By its cause, alerts recognise a mistake of whoever started the run, not a failed backup.
     """
     error = AirflowFailException(why)
     error.__cause__ = errors.ParameterRefused(why)
@@ -115,26 +115,26 @@ def refused(why: str) -> AirflowFailException:
 
 
 def refuse_misspelt(context: Context, known: Collection[str]) -> None:
-    """Refuse a parameter that is nearly one of ours: Airflow takes any, and would start a real run.
+    """Refuse a misspelt parameter: Airflow accepts any name, and would start a real run.
 
-    :raises AirflowFailException: there is one.
+    :raises AirflowFailException: a parameter is misspelt.
     """
     if why := misspelt(context["dag_run"].conf, known):
         raise refused(why)
 
 
 def misspelt(conf: Mapping[str, Any] | None, known: Collection[str]) -> str:
-    """Return which parameter is nearly one that is known, and which that is; nothing if there is none."""
+    """Return a message about the first misspelt parameter; an empty one if none is."""
     for name in conf or {}:
-        meant = difflib.get_close_matches(str(name), known, n=1, cutoff=0.75)
-        if meant and name not in known:
-            return f"there is no parameter {name!r}: did you mean {meant[0]}?"
+        similar = difflib.get_close_matches(str(name), known, n=1, cutoff=0.75)
+        if similar and name not in known:
+            return f"there is no parameter {name!r}: did you mean {similar[0]}?"
     return ""
 
 
 @contextmanager
-def folded(log: Any, title: str) -> Iterator[None]:
-    """Have Airflow's page of the log fold what is logged meanwhile: only ``title`` is seen at first."""
+def log_group(log: Any, title: str) -> Iterator[None]:
+    """Fold what is logged meanwhile: Airflow's log page shows only ``title`` at first."""
     log.info("::group::%s", title)
     try:
         yield
@@ -143,5 +143,5 @@ def folded(log: Any, title: str) -> Iterator[None]:
 
 
 def megabytes(size: int) -> str:
-    """Return a number of bytes for people."""
+    """Return a number of bytes as text."""
     return format_size(size)

@@ -1,4 +1,4 @@
-"""Step 1, on server A: rebuild the provider index."""
+"""Step 1, on A: update the provider index."""
 
 from __future__ import annotations
 
@@ -15,38 +15,40 @@ from airflow_mdbackup.provider_side.report import Done
 from airflow_mdbackup.provider_side.request import IndexRequest, request_line
 from airflow_mdbackup.scheme import errors
 from airflow_mdbackup.scheme.common.paths import to_text
+from airflow_mdbackup.scheme.common.units import format_count
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
     from airflow_mdbackup.hooks.provider import IndexHook
 
-REHASH = "rehash"  # a parameter of a run that a person starts
+REHASH = "rehash"  # a parameter of a manual run
 
 
 class BuildProviderIndex(BaseOperator):
-    """Have the provider renew its index, atomically, over SSH with the index account.
+    """Have the provider update its index, atomically, over SSH with the index account.
 
-    Only what changed there since the last time is hashed. What cannot be read, or has rotted, is told in the
-    index, and fails the run at its end; this task stays green. A lost connection does not stop the build, and
-    a retry joins it; a task that is killed stops it. A provider of which nothing is heard for three minutes
-    counts as a lost connection.
+    Only files that changed since the last build are hashed. Unreadable files and bit rot are recorded in the
+    index, and fail the run at its end; this task succeeds. A lost connection does not stop the build, and a
+    retry joins it. Killing the task stops it. A provider that is silent for three minutes counts as a lost
+    connection.
 
-    Returns counts and ``ended``: when the build ended, in Unix seconds by the clock of this side, with which
-    FetchIndex judges the clocks of both.
+    Returns counts and ``ended``: when the build ended, in Unix seconds by this machine's clock. FetchIndex
+    uses it to compare the two clocks.
 
-    With an account whose key has the indexer as forced command, what is indexed and how is fixed on the
-    provider, and the parameters below say nothing but what is expected.
+    If the account's key has the indexer as its forced command, the provider determines what is indexed and
+    how; the parameters below then only state what is expected.
 
     :param provider: the provider's name.
     :param ssh_conn_id: connection of the index account.
-    :param chroot: where the index account sees what the backup account sees as ``/``.
+    :param chroot: the directory that the backup account sees as ``/``, as the index account sees it.
     :param source: absolute paths to index, as the backup account sees them.
-    :param index: absolute path of the index, likewise.
-    :param exclude: gitignore patterns of what need not be hashed, because DiffIndexes leaves it out as well.
-    :param indexer: how to go about it: any of the fields ``jobs``, ``nice``, ``limit``, ``rehash`` and
+    :param index: absolute path of the index, as the backup account sees it.
+    :param exclude: gitignore patterns of files that need not be hashed, because DiffIndexes excludes them
+        too.
+    :param indexer: options of the indexer: any of the fields ``jobs``, ``nice``, ``limit``, ``rehash`` and
         ``one_file_system`` of :class:`airflow_mdbackup.provider_side.request.IndexRequest`.
-    :param deferrable: wait in a triggerer, without a worker's slot.
+    :param deferrable: wait in a triggerer, without occupying a worker slot.
     """
 
     template_fields: Sequence[str] = ("provider", "ssh_conn_id", "chroot", "source", "index", "exclude")
@@ -94,40 +96,40 @@ class BuildProviderIndex(BaseOperator):
 
     def _build(self, context: Context) -> dict[str, Any]:
         with index_hook(self.ssh_conn_id) as self._hook:
-            if self._killed:  # while there was no hook yet
+            if self._killed:  # before there was a hook
                 self._hook.stop_build()
             done = self._hook.build_index(self._request(context))
-        return self._told(done, time.time())
+        return self._summary(done, time.time())
 
     def _defer(self, request: IndexRequest) -> NoReturn:
-        # Here, because asyncssh is slow to import, and every parse of a DAG file would pay for it.
+        # Here, since asyncssh is slow to import, which would slow down every parse of a DAG file.
         from airflow_mdbackup.triggers.build_provider_index import BuildProviderIndexTrigger
 
         self.defer(
             trigger=BuildProviderIndexTrigger(self.ssh_conn_id, request_line(request).decode()),
             method_name="execute_complete",
-            timeout=self.execution_timeout,  # a retry joins the build, if it goes on
+            timeout=self.execution_timeout,  # a retry joins the build if it continues
         )
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
-        """Return what the trigger found; or build here, where it has no way to.
+        """Return the trigger's result; build in this task if the trigger cannot connect.
 
-        :raises BackupError: as ``execute`` does.
+        :raises BackupError: see :meth:`.IndexHook.build_index`.
         """
         if "no_way" in event:
-            self.log.info("Building in this task, and not in the triggerer: %s", event["no_way"])
+            self.log.info("Building in this task, since the triggerer cannot connect: %s", event["no_way"])
             return self._build(context)
         if "error" in event:
             kind: type[errors.BackupError] = getattr(errors, event["error"])
             raise kind(event["message"])
-        # It may have waited for a worker since.
-        return self._told(Done(**event["done"]), event.get("ended", time.time()))
+        # The event has the time, since this task may have waited for a worker.
+        return self._summary(Done(**event["done"]), event.get("ended", time.time()))
 
-    def _told(self, done: Done, ended: float) -> dict[str, Any]:
+    def _summary(self, done: Done, ended: float) -> dict[str, Any]:
         self.log.info(
-            "%s: %s files, %s; %s hashed in %.1f s; %s unreadable, %s rotten",
-            *(self.provider, done.files, megabytes(done.bytes), done.hashed, done.seconds),
-            *(done.unreadable, done.rotten),
+            "%s: %s, %s; %s hashed in %.1f s; %s unreadable, %s corrupted",
+            *(self.provider, format_count(done.files, "file"), megabytes(done.bytes)),
+            *(f"{done.hashed:,}", done.seconds, f"{done.unreadable:,}", f"{done.rotten:,}"),
         )
         return {
             "files": done.files,
@@ -146,8 +148,8 @@ class BuildProviderIndex(BaseOperator):
 
 
 def _request_id(context: Context) -> str:
-    """Return what a retry of this task shares with it, and no other task of any Airflow."""
+    """Return an id that retries of this task share, and no other task of any Airflow installation."""
     run = context["dag_run"]
-    whole = f"{run.dag_id}/{run.run_id}/{run.start_date}"
+    unique = f"{run.dag_id}/{run.run_id}/{run.start_date}"
     name = to_text(run.run_id.encode("utf-8", "surrogateescape")).encode("ascii", "replace").decode()
-    return f"{name[:100]} {hashlib.sha256(whole.encode('utf-8', 'surrogateescape')).hexdigest()[:16]}"
+    return f"{name[:100]} {hashlib.sha256(unique.encode('utf-8', 'surrogateescape')).hexdigest()[:16]}"

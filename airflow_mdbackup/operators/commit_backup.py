@@ -1,4 +1,4 @@
-"""Step 6, on B: put staged files in place, and write the consumer index."""
+"""Step 6, on B: move staged files into place, and write the consumer index."""
 
 from __future__ import annotations
 
@@ -10,21 +10,23 @@ from airflow.sdk.exceptions import AirflowFailException
 from airflow_mdbackup.assets import LAST_GOOD, provider_asset
 from airflow_mdbackup.links import RunReportLink
 from airflow_mdbackup.operators.base import BackupOperator, megabytes
-from airflow_mdbackup.operators.metrics import tell_commit
+from airflow_mdbackup.operators.metrics import record_commit
 from airflow_mdbackup.scheme.backup.commit import CommitSummary, commit
+from airflow_mdbackup.scheme.common.units import format_count
 from airflow_mdbackup.scheme.errors import EntriesFailed
+from airflow_mdbackup.scheme.history.outcomes import Outcome
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-_LONGEST = 1000  # characters of what is told of one entry that failed
+_MAX_FAILURE_LENGTH = 1000  # characters per failed entry in the XCom
 
 
 class CommitBackup(BackupOperator):
-    """Commit what the run has pulled; then fail, without retry, if any entry failed.
+    """Commit what the run has pulled. Then fail, without retry, if any entry failed.
 
-    With the provider's asset as outlet (see :func:`airflow_mdbackup.assets.provider_asset`), a good commit
-    updates it, with the summary as ``extra``, and remembers the run in its state store.
+    If the provider's asset (see :func:`airflow_mdbackup.assets.provider_asset`) is an outlet, a good commit
+    updates it, with the summary as ``extra``, and records the run in its state store.
 
     :param provider: the provider's name.
     :param dest: absolute path of its backup on the worker.
@@ -35,8 +37,8 @@ class CommitBackup(BackupOperator):
 
     def execute(self, context: Context) -> dict[str, Any]:
         summary = commit(*self.run_of(context))
-        tell_commit(self.provider, summary)
-        told = _told(summary)
+        record_commit(self.provider, summary)
+        text = _describe(summary)
         counts = {
             "outcomes": summary.outcomes,
             "added": summary.added,
@@ -49,26 +51,26 @@ class CommitBackup(BackupOperator):
             "partial": summary.partial,
             "doubtful": summary.doubtful,
             "clock": summary.clock,
-            "summary": told,
+            "summary": text,
         }
         try:
             summary.raise_for_failures(self.provider)
         except EntriesFailed as error:
-            # A task that fails returns nothing, and its summary is wanted most then.
-            failures = [failure[:_LONGEST] for failure in summary.failures]
+            # A task that fails returns nothing, but this is when its summary is needed most.
+            failures = [failure[:_MAX_FAILURE_LENGTH] for failure in summary.failures]
             context["ti"].xcom_push(key="return_value", value={**counts, "failures": failures})
-            self.log.info("%s: %s", self.provider, told)
+            self.log.info("%s: %s", self.provider, text)
             raise AirflowFailException(str(error)) from None
         if not summary.superseded:
-            self._remember(context, counts)
-        self.log.info("%s: %s", self.provider, told)
+            self._update_asset(context, counts)
+        self.log.info("%s: %s", self.provider, text)
         return counts
 
-    def _remember(self, context: Context, counts: dict[str, Any]) -> None:
+    def _update_asset(self, context: Context, counts: dict[str, Any]) -> None:
         asset = provider_asset(self.provider)
         if asset not in self.outlets:
             return
-        # Airflow updates the asset after each good task, so that whoever follows can tell by this.
+        # Airflow updates the asset after each successful task; the extra shows consumers what happened.
         context["outlet_events"][asset].extra = counts
         if counts["partial"]:
             return
@@ -76,9 +78,9 @@ class CommitBackup(BackupOperator):
         context["asset_state_store"][asset].set(LAST_GOOD, {"run_id": context["run_id"], "at": at, **counts})
 
 
-def _told(summary: CommitSummary) -> str:
-    """Return the one line that people read first."""
-    copied = summary.outcomes.get("copied", 0)
+def _describe(summary: CommitSummary) -> str:
+    """Return the summary in one line."""
+    copied = summary.outcomes.get(Outcome.COPIED, 0)
     changes = {
         "new": summary.added,
         "changed": summary.replaced,
@@ -86,15 +88,19 @@ def _told(summary: CommitSummary) -> str:
         "gone": summary.forgotten,
         "failed": summary.failed,
     }
-    warnings = {name: summary.outcomes.get(name, 0) for name in ("changed", "vanished", "superseded")}
-    parts = [f"{count} {name}" for name, count in changes.items() if count]
-    parts += [f"{count} {name} meanwhile" for name, count in warnings.items() if count]
-    told = ", ".join(parts) or "nothing to do"
+    parts = [f"{count:,} {name}" for name, count in changes.items() if count]
+    warnings = [outcome for outcome in Outcome if not (outcome.good or outcome.failure)]
+    parts += [
+        f"{count:,} {outcome} meanwhile"
+        for outcome in (*warnings, Outcome.SUPERSEDED)
+        if (count := summary.outcomes.get(outcome, 0))
+    ]
+    text = ", ".join(parts) or "nothing to do"
     if copied:
-        told += f" ({copied} copied from content that was here)"
+        text += f" ({format_count(copied, 'duplicate')} copied locally)"
     if summary.size:
-        told += f", {megabytes(summary.size)} in {summary.seconds:.1f} s"
+        text += f", {megabytes(summary.size)} in {summary.seconds:.1f} s"
     if summary.partial:
-        told += ", limited to the paths that were asked for"
-    told += f"; {summary.files} files in the index"
-    return f"{told}. LOOK AT THE CLOCK: {summary.clock}" if summary.clock else told
+        text += ", limited to the requested paths"
+    text += f"; {format_count(summary.files, 'file')} in the index"
+    return f"{text}. CHECK THE CLOCK: {summary.clock}" if summary.clock else text

@@ -1,4 +1,4 @@
-"""Step 2, from A to B: fetch the provider index, and check it."""
+"""Step 2, from A to B: fetch and check the provider index."""
 
 from __future__ import annotations
 
@@ -8,27 +8,28 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_mdbackup.operators.base import BackupOperator, provider_hook
 from airflow_mdbackup.scheme.backup.fetch import MAX_SIZE, fetch_index
+from airflow_mdbackup.scheme.common.units import format_count
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
 
 class FetchIndex(BackupOperator):
-    """Get the provider index as the backup account sees it, and make the run's directory with it.
+    """Fetch the provider index with the backup account, and create the run's directory.
 
-    The first step that touches ``dest``: it sets up a new one, and refuses one that is another provider's,
-    or that is empty although the provider's asset (see ``inlets``) knows of an earlier good run.
+    The first step that touches ``dest``. It sets up a new one. It refuses one that belongs to another
+    provider, or that is empty although the provider's asset (see ``inlets``) records an earlier good run.
 
     :param provider: the provider's name.
     :param dest: absolute path of its backup on the worker.
     :param sftp_conn_id: connection of the backup account.
     :param index: absolute path of the index, as the backup account sees it.
-    :param max_index_age: how old the index may be; None for any age.
-    :param max_index_size: how many bytes the index may have.
+    :param max_index_age: the maximum age of the index; None: no limit.
+    :param max_index_size: the maximum size of the index, in bytes.
     :param mount: a path that must be a mount point on the worker.
     :param stall_timeout: how long the connection may be silent.
-    :param built: what BuildProviderIndex returned in this run (its ``output``): so the index's age tells of
-        the clocks. None: this run does not build the index.
+    :param built: what BuildProviderIndex returned in this run (its ``output``), to compare the clocks by the
+        age of the index. None: this run does not build the index.
     """
 
     template_fields: Sequence[str] = (
@@ -61,8 +62,8 @@ class FetchIndex(BackupOperator):
     def execute(self, context: Context) -> dict[str, Any]:
         if context["dag_run"].run_type == "backfill":
             self.log.warning(
-                "%s: a backup always takes the provider's present state. So this backfill brings no state of "
-                "another day back, and the first of its runs does all there is to do",
+                "%s: a backup always copies the current state of the provider, so a backfill cannot recover "
+                "the state of an earlier day. Its first run does all the work",
                 self.provider,
             )
         mirror = self.mirror
@@ -80,8 +81,9 @@ class FetchIndex(BackupOperator):
         if fetched.clock:
             self.log.warning("%s: %s", self.provider, fetched.clock)
         self.log.info(
-            "%s: the index has %s files, %s unreadable, %s rotten, and is %s s old",
-            *(self.provider, fetched.files, fetched.unreadable, fetched.rotten, fetched.age),
+            "%s: the index has %s, %s unreadable, %s corrupted, and is %s s old",
+            *(self.provider, format_count(fetched.files, "file"), f"{fetched.unreadable:,}"),
+            *(f"{fetched.rotten:,}", fetched.age),
         )
         return {
             "path": str(run.index),

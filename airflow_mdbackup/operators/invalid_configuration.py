@@ -1,4 +1,4 @@
-"""The only task of a provider that is not configured validly."""
+"""The only task of a provider whose configuration is invalid."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class InvalidConfiguration(BaseOperator):
-    """Fail with what is wrong, so that a provider without backups is a failing DAG, not a missing one.
+    """Fail with the configuration errors, so that the provider's DAG fails rather than disappears.
 
     :param message: what is wrong, and what to write instead.
     """

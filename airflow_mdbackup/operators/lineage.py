@@ -1,6 +1,6 @@
-"""What Airflow's lineage collector is told of a pull; docs/monitoring.md has the names.
+"""Report pulls to Airflow's lineage collector; docs/monitoring.md has the names.
 
-Airflow collects only where a plugin reads what it collects, such as OpenLineage's; else this does nothing.
+Airflow collects lineage only if a plugin, such as OpenLineage's, reads it. Without one this does nothing.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def tell_lineage(hook: ProviderHook, provider: str, source: Sequence[str]) -> None:
-    """Tell from which paths of which server bytes came, and into which backup.
+def report_lineage(hook: ProviderHook, provider: str, source: Sequence[str]) -> None:
+    """Report from which paths of which server bytes were pulled, and into which backup.
 
-    :param hook: the connection by which they came.
+    :param hook: the connection that was used.
     :param source: absolute paths, as the backup account sees them.
     """
     collector = get_hook_lineage_collector()
@@ -33,5 +33,5 @@ def tell_lineage(hook: ProviderHook, provider: str, source: Sequence[str]) -> No
         for path in source:
             collector.add_input_asset(hook, uri=f"sftp://{host}:{hook.account.port or 22}{quote(path)}")
         collector.add_output_asset(hook, uri=asset.uri, name=asset.name, group=asset.group)
-    except ValueError as error:  # no asset may have a path as long as that
-        log.warning("%s: Airflow is told of no lineage: %s", provider, error)
+    except ValueError as error:  # the path is too long for an asset
+        log.warning("%s: no lineage is reported to Airflow: %s", provider, error)

@@ -1,4 +1,4 @@
-"""What Airflow's metrics (StatsD, OpenTelemetry) are told of a backup; docs/monitoring.md has the names."""
+"""Record backups in Airflow's metrics (StatsD, OpenTelemetry); docs/monitoring.md has the names."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ if TYPE_CHECKING:
     from airflow_mdbackup.scheme.backup.pull import PullSummary
 
 
-def tell_pull(provider: str, summary: PullSummary) -> None:
-    """Tell of the pull of one shard."""
+def record_pull(provider: str, summary: PullSummary) -> None:
+    """Record the pull of one shard."""
     Stats.incr(f"mdbackup.{provider}.transferred", summary.transferred, tags={"provider": provider})
     Stats.timing(f"mdbackup.{provider}.pull", summary.seconds * 1000, tags={"provider": provider})
 
 
-def tell_commit(provider: str, summary: CommitSummary) -> None:
-    """Tell of a commit, good or not."""
+def record_commit(provider: str, summary: CommitSummary) -> None:
+    """Record a commit, good or not."""
     tags = {"provider": provider}
     for outcome, count in summary.outcomes.items():
         Stats.incr(f"mdbackup.{provider}.entries.{outcome}", count, tags=tags)

@@ -11,8 +11,8 @@ from airflow_mdbackup.config.airflow_options import local_time
 from airflow_mdbackup.config.bandwidth import BandwidthLimit, parse_bandwidth_limit
 from airflow_mdbackup.links import RunReportLink
 from airflow_mdbackup.operators.base import BackupOperator, megabytes, provider_hook
-from airflow_mdbackup.operators.lineage import tell_lineage
-from airflow_mdbackup.operators.metrics import tell_pull
+from airflow_mdbackup.operators.lineage import report_lineage
+from airflow_mdbackup.operators.metrics import record_pull
 from airflow_mdbackup.scheme.backup.pull import pull
 from airflow_mdbackup.scheme.transfer.rate_limit import RateLimiter
 from airflow_mdbackup.scheme.transfer.sftp import Reader
@@ -22,25 +22,24 @@ if TYPE_CHECKING:
 
 
 PULLED = "mdbackup_pulled"
-"""What a task's ``map_index_template`` can have once it is done: the bytes that came, for people."""
+"""Key of the context: the pulled bytes as text, for a task's ``map_index_template``."""
 
 
 class PullChanged(BackupOperator):
-    """Pull the files of one shard into staging, verifying md5 while the bytes stream.
+    """Pull the files of one shard into staging, and verify their md5 on the fly.
 
-    What became of each is a durable result on disk. The task fails only when the connection or the disk is
-    lost, so that Airflow tries it again; it then goes on from what is there.
+    The outcome of each file is written to disk, durably. The task fails only if the connection or the disk is
+    lost, so that Airflow retries it. A retry resumes from what is already on disk.
 
     :param provider: the provider's name.
     :param dest: absolute path of its backup on the worker.
-    :param sftp_conn_id: connection of the backup account. Not used if there is nothing to pull.
+    :param sftp_conn_id: connection of the backup account. It is not opened if there is nothing to pull.
     :param shard: one of the shards that DiffIndexes returned.
     :param stall_timeout: how long the connection may be silent.
-    :param bandwidth_limit: what all tasks that pull into ``dest`` may receive together: a rate such as
-        ``20MB``, or hours and rates as in the configuration; None for no limit.
-    :param max_file_size: how many bytes a file may have; a larger one fails, and no other for it. None: any.
-    :param source: what lineage names as that from which the files come: the paths that the provider is
-        configured to index.
+    :param bandwidth_limit: the total rate of all tasks that pull into ``dest``: a rate such as ``20MB``, or
+        hours and rates as in the configuration; None: no limit.
+    :param max_file_size: the maximum size of a file, in bytes; only larger files fail. None: no limit.
+    :param source: the paths that the provider should index, as configured; reported as lineage.
     """
 
     template_fields: Sequence[str] = (*BackupOperator.template_fields, "sftp_conn_id", "shard", "source")
@@ -71,7 +70,7 @@ class PullChanged(BackupOperator):
         throttle = None
         if (limit := self.bandwidth_limit) is not None:
             throttle = RateLimiter(mirror.bandwidth, lambda: limit.at(local_time()))
-            self.log.info("%s: all tasks together receive at most %s", self.provider, limit)
+            self.log.info("%s: bandwidth limit for all tasks together: %s", self.provider, limit)
         with ExitStack() as stack:
 
             def connect() -> Reader:
@@ -80,19 +79,19 @@ class PullChanged(BackupOperator):
 
             summary = pull(mirror, run, self.shard["shard"], connect, self.max_file_size)
         context[PULLED] = megabytes(summary.transferred)  # type: ignore[literal-required]
-        tell_pull(self.provider, summary)
+        record_pull(self.provider, summary)
         if self._hook is not None:
-            tell_lineage(self._hook, self.provider, self.source)
-        told = ", ".join(f"{count} {outcome}" for outcome, count in sorted(summary.outcomes.items()))
+            report_lineage(self._hook, self.provider, self.source)
+        outcomes = ", ".join(f"{count:,} {outcome}" for outcome, count in sorted(summary.outcomes.items()))
         rate = summary.transferred / max(summary.seconds, 0.001)
         self.log.info(
             "%s: %s; %s in %.1f s, %s/s",
-            *(self.provider, told or "nothing to pull", megabytes(summary.transferred), summary.seconds),
+            *(self.provider, outcomes or "nothing to pull", megabytes(summary.transferred), summary.seconds),
             megabytes(round(rate)),
         )
         if summary.telltale:
             self.log.warning(
-                "%s: %s, as after ransomware. Look at the provider; what these files were before becomes "
+                "%s: %s, as ransomware does. Check the provider. The previous content of these files becomes "
                 "versions in .old",
                 *(self.provider, summary.telltale),
             )

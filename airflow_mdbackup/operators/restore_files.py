@@ -1,4 +1,4 @@
-"""Beside the steps of a backup, on B: files come back, where the worker allows it."""
+"""On B: restore files into a directory that the worker's configuration allows."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from airflow_mdbackup.operators.base import BackupOperator, refuse_misspelt, ref
 from airflow_mdbackup.scheme.common.paths import to_text, unfolded
 from airflow_mdbackup.scheme.common.progress import ReportTimer
 from airflow_mdbackup.scheme.common.times import RequestedTime, requested_time
-from airflow_mdbackup.scheme.common.units import format_size
+from airflow_mdbackup.scheme.common.units import format_count, format_size
 from airflow_mdbackup.scheme.recovery.restore import Restored, RestoreOutcome, restore
 from airflow_mdbackup.scheme.recovery.restore_target import find_other_writer, resolve_target
 from airflow_mdbackup.scheme.recovery.selection import Selection
@@ -27,26 +27,27 @@ if TYPE_CHECKING:
 PROVIDER, PATHS, AS_OF, TARGET = "provider", "paths", "as_of", "target"
 INCLUDE_GONE, OVERWRITE, DRY_RUN = "include_gone", "overwrite", "dry_run"
 _PARAMETERS = (PROVIDER, PATHS, AS_OF, TARGET, INCLUDE_GONE, OVERWRITE, DRY_RUN)
-"""Parameters of a run that a person starts."""
-_MOST_LOGGED, _MOST_TOLD = 1000, 10
+"""Parameters of a manual run."""
+_MAX_LOGGED = 1000  # files, in the log
+_MAX_IN_ERROR = 10  # files, in the error
 
 
 class RestoreFiles(BackupOperator):
-    """Write files of a backup, as of some moment, into a directory of the worker; fail if any did not come.
+    """Restore files of a backup, as of some time, into a directory on the worker; fail if any is missing.
 
-    What is restored, and where to, is said by the run's parameters ``paths``, ``as_of``, ``target``,
-    ``include_gone``, ``overwrite`` and ``dry_run``. The target lies below what the Airflow option
-    ``[mdbackup] restore_below`` names on the worker: by its whole path, or from there; if it is empty, it is
-    a directory of the run's own. Without that option nothing is restored. The same parameters again, target
-    and all, go on where a run was cut off.
+    The run's parameters say what is restored, and where to: ``paths``, ``as_of``, ``target``,
+    ``include_gone``, ``overwrite`` and ``dry_run``. The target must be below the directory in the worker's
+    Airflow option ``[mdbackup] restore_below``, without which nothing is restored. It is an absolute path, or
+    relative to that directory; if empty, a new directory for this run. A run with the same parameters,
+    including the target, resumes an interrupted one.
 
     :param provider: the provider's name.
     :param dest: absolute path of its backup on the worker.
-    :param keep_out: directories that the target must be neither within nor above, beside the DAGs' folder and
-        ``dest``.
+    :param keep_out: directories that the target must be neither inside nor above, in addition to the DAGs
+        folder and ``dest``.
     """
 
-    operator_extra_links = ()  # which are of a provider's own DAG
+    operator_extra_links = ()  # they belong to a provider's own DAG
     ui_color = "#d8e8f4"
 
     def __init__(self, *, keep_out: Sequence[str] = (), **kwargs: Any) -> None:
@@ -58,23 +59,23 @@ class RestoreFiles(BackupOperator):
         mirror, params = self.mirror, context["params"]
         with mirror.translate_os_errors():
             mirror.check()
-        dry = bool(params.get(DRY_RUN))
+        is_dry_run = bool(params.get(DRY_RUN))
         counts: Counter[RestoreOutcome] = Counter()
         try:
-            target = self._target(context, make=not dry)
+            target = self._target(context, make=not is_dry_run)
             wanted = Selection(params.get(PATHS) or ())
             when = self._when(params.get(AS_OF))
             with state_of(mirror, wanted, when, include_deleted=bool(params.get(INCLUDE_GONE))) as state:
                 self.log.info("%s; into %s", state.description, unfolded(str(target)))
                 if owner := find_other_writer(target):
                     self.log.warning("%s", unfolded(owner))
-                came = restore(
+                files = restore(
                     *(mirror, state.timeline, state.contents(), target),
                     overwrite=bool(params.get(OVERWRITE)),
-                    dry_run=dry,
+                    dry_run=is_dry_run,
                 )
-                size, lost = self._bring(came, counts, dry)
-                wrong = [
+                size, failures = self._restore(files, counts, is_dry_run)
+                problems = [
                     *state.describe_not_found(INCLUDE_GONE),
                     *(state.timeline.problems if state.needs_history else ()),
                 ]
@@ -85,28 +86,27 @@ class RestoreFiles(BackupOperator):
         except OSError as error:
             where = f"{error.filename}: " if error.filename else ""
             raise AirflowFailException(f"{self.provider}: stopped: {where}{error.strerror}") from error
-        told = ", ".join(f"{number} {came}" for came, number in counts.items()) or "nothing"
-        self.log.info("%s: %s; %s%s", self.provider, told, format_size(size), ", if it were no dry run" * dry)
-        summary = {came.value: counts[came] for came in RestoreOutcome} | {
-            "bytes": size,
-            "target": str(target),
-        }
-        if lost or wrong:
-            # A task that fails returns nothing, and its result is wanted most then.
+        outcomes = ", ".join(f"{number:,} {outcome}" for outcome, number in counts.items())
+        outcomes = outcomes or "nothing restored"
+        self.log.info(
+            "%s: %s; %s%s", self.provider, outcomes, format_size(size), " (dry run)" if is_dry_run else ""
+        )
+        summary: dict[str, Any] = {outcome.value: counts[outcome] for outcome in RestoreOutcome}
+        summary |= {"bytes": size, "target": str(target)}
+        if failures or problems:
+            # A task that fails returns nothing, but this is when its result is needed most.
             context["ti"].xcom_push(key="return_value", value=summary)
-            more = sum(number for came, number in counts.items() if not came.good) - len(lost)
-            lines = [*lost, *([f"and {more} more, in this log"] if more else ()), *wrong[:_MOST_TOLD]]
-            heading = f"{self.provider}: not everything came back into {target} ({told}):"
-            raise AirflowFailException(unfolded("\n- ".join([heading, *lines])))
+            heading = f"{self.provider}: not everything could be restored into {target} ({outcomes}):"
+            raise AirflowFailException(_describe_failures(heading, failures, problems, counts))
         return summary
 
     def _target(self, context: Context, *, make: bool) -> Path:
         base = restore_below()
         if base is None:
             raise AirflowFailException(
-                f"{self.provider}: nothing is restored, since this worker does not say where that is allowed."
-                " Set the Airflow option `[mdbackup] restore_below` there (in the environment: "
-                "AIRFLOW__MDBACKUP__RESTORE_BELOW) to a directory for its user alone, such as /srv/restored"
+                f"{self.provider}: nothing is restored, since restoring is not enabled on this worker. Set"
+                " its Airflow option `[mdbackup] restore_below` (in the environment: "
+                "AIRFLOW__MDBACKUP__RESTORE_BELOW) to a directory of its user alone, such as /srv/restored"
             )
         run = f"{self.provider}/{context['dag_run'].run_after.astimezone(UTC):%Y%m%dT%H%M%S.%fZ}"
         target = context["params"].get(TARGET) or run
@@ -116,33 +116,44 @@ class RestoreFiles(BackupOperator):
     def _when(self, as_of: str | None) -> RequestedTime | None:
         if not as_of:
             return None
-        asked = requested_time(as_of, datetime.now().astimezone())
-        if asked.understood_as:
-            self.log.info("%s", asked.understood_as)
-        return asked
+        requested = requested_time(as_of, datetime.now().astimezone())
+        if requested.understood_as:
+            self.log.info("%s", requested.understood_as)
+        return requested
 
-    def _bring(
-        self, came: Iterable[Restored], counts: Counter[RestoreOutcome], dry: bool
+    def _restore(
+        self, files: Iterable[Restored], counts: Counter[RestoreOutcome], is_dry_run: bool
     ) -> tuple[int, list[str]]:
-        """Take what comes; return how many bytes that is, and some of what did not come, and why."""
-        lost: list[str] = []
-        size, logged, pace = 0, 0, ReportTimer()
-        for restored in came:
+        """Restore the files; return their size in bytes, and the first failures as texts.
+
+        :param counts: receives the number of files with each outcome.
+        """
+        failures: list[str] = []
+        size, logged, timer = 0, 0, ReportTimer()
+        for restored in files:
             counts[restored.outcome] += 1
             size += restored.size
             path = to_text(restored.content.path)
             good = restored.outcome.good
-            said = f"{restored.outcome}: {path}" + (f": {restored.detail}" if restored.detail else "")
-            if not good and len(lost) < _MOST_TOLD:
-                lost.append(said)
-            if dry or not good:
+            text = f"{restored.outcome}: {path}" + (f": {restored.detail}" if restored.detail else "")
+            if not good and len(failures) < _MAX_IN_ERROR:
+                failures.append(text)
+            if is_dry_run or not good:
                 logged += 1
-                tell = self.log.info if good else self.log.warning
-                if logged <= _MOST_LOGGED:
-                    would = "would replace what is there" if restored.replaced else "would come"
-                    tell("%s", f"{would}: {path}" if restored.outcome == RestoreOutcome.RESTORED else said)
-            if pace.due():
-                self.log.info("%s files, %s so far", counts.total(), format_size(size))
-        if logged > _MOST_LOGGED:
-            self.log.info("and %s more", logged - _MOST_LOGGED)
-        return size, lost
+                log = self.log.info if good else self.log.warning
+                if logged <= _MAX_LOGGED:
+                    would = "would overwrite" if restored.replaced else "would restore"
+                    log("%s", f"{would}: {path}" if restored.outcome == RestoreOutcome.RESTORED else text)
+            if timer.due():
+                self.log.info("%s, %s so far", format_count(counts.total(), "file"), format_size(size))
+        if logged > _MAX_LOGGED:
+            self.log.info("and %s more", f"{logged - _MAX_LOGGED:,}")
+        return size, failures
+
+
+def _describe_failures(
+    heading: str, failures: Sequence[str], problems: Sequence[str], counts: Counter[RestoreOutcome]
+) -> str:
+    more = sum(number for outcome, number in counts.items() if not outcome.good) - len(failures)
+    lines = [*failures, *([f"and {more:,} more, see this log"] if more else ()), *problems[:_MAX_IN_ERROR]]
+    return unfolded("\n- ".join([heading, *lines]))

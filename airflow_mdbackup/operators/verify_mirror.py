@@ -1,4 +1,4 @@
-"""Beside the steps of a backup, on B: read what lies there again."""
+"""On B: verify live files and versions by reading them again."""
 
 from __future__ import annotations
 
@@ -22,30 +22,29 @@ if TYPE_CHECKING:
     from airflow_mdbackup.scheme.store.mirror import Mirror
 
 PATHS, PART, REPAIR, MISSING = "paths", "part", "repair", "missing"
-"""Parameters of a run that a person starts."""
-_MOST_LOGGED = 1000
+"""Parameters of a manual run."""
+_MAX_LOGGED = 1000  # files
 
 
 class VerifyMirror(BackupOperator):
-    """Read live files and versions again; fail, without retry, if any is not what it was when it came.
+    """Read live files and versions, and compare their md5; fail, without retry, if any is damaged.
 
-    Each run takes the next part of all, and so comes round to everything. Backups go on meanwhile: the lock
-    is taken for a repair only. Where there is no backup yet, the task is skipped; with the provider's asset
-    among its ``inlets``, it fails where one has been. The run's parameters ``paths``, ``part``, ``repair``
-    and ``missing`` win over what is said here.
+    Each run reads the next part, so that all files are verified in turn. Backups can run meanwhile: only a
+    repair takes the lock. If there is no backup yet, the task is skipped; but if the provider's asset, among
+    its ``inlets``, records an earlier backup, it fails. The run's parameters ``paths``, ``part``, ``repair``
+    and ``missing`` take precedence over the arguments.
 
     :param provider: the provider's name.
     :param dest: absolute path of its backup on the worker.
-    :param part: how much a run reads: a fraction of all such as ``1/30``, a size such as ``50GB``, or
-        ``all``.
-    :param limit: how much it reads per second, such as ``50MB``; None for no limit.
-    :param repair: take rotten live files out of the consumer index, so that the next run pulls them again,
-        and keeps the rotten bytes as versions.
-    :param missing: with ``repair``, also live files that are missing.
+    :param part: how much a run reads: a fraction such as ``1/30``, a size such as ``50GB``, or ``all``.
+    :param limit: how much it reads per second, such as ``50MB``; None: no limit.
+    :param repair: drop corrupted live files from the consumer index, so that the next run pulls them again.
+        It keeps the corrupted bytes as versions.
+    :param missing: with ``repair``, also drop live files that are missing.
     """
 
     template_fields: Sequence[str] = (*BackupOperator.template_fields, "part", "limit")
-    operator_extra_links = ()  # which are of the provider's own DAG
+    operator_extra_links = ()  # they belong to the provider's own DAG
     ui_color = "#f5e6cc"
 
     def __init__(
@@ -76,29 +75,29 @@ class VerifyMirror(BackupOperator):
                     if not past.moments and not mirror.index.exists():
                         if self.had_good_run(context):
                             raise AirflowFailException(
-                                f"{self.provider}: {self.dest} has neither history nor index, though there "
-                                "was a good backup: somebody deleted them. The next one copies all again"
+                                f"{self.provider}: {self.dest} has neither history nor index, although "
+                                "there was a good backup: somebody deleted them. The next one copies all"
                             )
-                        raise AirflowSkipException(f"{self.provider}: nothing was backed up yet")
+                        raise AirflowSkipException(f"{self.provider}: there is no backup yet")
                     walk = self._walk(mirror, past, wanted, context["params"])
                     self._read(walk)
                     for problem in past.problems:
                         self.log.warning("%s", unfolded(problem))
             except ValueError as error:
                 raise refused(f"{self.provider}: {error}")  # noqa: B904 - it has a cause
-            gone, done = self._finish(mirror, walk)
+            dropped, message = self._finish(mirror, walk)
         self.log.info("%s: %s", self.provider, walk.summary())
         if walk.is_last:
-            self.log.info("That was the last part; the next one begins anew")
+            self.log.info("This was the last part; the next run starts again with the first")
         counts = {
             **{found.value: walk.counts[found] for found in VerifyOutcome},
             "bytes": walk.size,
-            "repaired": len(gone),
+            "repaired": len(dropped),
         }
         try:
-            walk.raise_for_damage(done)
+            walk.raise_for_damage(message)
         except DamageFound as error:
-            # A task that fails returns nothing, and its result is wanted most then.
+            # A task that fails returns nothing, but this is when its result is needed most.
             context["ti"].xcom_push(key="return_value", value={**counts, "damage": walk.damage})
             raise AirflowFailException(str(error)) from None
         return counts
@@ -106,9 +105,9 @@ class VerifyMirror(BackupOperator):
     def _walk(
         self, mirror: Mirror, past: Timeline, wanted: Selection, params: Mapping[str, Any]
     ) -> Verification:
-        """Return what was asked for, by the form or else by what is configured.
+        """Return the verification that the run's parameters describe, or else the arguments.
 
-        :raises ValueError: it is malformed, or does not go together.
+        :raises ValueError: they are malformed, or contradict each other.
         """
         wanted.resolve(past.knows)
         return Verification(
@@ -121,35 +120,35 @@ class VerifyMirror(BackupOperator):
         )
 
     def _read(self, walk: Verification) -> None:
-        told = 0
+        damaged = 0
         for verified in walk:
             if verified.outcome != VerifyOutcome.SOUND:
-                told += 1
-                if told <= _MOST_LOGGED:
+                damaged += 1
+                if damaged <= _MAX_LOGGED:
                     self.log.warning("%s: %s", verified.outcome, to_text(verified.place))
-        if told > _MOST_LOGGED:
-            self.log.warning("and %s more", told - _MOST_LOGGED)
+        if damaged > _MAX_LOGGED:
+            self.log.warning("and %s more", f"{damaged - _MAX_LOGGED:,}")
 
     def _finish(self, mirror: Mirror, walk: Verification) -> tuple[list[bytes], str]:
-        """Repair, if asked; return the paths of which the next run takes care, and what is told of it."""
+        """Repair if requested; return the paths that the next run pulls again, and a message about them."""
         try:
-            gone = walk.finish(LOCK_WAIT)
+            dropped = walk.finish(LOCK_WAIT)
         except BackupError as error:
             if walk.is_sound:
                 raise
             return [], f"Nothing was repaired: {error}"
-        for path in gone[:_MOST_LOGGED]:
-            self.log.warning("left the index, to be pulled again: %s", to_text(path))
-        if gone:
-            return gone, describe_repair(self.provider, gone)
+        for path in dropped[:_MAX_LOGGED]:
+            self.log.warning("dropped from the index, to be pulled again: %s", to_text(path))
+        if dropped:
+            return dropped, describe_repair(self.provider, dropped)
         if walk.is_repairing:
-            return gone, (
-                "Look at the disk. Nothing of it could be repaired: only what is rotten, live, and in the"
-                " index is; what an earlier repair took out of it waits for the next backup. To stop"
-                " reporting files lost for good, run on this worker:"
-                f" `mdbackup verify {self.provider} PATH --acknowledge-missing`"
+            return dropped, (
+                "Check the disk. Nothing could be repaired: only corrupted live files that are in the"
+                " index can be. Files dropped by an earlier repair wait for the next backup. To stop"
+                " reporting files that are lost for good:"
+                f" `mdbackup verify {self.provider} PATH --acknowledge-missing` on this worker"
             )
-        return gone, (
-            "Look at the disk. To have rotten live files pulled again, start a run of this DAG with `repair`,"
-            f" or `mdbackup verify {self.provider} PATH --repair` on this worker"
+        return dropped, (
+            "Check the disk. To have corrupted live files pulled again, start a run of this DAG with"
+            f" `repair`, or `mdbackup verify {self.provider} PATH --repair` on this worker"
         )

@@ -1,1 +1,1 @@
-"""Triggers: what waits without a worker's slot. Imported by the triggerer only."""
+"""Triggers, which wait without occupying a worker slot. Only the triggerer imports them."""

@@ -12,7 +12,7 @@ from airflow_mdbackup.hooks import provider as provider_module
 from airflow_mdbackup.triggers import build_provider_index as trigger_module
 
 LONG_LINE = provider_module.LONG_ROUND_TRIP
-SOONEST = trigger_module._SOONEST
+SOONEST = trigger_module._EARLIEST_EVENT
 
 
 @pytest.fixture(autouse=True)
@@ -24,7 +24,7 @@ def short_line(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def no_race(monkeypatch: pytest.MonkeyPatch) -> None:
     """No scheduler is here to be late."""
-    monkeypatch.setattr(trigger_module, "_SOONEST", 0.0)
+    monkeypatch.setattr(trigger_module, "_EARLIEST_EVENT", 0.0)
 
 
 @pytest.fixture

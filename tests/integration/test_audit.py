@@ -404,7 +404,7 @@ def test_nothing_is_left_of_sockets_that_an_account_could_make(
 ) -> None:
     """sshd leaves what it makes, so that it is not made to."""
     audit = audited(set_up)
-    assert "tried to make a socket" in audit.seen(account, "no socket forwarding")
+    assert "tried to create a socket" in audit.seen(account, "no socket forwarding")
     assert audit.left == []
 
 
@@ -458,7 +458,7 @@ def test_command_that_never_answers_is_no_proof(audited: Callable[[SetUp], Audit
 def test_command_that_takes_programs_is_told_as_such(audited: Callable[[SetUp], Audited]) -> None:
     """It is no shell, and yet B could run anything."""
     audit = audited(SetUp(stand_in='#!/bin/sh\necho "mdbackup ready program"\nread -r size\n'))
-    assert audit.seen("index account", "only its forced command") == "it runs whatever program it is sent"
+    assert audit.seen("index account", "only its forced command") == "it runs any program that is sent to it"
 
 
 def test_server_that_allows_one_session_at_a_time_is_judged_as_well(
@@ -583,7 +583,7 @@ def test_server_that_known_hosts_has_is_pinned(
         (tmp_path / ".ssh").mkdir()
         (tmp_path / ".ssh" / "known_hosts").write_text(f"[127.0.0.1]:{server.port} {server.host_key}\n")
         assert run(argparse.Namespace(provider="web", format="json")) == 0
-    assert "known_hosts of this worker has it" in capsys.readouterr().out
+    assert "in known_hosts of this worker" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -333,7 +333,7 @@ def test_a_trigger_fires_no_sooner_than_a_scheduler_knows_of_the_deferral(
         waited.append(seconds)
 
     module = BuildProviderIndexTrigger.__module__
-    monkeypatch.setattr(f"{module}._SOONEST", 1000.0)
+    monkeypatch.setattr(f"{module}._EARLIEST_EVENT", 1000.0)
     monkeypatch.setattr(f"{module}._pause", pause)
     assert SOONEST >= 5
     assert "done" in asyncio.run(fire(trigger(request(server))))
@@ -642,7 +642,7 @@ def test_trigger_gives_up_a_server_that_opens_no_session(
             listener.close()
 
     event = asyncio.run(go())
-    assert (event["error"], "opens no session" in event["message"]) == ("ConnectionLost", True)
+    assert (event["error"], "does not open a session" in event["message"]) == ("ConnectionLost", True)
     assert len(impatient) == 2
 
 

@@ -294,7 +294,9 @@ def test_connection_in_a_variable_that_cannot_be_parsed_is_not_taken_for_missing
 ) -> None:
     """Airflow says of both that there is none, and somebody would make it a second time."""
     monkeypatch.setenv("AIRFLOW_CONN_BACKUPOP", broken)
-    with pytest.raises(errors.AccessRefused, match=r"backupop cannot be read: .*CONN_BACKUPOP is set"):
+    with pytest.raises(
+        errors.AccessRefused, match=r"backupop cannot be read: .*AIRFLOW_CONN_BACKUPOP is neither"
+    ):
         backup.fetch()
 
 
@@ -302,7 +304,7 @@ def test_connection_in_a_variable_that_cannot_be_parsed_is_not_taken_for_missing
     ("host_key", "told"),
     [
         ("", r"backupop leads to a server whose host key is unknown: .* Pin it in its extra host_key"),
-        ("ssh-ed25519 AAAA", r"backupop has an extra host_key that is no public key: it must look like"),
+        ("ssh-ed25519 AAAA", r"backupop has an extra host_key that is not a public key: it must look like"),
     ],
 )
 def test_connection_with_a_spoilt_host_key_is_told(

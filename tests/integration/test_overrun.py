@@ -186,7 +186,7 @@ def test_more_than_the_window_ends_the_connection_of_an_audit(
         transport.join(30)
         assert not transport.is_alive()
         assert len(channel.in_buffer) + len(channel.in_stderr_buffer) <= WINDOW
-        told = "more than the window that it was granted, 1,048,576 bytes"
+        told = "more than its window of 1,048,576 bytes"
         assert told in str(transport.get_exception())
 
 
@@ -375,7 +375,7 @@ def test_packet_that_is_too_large_is_not_read(set_connection: SetConnection) -> 
 
 
 def large(channel: paramiko.Channel) -> None:
-    send(channel, 2, bytes(2 * bounded._PACKET))  # it may be ignored, says its type
+    send(channel, 2, bytes(2 * bounded._MAX_PACKET))  # it may be ignored, says its type
     channel.send_exit_status(0)
 
 
@@ -402,7 +402,7 @@ def test_extensions_are_not_counted_beyond_their_message(set_connection: SetConn
 
     with serving(attack, set_connection):
         with audited() as client:
-            assert end_of(client) == "the server sent a message that counts more items than it holds"
+            assert end_of(client) == "the server sent a message that claims more items than it contains"
         with IndexHook("attacked") as hook, pytest.raises(ConnectionLost, match="broke: Unexpected ext_info"):
             hook.build_index(REQUEST)
 
@@ -434,7 +434,7 @@ def test_questions_at_login_are_not_counted_beyond_their_message(
     with serving(overflow, set_connection, Curious):
         with pytest.raises(AccessRefused, match="allowed types:"):
             audited()
-        assert "the server sent a message that counts more items than it holds" in caplog.text
+        assert "the server sent a message that claims more items than it contains" in caplog.text
         with IndexHook("attacked") as hook, pytest.raises(ConnectionLost, match="Incomplete packet"):
             hook.connected()
 
@@ -498,7 +498,7 @@ def pem(key: paramiko.RSAKey) -> str:
     return file.getvalue()
 
 
-@pytest.mark.parametrize("line", [bytes(4 * bounded._GREETING), b"hello\r\n" * 20_000], ids=["one", "many"])
+@pytest.mark.parametrize("line", [bytes(4 * bounded._MAX_BANNER), b"hello\r\n" * 20_000], ids=["one", "many"])
 def test_greeting_without_end_is_not_read(set_connection: SetConnection, line: bytes) -> None:
     """Before the version a server may print lines; this one never ends its first, or the last never comes."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -514,7 +514,7 @@ def test_greeting_without_end_is_not_read(set_connection: SetConnection, line: b
         connections: list[socket.socket] = []
         threading.Thread(target=serve, daemon=True).start()
         define(set_connection, listener.getsockname()[1])
-        with pytest.raises(ConnectionLost, match=r"no version of SSH|protocol version"):
+        with pytest.raises(ConnectionLost, match=r"without an SSH version|protocol version"):
             audited()
         with IndexHook("attacked") as hook, pytest.raises(ConnectionLost, match="anner line"):
             hook.connected()

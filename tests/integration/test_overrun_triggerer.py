@@ -152,7 +152,7 @@ def test_flood_below_the_lines_ends_the_build(
         logging.getLogger("asyncssh").removeHandler(caplog.handler)
     assert event["error"] == "ConnectionLost"
     assert event["message"].startswith("connection index: the server sent ")
-    assert f" {what}, far more than the build of an index takes" in event["message"]
+    assert f" {what}, far more than the build of an index needs" in event["message"]
     assert len(caplog.records) < 100
 
 
@@ -248,13 +248,13 @@ def test_what_is_not_worked_off_is_left_in_the_socket(
 ) -> None:
     """So that a server that is faster than its turns fills no memory."""
     waiting: list[int] = []
-    work_off = bounded._Connection._work_off
+    work_off = bounded._Connection._process_chunk
 
     def recorded(self: bounded._Connection) -> None:
-        waiting.append(len(self._arrived))
+        waiting.append(len(self._buffer))
         work_off(self)
 
-    monkeypatch.setattr(bounded._Connection, "_work_off", recorded)
+    monkeypatch.setattr(bounded._Connection, "_process_chunk", recorded)
     monkeypatch.setattr(bounded, "_BYTES", (8 << 20, 0))
 
     def burst(connection: asyncssh.SSHServerConnection, _: int) -> None:

@@ -206,7 +206,7 @@ def test_script_makes_both_accounts_and_can_be_undone(
     untouched = machine(server)
     script = provision("web", "--bind", "/srv/www:/backups", *options)
     output = done(server, script)
-    assert "sshd was told to read its configuration again" in output
+    assert "sshd was sent SIGHUP" in output
 
     connect(output)
     assert read("web_backupop", b"/backups/alpha") == b"content of alpha\n"
@@ -216,7 +216,7 @@ def test_script_makes_both_accounts_and_can_be_undone(
 
     once = machine(server)
     again = done(server, script)
-    assert "Nothing to change: all is as this script wants it." in again
+    assert "Nothing to change: everything is already set up." in again
     assert "* " not in again
     assert machine(server) == once
     assert connections(again) == connections(output)
@@ -464,7 +464,7 @@ def test_match_block_that_decides_otherwise_is_named_and_nothing_stays_changed(
     assert result.returncode == 1
     because = 'sshd does not apply "PermitTTY no" to backupop from 127.0.0.1, but: permittty yes'
     assert because in result.stderr
-    assert "again what it was" in result.stderr
+    assert "previous configuration of sshd was restored" in result.stderr
     now = tree(server.root / "etc/ssh")
     assert {name: now.get(name) for name in untouched} == untouched
     assert not (server.root / DROP_IN.lstrip("/")).exists()
@@ -493,7 +493,7 @@ def test_match_block_that_cannot_be_tried_is_told(server: ProvisionedServer, pro
     main_file = server.root / MAIN.lstrip("/")
     plain = main_file.read_text()
     block = "Match %s\n    PermitTTY yes\nMatch all\n"
-    told = "Not proven for every connection, since these lines come before ours"
+    told = "The restrictions are not verified for all connections. These earlier lines may override them"
 
     def told_of(match: str, *words: str) -> bool:
         if "Include" not in plain:
@@ -557,7 +557,7 @@ def test_broken_sshd_config_is_refused_before_anything_changes(
 ) -> None:
     """Or the administrator could not tell who broke it."""
     (server.root / "etc/ssh/sshd_config.d/00-ours.conf").write_text("Nonsense yes\n")
-    refused(server, provision("web"), "the configuration of sshd is wrong already")
+    refused(server, provision("web"), "the current configuration of sshd is invalid")
 
 
 def test_chroot_that_sshd_would_refuse_is_named_before_anything_changes(
@@ -570,12 +570,12 @@ def test_chroot_that_sshd_would_refuse_is_named_before_anything_changes(
     refused(
         server,
         script,
-        "others than root may write to /home, and sshd refuses such a chroot: chmod go-w /home",
+        "users other than root can write to /home, and sshd refuses such a chroot: chmod go-w /home",
     )
     home.chmod(0o755)
     (home / "backupop").mkdir()
     os.chown(home / "backupop", 1234, 1234)
-    refused(server, script, "/home/backupop does not belong to root")
+    refused(server, script, "/home/backupop is not owned by root")
     os.chown(home / "backupop", 0, 0)
     (home / "backupop").chmod(0o755)
     done(server, script)
@@ -585,9 +585,12 @@ def test_chroot_that_sshd_would_refuse_is_named_before_anything_changes(
     ("useradd", "because"),
     [
         ("--shell /bin/bash backupop", "the account backupop exists and has the shell /bin/bash"),
-        ("--shell /bin/bash mdbackup-index", "the account mdbackup-index exists and is an ordinary user's"),
-        ("--system --shell /bin/false mdbackup-index", "without a shell sshd cannot run the indexer"),
-        ("--non-unique --uid 0 --shell /bin/false backupop", "root by another name"),
+        (
+            "--shell /bin/bash mdbackup-index",
+            "the account mdbackup-index exists and belongs to a regular user",
+        ),
+        ("--system --shell /bin/false mdbackup-index", "has no shell, so sshd cannot run the indexer"),
+        ("--non-unique --uid 0 --shell /bin/false backupop", "has user id 0, like root"),
         ("--system --shell /bin/sh --password $y$x mdbackup-index", "usermod -p '*' mdbackup-index"),
         (
             "--system --shell /bin/false --password $y$x backupop",
@@ -618,33 +621,33 @@ def test_account_that_was_made_by_hand_is_taken_and_left_by_undo(
 @pytest.mark.parametrize(
     ("prepare", "because"),
     [
-        ("rm -r /srv/www", "/srv/www, which is to be mounted on /home/backupop/backups, is no directory"),
-        ("mkdir -p /home/backupop/backups/x", "is not empty, and what is in it would be hidden"),
-        ("mkdir -p /home/backupop; touch /home/backupop/backups", "is to be mounted, is no directory"),
+        ("rm -r /srv/www", "/srv/www, which is to be mounted on /home/backupop/backups, is not a directory"),
+        ("mkdir -p /home/backupop/backups/x", "is not empty, and the mount would hide its content"),
+        ("mkdir -p /home/backupop; touch /home/backupop/backups", "is to be mounted, is not a directory"),
         (
             "mkdir -p /home/backupop; ln -s /srv /home/backupop/backups",
             "is a symbolic link, so /srv/www would",
         ),
-        ("mkdir /home/real; ln -s real /home/backupop", "give the chroot by its real path, /home/real"),
+        ("mkdir /home/real; ln -s real /home/backupop", "specify the chroot by its real path, /home/real"),
         (
             "mkdir -p /home/backupop/backups; mount --bind /srv /home/backupop/backups",
             "not by this script: umount /home/backupop/backups",
         ),
         (
             "mkdir -p /home/backupop/.mdbackup; chown daemon /home/backupop/.mdbackup",
-            "/home/backupop/.mdbackup, where the index is to be, belongs to daemon",
+            "/home/backupop/.mdbackup, which is to hold the index, is owned by daemon",
         ),
         (
             "mkdir -p /home/backupop; ln -s /srv/www /home/backupop/.mdbackup",
-            "/home/backupop/.mdbackup is a symbolic link, and what it leads to would be given away",
+            "/home/backupop/.mdbackup is a symbolic link, and the owner of its target would be changed",
         ),
         ("ln -s /srv /etc/mdbackup", "/etc/mdbackup is a symbolic link"),
         ("echo DenyUsers alice 'back*' >>/etc/ssh/sshd_config", '"denyusers back*" in its configuration'),
         (
             "echo DenyGroups 'mdbackup-inde?' >>/etc/ssh/sshd_config",
-            'lets in mdbackup-index, because of "denyg',
+            'denies mdbackup-index every login, because of "denyg',
         ),
-        ("rm -r /etc/ssh/*.pub", "no host key with a readable public half"),
+        ("rm -r /etc/ssh/*.pub", "no host key with a readable public key"),
         ("sed -i /^Subsystem/d /etc/ssh/sshd_config", "has no subsystem sftp"),
     ],
 )
@@ -662,15 +665,15 @@ def test_what_is_missing_is_named_before_anything_changes(
     [
         (
             "touch /etc/ssh/sshd_config.d/10-mdbackup-web.conf",
-            "10-mdbackup-web.conf is there already, and not by",
+            "10-mdbackup-web.conf exists, but was not created by this script",
         ),
         (
             "printf 'Match User backupop\\n    PermitTTY no\\n' >>/etc/ssh/sshd_config",
-            '/etc/ssh/sshd_config has a block "Match User backupop" already',
+            '/etc/ssh/sshd_config has a block "Match User backupop" that was not created by this script',
         ),
         (
             "echo '/srv/www /home/backupop/backups/ none bind,ro 0 0' >>/etc/fstab",
-            "/etc/fstab mounts something on /home/backupop/backups already, and not by this script",
+            "/etc/fstab has an entry for /home/backupop/backups that was not created by this script",
         ),
     ],
     ids=["drop-in", "block", "fstab"],
@@ -689,7 +692,7 @@ def test_set_up_by_hand_is_not_undone_by_the_script(server: ProvisionedServer, p
         file = server.root / place[1:]
         file.parent.mkdir(parents=True, exist_ok=True)
         file.touch()
-        refused(server, provision("web", "--undo"), "is not by the script that sets up")
+        refused(server, provision("web", "--undo"), "was not set up by `mdbackup provision`")
         if place.startswith(KEYS):
             shutil.rmtree(file.parent)
         else:
@@ -701,7 +704,7 @@ def test_cron_job_is_refused_where_nothing_would_start_it(
 ) -> None:
     """Though there is an /etc/cron.d, which other packages make, too."""
     take_cron(server)
-    refused(server, provision("self", "--cron", "@daily"), "there is no cron here: install it, or")
+    refused(server, provision("self", "--cron", "@daily"), "this server has no cron: install it, or")
     give_cron(server)
     done(server, provision("self", "--cron", "@daily"))
 
@@ -712,7 +715,7 @@ def test_damaged_program_is_not_installed(server: ProvisionedServer, provision: 
     at = script.index("Build the provider index:")
     result = server.run_script(script[:at] + "b" + script[at + 1 :])
     assert result.returncode == 1
-    assert "/usr/local/lib/mdbackup/indexer.py was damaged on its way here" in result.stderr
+    assert "/usr/local/lib/mdbackup/indexer.py was damaged in transfer" in result.stderr
     assert not (server.root / "usr/local/lib/mdbackup/indexer.py").exists()
 
 
@@ -735,10 +738,10 @@ def test_two_set_ups_on_one_server_do_not_disturb_each_other(
     untouched = machine(server)
     web = provision("web", "--bind", "/srv/www:/backups", "--sftpi")
     connect(done(server, web))
-    refused(server, provision("self", "--sftpi"), "the account backupop is that of another set-up")
+    refused(server, provision("self", "--sftpi"), "the account backupop belongs to another setup")
     for chroot in ("/home/backupop", "/home/backupop/more", "/home"):
         theirs = provision("self", "--backupop", "backupop2", "--chroot", chroot)
-        refused(server, theirs, "give this one its own")
+        refused(server, theirs, ": choose another one")
     own = ("self", "--backupop", "backupop2", "--bind", "/srv/www:/backups", "--sftpi", "--cron", "@daily")
     give_cron(server)
     connect(done(server, provision(*own)))
@@ -757,7 +760,7 @@ def test_consumers_that_call_the_provider_the_same_choose_other_names_on_a(
     """By `--as`."""
     done(server, provision("web"))
     own = ("--backupop", "backupop2", "--index-account", "mdbackup-index2")
-    refused(server, provision("web", "--as", "web2", *own), "chroot /home/backupop is that of another set-up")
+    refused(server, provision("web", "--as", "web2", *own), "backupop is, or is inside, that")
     done(server, provision("self", "--as", "web2", "--chroot", "/home/backupop2", *own))
     assert {path.name for path in (server.root / "etc/mdbackup").iterdir()} == {
         "web.json", "web.made", "web2.json", "web2.made",
@@ -853,7 +856,7 @@ def test_undo_removes_no_data(server: ProvisionedServer, provision: Provision) -
         (server.root / "home/backupop" / name).parent.mkdir(exist_ok=True)
         (server.root / "home/backupop" / name).write_text("data")
     output = done(server, provision("web", "--undo"))
-    assert "/home/backupop is not empty, and stays" in output
+    assert "/home/backupop is not empty, so it is kept" in output
     assert (server.root / "home/backupop/backups/kept").read_text() == "data"
     assert os.listdir(server.root / "home/backupop/.mdbackup") == ["index.md5.kept"]
 
@@ -880,7 +883,7 @@ def test_undo_removes_the_index_and_what_the_indexer_keeps_beside_it(
     (directory / ".index.md5.lock.d/holder").touch()
     (directory / ".index.md5.link").symlink_to("/srv/www/alpha")
     assert (directory / "index.md5").exists()
-    assert "and stays" not in done(server, provision("web", "--undo"))
+    assert "so it is kept" not in done(server, provision("web", "--undo"))
     assert machine(server) == untouched
 
 
@@ -953,7 +956,7 @@ def test_configuration_of_the_indexer_is_that_of_the_provider(
 def test_units_are_sound_and_start_at_boot(server: ProvisionedServer, provision: Provision) -> None:
     """Timer and path unit start the same service, which may read everything and write the index only."""
     output = done(server, provision("self", "--bind", "/srv/www:/backups", "--path-unit"))
-    assert "systemd is not running: start it yourself" in output
+    assert "systemd is not running: the next boot starts" in output
     units = server.root / "etc/systemd/system"
     found = {}
     for kind in ("service", "timer", "path"):
@@ -978,7 +981,7 @@ def test_units_are_sound_and_start_at_boot(server: ProvisionedServer, provision:
     done(server, provision("self", "--bind", "/srv/www:/backups", "--timer", "*:0/15"))
     assert not (units / "mdbackup-index-self.path").exists()
     assert "OnCalendar=*:0/15\n" in (units / "mdbackup-index-self.timer").read_text()
-    refused(server, provision("self", "--timer", "someday"), "systemd does not understand the calendar")
+    refused(server, provision("self", "--timer", "someday"), "systemd rejects the calendar expression")
 
 
 def test_service_and_cron_job_build_the_index(server: ProvisionedServer, provision: Provision) -> None:
@@ -991,7 +994,7 @@ def test_service_and_cron_job_build_the_index(server: ProvisionedServer, provisi
     index.unlink()
     give_cron(server)
     output = done(server, provision("self", "--bind", "/srv/www:/backups", "--cron", "30 2 * * *"))
-    first = re.findall("^The first index: (.*)$", output, re.MULTILINE)[0]
+    first = re.findall("^To build the first index: (.*)$", output, re.MULTILINE)[0]
     assert (server.run("sh", "-c", first).returncode, index.exists()) == (0, True)
     index.unlink()
     assert not (server.root / "etc/systemd/system/mdbackup-index-self.service").exists()
@@ -1038,7 +1041,7 @@ def test_reload_that_failed_is_tried_again(server: ProvisionedServer, provision:
     server.run("mount", "--bind", "/srv/systemctl", shutil.which("systemctl") or "/usr/bin/systemctl")
     server.run("mkdir", "-p", "/run/systemd/system")
     result = server.run_script(provision("web"))
-    assert (result.returncode, "sshd was not reloaded" in result.stderr) == (1, True)
+    assert (result.returncode, "sshd could not be reloaded" in result.stderr) == (1, True)
     (server.root / "srv/allowed").touch()
     assert "sshd was reloaded" in done(server, provision("web"))
     assert "sshd was reloaded" not in done(server, provision("web"))
@@ -1049,12 +1052,12 @@ def test_run_that_was_killed_is_made_up_for_by_the_next(
 ) -> None:
     """sshd has still to read what the killed one wrote, although nothing is left to change."""
     script = provision("web")
-    killed = script.replace('    expect "$backupop"\n', "    kill -KILL $$\n", 1)
+    killed = script.replace('    verify_restrictions "$backupop"\n', "    kill -KILL $$\n", 1)
     assert killed != script
     assert server.run_script(killed).returncode != 0
     assert (server.root / DROP_IN.lstrip("/")).exists()
-    assert "sshd was told to read its configuration again" in done(server, script)
-    assert "sshd was told" not in done(server, script)
+    assert "sshd was sent SIGHUP" in done(server, script)
+    assert "sshd was sent SIGHUP" not in done(server, script)
     assert not (server.root / "run/mdbackup-web.reload").exists()
 
 

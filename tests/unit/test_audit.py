@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from airflow_mdbackup.account.backup_account import Files, absolute_paths, creation, directory_creation
+from airflow_mdbackup.account.backup_account import Files, probe_absolute_paths, probe_create, probe_mkdir
 from airflow_mdbackup.account.connection import Unanswered
 from airflow_mdbackup.account.findings import Verdict
-from airflow_mdbackup.account.probes import Check, run
+from airflow_mdbackup.account.probes import Check, run_checks
 from airflow_mdbackup.account.sftp_requests import (
     NO_SUCH_FILE,
     OK,
@@ -49,7 +49,7 @@ class OddServer:
     rmdir = remove
 
 
-@pytest.mark.parametrize("probe", [creation, directory_creation])
+@pytest.mark.parametrize("probe", [probe_create, probe_mkdir])
 def test_what_could_be_made_in_a_place_that_matters_is_removed_again(probe: Any) -> None:
     """A server may refuse what names no directory, and yet write where there is one."""
     server: Any = OddServer(removes=True)
@@ -59,7 +59,7 @@ def test_what_could_be_made_in_a_place_that_matters_is_removed_again(probe: Any)
     assert server.there == set()
 
 
-@pytest.mark.parametrize("probe", [creation, directory_creation])
+@pytest.mark.parametrize("probe", [probe_create, probe_mkdir])
 def test_what_cannot_be_removed_again_is_told_loudly(probe: Any) -> None:
     """With its whole path, since somebody has to remove it by hand."""
     server: Any = OddServer(removes=False)
@@ -83,14 +83,14 @@ class Tree:
     def stat(self, path: bytes) -> Answer:
         return self._answer("stat", path)
 
-    def look_by_opening(self, path: bytes) -> Answer:
+    def open_to_read(self, path: bytes) -> Answer:
         return self._answer("open", path)
 
 
 def outside(tree: Tree, source: bytes = b"/backups") -> Verdict:
     requests: Any = tree
     files = Files(requests, b"/.mdbackup/index.md5", (source,))
-    (found,) = run("backup account", files, [Check("no escape", absolute_paths, "")])
+    (found,) = run_checks("backup account", files, [Check("no escape", probe_absolute_paths, "")])
     return found.verdict
 
 
@@ -163,14 +163,14 @@ def test_what_is_no_sftp_server_is_told_from_one_that_ended(said: bytes, ended: 
     assert caught.value.ended is ended
 
 
-def test_server_that_spoke_nonsense_is_not_asked_again() -> None:
+def test_server_that_sent_a_malformed_answer_gets_no_further_request() -> None:
     """Later answers could be those to earlier questions."""
     channel = Words(VERSION, b"\0\0\0\x11\x65\0\0\0\7\0\0\0\3\0\0\0\0\0\0\0\0")
     requests = Requests(channel)
-    with pytest.raises(Unanswered, match="nonsense"):
+    with pytest.raises(Unanswered, match="malformed answer"):
         requests.stat(b"/")
     told = channel.told
-    with pytest.raises(Unanswered, match="before"):
+    with pytest.raises(Unanswered, match="did not answer an earlier request"):
         requests.stat(b"/")
     assert channel.told == told
 

@@ -27,7 +27,7 @@ def connection(host: str, port: int | None = None) -> Any:
 
 def test_sources_and_backup_are_told_by_their_uris(collector: HookLineageCollector) -> None:
     """The backup by the same asset that the commit updates; what is no part of a URI is quoted."""
-    lineage.tell_lineage(connection("srv1.example.org", 2222), "srv1", ["/backups", "/a b/ü?#"])
+    lineage.report_lineage(connection("srv1.example.org", 2222), "srv1", ["/backups", "/a b/ü?#"])
     found = collector.collected_assets
     assert [each.asset.uri for each in found.inputs] == [
         "sftp://srv1.example.org:2222/backups",
@@ -37,7 +37,7 @@ def test_sources_and_backup_are_told_by_their_uris(collector: HookLineageCollect
 
 
 def test_address_of_ipv6_is_bracketed(collector: HookLineageCollector) -> None:
-    lineage.tell_lineage(connection("fd00::1"), "srv1", ["/"])
+    lineage.report_lineage(connection("fd00::1"), "srv1", ["/"])
     assert [each.asset.uri for each in collector.collected_assets.inputs] == ["sftp://[fd00::1]:22/"]
 
 
@@ -45,14 +45,14 @@ def test_address_of_ipv6_is_bracketed(collector: HookLineageCollector) -> None:
 def test_path_that_no_asset_may_have_is_a_warning_and_no_failure(
     collector: HookLineageCollector, caplog: pytest.LogCaptureFixture, path: str
 ) -> None:
-    lineage.tell_lineage(connection("srv1"), "srv1", [path])
+    lineage.report_lineage(connection("srv1"), "srv1", [path])
     assert not collector.has_collected
-    assert "srv1: Airflow is told of no lineage" in caplog.text
+    assert "srv1: no lineage is reported to Airflow" in caplog.text
 
 
 def test_nothing_is_collected_where_nobody_reads_it() -> None:
     collector = get_hook_lineage_collector()
-    lineage.tell_lineage(connection("srv1"), "srv1", ["/backups"])
+    lineage.report_lineage(connection("srv1"), "srv1", ["/backups"])
     assert isinstance(collector, NoOpCollector) and not collector.has_collected
 
 

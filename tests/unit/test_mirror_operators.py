@@ -117,7 +117,7 @@ def test_log_tells_how_far_it_is_and_no_more_than_so_much_damage(
     pair: Pair, log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also within one large file; a disk that is gone does not fill the one with the logs."""
-    monkeypatch.setattr("airflow_mdbackup.operators.verify_mirror._MOST_LOGGED", 2)
+    monkeypatch.setattr("airflow_mdbackup.operators.verify_mirror._MAX_LOGGED", 2)
     monkeypatch.setattr("airflow_mdbackup.scheme.recovery.verify.ReportTimer.due", lambda pace: True)
     pair.put("large", bytes(3 << 20))
     two_runs(pair)
@@ -139,7 +139,7 @@ def test_repair_is_done_by_configuration_or_by_the_form_and_told(pair: Pair) -> 
     with pytest.raises(AirflowFailException, match="airflow dags trigger mdbackup_srv1 --conf"):
         execute(verifier(pair, repair=True), repair=True, missing=False)
     assert pair.index_a().keys() - pair.index_b().keys() == {pair.path("same")}
-    with pytest.raises(AirflowFailException, match="waits for the next backup"):
+    with pytest.raises(AirflowFailException, match="wait for the next backup"):
         execute(verifier(pair, repair=True))
     with pytest.raises(AirflowFailException, match="1 entry has left the index"):
         execute(verifier(pair), repair=True, missing=True, paths=["twin"])
@@ -167,7 +167,7 @@ def test_backup_that_is_not_there_yet_is_no_damage_but_one_that_is_gone_is(pair:
     with pytest.raises(DestinationRefused, match="not mounted"):
         execute(verifier(pair), good=True)
     pair.mirror.claim()
-    with pytest.raises(AirflowSkipException, match="nothing was backed up yet"):
+    with pytest.raises(AirflowSkipException, match="there is no backup yet"):
         execute(verifier(pair))
     operator = verifier(pair)
     operator.provider = "other"
@@ -253,7 +253,7 @@ def test_restore_says_what_a_person_has_taken_out_of_the_index(pair: Pair, base:
 def test_dry_run_makes_nothing_and_tells_what_would_come(pair: Pair, base: Path, log: Log) -> None:
     two_runs(pair)
     assert execute(restorer(pair), dry_run=True)["restored"] == 6
-    assert list(base.iterdir()) == [] and log.text.count("would come: /") == 6
+    assert list(base.iterdir()) == [] and log.text.count("would restore: /") == 6
 
 
 def test_what_does_not_come_back_fails_the_task_for_good_and_is_named(pair: Pair, base: Path) -> None:

@@ -93,8 +93,8 @@ def test_configuration_of_the_indexer_keeps_every_name() -> None:
 def test_program_cannot_end_its_own_here_document(monkeypatch: pytest.MonkeyPatch) -> None:
     """Another mark is taken if the program has such a line."""
     program = "echo one\nEND_OF_PROGRAM\nEND_OF_PROGRAM_\nrm -rf /\n"
-    assert provision_module._mark(program) == "END_OF_PROGRAM__"
-    assert provision_module._mark("true\n") == "END_OF_PROGRAM"
+    assert provision_module._delimiter(program) == "END_OF_PROGRAM__"
+    assert provision_module._delimiter("true\n") == "END_OF_PROGRAM"
 
 
 def test_lines_to_paste_are_one_command_each_whatever_the_names() -> None:
@@ -142,10 +142,10 @@ def test_keys_are_restricted_and_bound_to_addresses_and_command() -> None:
         ({"chroot": '/home/"x'}, "cannot be written"),
         ({"chroot": "/home/x\n"}, "cannot be written"),
         ({"index": "/.md backup/index"}, "index '/.md backup/index' cannot be written"),
-        ({"index": "/index.md5"}, "would lie in the chroot itself"),
+        ({"index": "/index.md5"}, "would be in the chroot itself"),
         ({"index": "/backups/index.md5", "binds": (), "path_unit": True}, "writing it would start the next"),
-        ({"index": "/backups/index.md5", "binds": ()}, "the index account could change these"),
-        ({"index": "/a/index.md5", "source": ("/a/b",), "binds": ()}, "the index account could change these"),
+        ({"index": "/backups/index.md5", "binds": ()}, "which the index account could change"),
+        ({"index": "/a/index.md5", "source": ("/a/b",), "binds": ()}, "which the index account could change"),
         ({"index": "/backups/x/index.md5"}, "which is mounted read-only"),
         ({"source": ("/a\nb",)}, "source or exclude"),
         ({"exclude": ("a\x00",)}, "source or exclude"),
@@ -154,12 +154,12 @@ def test_keys_are_restricted_and_bound_to_addresses_and_command() -> None:
         ({"binds": (Bind("/srv/a", "/home/other/a"),)}, "is not below the chroot"),
         ({"binds": (Bind("/srv/a", "/home/backupop/../x"),)}, "has `.` or `..` as a component"),
         ({"binds": (Bind("/srv/../a", "/home/backupop/a"),)}, "has `.` or `..` as a component"),
-        ({"indexer": Account("ix", "web_backupop", "/k", KEY)}, "both accounts would have the connection"),
+        ({"indexer": Account("ix", "web_backupop", "/k", KEY)}, "both accounts would use the connection"),
         ({"binds": (Bind("/a", "/home/backupop/a"), Bind("/b", "/home/backupop/a/b"))}, "inside the other"),
-        ({"addresses": ("b.example.org",)}, "is no address or network"),
-        ({"addresses": ('1.2.3.4" command="id',)}, "is no address or network"),
-        ({"addresses": ("fe80::1%a\nid\n#",)}, "is no address or network"),
-        ({"addresses": ("fe80::1%eth0",)}, "is no address or network"),
+        ({"addresses": ("b.example.org",)}, "is not an address or network"),
+        ({"addresses": ('1.2.3.4" command="id',)}, "is not an address or network"),
+        ({"addresses": ("fe80::1%a\nid\n#",)}, "is not an address or network"),
+        ({"addresses": ("fe80::1%eth0",)}, "is not an address or network"),
         ({"addresses": ("10.0.0.1/8",)}, "has host bits set"),
         ({"timer": "daily\nExecStart=id"}, "calendar"),
         ({"timer": "%h"}, "calendar"),
@@ -170,8 +170,8 @@ def test_keys_are_restricted_and_bound_to_addresses_and_command() -> None:
         ({"timer": None, "cron": "* * * * * root id"}, "five fields"),
         ({"timer": None, "cron": "30 2 * * *\n"}, "five fields"),
         ({"timer": None, "cron": "30 2 * * %"}, "five fields"),
-        ({"cron": "@daily"}, "choose one of them"),
-        ({"timer": None, "path_unit": True}, "wants a timer beside it"),
+        ({"cron": "@daily"}, "choose either cron or a systemd timer"),
+        ({"timer": None, "path_unit": True}, "needs a timer as well"),
         ({"host": "a b"}, "host 'a b'"),
         ({"host": "$(id)"}, "host"),
     ],
@@ -197,7 +197,7 @@ def test_sshd_is_asked_what_it_does_for_each_address_of_b(
 ) -> None:
     """Of a network for its ends, which proves nothing of what is between them."""
     setup = a_setup(addresses=addresses)
-    assert (setup.tried_addresses, setup.addresses_known) == (tried, known)
+    assert (setup.test_addresses, setup.addresses_are_exact) == (tried, known)
     assert f"\naddresses={shlex.quote(' '.join(tried))} " in script(setup)
 
 
@@ -225,7 +225,7 @@ def test_access_is_to_be_given_to_the_files_themselves() -> None:
     """An ACL cannot be set through a read-only mount."""
     binds = (Bind("/srv/www", "/home/backupop/backups/www"), Bind("/var/lib", "/home/backupop/lib"))
     setup = a_setup(binds=binds, source=("/backups", "/lib/mysql", "/own"))
-    assert setup.origins == ("/srv/www", "/var/lib/mysql", "/home/backupop/own")
+    assert setup.real_paths == ("/srv/www", "/var/lib/mysql", "/home/backupop/own")
 
 
 @pytest.mark.parametrize("private", ["/", "/etc", "/etc/ssh"])
@@ -235,10 +235,10 @@ def test_no_acl_is_advised_on_what_holds_the_private_keys_of_sshd(private: str) 
     hints = here_document(script(a_setup(binds=binds)), "EOF_HINTS")
     granted = re.findall("^    setfacl .* (/.*)$", hints, re.MULTILINE)
     assert granted == ["/srv/www", "/srv/www"]
-    assert f"Give no ACL to all of {private}:" in hints
+    assert f"Do not set an ACL on all of {private}:" in hints
     hints = here_document(script(a_setup(binds=binds[:1])), "EOF_HINTS")
     assert "setfacl" not in hints
-    assert "Give no ACL to all of" not in here_document(script(a_setup()), "EOF_HINTS")
+    assert "Do not set an ACL" not in here_document(script(a_setup()), "EOF_HINTS")
 
 
 # --- the command -------------------------------------------------------------------------------------
@@ -413,7 +413,7 @@ def test_slash_at_the_end_of_a_directory_does_not_matter(run: Run) -> None:
         ("web", ["Match User mdbackup-index"], ["OnCalendar", "PathChanged", "EOF_CRON"]),
         ("self", ["OnCalendar=daily"], ["Match User mdbackup-index", "PathChanged", "EOF_CRON"]),
         ("self --path-unit", ["OnCalendar=hourly", "PathChanged=/home/backupop/backups"], []),
-        ("self --cron @daily", ["@daily root said="], ["OnCalendar"]),
+        ("self --cron @daily", ["@daily root output="], ["OnCalendar"]),
         ("self --backupop op", ["chroot=/home/op "], []),
         (
             "self --index-account ix",
@@ -450,7 +450,7 @@ def test_what_is_not_said_is_what_suits_most(
         ("web --indexer rehash=101%", "write `0%` to `100%`"),
         ("web --indexer rehash=%", "must be a percentage"),
         ("web --port 0", "port 0 is not from 1 to 65535"),
-        ("web --cron @daily --timer daily", "choose one of them"),
+        ("web --cron @daily --timer daily", "choose either cron or a systemd timer"),
         ("../x --undo", "name '../x'"),
     ],
 )
