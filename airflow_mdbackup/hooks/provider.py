@@ -43,7 +43,7 @@ from airflow_mdbackup.scheme.common.paths import to_text
 from airflow_mdbackup.scheme.errors import AccessRefused, BackupError, ConnectionLost
 from airflow_mdbackup.scheme.transfer.sftp import PATIENCE, Reader
 from airflow_mdbackup.scheme.transfer.sftp_files import Stated
-from airflow_mdbackup.scheme.transfer.sftp_packets import Attributes, NoSftp
+from airflow_mdbackup.scheme.transfer.sftp_packets import Attributes, NotAnSftpServer
 from airflow_mdbackup.triggers.bounded import BoundedClient
 
 _VARIABLE = "AIRFLOW_CONN_"  # begins the names of those that hold connections
@@ -338,7 +338,7 @@ class ProviderHook(_Connected, SFTPHook):
 
     def _no_sftp(self, error: ConnectionLost) -> BackupError:
         """Return what is told of a server that lets us in, and does not speak SFTP."""
-        if isinstance(error, NoSftp) and b"mdbackup ready" in error.sent:
+        if isinstance(error, NotAnSftpServer) and b"mdbackup ready" in error.sent:
             return AccessRefused(
                 f"{self.account.where} leads to the index account. Have sftp_conn_id of the provider name the"
                 " connection of the backup account, and ssh_conn_id this one"

@@ -66,7 +66,7 @@ def little(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sftp_module, "FIRST", FIRST)
     monkeypatch.setattr(sftp_module, "_MAX_READ", PORTION)
     monkeypatch.setattr(sftp_module, "_DEFAULT_READ", PORTION)
-    monkeypatch.setattr("airflow_mdbackup.scheme.transfer.packet_stream._MOMENT", 0)
+    monkeypatch.setattr("airflow_mdbackup.scheme.transfer.packet_stream._PAUSE", 0)
     monkeypatch.setattr(tree_module, "syncfs", lambda descriptor: None)
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
@@ -464,7 +464,7 @@ def test_a_packet_that_breaks_the_protocol_costs_a_retry(
 ) -> None:
     """Each packet of the pull in turn; the words tell what the server did."""
     total = len(replies(line))
-    words = ("never made", "does not speak SFTP", "malformed", "more than was asked", "does not fit")
+    words = ("never sent", "does not speak SFTP", "malformed", "more than was requested", "does not fit")
     said = []
     for number in range(2, total, scaled(2, 1)):
 

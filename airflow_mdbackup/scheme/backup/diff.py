@@ -51,7 +51,7 @@ from airflow_mdbackup.scheme.index.canonical import (
     Remark,
     compare,
     digest,
-    holders,
+    entries_with_md5,
     merge,
     read_entries,
     read_remarks,
@@ -445,7 +445,7 @@ def _shard_of(md5: bytes, shards: int) -> int:
 def _sources(tree: Tree, ours: Path, wanted: set[bytes]) -> dict[bytes, bytes]:
     """Return by md5 a live file that the consumer index says to have it. Its bytes are still to be proven."""
     found: dict[bytes, bytes] = {}
-    for path, md5 in holders(ours, wanted):
+    for path, md5 in entries_with_md5(ours, wanted):
         if md5 not in found and tree.has_file(path):
             found[md5] = path
     return found

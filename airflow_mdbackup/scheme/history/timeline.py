@@ -34,7 +34,7 @@ from airflow_mdbackup.scheme.common.times import NoSuchTime, RequestedTime, form
 from airflow_mdbackup.scheme.files.jsonl import CorruptFile, read_header, read_records
 from airflow_mdbackup.scheme.history.changes import Change, ChangeKind, commits, pending, taken_out_by
 from airflow_mdbackup.scheme.history.clock import claimed, contradiction, true_times
-from airflow_mdbackup.scheme.index.canonical import digest, digest_of_nothing, read_entries
+from airflow_mdbackup.scheme.index.canonical import digest, digest_of_empty_index, read_entries
 from airflow_mdbackup.scheme.store.mirror import Mirror
 from airflow_mdbackup.scheme.store.version_names import displaced_at, is_stamp
 
@@ -222,7 +222,7 @@ class Timeline:
             self.moments.pop()
             raise
         # A first commit without files leaves an index, and no history.
-        known = (after,) if after else ("", digest_of_nothing())
+        known = (after,) if after else ("", digest_of_empty_index())
         if header.get("before", "") not in known and not self._edited:
             self.problems.append(f"history is missing before {path.name}: commits are not known")
             self._gaps.setdefault(number, False)
@@ -230,7 +230,7 @@ class Timeline:
 
     def _what_it_lacks(self, after: str) -> str:
         """Return what is missing, if the present index is not what the last history has led to."""
-        if not self.moments and _digest(self._mirror.index) not in ("", digest_of_nothing()):
+        if not self.moments and _digest(self._mirror.index) not in ("", digest_of_empty_index()):
             return "there is no history at all: only the present state is known"
         copies = {_digest(self._mirror.committed), _digest(self._mirror.next_committed)} - {""}
         if after and copies and after not in copies:
