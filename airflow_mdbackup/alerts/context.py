@@ -22,6 +22,7 @@ from airflow_mdbackup.alerts.message import Alert, Failure
 from airflow_mdbackup.assets import LAST_GOOD, provider_asset
 from airflow_mdbackup.operators.base import misspelt
 from airflow_mdbackup.operators.diff_indexes import PARAMETERS
+from airflow_mdbackup.scheme.history.outcomes import Outcome
 
 log = logging.getLogger(__name__)
 
@@ -124,7 +125,8 @@ def good_run(context: Mapping[str, Any], provider: str) -> Alert:
     """Return the alert of a good run, from the context of CommitBackup."""
     ti = context["ti"]
     told: dict[str, Any] = ti.xcom_pull(task_ids=ti.task_id) or {}
-    warnings = {name: told.get("outcomes", {}).get(name, 0) for name in ("changed", "vanished")}
+    outcomes = told.get("outcomes", {})
+    warnings = {outcome.value: outcomes.get(outcome, 0) for outcome in Outcome if outcome.warning}
     headline = _HEADLINES["success"]
     if any(warnings.values()):
         counts = [f"{count} {name}" for name, count in warnings.items() if count]

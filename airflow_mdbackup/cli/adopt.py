@@ -20,7 +20,7 @@ from airflow_mdbackup.cli.provider_index import (
     NO_END,
     UNREACHED,
     Aside,
-    policy,
+    plan_options,
     provider_index,
     provider_of,
     sentence,
@@ -152,7 +152,7 @@ def _finish(args: argparse.Namespace, provider: Provider, mirror: Mirror, aside:
     """Take out of the index again what the provider does not have, and tell what there is now."""
     ours = index_to_look_at(mirror, aside.run.folder / "adopted.md5")
     if aside.index is not None:
-        preview(mirror, aside.run, ours, **policy(provider))
+        preview(mirror, aside.run, ours, plan_options(provider))
     adopted = conclude(mirror, None if aside.index is None else aside.run)
     if args.format == "json":
         print(json.dumps({"provider": provider.name, "adopted": adopted.files, "gone": adopted.gone}))
@@ -175,7 +175,7 @@ def _compare(
     assert index is not None
     found = aside.run.folder / "found.md5"
     survey.write_index(found)
-    plan = preview(mirror, aside.run, found, **policy(provider))
+    plan = preview(mirror, aside.run, found, plan_options(provider))
     if not plan.same and not plan.changed:
         with_names = ", ".join(args.at) or "the mirror"
         raise UsageError(
@@ -186,7 +186,7 @@ def _compare(
     leaving = read_records(aside.run.forget, ForgottenEntry)
     with IndexWriter(kept) as writer:
         revise(writer, found, (Entry(item.path, b"") for item in leaving))
-    first = preview(mirror, aside.run, kept, **policy(provider))
+    first = preview(mirror, aside.run, kept, plan_options(provider))
     if not index.complete:
         say(NO_END)
     only_here = plan.gone + plan.kept

@@ -18,13 +18,13 @@ from airflow_mdbackup.cli.provider_index import (
     NO_END,
     UNREACHED,
     Aside,
-    policy,
+    plan_options,
     provider_index,
     provider_of,
     sentence,
 )
 from airflow_mdbackup.config import Provider
-from airflow_mdbackup.scheme.backup.diff import listed, preview
+from airflow_mdbackup.scheme.backup.diff import list_changes, preview
 from airflow_mdbackup.scheme.backup.plan import Plan, PlanItem
 from airflow_mdbackup.scheme.common.paths import to_text
 from airflow_mdbackup.scheme.common.units import describe_duration, format_size
@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         with provider_index(provider, args.index) as aside:
             ours = _consumer_index(mirror, provider, aside)
-            plan = preview(mirror, aside.run, ours, only=only, **policy(provider))
+            plan = preview(mirror, aside.run, ours, plan_options(provider, only))
             sizes = _print_listing(args, provider, mirror, aside, only)
             _sum_up(args, provider, aside, plan, sizes, pending=_is_pending(mirror))
     except UNREACHED as error:
@@ -106,7 +106,7 @@ def _print_listing(
     sizes = _Sizes()
     with ExitStack() as stack:
         tree = stack.enter_context(mirror.tree()) if mirror.files.exists() else None
-        for mark, told in listed(aside.run, exclude=provider.exclude, only=only, same=args.all):
+        for mark, told in list_changes(aside.run, plan_options(provider, only), same=args.all):
             if isinstance(told, PlanItem) and tree and (place := told.path if told.adopt else told.source):
                 there = tree.lstat(place)
                 size = there.st_size if there else 0

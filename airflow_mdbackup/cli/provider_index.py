@@ -5,18 +5,22 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from airflow_mdbackup.cli.output import UsageError
 from airflow_mdbackup.cli.providers import as_a_command, check_connection, find_provider
 from airflow_mdbackup.config import Provider
-from airflow_mdbackup.scheme.backup.fetch import FetchedIndex, fetch_to_look, take_index
-from airflow_mdbackup.scheme.backup.plan import Limits
+from airflow_mdbackup.scheme.backup.fetch import (
+    FetchedIndex,
+    IndexLimits,
+    check_local_index,
+    fetch_for_preview,
+)
+from airflow_mdbackup.scheme.backup.plan import Limits, PlanOptions
 from airflow_mdbackup.scheme.errors import AccessRefused, ConnectionLost, NotOnProvider
 from airflow_mdbackup.scheme.store.run import Run
 
@@ -62,7 +66,7 @@ def provider_index(provider: Provider, file: str | None, *, offline: bool = Fals
         Airflow connection.
     :param offline: have no index at all.
     :raises UsageError: the file cannot be read, or the connection is of no use.
-    :raises BackupError: see :func:`.backup.fetch.fetch_to_look`.
+    :raises BackupError: see :func:`.backup.fetch.fetch_for_preview`.
     """
     with TemporaryDirectory(prefix="mdbackup-") as folder:
         run = Run(Path(folder), "a look")
@@ -79,29 +83,29 @@ def _index(provider: Provider, run: Run, file: str | None) -> FetchedIndex:
     with as_a_command():
         check_connection(provider.sftp_conn_id)
         with ProviderHook(provider.sftp_conn_id, stall_timeout=stall) as hook:
-            return fetch_to_look(
+            return fetch_for_preview(
                 *(provider.name, run, hook.reader, provider.index.encode()),
-                max_age=None if age is None else age.total_seconds(),
-                max_size=provider.max_index_size,
+                IndexLimits(None if age is None else age.total_seconds(), provider.max_index_size),
             )
 
 
 def _from_file(provider: Provider, run: Run, file: str) -> FetchedIndex:
     try:
         if file != "-":
-            return take_index(provider.name, run, Path(file))
+            return check_local_index(provider.name, run, Path(file))
         with run.received.open("wb") as copy:
             shutil.copyfileobj(sys.stdin.buffer, copy)
-        return take_index(provider.name, run, run.received)
+        return check_local_index(provider.name, run, run.received)
     except OSError as error:
         raise UsageError(f"--index {file}: {error.strerror}") from error
 
 
-def policy(provider: Provider) -> dict[str, Any]:
-    """Return what the provider's runs are compared by, as :func:`.backup.diff.preview` takes it."""
-    return {
-        "source": [path.encode() for path in provider.source],
-        "exclude": provider.exclude,
-        "limits": Limits(provider.guard.share, provider.guard.number, provider.guard.above),
-        "allow_empty": provider.allow_empty,
-    }
+def plan_options(provider: Provider, only: Sequence[bytes] = ()) -> PlanOptions:
+    """Return the options by which the provider's runs are planned."""
+    return PlanOptions(
+        source=[path.encode() for path in provider.source],
+        exclude=provider.exclude,
+        only=only,
+        limits=Limits(provider.guard.share, provider.guard.number, provider.guard.above),
+        allow_empty=provider.allow_empty,
+    )

@@ -11,8 +11,10 @@ from airflow_mdbackup.assets import LAST_GOOD, provider_asset
 from airflow_mdbackup.links import RunReportLink
 from airflow_mdbackup.operators.base import BackupOperator, megabytes
 from airflow_mdbackup.operators.metrics import tell_commit
-from airflow_mdbackup.scheme.backup.commit import CommitSummary, commit
+from airflow_mdbackup.scheme.backup.commit import commit
+from airflow_mdbackup.scheme.backup.commit_summary import CommitSummary
 from airflow_mdbackup.scheme.errors import EntriesFailed
+from airflow_mdbackup.scheme.history.outcomes import Outcome
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -78,7 +80,7 @@ class CommitBackup(BackupOperator):
 
 def _told(summary: CommitSummary) -> str:
     """Return the one line that people read first."""
-    copied = summary.outcomes.get("copied", 0)
+    copied = summary.outcomes.get(Outcome.COPIED, 0)
     changes = {
         "new": summary.added,
         "changed": summary.replaced,
@@ -86,12 +88,13 @@ def _told(summary: CommitSummary) -> str:
         "gone": summary.forgotten,
         "failed": summary.failed,
     }
-    warnings = {name: summary.outcomes.get(name, 0) for name in ("changed", "vanished", "superseded")}
+    others = [outcome for outcome in Outcome if outcome.warning or outcome == Outcome.SUPERSEDED]
+    warnings = {outcome.value: summary.outcomes.get(outcome, 0) for outcome in others}
     parts = [f"{count} {name}" for name, count in changes.items() if count]
     parts += [f"{count} {name} meanwhile" for name, count in warnings.items() if count]
     told = ", ".join(parts) or "nothing to do"
     if copied:
-        told += f" ({copied} copied from content that was here)"
+        told += f" ({copied} duplicates copied locally)"
     if summary.size:
         told += f", {megabytes(summary.size)} in {summary.seconds:.1f} s"
     if summary.partial:

@@ -9,8 +9,8 @@ from airflow.sdk.exceptions import AirflowSkipException
 
 from airflow_mdbackup.operators.base import BackupOperator, folded, refuse_misspelt
 from airflow_mdbackup.operators.build_provider_index import REHASH
-from airflow_mdbackup.scheme.backup.diff import in_lines, make_plan
-from airflow_mdbackup.scheme.backup.plan import Limits, Plan
+from airflow_mdbackup.scheme.backup.diff import format_changes, make_plan
+from airflow_mdbackup.scheme.backup.plan import Limits, Plan, PlanOptions
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -74,15 +74,17 @@ class DiffIndexes(BackupOperator):
         plan = make_plan(
             mirror,
             run,
-            source=[path.encode() for path in self.source],
-            exclude=self.exclude,
+            PlanOptions(
+                source=[path.encode() for path in self.source],
+                exclude=self.exclude,
+                only=[path.encode("utf-8", "surrogateescape") for path in context["params"].get(ONLY) or ()],
+                limits=self.limits,
+                allow_empty=self.allow_empty,
+            ),
             shards=self.shards,
-            limits=self.limits,
-            allow_empty=self.allow_empty,
             may_trip=dry or self.on_guard == "approve",
             override=override,
             attempt=context["ti"].try_number,
-            only=[path.encode("utf-8", "surrogateescape") for path in context["params"].get(ONLY) or ()],
         )
         self._tell(plan)
         if plan.guard and plan.overridden:
@@ -93,7 +95,7 @@ class DiffIndexes(BackupOperator):
         context["ti"].xcom_push(key="guard", value=[] if plan.overridden else plan.guard)
         if dry:
             with folded(self.log, f"The plan: {plan.pull} to pull, {plan.gone} to forget"):
-                for line in in_lines(run, plan):
+                for line in format_changes(run, plan):
                     self.log.info("%s", line)
             run.end_with_plan()  # or else clearing a later task would carry it out
             raise AirflowSkipException(f"{self.provider}: a dry run ends with the plan; nothing was changed")

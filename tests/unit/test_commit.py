@@ -1108,7 +1108,7 @@ def without_status(pair: Pair, run: Run, monkeypatch: pytest.MonkeyPatch, *, spo
 
     pair.archive(run)
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(commit_module, "_write_status", die)
+        patch.setattr(commit_module, "write_status", die)
         pair.commit(run)
 
 

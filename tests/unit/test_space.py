@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from airflow_mdbackup.scheme.backup import commit as commit_module
+from airflow_mdbackup.scheme.backup import commit_content
 from airflow_mdbackup.scheme.backup import free_space as space
 from airflow_mdbackup.scheme.backup import pull as pull_module
 from airflow_mdbackup.scheme.backup.pull import pull
@@ -786,7 +786,7 @@ def test_a_disk_that_is_full_when_copies_are_made_is_told_too(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patched, pytest.raises(DestinationFull, match="Free some room"):
-        patched.setattr(commit_module, "copy_of", full)
+        patched.setattr(commit_content, "copy_of", full)
         pair.finish(run)
     assert not pair.finish(run).failed and len(pair.index_b()) == 2
 
