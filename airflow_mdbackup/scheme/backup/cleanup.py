@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from airflow_mdbackup.scheme.backup.archive import withdraw_unused
+from airflow_mdbackup.scheme.backup.archive import discard_unused
 from airflow_mdbackup.scheme.errors import BackupError
 from airflow_mdbackup.scheme.files.tree import Tree, remove_tree
 from airflow_mdbackup.scheme.store.mirror import Mirror
@@ -69,6 +69,6 @@ def _remove(mirror: Mirror, run: Run, tree: Tree) -> None:
             return
         # Without its state it is unknown which versions are its own.
         if run.state.exists():
-            withdraw_unused(mirror, run, tree)
+            discard_unused(mirror, run, tree)
         # In one step, for whoever is waiting for its lock.
         run.remove()

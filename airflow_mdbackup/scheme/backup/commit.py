@@ -29,20 +29,20 @@ from itertools import count
 from operator import attrgetter
 from typing import Any
 
-from airflow_mdbackup.scheme.backup import name_collisions as clash
 from airflow_mdbackup.scheme.backup.archive import (
     Archived,
     Archiver,
-    clashing_paths,
+    colliding_paths,
+    discard_unused,
     is_used,
     read_archived,
-    stamp_of,
     used_stamps,
-    withdraw_unused,
+    version_stamp,
 )
 from airflow_mdbackup.scheme.backup.cleanup import clean
 from airflow_mdbackup.scheme.backup.commit_content import CannotCommit, CommitContent
 from airflow_mdbackup.scheme.backup.commit_summary import CommitSummary, write_status
+from airflow_mdbackup.scheme.backup.name_collisions import explain_collision
 from airflow_mdbackup.scheme.backup.plan import Plan, read_plan
 from airflow_mdbackup.scheme.backup.results import Result, finished_shards, results
 from airflow_mdbackup.scheme.backup.unstable_files import UnstableFiles
@@ -103,7 +103,7 @@ def commit(mirror: Mirror, run: Run) -> CommitSummary:
         newest = max(str(status.get("order", "")), str(last(mirror).get("order", "")))
         if newest > order:
             _supersede(mirror, plan, summary, status, newest)
-            withdraw_unused(mirror, run, tree)
+            discard_unused(mirror, run, tree)
         else:
             if plan.partial:
                 # It is newer than others only at its own paths; entries of others are judged one by one.
@@ -151,10 +151,10 @@ class _Commit:
         self._staging = staging
         self._summary = summary
         self._current = tx.index
-        self._clashing = clashing_paths(run, plan, lambda: tx.index)
+        self._colliding = colliding_paths(run, plan, lambda: tx.index)
         self._was_committed = mirror.has_committed(run)
         archived_at, archived = read_archived(run)
-        stamp = stamp_of(mirror, run)
+        stamp = version_stamp(mirror, run)
         self._is_restamped = stamp != archived_at
         self._used = is_used(mirror, run, archived_at)
         self._archiver = Archiver(run, tree, stamp)
@@ -162,7 +162,7 @@ class _Commit:
         self._index = SortedLookup(self._entries())
         self._moved: set[bytes] = set()  # what moves out of the way as a whole
         self._replaces = False  # whether entries of the index will be wrong for a while
-        self._content = CommitContent(run, plan, tree, staging, self._entries)
+        self._content = CommitContent(run, plan, tree, staging, tx.index)
 
     def _entries(self) -> Iterator[Entry]:
         return read_entries(self._current) if self._current else iter(())
@@ -263,7 +263,7 @@ class _Commit:
         summary.count(Outcome.FAILED)
         self._fail(Outcome.FAILED, change.path, why)
         if change.what == ChangeKind.REPLACED and change.version is not None:
-            self._archiver.take_back(change.path, change.version, change.old_md5 or b"")
+            self._archiver.remove_redundant(change.path, change.version, change.old_md5 or b"")
 
     # --- what changes -------------------------------------------------------------------------------
 
@@ -302,7 +302,7 @@ class _Commit:
             # Another run has committed it; or this one, before its task was cleared.
             is_own = self._was_committed and current == result.md5
             self._summary.count(Outcome(result.outcome) if is_own else Outcome.SUPERSEDED)
-            self._withdraw(record)
+            self._discard(record)
             return
         if result.outcome == Outcome.SUPERSEDED and current != result.md5:
             # The run that was to bring it has been superseded itself; the next run retries.
@@ -310,8 +310,8 @@ class _Commit:
             return
         moved = None
         try:
-            if path in self._clashing:
-                raise CannotCommit(clash.reason(self._clashing[path]))
+            if path in self._colliding:
+                raise CannotCommit(explain_collision(self._colliding[path]))
             in_the_way, live = self._in_the_way(path)
             if in_the_way is not None and in_the_way not in self._moved:
                 moved = Change(in_the_way, ChangeKind.MOVED, version=self._free_version(in_the_way))
@@ -319,7 +319,7 @@ class _Commit:
         except (CannotCommit, OSError) as error:
             if isinstance(error, OSError) and not concerns_one_file(error):
                 raise
-            self._withdraw(record)
+            self._discard(record)
             self._summary.count(Outcome.FAILED)
             self._fail(Outcome.FAILED, path, reason_of(error))
             return
@@ -371,7 +371,7 @@ class _Commit:
             return _change_to(result, ChangeKind.ADOPTED)
         if live is None:
             return _change_to(result, ChangeKind.ADDED, content=self._content.provide(result))
-        if record is None or not self._archiver.stands(record, live):
+        if record is None or not self._archiver.is_valid(record, live):
             record = self._archiver.archive(result.path, result.md5)
         elif self._is_restamped:
             record = self._archiver.restamp(record, result.md5)
@@ -385,13 +385,13 @@ class _Commit:
         try:
             content = self._content.provide(result)
         except (CannotCommit, OSError):
-            self._archiver.withdraw(record)
+            self._archiver.discard(record)
             raise
         return _change_to(result, ChangeKind.REPLACED, record.md5, record.version, content)
 
-    def _withdraw(self, record: Archived | None) -> None:
+    def _discard(self, record: Archived | None) -> None:
         if record is not None and not self._used:
-            self._archiver.withdraw(record)
+            self._archiver.discard(record)
 
     def _count_missing(self) -> None:
         """Count the entries of shards that left no results."""

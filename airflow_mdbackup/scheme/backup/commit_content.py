@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from airflow_mdbackup.scheme.backup.plan import Plan
 from airflow_mdbackup.scheme.backup.results import Result, results
@@ -16,7 +17,7 @@ from airflow_mdbackup.scheme.files.content import copy_of
 from airflow_mdbackup.scheme.files.syscalls import concerns_one_file, make_directory, open_for_owner
 from airflow_mdbackup.scheme.files.tree import Tree
 from airflow_mdbackup.scheme.history.apply import STAGING
-from airflow_mdbackup.scheme.index.canonical import Entry
+from airflow_mdbackup.scheme.index.canonical import read_entries
 from airflow_mdbackup.scheme.store.run import Run
 from airflow_mdbackup.scheme.store.staging import Staging
 
@@ -30,17 +31,15 @@ class CannotCommit(Exception):
 class CommitContent:
     """Provides the content of the entries that a run commits.
 
-    :param entries: reads the consumer index as it is.
+    :param index: the consumer index as it is, in canonical form; None if there is none.
     """
 
-    def __init__(
-        self, run: Run, plan: Plan, tree: Tree, staging: Staging, entries: Callable[[], Iterator[Entry]]
-    ) -> None:
+    def __init__(self, run: Run, plan: Plan, tree: Tree, staging: Staging, index: Path | None) -> None:
         self._run = run
         self._plan = plan
         self._tree = tree
         self._staging = staging
-        self._entries = entries
+        self._index = index
         self._copies = 0
         self._used = BloomFilter(plan.pull)  # md5s whose staged file goes to one entry
         self._live: dict[bytes, list[bytes]] | None = None
@@ -99,7 +98,7 @@ class CommitContent:
         for result in results(self._run, self._plan):
             if result.md5 not in missing and not self._staging.has(result.md5):
                 missing[result.md5] = []
-        for entry in self._entries():
+        for entry in read_entries(self._index) if self._index else ():
             paths = missing.get(entry.md5)
             if paths is not None and len(paths) < _MAX_SOURCES:
                 paths.append(entry.path)

@@ -33,7 +33,7 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 
 from airflow_mdbackup.scheme.backup.concurrent_runs import CommittedByOthers, ContentOfOthers, committed_since
-from airflow_mdbackup.scheme.backup.free_space import SkippedForSpace, judge_room, room_left
+from airflow_mdbackup.scheme.backup.free_space import SkippedForSpace, check_free_space, room_left
 from airflow_mdbackup.scheme.backup.local_content import LocalContent
 from airflow_mdbackup.scheme.backup.plan import Plan, PlanItem, read_plan
 from airflow_mdbackup.scheme.backup.pull_item import (
@@ -175,7 +175,9 @@ class _Puller:
         self._provider_time = plan.provider_time
         self._connect = connect
         self._max_file_size = max_file_size
-        self._check_space = partial(judge_room, mirror, run, plan, committed, self._connected, max_file_size)
+        self._check_space = partial(
+            check_free_space, mirror, run, plan, committed, self._connected, max_file_size
+        )
         self._skipped = SkippedForSpace()
         self._reader: Reader | None = None
         self._slots: deque[Slot] = deque()
