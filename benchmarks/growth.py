@@ -20,6 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from airflow_mdbackup.scheme.backup.diff import make_plan
+from airflow_mdbackup.scheme.backup.plan import PlanOptions
 from airflow_mdbackup.scheme.files.jsonl import write_records
 from airflow_mdbackup.scheme.index.canonical import IndexWriter, digest
 from airflow_mdbackup.scheme.index.received import canonicalise
@@ -128,7 +129,7 @@ def main() -> None:
     """Plan the run of `ours.run` in the directory that is named."""
     mirror, run = _place(Path(sys.argv[1]))
     started = time.monotonic()
-    plan = make_plan(mirror, run, source=[sys.argv[2].encode()])
+    plan = make_plan(mirror, run, PlanOptions(source=[sys.argv[2].encode()]))
     seconds = time.monotonic() - started
     lines = plan.new + 2 * plan.changed + plan.gone
     print(json.dumps({"seconds": seconds, "peak": ours.peak(), "lines": lines}))

@@ -20,11 +20,12 @@ from airflow_mdbackup.cli.provider_index import (
     UNREACHED_STATUS,
     IndexWorkspace,
     describe_unreached,
+    plan_options,
     provider_index,
     resolve_provider,
 )
 from airflow_mdbackup.config import Provider
-from airflow_mdbackup.scheme.backup.diff import listed
+from airflow_mdbackup.scheme.backup.diff import list_changes
 from airflow_mdbackup.scheme.backup.plan import Plan, PlanItem
 from airflow_mdbackup.scheme.common.paths import to_text
 from airflow_mdbackup.scheme.common.units import format_duration, format_size
@@ -103,8 +104,8 @@ def _print_listing(
     sizes = _Sizes()
     with ExitStack() as stack:
         tree = stack.enter_context(mirror.tree()) if mirror.files.exists() else None
-        exclude = workspace.provider.exclude
-        for mark, item in listed(workspace.run, exclude=exclude, only=only, same=args.all):
+        options = plan_options(workspace.provider, only)
+        for mark, item in list_changes(workspace.run, options, same=args.all):
             if isinstance(item, PlanItem) and tree and (place := item.path if item.adopt else item.source):
                 there = tree.lstat(place)
                 size = there.st_size if there else 0

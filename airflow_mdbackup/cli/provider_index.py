@@ -10,14 +10,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from airflow_mdbackup.cli.output import UsageError
 from airflow_mdbackup.cli.providers import airflow_command, check_connection, find_provider
 from airflow_mdbackup.config import Provider
 from airflow_mdbackup.scheme.backup.diff import preview
-from airflow_mdbackup.scheme.backup.fetch import FetchedIndex, fetch_to_look, take_index
-from airflow_mdbackup.scheme.backup.plan import Limits, Plan
+from airflow_mdbackup.scheme.backup.fetch import (
+    FetchedIndex,
+    IndexLimits,
+    check_local_index,
+    fetch_for_preview,
+)
+from airflow_mdbackup.scheme.backup.plan import Limits, Plan, PlanOptions
 from airflow_mdbackup.scheme.errors import AccessRefused, ConnectionLost, NotOnProvider
 from airflow_mdbackup.scheme.store.mirror import Mirror
 from airflow_mdbackup.scheme.store.run import Run
@@ -59,7 +63,7 @@ class IndexWorkspace:
 
     def preview(self, mirror: Mirror, ours: Path | None, only: Sequence[bytes] = ()) -> Plan:
         """Compare the index with ``ours`` as a run of the provider would: see :func:`.diff.preview`."""
-        return preview(mirror, self.run, ours, only=only, **policy(self.provider))
+        return preview(mirror, self.run, ours, plan_options(self.provider, only))
 
 
 @contextmanager
@@ -72,7 +76,7 @@ def provider_index(
         Airflow connection.
     :param offline: use no index at all.
     :raises UsageError: the file cannot be read, or the connection is invalid.
-    :raises BackupError: see :func:`.backup.fetch.fetch_to_look`.
+    :raises BackupError: see :func:`.backup.fetch.fetch_for_preview`.
     """
     with TemporaryDirectory(prefix="mdbackup-") as folder:
         run = Run(Path(folder), "a look")
@@ -89,29 +93,29 @@ def _get_index(provider: Provider, run: Run, file: str | None) -> FetchedIndex:
     with airflow_command():
         check_connection(provider.sftp_conn_id)
         with ProviderHook(provider.sftp_conn_id, stall_timeout=stall) as hook:
-            return fetch_to_look(
+            return fetch_for_preview(
                 *(provider.name, run, hook.reader, provider.index.encode()),
-                max_age=None if age is None else age.total_seconds(),
-                max_size=provider.max_index_size,
+                IndexLimits(None if age is None else age.total_seconds(), provider.max_index_size),
             )
 
 
 def _read_file(provider: Provider, run: Run, file: str) -> FetchedIndex:
     try:
         if file != "-":
-            return take_index(provider.name, run, Path(file))
+            return check_local_index(provider.name, run, Path(file))
         with run.received.open("wb") as copy:
             shutil.copyfileobj(sys.stdin.buffer, copy)
-        return take_index(provider.name, run, run.received)
+        return check_local_index(provider.name, run, run.received)
     except OSError as error:
         raise UsageError(f"--index {file}: {error.strerror}") from error
 
 
-def policy(provider: Provider) -> dict[str, Any]:
-    """Return the arguments of :func:`.backup.diff.preview` that come from the provider's configuration."""
-    return {
-        "source": [path.encode() for path in provider.source],
-        "exclude": provider.exclude,
-        "limits": Limits(provider.guard.share, provider.guard.number, provider.guard.above),
-        "allow_empty": provider.allow_empty,
-    }
+def plan_options(provider: Provider, only: Sequence[bytes] = ()) -> PlanOptions:
+    """Return the options by which the provider's runs are planned."""
+    return PlanOptions(
+        source=[path.encode() for path in provider.source],
+        exclude=provider.exclude,
+        only=only,
+        limits=Limits(provider.guard.share, provider.guard.number, provider.guard.above),
+        allow_empty=provider.allow_empty,
+    )

@@ -37,7 +37,7 @@ from airflow_mdbackup.scheme.common.paths import to_text
 from airflow_mdbackup.scheme.errors import AccessRefused, BackupError, ConnectionLost
 from airflow_mdbackup.scheme.transfer.sftp import PATIENCE, Reader
 from airflow_mdbackup.scheme.transfer.sftp_files import Stated
-from airflow_mdbackup.scheme.transfer.sftp_packets import Attributes, NoSftp
+from airflow_mdbackup.scheme.transfer.sftp_packets import Attributes, NotAnSftpServer
 from airflow_mdbackup.triggers.bounded import BoundedClient
 
 _VARIABLE = "AIRFLOW_CONN_"  # prefix of environment variables that hold connections
@@ -332,7 +332,7 @@ class ProviderHook(_Connected, SFTPHook):
 
     def _no_sftp(self, error: ConnectionLost) -> BackupError:
         """Return the error for a server that accepts the login, but does not speak SFTP."""
-        if isinstance(error, NoSftp) and b"mdbackup ready" in error.sent:
+        if isinstance(error, NotAnSftpServer) and b"mdbackup ready" in error.sent:
             return AccessRefused(
                 f"{self.account.where} is the index account. Set the provider's sftp_conn_id to the"
                 " connection of the backup account, and ssh_conn_id to this one"

@@ -9,8 +9,8 @@ from airflow.sdk.exceptions import AirflowSkipException
 
 from airflow_mdbackup.operators.base import BackupOperator, log_group, refuse_misspelt
 from airflow_mdbackup.operators.build_provider_index import REHASH
-from airflow_mdbackup.scheme.backup.diff import in_lines, make_plan
-from airflow_mdbackup.scheme.backup.plan import Limits, Plan
+from airflow_mdbackup.scheme.backup.diff import format_changes, make_plan
+from airflow_mdbackup.scheme.backup.plan import Limits, Plan, PlanOptions
 from airflow_mdbackup.scheme.common.units import format_count
 
 if TYPE_CHECKING:
@@ -75,15 +75,17 @@ class DiffIndexes(BackupOperator):
         plan = make_plan(
             mirror,
             run,
-            source=[path.encode() for path in self.source],
-            exclude=self.exclude,
+            PlanOptions(
+                source=[path.encode() for path in self.source],
+                exclude=self.exclude,
+                only=[path.encode("utf-8", "surrogateescape") for path in context["params"].get(ONLY) or ()],
+                limits=self.limits,
+                allow_empty=self.allow_empty,
+            ),
             shards=self.shards,
-            limits=self.limits,
-            allow_empty=self.allow_empty,
             may_trip=is_dry_run or self.on_guard == "approve",
             override=override,
             attempt=context["ti"].try_number,
-            only=[path.encode("utf-8", "surrogateescape") for path in context["params"].get(ONLY) or ()],
         )
         self._log(plan)
         if plan.guard and plan.overridden:
@@ -94,7 +96,7 @@ class DiffIndexes(BackupOperator):
         context["ti"].xcom_push(key="guard", value=[] if plan.overridden else plan.guard)
         if is_dry_run:
             with log_group(self.log, f"The plan: {plan.pull:,} to pull, {plan.gone:,} to forget"):
-                for line in in_lines(run, plan):
+                for line in format_changes(run, plan):
                     self.log.info("%s", line)
             run.end_with_plan()  # otherwise clearing a later task would carry it out
             raise AirflowSkipException(f"{self.provider}: dry run: nothing was changed")

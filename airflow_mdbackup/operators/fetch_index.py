@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow_mdbackup.operators.base import BackupOperator, provider_hook
-from airflow_mdbackup.scheme.backup.fetch import MAX_SIZE, fetch_index
+from airflow_mdbackup.scheme.backup.fetch import MAX_SIZE, IndexLimits, fetch_index
 from airflow_mdbackup.scheme.common.units import format_count
 
 if TYPE_CHECKING:
@@ -73,8 +73,7 @@ class FetchIndex(BackupOperator):
         with provider_hook(self.sftp_conn_id, self.stall_timeout) as self._hook:
             fetched = fetch_index(
                 *(mirror, run, self._hook.reader, self.index.encode()),
-                max_age=max_age,
-                max_size=self.max_index_size,
+                IndexLimits(max_age, self.max_index_size),
                 attempt=context["ti"].try_number,
                 built=(self.built or {}).get("ended"),
             )

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from airflow.providers.common.compat.sdk import Stats
 
 if TYPE_CHECKING:
-    from airflow_mdbackup.scheme.backup.commit import CommitSummary
-    from airflow_mdbackup.scheme.backup.pull import PullSummary
+    from airflow_mdbackup.scheme.backup.commit_summary import CommitSummary
+    from airflow_mdbackup.scheme.backup.pull_progress import PullSummary
 
 
 def record_pull(provider: str, summary: PullSummary) -> None:

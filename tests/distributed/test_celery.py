@@ -107,6 +107,6 @@ def test_worker_that_is_lost_in_mid_pull_is_replaced_by_another(machines: Machin
     assert (again["try_number"], again["state"]) == (2, "success")
     assert {lost["hostname"], again["hostname"]} == {"east-1", "east-2"}
     log = site.stack.task_log("mdbackup_lost", run_id, "pull_changed", 2, shard)
-    assert "going on behind" in log, log
+    assert "resuming at" in log, log
     for name, content in contents.items():
         assert site.live("lost", name).read_bytes() == content

@@ -22,7 +22,7 @@ from airflow_mdbackup.scheme.index.canonical import (
     read_remarks,
 )
 from airflow_mdbackup.scheme.index.received import canonicalise
-from airflow_mdbackup.scheme.transfer import sftp
+from airflow_mdbackup.scheme.transfer import sftp, sftp_handshake
 from airflow_mdbackup.scheme.transfer.sftp import Reader
 from airflow_mdbackup.scheme.transfer.sftp_files import Fetched, Stream, Wanted
 
@@ -97,7 +97,8 @@ WRONG = hashlib.md5(b"wrong").hexdigest().encode()
 
 
 # A reader whose files, reads and window are small, so that all that it does fits into a few kilobytes.
-SCALE = {"SMALL": 1024, "FIRST": 256, "_DEFAULT_READ": 256, "_MAX_READ": 512}
+SCALE = {"SMALL": 1024, "FIRST_READ": 256}
+READ_SCALE = {"DEFAULT_READ": 256, "_MAX_READ": 512}
 WINDOW = 4096
 
 
@@ -118,7 +119,7 @@ def read_packets(data: bytes) -> int:
     """
     channel = Replay(data)
     results = 0
-    with patch.multiple(sftp, **SCALE):
+    with patch.multiple(sftp, **SCALE), patch.multiple(sftp_handshake, **READ_SCALE):
         try:
             reader = Reader(channel, window=WINDOW)
             ask(reader)

@@ -340,7 +340,7 @@ def test_dest_that_cannot_be_made_is_told_with_the_command_that_makes_it(
 
 def test_missing_index_is_told_with_where_it_was_looked_for(backup: Backup) -> None:
     """A first run without an index on A."""
-    with pytest.raises(errors.NotOnProvider, match=r"/\.mdbackup/index\.md5 is not there"):
+    with pytest.raises(errors.NotOnProvider, match=r"/\.mdbackup/index\.md5 does not exist"):
         backup.fetch()
     assert nothing_in(backup.dest)
 

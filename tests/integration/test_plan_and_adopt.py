@@ -41,7 +41,7 @@ def test_an_rsync_tree_becomes_a_backup_whose_first_run_transfers_what_differs(
     for command in (["plan", "srv1"], ["adopt", "srv1", "--tree", str(copy), "--at", source]):
         assert main(command) == 3
         told = capsys.readouterr().err
-        assert "is not there" in told and "--index FILE" in told
+        assert "does not exist" in told and "--index FILE" in told
         assert "srv1: srv1:" not in told and ".." not in told
     assert copy.exists()
 
@@ -84,5 +84,6 @@ def test_plan_before_the_first_run_says_that_a_run_builds_the_index(
 
     assert "Each run of this provider builds the index first" in told(ssh_conn_id="index")
     assert (
-        "is not there. Has it been built yet?" in (alone := told()) and "builds the index first" not in alone
+        "does not exist. Has it been built yet?" in (alone := told())
+        and "builds the index first" not in alone
     )

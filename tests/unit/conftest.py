@@ -9,17 +9,19 @@ import socket
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from airflow_mdbackup.scheme.backup.archive import ArchiveSummary, archive
-from airflow_mdbackup.scheme.backup.commit import CommitSummary, commit
+from airflow_mdbackup.scheme.backup.commit import commit
+from airflow_mdbackup.scheme.backup.commit_summary import CommitSummary
 from airflow_mdbackup.scheme.backup.diff import make_plan
-from airflow_mdbackup.scheme.backup.fetch import FetchedIndex, fetch_index
-from airflow_mdbackup.scheme.backup.plan import Plan, read_plan
+from airflow_mdbackup.scheme.backup.fetch import FetchedIndex, IndexLimits, fetch_index
+from airflow_mdbackup.scheme.backup.plan import Plan, PlanOptions, read_plan
 from airflow_mdbackup.scheme.backup.pull import PullSummary, pull
 from airflow_mdbackup.scheme.files.jsonl import read_records
 from airflow_mdbackup.scheme.history.changes import Change, commits
@@ -52,6 +54,11 @@ class ServerProcess:
     def stop(self) -> None:
         self.channel.close()
         self.process.wait(10)
+
+
+def _take(options: dict[str, Any], record: type[Any]) -> dict[str, Any]:
+    """Remove the options that are fields of a dataclass, and return them."""
+    return {field.name: options.pop(field.name) for field in fields(record) if field.name in options}
 
 
 class Pair:
@@ -121,10 +128,12 @@ class Pair:
 
     def fetch(self, run: Run, **options: object) -> FetchedIndex:
         self.mirror.claim()
-        return fetch_index(self.mirror, run, self.connect, self.index, **options)  # type: ignore[arg-type]
+        limits = IndexLimits(**_take(options, IndexLimits))
+        return fetch_index(self.mirror, run, self.connect, self.index, limits, **options)  # type: ignore[arg-type]
 
     def diff(self, run: Run, **options: object) -> Plan:
-        return make_plan(self.mirror, run, **options)  # type: ignore[arg-type]
+        how = PlanOptions(**_take(options, PlanOptions))
+        return make_plan(self.mirror, run, how, **options)  # type: ignore[arg-type]
 
     def pull(self, run: Run, plan: Plan) -> list[PullSummary]:
         summaries = [pull(self.mirror, run, shard, self.connect) for shard in range(len(plan.shards))]

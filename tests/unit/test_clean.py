@@ -1,4 +1,4 @@
-"""What runs leave behind, and what of it is taken away."""
+"""What runs leave behind, and when it is removed."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from .soundness import check_sound
 def test_old_run_directories_go_by_count_and_unfinished_ones_stay(
     pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of finished runs the last few are kept; one that can still be committed is never taken away."""
-    monkeypatch.setattr(clean_module, "_RUNS", 3)
+    """The last few finished runs are kept; one that can still be committed is never removed."""
+    monkeypatch.setattr(clean_module, "_MAX_RUNS", 3)
     for number in range(6):
         pair.put("alpha", b"%d" % number)
         pair.backup()
@@ -98,7 +98,7 @@ def test_old_run_directories_go_by_age(pair: Pair) -> None:
 
 def test_old_run_directories_go_by_size(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     """The last finished one stays, however large, so that its tasks can be cleared."""
-    monkeypatch.setattr(clean_module, "_SMALL", 0)
+    monkeypatch.setattr(clean_module, "_MIN_SIZE", 0)
     for number in range(4):
         pair.put("alpha", b"%d" % number)
         pair.build_index()
@@ -117,7 +117,7 @@ def test_staged_files_go_by_age_alone(pair: Pair, monkeypatch: pytest.MonkeyPatc
     pair.put("alpha", b"1")
     pair.backup()
     assert leftover.exists()
-    monkeypatch.setattr(clean_module, "_SECONDS", -1.0)
+    monkeypatch.setattr(clean_module, "_MAX_AGE", -1.0)
     with pair.mirror.lock("test"), pair.mirror.tree() as tree:
         clean(pair.mirror, tree)
     assert not leftover.exists()
@@ -153,7 +153,7 @@ def test_a_staged_file_that_vanishes_meanwhile_stops_no_clearing(
         return iter(entries)
 
     monkeypatch.setattr(Path, "iterdir", listed)
-    monkeypatch.setattr(clean_module, "_SECONDS", -1.0)
+    monkeypatch.setattr(clean_module, "_MAX_AGE", -1.0)
     with pair.mirror.tree() as tree:
         clean(pair.mirror, tree)
     assert not list(original(pair.mirror.staging))
@@ -163,7 +163,7 @@ def test_run_whose_tasks_were_cleared_is_not_taken_away_under_them(
     pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither while one of them works, nor between two of them."""
-    monkeypatch.setattr(clean_module, "_RUNS", 0)
+    monkeypatch.setattr(clean_module, "_MAX_RUNS", 0)
     pair.put("alpha", b"one")
     pair.build_index()
     run = pair.prepare()
@@ -187,8 +187,8 @@ def test_versions_stay_when_taking_a_run_away_was_cut_off(
     pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A kill may leave what it archived, and not whose it was; history may tell of these versions."""
-    monkeypatch.setattr(clean_module, "_RUNS", 0)
-    monkeypatch.setattr(clean_module, "_SECONDS", -1.0)
+    monkeypatch.setattr(clean_module, "_MAX_RUNS", 0)
+    monkeypatch.setattr(clean_module, "_MAX_AGE", -1.0)
     pair.put("alpha", b"one")
     pair.backup()
     pair.put("alpha", b"two")
@@ -242,7 +242,7 @@ def test_versions_of_runs_that_say_not_what_they_used_stay_where_history_has_the
     for file in pair.mirror.history.iterdir():
         file.unlink()
     rebuild(pair.mirror)
-    monkeypatch.setattr(clean_module, "_RUNS", 0)
+    monkeypatch.setattr(clean_module, "_MAX_RUNS", 0)
     pair.put("bravo", b"1")
     pair.backup()
     assert pair.versions("alpha") == [b"one", b"two"]
@@ -257,7 +257,7 @@ def test_run_that_resists_is_left_and_the_others_go(pair: Pair, monkeypatch: pyt
     pair.finish(first)
     pair.finish(second)
     second.archived.write_bytes(b"no record\n")
-    monkeypatch.setattr(clean_module, "_RUNS", 0)
+    monkeypatch.setattr(clean_module, "_MAX_RUNS", 0)
     assert pair.backup().failed == 0
     assert second.folder.exists() and not first.folder.exists()
 
@@ -270,7 +270,7 @@ def test_task_that_waits_for_a_run_while_it_is_taken_away_is_told_so(
     pair.build_index()
     run = pair.prepare()
     pair.finish(run)
-    monkeypatch.setattr(clean_module, "_RUNS", 0)
+    monkeypatch.setattr(clean_module, "_MAX_RUNS", 0)
     seen: list[object] = []
 
     def remove_tree(folder: Path) -> None:
@@ -310,9 +310,9 @@ def test_one_thing_that_resists_keeps_no_other_from_going(
     (pair.mirror.staging / "odd").mkdir()
     (pair.mirror.history / "odd.tmp").mkdir()
     (pair.mirror.history / "other.tmp").write_bytes(b"x")
-    monkeypatch.setattr(clean_module, "_SECONDS", -1.0)
+    monkeypatch.setattr(clean_module, "_MAX_AGE", -1.0)
     with pair.mirror.tree() as tree:
         clean(pair.mirror, tree)
     assert [path.name for path in pair.mirror.staging.iterdir()] == ["odd"]
     assert [path.name for path in pair.mirror.history.iterdir()] == ["odd.tmp"]
-    assert "odd, staged long ago, could not be taken away" in caplog.text
+    assert "odd, staged long ago:" in caplog.text and "Could not remove" in caplog.text

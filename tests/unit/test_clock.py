@@ -388,5 +388,5 @@ def test_nothing_is_pruned_while_the_last_commit_is_yet_to_come(
 def test_an_index_that_is_too_old_has_the_clocks_looked_at(pair: Pair) -> None:
     pair.put("file", b"1")
     pair.build_index()
-    with pytest.raises(IndexRefused, match="Are the clocks of both right"):
+    with pytest.raises(IndexRefused, match="Are both clocks right"):
         pair.fetch(pair.new_run(), max_age=-10)

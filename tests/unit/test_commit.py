@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 import airflow_mdbackup.scheme.backup.commit as commit_module
+from airflow_mdbackup.scheme.backup import commit_content
 from airflow_mdbackup.scheme.backup.commit import commit
 from airflow_mdbackup.scheme.errors import ConsumerIndexDamaged, RunIncomplete
 from airflow_mdbackup.scheme.files.folder import Folder
@@ -887,7 +888,8 @@ def test_content_missing_in_staging_is_looked_up_once_for_all(
         walks += 1
         return entries(path)
 
-    monkeypatch.setattr(commit_module, "read_entries", counted)
+    for module in (commit_module, commit_content):
+        monkeypatch.setattr(module, "read_entries", counted)
     assert pair.commit(run).outcomes == {"copied": 5}
     assert walks <= 4
     assert pair.live("new3").read_bytes() == b"3"
@@ -1109,7 +1111,7 @@ def without_status(pair: Pair, run: Run, monkeypatch: pytest.MonkeyPatch, *, spo
 
     pair.archive(run)
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(commit_module, "_write_status", die)
+        patch.setattr(commit_module, "write_status", die)
         pair.commit(run)
 
 

@@ -59,14 +59,14 @@ def test_a_whole_index_is_taken_at_once(pair: Pair) -> None:
 
 def test_a_missing_index_says_where_it_was_looked_for(pair: Pair) -> None:
     """And what to check."""
-    with pytest.raises(NotOnProvider, match=r"srv1: index .*index\.md5 is not there.*chroot"):
+    with pytest.raises(NotOnProvider, match=r"srv1: index .*index\.md5 does not exist.*chroot"):
         fetch(pair)
 
 
 def test_an_index_in_a_missing_directory_is_missing_too(pair: Pair) -> None:
     """Nothing is known of the tree on A."""
     pair.index = os.fsencode(pair.a) + b"/missing/index"
-    with pytest.raises(NotOnProvider, match="is not there"):
+    with pytest.raises(NotOnProvider, match="does not exist"):
         fetch(pair)
 
 

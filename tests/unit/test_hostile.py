@@ -26,8 +26,8 @@ from airflow_mdbackup.provider_side.conversation import Conversation
 from airflow_mdbackup.provider_side.request import IndexRequest
 from airflow_mdbackup.scheme.backup.commit import commit
 from airflow_mdbackup.scheme.backup.diff import make_plan
-from airflow_mdbackup.scheme.backup.fetch import fetch_index
-from airflow_mdbackup.scheme.backup.plan import Limits
+from airflow_mdbackup.scheme.backup.fetch import IndexLimits, fetch_index
+from airflow_mdbackup.scheme.backup.plan import Limits, PlanOptions
 from airflow_mdbackup.scheme.backup.pull import pull
 from airflow_mdbackup.scheme.errors import BackupError, DestinationRefused, IndexRefused
 from airflow_mdbackup.scheme.index.canonical import escape, format_line
@@ -406,7 +406,9 @@ class LargeIndex(ScriptedServer):
 def fetch_from(pair: Pair, server: ScriptedServer, **options: Any) -> Any:
     pair.mirror.claim()
     run = pair.new_run()
-    return fetch_index(pair.mirror, run, lambda: Reader(server), b"/i", **{"still": 0.0, **options})
+    return fetch_index(
+        pair.mirror, run, lambda: Reader(server), b"/i", IndexLimits(**{"still": 0.0, **options})
+    )
 
 
 @contextmanager
@@ -716,7 +718,7 @@ def test_nothing_that_a_provider_says_reaches_a_log_or_a_person_as_it_is(
     write_index(pair, entries, remarks)
     run = pair.new_run()
     pair.fetch(run)
-    plan = make_plan(pair.mirror, run, source=[b"/rude"])
+    plan = make_plan(pair.mirror, run, PlanOptions(source=[b"/rude"]))
     summary = pull(pair.mirror, run, 0, lambda: Reader(Rude(files)))
     pair.archive(run)
     committed = commit(pair.mirror, run)
@@ -729,7 +731,7 @@ def test_nothing_that_a_provider_says_reaches_a_log_or_a_person_as_it_is(
     second = pair.new_run()
     pair.fetch(second)
     with pytest.raises(BackupError) as tripped:
-        make_plan(pair.mirror, second, source=[b"/rude"])
+        make_plan(pair.mirror, second, PlanOptions(source=[b"/rude"]))
     told = [str(caught.value), str(tripped.value), *said_by(caplog)]
     told += [str(value) for value in (asdict(plan), asdict(summary), asdict(committed))]
     for file in [pair.mirror.status, *pair.mirror.history.iterdir(), *run.folder.glob("*.json*")]:

@@ -27,8 +27,8 @@ from airflow_mdbackup.scheme.index.canonical import (
     check_path,
     compare,
     count_entries,
+    entries_with_md5,
     format_line,
-    holders,
     merge,
     parse_line,
     read_entries,
@@ -220,7 +220,7 @@ def test_an_empty_file_is_an_index_without_entries_and_without_end(tmp_path: Pat
         (b"# mdbackup unreadable /a/../b", "component '..'"),
         (b"# mdbackup rotten a", "not absolute"),
         (b"# mdbackup unreadable /a\\x", "unknown escape"),
-        (b"# mdbackup started soon", "no Unix seconds"),
+        (b"# mdbackup started soon", "not a time in Unix seconds"),
     ],
 )
 def test_one_bad_line_refuses_the_whole_index_naming_file_and_line(
@@ -246,9 +246,9 @@ def test_one_bad_line_refuses_the_whole_index_naming_file_and_line(
         ("\ufeff/f\n".encode("utf-16-be"), "(BOM) of UTF-16"),
         (f"{EMPTY.decode()}  /f\n".encode("utf-16-le"), "it is UTF-16"),
         (f"{EMPTY.decode()}  /f\n".encode("utf-16-be"), "it is UTF-16"),
-        (b"%s  /f\n" % (b"a" * 40), "its sum has 40 hexadecimal digits, as of SHA-1"),
-        (b"%s */f\n" % (b"A" * 64), "its sum has 64 hexadecimal digits, as of SHA-256"),
-        (b"\\%s  /f\\n\n" % (b"a" * 128), "its sum has 128 hexadecimal digits, as of SHA-512"),
+        (b"%s  /f\n" % (b"a" * 40), "its sum has 40 hexadecimal digits, like SHA-1"),
+        (b"%s */f\n" % (b"A" * 64), "its sum has 64 hexadecimal digits, like SHA-256"),
+        (b"\\%s  /f\\n\n" % (b"a" * 128), "its sum has 128 hexadecimal digits, like SHA-512"),
         (b"%s  relative\n" % EMPTY, "the path is not absolute: relative"),
         (b"%s\t/f\n" % EMPTY, "no two blanks"),
         (EMPTY.upper() + b"  /f\n", "upper-case"),
@@ -267,7 +267,7 @@ def test_one_bad_line_refuses_the_whole_index_naming_file_and_line(
         (b"\r\nAlgorithm       Hash      Path\r\n", "Get-FileHash of PowerShell prints"),
         (b"\n\n\nAlgorithm : MD5\nHash : 0\n", "Get-FileHash of PowerShell prints"),
         (b'"Algorithm","Hash","Path"\r\n', "Get-FileHash of PowerShell prints"),
-        (b" " * 32 + b"  alpha\n", "blanks stand in the place of the md5, as `rclone md5sum`"),
+        (b" " * 32 + b"  alpha\n", "there are blanks in place of the md5, as `rclone md5sum`"),
         (b"  %s  /f\n" % EMPTY, "`  ` stands before the 32 hexadecimal digits of the md5"),
         (b"\xc2\xa0%s  /f\n" % EMPTY, r"`\xc2\xa0` stands before the 32 hexadecimal digits"),
         (b"\xe2\x80\x8b\t%s  /f\n" % EMPTY, r"`\xe2\x80\x8b\x09` stands before the 32 hexadecimal digits"),
@@ -275,9 +275,9 @@ def test_one_bad_line_refuses_the_whole_index_naming_file_and_line(
         (b"%s\xa0\xa0/f\n" % EMPTY, r"after the md5, but `\xa0\xa0/f`"),
         (b"%s \xc2\xa0/f\n" % EMPTY, r"after the md5, but ` \xc2\xa0/f`"),
         (b"%s,/f\n" % EMPTY, "after the md5, but `,/f`"),
-        (b"%s\xc2\xa0 /f\n" % (b"a" * 64), "its sum has 64 hexadecimal digits, as of SHA-256"),
+        (b"%s\xc2\xa0 /f\n" % (b"a" * 64), "its sum has 64 hexadecimal digits, like SHA-256"),
         (b"<html>\x1b[31m\n", r"but with `<html>\x1b[31m`"),
-        (b"".join(b"%s  /%d\0" % (EMPTY, n) for n in range(1000)), "as of `md5sum --zero`"),
+        (b"".join(b"%s  /%d\0" % (EMPTY, n) for n in range(1000)), "as `md5sum --zero`"),
     ],
 )
 def test_a_list_of_another_tool_is_named_with_the_command_that_writes_the_right_one(
@@ -301,10 +301,10 @@ def test_the_command_that_a_refusal_names_writes_a_list_that_is_taken(tmp_path: 
     assert summary.files == 4
 
 
-def test_a_name_that_ends_in_cr_is_told_beside_windows_line_ends(tmp_path: Path) -> None:
-    """md5sum of coreutils 8 writes it like that; of which line end it is, the line does not tell."""
+def test_a_name_that_ends_in_cr_is_mentioned_beside_windows_line_ends(tmp_path: Path) -> None:
+    """md5sum of coreutils 8 writes it like that, and the line does not show which of the two it is."""
     message = refusal(tmp_path, b"%s  /name\r\n" % EMPTY)
-    assert "the line ends in CR LF" in message and "the name that ends in CR" in message
+    assert "the line ends in CR LF" in message and "name itself ends in CR" in message
     assert "since version 9" in message and "dos2unix" in message
 
 
@@ -317,11 +317,11 @@ def test_a_bad_line_is_found_also_when_the_lines_are_unsorted(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("end", "why"),
     [
-        (b"# mdbackup end format=1 files=2 unreadable=0\n", "the end line tells of 2 files"),
-        (b"# mdbackup end format=1 files=0 unreadable=0\n", "the end line tells of 0 files"),
+        (b"# mdbackup end format=1 files=2 unreadable=0\n", "the end line counts 2 files"),
+        (b"# mdbackup end format=1 files=0 unreadable=0\n", "the end line counts 0 files"),
         (b"# mdbackup end format=1 files=1 unreadable=1\n", "and 1 unreadable"),
-        (b"# mdbackup end format=1\n", "the end line tells of None files"),
-        (b"# mdbackup end format=1 files=-1 unreadable=0\n", "the end line tells of None files"),
+        (b"# mdbackup end format=1\n", "the end line counts None files"),
+        (b"# mdbackup end format=1 files=-1 unreadable=0\n", "the end line counts None files"),
         (b"# mdbackup end format=2 files=1 unreadable=0\n", "format 2 is newer"),
         (b"# mdbackup end format=1 files=1 unreadable=0\n# more\n", "line 3: a line after the end line"),
         (b"# mdbackup end format=1 files=1 unreadable=0\n%s  /b\n" % EMPTY, "3: a line after the end line"),
@@ -513,7 +513,7 @@ def test_revising_changes_what_is_named_and_nothing_else(
 def test_holders_of_an_md5_are_found(entries: dict[bytes, bytes]) -> None:
     """Also those whose names are escaped."""
     with tempfile.TemporaryDirectory() as folder:
-        found = list(holders(write_index(Path(folder) / "index", entries), {OTHER}))
+        found = list(entries_with_md5(write_index(Path(folder) / "index", entries), {OTHER}))
     assert found == [entry for entry in sorted(entries.items()) if entry[1] == OTHER]
 
 

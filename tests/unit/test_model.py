@@ -256,8 +256,8 @@ class Model:
             return
         mirror = self.pair.mirror
         with pytest.MonkeyPatch.context() as patch, mirror.lock("test"), mirror.tree() as tree:
-            patch.setattr(clean_module, "_RUNS", 0)
-            patch.setattr(clean_module, "_SECONDS", -1.0)
+            patch.setattr(clean_module, "_MAX_RUNS", 0)
+            patch.setattr(clean_module, "_MAX_AGE", -1.0)
             clean(mirror, tree)
         self.runs = [begun for begun in self.runs if begun.step == FETCH or begun.run.folder.exists()]
 

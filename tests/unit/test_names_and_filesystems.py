@@ -271,7 +271,7 @@ def test_no_name_that_is_one_with_that_of_the_versions_comes_between(folding: Pa
         summary = folding.backup()
         assert summary.outcomes == {"pulled": 1, "failed": 2}
         old = re.escape(str(folding.a / "dir" / ".old"))
-        assert re.search(rf"takes its name for {old}, where versions lie; rename", summary.failures[0])
+        assert re.search(rf"takes its name for {old}, which is for versions; rename", summary.failures[0])
         assert folding.versions("dir/file") == [b"one"]
         assert folding.path("other/.older") in folding.index_b()
         check_true(folding)
@@ -390,7 +390,7 @@ def test_a_file_system_that_tells_names_apart_is_only_probed(
     pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The indexes are not read for that, and nothing is left of it."""
-    monkeypatch.setattr(clash, "_staying", lambda *_: pytest.fail("it was read"))
+    monkeypatch.setattr(clash, "_remaining_entries", lambda *_: pytest.fail("it was read"))
     for name in ("Readme", "README", "\u00e4", "a\u0308", "a.", "a ", "a"):
         pair.put(name, name.encode())
     pair.build_index()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from airflow_mdbackup.scheme.backup.diff import in_lines
+from airflow_mdbackup.scheme.backup.diff import format_changes
 from airflow_mdbackup.scheme.backup.plan import Limits
 from airflow_mdbackup.scheme.backup.pull import pull
 from airflow_mdbackup.scheme.errors import (
@@ -1038,7 +1038,7 @@ def test_a_run_of_some_paths_touches_and_forgets_nothing_else(pair: Pair) -> Non
     check_sound(pair)
 
 
-def test_a_plan_is_told_in_lines_up_to_a_number_of_each_kind(pair: Pair) -> None:
+def test_a_plan_is_formatted_up_to_a_number_of_lines_of_each_kind(pair: Pair) -> None:
     """With rclone's marks, and names that act on nothing."""
     for name in ("changed", "gone"):
         pair.put(name, b"1")
@@ -1051,7 +1051,7 @@ def test_a_plan_is_told_in_lines_up_to_a_number_of_each_kind(pair: Pair) -> None
     run = pair.new_run()
     pair.fetch(run)
     a = os.fsdecode(pair.path(""))
-    told = list(in_lines(run, pair.diff(run), most=3))
+    told = list(format_changes(run, pair.diff(run), most=3))
     new = [f"+ {a}new\\x1b{number}" for number in range(3)]
     assert told == [f"* {a}changed", *new, f"- {a}gone", "+ and 1 more"]
 

@@ -383,7 +383,7 @@ def test_a_directory_in_staging_fails_its_file_alone(pair: Pair, size: int) -> N
     pair.staged(pair.index_a()[pair.path("alpha")]).mkdir()
     summary = pair.backup()
     assert summary.outcomes == {"pulled": 1, "failed": 1}
-    assert "is a directory: see whose it is, remove it" in summary.failures[0]
+    assert "is a directory: find out whose it is, and remove it" in summary.failures[0]
 
 
 def test_results_of_another_plan_vouch_for_nothing(pair: Pair) -> None:

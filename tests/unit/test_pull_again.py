@@ -70,7 +70,7 @@ def left_in_staging(pair: Pair) -> list[str]:
 
 def test_equal_files_far_apart_all_arrive(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     """So far that the content of the first is out of mind when the second comes."""
-    monkeypatch.setattr(pull_module, "_REMEMBERED", 3)
+    monkeypatch.setattr(pull_module, "_MAX_REMEMBERED", 3)
     pair.put("00", b"old")
     pair.put("99", b"old too")
     pair.backup()
@@ -207,7 +207,7 @@ def test_results_that_wait_for_one_before_them_are_bounded(
     pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first file is another task's, for a while; memory must not depend on how many follow."""
-    monkeypatch.setattr(pull_module, "_WAITING", 10)
+    monkeypatch.setattr(pull_module, "_MAX_WAITING", 10)
     content = os.urandom(300_000)
     pair.put("00", content)
     for number in range(1, 100):
@@ -339,7 +339,7 @@ def test_round_trip_is_that_of_a_request_also_where_the_server_tells_no_limits()
 
 def test_server_that_never_says_that_it_closes_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """Else what is asked would grow without end."""
-    monkeypatch.setattr(sftp_module, "_MOST_CLOSING", 50)
+    monkeypatch.setattr(sftp_module, "_MAX_CLOSING", 50)
 
     class Silent(ScriptedServer):
         def on_close(self, number: int, body: bytes) -> bytes:
@@ -443,7 +443,7 @@ def test_copy_is_made_of_a_live_file_where_what_is_staged_is_odd(pair: Pair, tmp
     assert pair.live("new").read_bytes() == b"same"
 
 
-def test_waiting_for_a_task_that_does_not_get_on_has_an_end(
+def test_waiting_for_a_task_that_makes_no_progress_has_an_end(
     pair: Pair, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It is told meanwhile what is waited for; and whatever can be done is done."""
@@ -457,9 +457,9 @@ def test_waiting_for_a_task_that_does_not_get_on_has_an_end(
     part = pair.part(md5(large))
     with part.open("wb") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
-        with pytest.raises(DestinationBusy, match=f"large is written by another task.*{part} open"):
+        with pytest.raises(DestinationBusy, match=f"large is being written by another task.*{part} open"):
             pair.pull(run, pair.plan)
-    assert re.search("1 of 2 files.*waiting for another task that writes .*large", caplog.text)
+    assert re.search("1 of 2 files.*waiting for another task to write .*large", caplog.text)
     pair.pull(run, pair.plan)
     assert pair.finish(run).outcomes == {"pulled": 2}
 

@@ -54,7 +54,7 @@ def test_no_run_deletes_a_version_because_its_history_has_another_name(
     pair: Pair, monkeypatch: pytest.MonkeyPatch, lost: str
 ) -> None:
     """Runs clean up what earlier ones archived in vain; no file name shows whether it was in vain."""
-    monkeypatch.setattr(clean_module, "_RUNS", 2)
+    monkeypatch.setattr(clean_module, "_MAX_RUNS", 2)
     for content in (b"A", b"B", b"A"):
         pair.put("file", content)
         pair.backup()
@@ -77,7 +77,7 @@ def test_a_version_stays_of_each_commit_of_a_run_that_was_cleared(
     pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It committed twice, under two stamps; what it archived is of the first one."""
-    monkeypatch.setattr(clean_module, "_RUNS", 1)
+    monkeypatch.setattr(clean_module, "_MAX_RUNS", 1)
     for name in ("first", "second"):
         pair.put(name, b"A")
     pair.backup()

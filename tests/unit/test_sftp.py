@@ -401,9 +401,9 @@ def test_files_that_are_done_are_let_go_of_while_others_fill_the_window() -> Non
             path = waiting.pop()
             reader.submit(Wanted(path, md5(files[path]), lambda _: Stream(len)))
         done += len(reader.take_turn())
-        most = max(most, len(reader._fresh))
-        assert len(reader._fresh) <= reader._files
-    assert done == 600 and most > 0 and reader._claimed == reader._coming == 0
+        most = max(most, len(reader._unread))
+        assert len(reader._unread) <= reader._files
+    assert done == 600 and most > 0 and reader._claimed == reader._outstanding == 0
 
 
 def test_a_read_that_fails_is_a_refusal_of_that_file() -> None:
@@ -461,26 +461,26 @@ class Hostile(ScriptedServer):
         (1, lambda n: b"\0\0\0\0", "does not speak SFTP"),
         (1, lambda n: b"\xff\xff\xff\xff", "does not speak SFTP"),
         (1, lambda n: packet(2, 3, b"\0\0"), "malformed version packet"),
-        (1, lambda n: packet(2, 3, b"\0\0\0\xffx"), "broken packet"),
+        (1, lambda n: packet(2, 3, b"\0\0\0\xffx"), "malformed packet"),
         (1, lambda n: b"", "stalled"),
-        (3, lambda n: packet(HANDLE, n + 1000, string(b"h")), "a request that was never made"),
-        (3, lambda n: packet(HANDLE, n, string(b"h" * 257)), "more than was asked for"),
+        (3, lambda n: packet(HANDLE, n + 1000, string(b"h")), "a request that was never sent"),
+        (3, lambda n: packet(HANDLE, n, string(b"h" * 257)), "more than was requested"),
         (3, lambda n: packet(HANDLE, n, b"\0"), "malformed packet"),
-        (3, lambda n: packet(HANDLE, n, string(b"h")[:-1]), "broken packet"),
-        (3, lambda n: packet(DATA, n, string(b"h")), "type 103 that does not fit"),
-        (3, lambda n: packet(77, n), "type 77 that does not fit"),
+        (3, lambda n: packet(HANDLE, n, string(b"h")[:-1]), "malformed packet"),
+        (3, lambda n: packet(DATA, n, string(b"h")), "type 103, which does not fit"),
+        (3, lambda n: packet(77, n), "type 77, which does not fit"),
         (3, lambda n: packet(STATUS, n), "malformed packet"),
-        (3, lambda n: packet(STATUS, n, b"\0\0\0\2\0\0\xff\xff"), "broken packet"),
+        (3, lambda n: packet(STATUS, n, b"\0\0\0\2\0\0\xff\xff"), "malformed packet"),
         (3, lambda n: b"\0\0\0\1\0", "does not speak SFTP"),
         (3, lambda n: struct.pack(">I", 1 << 20), "does not speak SFTP"),
-        (3, lambda n: packet(HANDLE, n, string(b"h")) * 2, "a request that was never made"),
-        (5, lambda n: packet(DATA, n, string(bytes(32769))), "more than was asked for"),
-        (5, lambda n: packet(DATA, n, struct.pack(">I", 500) + b"x"), "broken packet"),
+        (3, lambda n: packet(HANDLE, n, string(b"h")) * 2, "a request that was never sent"),
+        (5, lambda n: packet(DATA, n, string(bytes(32769))), "more than was requested"),
+        (5, lambda n: packet(DATA, n, struct.pack(">I", 500) + b"x"), "malformed packet"),
         (5, lambda n: packet(DATA, n), "malformed packet"),
-        (5, lambda n: packet(ATTRS, n, bytes(4)), "type 105 that does not fit"),
+        (5, lambda n: packet(ATTRS, n, bytes(4)), "type 105, which does not fit"),
         (5, lambda n: b"", "stalled"),
         (8, lambda n: packet(ATTRS, n, b"\0\0\0\1\0"), "malformed packet"),
-        (8, lambda n: packet(HANDLE, n, string(b"h")), "type 102 that does not fit"),
+        (8, lambda n: packet(HANDLE, n, string(b"h")), "type 102, which does not fit"),
     ],
 )
 def test_a_server_that_breaks_the_protocol_is_a_lost_connection(kind: int, answer: Any, why: str) -> None:

@@ -27,7 +27,7 @@ UNSUPPORTED = 8
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     """These servers send one packet at a time, and more of them do not come while we wait."""
-    monkeypatch.setattr("airflow_mdbackup.scheme.transfer.packet_stream._MOMENT", 0)
+    monkeypatch.setattr("airflow_mdbackup.scheme.transfer.packet_stream._PAUSE", 0)
 
 
 class Odd(ScriptedServer):
@@ -113,7 +113,7 @@ def check_all_come(server: Odd, **options: int) -> Reader:
         came, fetched = found[path]
         assert fetched.refusal is None and came == content and fetched.md5 == md5(content), path
         assert fetched.before is not None
-    assert reader._claimed == reader._coming == 0 and not reader.busy
+    assert reader._claimed == reader._outstanding == 0 and not reader.busy
     return reader
 
 
@@ -192,7 +192,7 @@ def test_more_failures_than_are_remembered_end_too() -> None:
     """No more than some hundred files wait for their last try."""
     files = {b"/%d" % number: b"%d" % number for number in range(2000)}
     reader = check_all_come(Odd(files, denied=1))
-    assert not reader._last and not reader._again
+    assert not reader._last_tries and not reader._to_reopen
 
 
 # --- attributes -------------------------------------------------------------------------------------
@@ -259,7 +259,7 @@ def test_a_file_without_an_end_is_refused_where_its_sink_has_no_more_room(fstat:
     (fetched,) = reader.wait()
     assert isinstance(fetched, Fetched) and fetched.refusal is not None
     assert fetched.refusal.code == Code.TOO_LONG and fetched.size <= 10_000_000
-    assert reader._claimed == reader._coming == 0
+    assert reader._claimed == reader._outstanding == 0
 
 
 def test_attributes_are_unknown_where_the_server_knows_no_stat() -> None:

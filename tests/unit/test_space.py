@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from airflow_mdbackup.scheme.backup import commit as commit_module
+from airflow_mdbackup.scheme.backup import commit_content
 from airflow_mdbackup.scheme.backup import free_space as space
 from airflow_mdbackup.scheme.backup import pull as pull_module
 from airflow_mdbackup.scheme.backup.pull import pull
@@ -174,7 +174,7 @@ def content_needed(run: Run) -> int:
     """Return the bytes of content that the run was judged by."""
     judged = read_header(run.space)
     files = judged["files"] - space._RESERVED_FILES
-    return judged["size"] - RESERVE - 2 * run.index.stat().st_size - files * space._BESIDE
+    return judged["size"] - RESERVE - 2 * run.index.stat().st_size - files * space._OVERHEAD
 
 
 def tree_of(folder: Path) -> dict[str, bytes]:
@@ -590,7 +590,7 @@ def test_any_number_of_files_that_do_not_fit_leave_room_for_the_others(
     pair: Pair, disk: Disk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They are added up in few cells, and as many of them come as fit, to within what a cell holds."""
-    monkeypatch.setattr(space, "_MOST_CELLS", 256)
+    monkeypatch.setattr(space, "_MAX_CELLS", 256)
     for number in range(1300):
         path = pair.put(f"theirs/{number:04}", b"%d" % number)
         os.truncate(path, 64 << 10)
@@ -619,16 +619,18 @@ def test_copies_of_one_small_file_by_the_thousand_leave_room_for_the_others(pair
 
 def test_sizes_of_all_kinds_are_told_apart_as_far_as_cells_go(monkeypatch: pytest.MonkeyPatch) -> None:
     """The fewer there are, the more finely; the smallest come, and the sum of all is exact in any case."""
-    monkeypatch.setattr(space, "_MOST_CELLS", 256)
+    monkeypatch.setattr(space, "_MAX_CELLS", 256)
     needed = space._Needed("salt")
     sizes = [random.Random(number).randrange(1 << number % 64) for number in range(10_000)]
     for size in sizes:
         needed.add(hashlib.md5(str(size).encode()).hexdigest().encode(), size, size)
     assert len(needed.cells) <= 256
     taken = sum(-(-size // 4096) * 4096 for size in sizes)
-    assert sum(need.size for need in needed.cells.values()) == taken + 10_000 * (1024 - space._TOLD)
+    assert sum(need.size for need in needed.cells.values()) == taken + 10_000 * (
+        1024 - space._FAILED_OVERHEAD
+    )
     has = Space(10 << 30, 100_000)
-    judged = needed.judged(has)
+    judged = needed.decide(has)
     left_out = {(blocks, lot) for blocks, lot, _ in judged["cells"]}
     come = [need for cell, need in needed.cells.items() if cell not in left_out]
     assert has.size // 2 < sum(need.size for need in come) <= has.size
@@ -786,7 +788,7 @@ def test_a_disk_that_is_full_when_copies_are_made_is_told_too(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patched, pytest.raises(DestinationFull, match="Free some space"):
-        patched.setattr(commit_module, "copy_of", full)
+        patched.setattr(commit_content, "copy_of", full)
         pair.finish(run)
     assert not pair.finish(run).failed and len(pair.index_b()) == 2
 
@@ -859,7 +861,7 @@ def test_a_commit_while_room_is_judged_is_known_to_the_next_try(
     disk.leave(RESERVE + 50 * MB)
     first, second = planned(pair), planned(pair)
     pair.pull(first, pair.plan)
-    judge = space.judge_room
+    judge = space.check_free_space
 
     def commit_and_judge(*args: Any) -> space.SkippedForSpace:
         pair.finish(first)
@@ -867,7 +869,7 @@ def test_a_commit_while_room_is_judged_is_known_to_the_next_try(
         return judge(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(pull_module, "judge_room", commit_and_judge)
+        patch.setattr(pull_module, "check_free_space", commit_and_judge)
         assert pair.pull(second, pair.plan)[0].outcomes == {"failed": 4}
     pair.pull(second, pair.plan)
     assert pair.finish(second).outcomes == {"superseded": 4}
@@ -882,13 +884,13 @@ def test_an_index_that_is_deleted_while_room_is_judged_stops_nothing(
     first, second = planned(pair), planned(pair)
     pair.pull(first, pair.plan)
     pair.finish(first)
-    judge = space.judge_room
+    judge = space.check_free_space
 
     def delete_and_judge(*args: Any) -> space.SkippedForSpace:
         pair.mirror.index.unlink()
         disk.leave(RESERVE + MB)
         return judge(*args)
 
-    monkeypatch.setattr(pull_module, "judge_room", delete_and_judge)
+    monkeypatch.setattr(pull_module, "check_free_space", delete_and_judge)
     pair.pull(second, pair.plan)
     assert pair.transferred == 0

@@ -17,8 +17,8 @@ from .conftest import Pair
 def told_of_names(gone: list[bytes], new: list[bytes]) -> str | None:
     names = SuspectNames()
     for path in sorted({*gone, *new}):
-        (names.gone if path in gone else names.new)(path)
-    return names.told()
+        (names.add_gone if path in gone else names.add_new)(path)
+    return names.warning()
 
 
 GONE = [b"/d/report %d.docx" % number for number in range(MANY)]
@@ -60,8 +60,8 @@ def zipped(content: bytes) -> bytes:
 def told_of_contents(files: dict[bytes, bytes]) -> str | None:
     contents = SuspectContents()
     for path, content in files.items():
-        contents.look(path, content[:4096])
-    return contents.told()
+        contents.inspect(path, content[:4096])
+    return contents.warning()
 
 
 @pytest.mark.parametrize("ending", [b"docx", b"PDF", b"jpg", b"txt", b"sql", b"sqlite"])

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from airflow_mdbackup.scheme.backup.fetch import fetch_index
+from airflow_mdbackup.scheme.backup.fetch import IndexLimits, fetch_index
 from airflow_mdbackup.scheme.backup.pull import PullSummary, pull
 from airflow_mdbackup.scheme.backup.results import Result
 from airflow_mdbackup.scheme.errors import ConnectionLost
@@ -66,7 +66,7 @@ def little(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sftp_module, "FIRST", FIRST)
     monkeypatch.setattr(sftp_module, "_MAX_READ", PORTION)
     monkeypatch.setattr(sftp_module, "_DEFAULT_READ", PORTION)
-    monkeypatch.setattr("airflow_mdbackup.scheme.transfer.packet_stream._MOMENT", 0)
+    monkeypatch.setattr("airflow_mdbackup.scheme.transfer.packet_stream._PAUSE", 0)
     monkeypatch.setattr(syscalls_module, "syncfs", lambda descriptor: None)
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
@@ -255,7 +255,7 @@ def test_an_index_cut_after_any_byte_costs_a_retry(line: Line, cases: Cases) -> 
         server = ServerProcess()
         try:
             wire = CutChannel(server.channel, place)
-            fetch_index(pair.mirror, run, lambda: Reader(wire), pair.index, still=0)
+            fetch_index(pair.mirror, run, lambda: Reader(wire), pair.index, IndexLimits(still=0))
         finally:
             server.stop()
 
@@ -464,7 +464,7 @@ def test_a_packet_that_breaks_the_protocol_costs_a_retry(
 ) -> None:
     """Each packet of the pull in turn; the words tell what the server did."""
     total = len(replies(line))
-    words = ("never made", "does not speak SFTP", "malformed", "more than was asked", "does not fit")
+    words = ("never sent", "does not speak SFTP", "malformed", "more than was requested", "does not fit")
     said = []
     for number in range(2, total, scaled(2, 1)):
 
@@ -558,7 +558,7 @@ def test_a_request_that_is_refused_fails_its_file_and_no_other(
 
 
 def test_a_handle_that_dies_behind_some_blocks_keeps_them(line: Line, cases: Cases) -> None:
-    """Each later read of the largest file fails; a retry goes on behind what has come."""
+    """Each later read of the largest file fails; a retry resumes where it failed."""
 
     def die(number: int, kind: int, whole: bytes) -> Iterator[bytes]:
         content = line.pair.path("larger")
@@ -608,7 +608,13 @@ def test_an_index_that_ends_early_at_the_end_of_a_line_is_not_taken_for_a_whole_
 
     server = Short({line.pair.index: index})
     with cases.one(), pytest.raises(ConnectionLost, match="changed each time"):
-        fetch_index(line.pair.mirror, line.pair.new_run(), lambda: Reader(server), line.pair.index, still=0)
+        fetch_index(
+            line.pair.mirror,
+            line.pair.new_run(),
+            lambda: Reader(server),
+            line.pair.index,
+            IndexLimits(still=0),
+        )
 
 
 # --- whoever opens it waits -------------------------------------------------------------------------

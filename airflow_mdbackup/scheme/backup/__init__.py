@@ -2,21 +2,25 @@
 
 In reading order::
 
-    fetch             the provider's index comes here, and is checked before anything believes it
+    fetch             downloads the provider's index, and checks it before anything relies on it
     diff              two sorted streams of entries become a plan: what to pull, to adopt, to forget
-      plan            what a plan is: its items, limits and totals
-      ransomware      changed names and contents that look like encryption
+      plan            the plan's options, items and totals
+      guard           stops a plan in which too much is gone or changed at once
+      ransomware      warns of changed names and contents that look like encryption
     pull              an entry to pull becomes a verified file in staging, with an outcome
-      local_content   content that is here already, staged or live
-      results         what became of each entry, as a record on the disk
-      pull_progress   how far a shard has come
-      free_space      what does not fit on the disk is left out before the first byte
-      concurrent_runs what other runs committed since the plan was made
+      pull_item       an item while it is being pulled, and the result that each answer leads to
+      local_content   content that is already on this side, staged or live
+      results         the outcome of each entry, as a record on the disk
+      pull_progress   counts and progress lines of a shard
+      free_space      skips what does not fit on the disk, before the first byte
+      concurrent_runs what other runs have committed since the plan was made
       unstable_files  files that change whenever they are read
     archive           the predecessor of a file becomes a version in ``.old``
-      name_collisions names that this side's file system cannot keep apart
-    commit            what was pulled is judged once more, and put in place
-      cleanup         what finished runs leave behind is removed: never files, versions or history
+      name_collisions names that this side's file system cannot tell apart
+    commit            what was pulled is checked once more, and put in place
+      commit_content  where the new bytes of an entry are
+      commit_summary  the outcome of a run
+      cleanup         removes what finished runs leave behind: never files, versions or history
 
 May import the foundation, and neither recovery nor takeover.
 """

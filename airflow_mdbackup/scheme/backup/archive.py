@@ -1,19 +1,19 @@
-"""The old version of every file about to be replaced gets its place in ``.old``.
+"""Keeps the old version of every file that is about to be replaced, in ``.old`` (step 2).
 
 ::
 
     under the lock, with one stamp for all:
         finish the commit that a crash cut off, if there is one
-        for each good result, in path order, whose live file is there and has other bytes:
+        for each staged result, in path order, whose live file exists and has other content:
             hash the live file
-            link it to .old/<name>.<stamp>; if that name is taken, to the next
+            link it to .old/<name>.<stamp>, or to the next free name
         write the records: path, device, inode, true md5, version
 
-A link gives the old bytes a second name before the first one is taken over, so that there is no moment at
-which they have none, and fails where the name exists, so that no version is ever overwritten. Where the
-filesystem has no hard links, a copy takes its place.
+A link gives the old bytes a second name before the first one is replaced, so that they never lack a name. It
+fails if the name exists, so that no version is ever overwritten. If the file system has no hard links, a copy
+is made instead.
 
-The stamp is fixed in the run directory before the first link, so that a retry finds its own links again.
+The stamp is recorded in the run directory before the first link, so that a retry finds its own links.
 
 Sources: the seed's section "Full Backups and Version History"; link(2).
 """
@@ -31,7 +31,7 @@ from pathlib import Path
 
 import msgspec
 
-from airflow_mdbackup.scheme.backup.name_collisions import clashes
+from airflow_mdbackup.scheme.backup.name_collisions import find_collisions
 from airflow_mdbackup.scheme.backup.plan import Plan, read_plan
 from airflow_mdbackup.scheme.backup.results import results
 from airflow_mdbackup.scheme.common.paths import to_text
@@ -57,15 +57,16 @@ from airflow_mdbackup.scheme.store.version_names import stamp_in_name, version_p
 
 log = logging.getLogger(__name__)
 
-_COPY = b"version"  # a copy of a live file, until it has its name
+_COPY = b"version"  # the temporary name of a copy
 _NO_LINKS = (errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 class Archived(Record, frozen=True):
-    """A live file as it was when it was archived. ``md5`` is its true one.
+    """A live file as it was when it was archived.
 
-    :ivar version: where its old bytes lie, or None if they are what the run brings anyway.
-    :ivar linked: the version is the live file itself under a second name.
+    :ivar md5: of its actual content.
+    :ivar version: the path of its version, or None if the run brings the same content anyway.
+    :ivar linked: whether the version is a hard link to the live file, not a copy.
     """
 
     path: bytes
@@ -77,7 +78,7 @@ class Archived(Record, frozen=True):
     version: bytes | None = None
     linked: bool = True
 
-    def is_of(self, live: os.stat_result) -> bool:
+    def describes(self, live: os.stat_result) -> bool:
         """Whether the live file is still the one that was archived."""
         now = live.st_dev, live.st_ino, live.st_size, live.st_mtime_ns
         return now == (self.device, self.inode, self.size, self.modified)
@@ -85,7 +86,7 @@ class Archived(Record, frozen=True):
 
 @dataclass(slots=True)
 class ArchiveSummary:
-    """How many files were archived; ``size`` is their bytes."""
+    """How many files were archived, and their total size in bytes."""
 
     archived: int = 0
     size: int = 0
@@ -96,36 +97,36 @@ def archive(mirror: Mirror, run: Run) -> ArchiveSummary:
 
     :raises RunIncomplete: the run has no plan.
     :raises DestinationBusy: another run holds the lock for too long.
-    :raises ConsumerIndexDamaged: a commit was cut off, or names have to be compared, and somebody damaged the
-        consumer index.
-    :raises DestinationFull: there is no room for versions, where they have to be copies.
+    :raises ConsumerIndexDamaged: a commit was cut off, or names must be compared, and the consumer index is
+        damaged.
+    :raises DestinationFull: there is no room for versions that must be copies.
     :raises DestinationRefused, DestinationBroken, WorkerExhausted: see :meth:`.Mirror.translate_os_errors`.
     """
     summary = ArchiveSummary()
     with (
         mirror.translate_os_errors(),
         run.lock("archive_old", mirror.provider),
-        # A history written ahead names versions that must not be taken back before it is carried out.
+        # It carries out a pending history, which needs its versions, before any version is discarded.
         transaction(mirror, f"archive_old of {run.run_id}", scratch=run.consumer_index) as tx,
         mirror.tree() as tree,
     ):
         plan = read_plan(run)
         # An earlier try may have archived more than this one will.
-        withdraw_unused(mirror, run, tree)
-        archiver = Archiver(run, tree, stamp_of(mirror, run))
-        clashing = clashing_paths(run, plan, lambda: tx.index)
-        records = _records(archiver, run, plan, clashing, summary)
+        discard_unused(mirror, run, tree)
+        archiver = Archiver(run, tree, version_stamp(mirror, run))
+        colliding = colliding_paths(run, plan, lambda: tx.index)
+        records = _records(archiver, run, plan, colliding, summary)
         write_records(run.archived, records, stamp=archiver.stamp)
     return summary
 
 
-def stamp_of(mirror: Mirror, run: Run) -> str:
-    """Return the stamp of this run's versions: an earlier try's, if it still can be.
+def version_stamp(mirror: Mirror, run: Run) -> str:
+    """Return the stamp of this run's versions: an earlier try's, if it is still usable.
 
     Needs the lock.
     """
     tried = tried_stamps(run)
-    # Not if a commit came since, or the clock was ahead.
+    # Not if there has been a commit since, or if the clock was ahead.
     if tried and mirror.last_commit() < tried[-1] <= mirror.next_stamp():
         return tried[-1]
     stamp = mirror.next_stamp()
@@ -134,7 +135,7 @@ def stamp_of(mirror: Mirror, run: Run) -> str:
 
 
 def tried_stamps(run: Run) -> list[str]:
-    """Return the stamps that a run has taken for its versions, the last one last."""
+    """Return the stamps that a run has used for its versions, the latest last."""
     try:
         state = read_header(run.stamp)
     except FileNotFoundError:
@@ -142,27 +143,27 @@ def tried_stamps(run: Run) -> list[str]:
     return [*state.get("before", ()), str(state["stamp"])]
 
 
-def clashing_paths(run: Run, plan: Plan, current_index: Callable[[], Path | None]) -> dict[bytes, bytes]:
-    """Return which paths of the results this side cannot tell from others, and from which.
+def colliding_paths(run: Run, plan: Plan, current_index: Callable[[], Path | None]) -> dict[bytes, bytes]:
+    """Return the paths of the results that this side cannot tell from others, with those others.
 
-    :param current_index: gives the consumer index in canonical form, if there is one.
+    :param current_index: returns the consumer index in canonical form, if there is one.
     """
     coming = (result.path for result in results(run, plan) if Outcome(result.outcome).good)
-    return clashes(run, coming, current_index)
+    return find_collisions(run, coming, current_index)
 
 
 def _records(
-    archiver: Archiver, run: Run, plan: Plan, clashing: Collection[bytes], summary: ArchiveSummary
+    archiver: Archiver, run: Run, plan: Plan, colliding: Collection[bytes], summary: ArchiveSummary
 ) -> Iterator[Archived]:
     for result in results(run, plan):
-        if result.outcome in (Outcome.PULLED, Outcome.COPIED) and result.path not in clashing:
+        if Outcome(result.outcome).is_staged and result.path not in colliding:
             try:
                 record = archiver.archive(result.path, result.md5)
             except OSError as error:
                 if not concerns_one_file(error):
                     raise
-                # The commit tries again, and has that entry alone fail.
-                log.warning("No version of %s: %s", to_text(result.path), error.strerror)
+                # The commit tries again, and fails that entry only.
+                log.warning("Could not archive %s: %s", to_text(result.path), error.strerror)
                 continue
             if record is not None:
                 if record.version is not None:
@@ -172,19 +173,19 @@ def _records(
 
 
 class Archiver:
-    """Gives live files a version name. Needs the lock."""
+    """Makes versions of live files. Needs the lock."""
 
     def __init__(self, run: Run, tree: Tree, stamp: str) -> None:
         self._run = run
         self._tree = tree
         self.stamp = stamp
-        self._pace = ReportTimer()
-        self._read = 0
+        self._timer = ReportTimer()
+        self._hashed_size = 0
 
     def archive(self, path: bytes, coming: bytes) -> Archived | None:
         """Archive the live file at ``path``, unless it has the md5 ``coming``; None if there is no file.
 
-        :raises Blocked: something else stands in the place of ``.old``.
+        :raises PathBlocked: ``.old`` is not a directory.
         :raises OSError: the live file cannot be read.
         """
         if not is_file(self._tree.lstat(path)):
@@ -198,9 +199,9 @@ class Archiver:
             return Archived(*known, *self._version(path, live, status, md5))
 
     def _hashed(self, size: int) -> None:
-        self._read += size
-        if self._pace.due():
-            log.info("%.1f MB of live files hashed so far", self._read / 1e6)
+        self._hashed_size += size
+        if self._timer.due():
+            log.info("%.1f MB of live files hashed so far", self._hashed_size / 1e6)
 
     def _version(self, path: bytes, live: int, status: os.stat_result, md5: bytes) -> tuple[bytes, bool]:
         for attempt in count():
@@ -209,8 +210,8 @@ class Archiver:
                 self._tree.link(path, version)
                 return version, True
             except FileExistsError:
-                taken = self._tree.lstat(version)
-                if taken is not None and os.path.samestat(taken, status):
+                existing = self._tree.lstat(version)
+                if existing is not None and os.path.samestat(existing, status):
                     return version, True  # an earlier try's link
             except OSError as error:
                 if error.errno not in _NO_LINKS:
@@ -222,14 +223,14 @@ class Archiver:
         """Make the version a copy, complete before it has its name."""
         for attempt in count():
             version = version_path(path, self.stamp, attempt)
-            taken = self._tree.lstat(version)
-            if taken is None:
+            existing = self._tree.lstat(version)
+            if existing is None:
                 break
-            if is_file(taken) and not taken.st_size:
-                # The placeholder of a renaming that was cut off; if it is an empty file's copy, no bytes go.
+            if is_file(existing) and not existing.st_size:
+                # The placeholder of an interrupted rename; or the copy of an empty file, which is remade.
                 self._tree.unlink(version)
                 break
-            if is_file(taken) and taken.st_size == status.st_size and self._md5(version) == md5:
+            if is_file(existing) and existing.st_size == status.st_size and self._md5(version) == md5:
                 return version  # an earlier try's copy
         make_directory(self._run.copies)
         with Folder(self._run.copies) as folder:
@@ -250,9 +251,9 @@ class Archiver:
         with self._tree.opened(path) as descriptor:
             return md5_of(descriptor)
 
-    def stands(self, record: Archived, live: os.stat_result) -> bool:
-        """Whether a record still tells of the live file, and of a version that is there."""
-        if not record.is_of(live):
+    def is_valid(self, record: Archived, live: os.stat_result) -> bool:
+        """Whether a record still describes the live file, and its version exists."""
+        if not record.describes(live):
             return False
         if record.version is None:
             return True
@@ -262,7 +263,7 @@ class Archiver:
         return os.path.samestat(version, live) if record.linked else version.st_size == record.size
 
     def restamp(self, record: Archived, coming: bytes) -> Archived | None:
-        """Give a version that was archived under another stamp a name with this one."""
+        """Rename a version that has another stamp to one with this stamp."""
         if record.version is None:
             return record
         for attempt in count():
@@ -277,21 +278,21 @@ class Archiver:
                 return self.archive(record.path, coming)
         raise AssertionError
 
-    def withdraw(self, record: Archived) -> None:
-        """Take back a version that no history tells of."""
+    def discard(self, record: Archived) -> None:
+        """Discard a version that no history records."""
         if record.version is not None:
-            self.take_back(record.path, record.version, record.md5)
+            self.remove_redundant(record.path, record.version, record.md5)
 
-    def withdraw_unrecorded(self, path: bytes, stamp: str) -> None:
-        """Take back the versions of a path under a stamp that no history has: a kill left them unrecorded."""
+    def discard_unrecorded(self, path: bytes, stamp: str) -> None:
+        """Discard the versions of a path under a stamp that no history has: left unrecorded by a kill."""
         for attempt in count():
             version = version_path(path, stamp, attempt)
             if self._tree.lstat(version) is None:
                 return
-            self.take_back(path, version)
+            self.remove_redundant(path, version)
 
-    def take_back(self, path: bytes, version: bytes, md5: bytes | None = None) -> None:
-        """Remove a version with this md5, if its bytes are live, or a version under another name as well."""
+    def remove_redundant(self, path: bytes, version: bytes, md5: bytes | None = None) -> None:
+        """Remove a version with this md5 if its bytes are also live, or in another version."""
         try:
             archived = self._tree.lstat(version)
             if archived is not None and self._is_elsewhere(path, version, archived, md5):
@@ -299,10 +300,10 @@ class Archiver:
         except OSError as error:
             if not concerns_one_file(error):
                 raise
-            log.warning("%s stays, though no history tells of it: %s", to_text(version), error.strerror)
+            log.warning("Could not remove %s, which no history records: %s", to_text(version), error.strerror)
 
     def _is_elsewhere(self, path: bytes, version: bytes, archived: os.stat_result, md5: bytes | None) -> bool:
-        """Whether the bytes of a version are live too, or have another name in ``.old``."""
+        """Whether the bytes of a version are also live, or have another name in ``.old``."""
         live = self._tree.lstat(path)
         if live is not None and os.path.samestat(live, archived):
             return True
@@ -310,32 +311,32 @@ class Archiver:
             return True
         if live is None or not is_file(live):
             return False
-        # Where there are no hard links, the version is a copy.
+        # Without hard links, the version is a copy.
         found = self._md5(version) if live.st_size == archived.st_size else None
         return found is not None and found == (md5 or found) == self._md5(path)
 
 
-def withdraw_unused(mirror: Mirror, run: Run, tree: Tree) -> None:
-    """Take back what a run has archived and no commit of it has used. Needs the lock."""
+def discard_unused(mirror: Mirror, run: Run, tree: Tree) -> None:
+    """Discard what a run has archived and none of its commits has used. Needs the lock."""
     stamp, records = read_archived(run)
     archiver = Archiver(run, tree, stamp)
     if not is_used(mirror, run, stamp):
         for record in records:
-            archiver.withdraw(record)
+            archiver.discard(record)
     unused = [stamp for stamp in tried_stamps(run) if not is_used(mirror, run, stamp)]
     if unused:
         with suppress(RunIncomplete):
             for result in results(run, read_plan(run)):
                 for stamp in unused:
-                    archiver.withdraw_unrecorded(result.path, stamp)
+                    archiver.discard_unrecorded(result.path, stamp)
 
 
 def is_used(mirror: Mirror, run: Run, stamp: str) -> bool:
-    """Whether a commit has begun that may use the versions which a run archived under this stamp.
+    """Whether a commit has begun that may use the versions that a run archived under this stamp.
 
-    The run says so itself, for its history may have been lost, and told anew under another name. And two runs
-    may have had the same stamp while the clock was behind the last one, and the same version: then history
-    has it. In doubt it is used.
+    The run itself records this, because its history may have been lost, and rebuilt under another name. Also,
+    two runs may have had the same stamp, and the same version, while the clock was behind: then history has
+    it. In doubt it is used.
     """
     try:
         return stamp in used_stamps(run) or stamp in map(stamp_in_name, mirror.names_in_history())
@@ -346,7 +347,7 @@ def is_used(mirror: Mirror, run: Run, stamp: str) -> bool:
 def used_stamps(run: Run) -> list[str]:
     """Return the stamps under which commits of a run have begun.
 
-    :raises Damaged: they cannot be read.
+    :raises CorruptFile: they cannot be read.
     """
     try:
         return [str(stamp) for stamp in read_header(run.used).get("stamps", ())]
@@ -355,7 +356,7 @@ def used_stamps(run: Run) -> list[str]:
 
 
 def read_archived(run: Run) -> tuple[str, Iterator[Archived]]:
-    """Return the stamp and the records of what a run has archived; nothing if it did not come to that."""
+    """Return the stamp and the records of what a run has archived; empty if it has not archived."""
     if not run.archived.exists():
         return "", iter(())
     return str(read_header(run.archived)["stamp"]), read_records(run.archived, Archived)

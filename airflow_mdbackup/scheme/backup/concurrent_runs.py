@@ -1,7 +1,7 @@
 """What other runs have committed since a plan was made.
 
-In a backfill all runs may be planned before the first one is committed. What that one brings need not come
-again.
+In a backfill all runs may be planned before the first one is committed. What that run has pulled need not be
+pulled again.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from airflow_mdbackup.scheme.store.run import Run
 
 
 class CommittedByOthers(NamedTuple):
-    """What is committed by now.
+    """The state of the mirror now.
 
     :ivar stamp: of the last commit.
-    :ivar consumer: the consumer index as of then, in canonical form; None if the plan knows it.
+    :ivar consumer: the consumer index as of then, in canonical form; None if nothing
+        was committed since the plan.
     """
 
     stamp: str
@@ -32,7 +33,7 @@ class CommittedByOthers(NamedTuple):
 def committed_since(mirror: Mirror, run: Run, shard: int, plan: Plan) -> CommittedByOthers:
     """Return what other runs have committed since the plan was made.
 
-    :param shard: the one that asks, whose lock the caller holds.
+    :param shard: of the caller, who holds its lock.
     :raises ConsumerIndexDamaged, DestinationBusy: see :func:`.consumer_index`, :meth:`.Mirror.lock`.
     """
     if mirror.last_commit() == plan.committed:
@@ -41,13 +42,13 @@ def committed_since(mirror: Mirror, run: Run, shard: int, plan: Plan) -> Committ
     with mirror.lock(f"pull_changed of {run.run_id}"):
         index = consumer_index(mirror, copy)
         if index == mirror.index:
-            # Read until the end of the pull, without the lock, whatever hands do to it meanwhile.
+            # The copy is read during the pull, without the lock, while the original may be edited by hand.
             shutil.copyfile(index, copy)
         return CommittedByOthers(mirror.last_commit(), copy if index else None)
 
 
 class ContentOfOthers:
-    """Tells of the items of one shard, in path order, which of them an index has by now.
+    """Looks up which items of one shard, in path order, have been committed by other runs.
 
     :param committed: what :func:`committed_since` returned.
     """
@@ -56,6 +57,6 @@ class ContentOfOthers:
         self._entries = SortedLookup(read_entries(committed.consumer) if committed.consumer else ())
 
     def has(self, item: PlanItem) -> bool:
-        """Whether another run has brought ``item``."""
+        """Whether another run has committed ``item``."""
         entry = self._entries.find(item.path)
         return entry is not None and entry.md5 == item.md5

@@ -1,6 +1,6 @@
-"""Content that is on this side already: staged, live under the wanted path, or live under another one.
+"""Content that is already on this side: staged, live under the wanted path, or live under another one.
 
-A live file that should have it is hashed, never believed.
+A live file that should have it is always hashed before it is used.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from airflow_mdbackup.scheme.store.staging import Staging
 
 
 class LocalContent:
-    """What need not come from the provider.
+    """Finds what need not be transferred from the provider.
 
-    :ivar parts: md5s of which a part was in staging when the task began.
+    :ivar parts: md5s with an incomplete file in staging when the task began.
     """
 
     def __init__(self, tree: Tree, staging: Staging) -> None:
@@ -28,7 +28,7 @@ class LocalContent:
         self.parts = staging.parts()
 
     def is_staged(self, md5: bytes) -> bool:
-        """Whether staging has the content, taking away what only looks like it."""
+        """Whether staging has the content. A staged file with other content is removed."""
         if not self._staging.has(md5):
             return False
         try:
@@ -40,8 +40,8 @@ class LocalContent:
         self._staging.remove(md5)
         return False
 
-    def adoptable(self, item: PlanItem) -> Result | None:
-        """Return the result if the live file has the wanted bytes already."""
+    def adopt(self, item: PlanItem) -> Result | None:
+        """Return the result if the live file already has the wanted content, else None."""
         try:
             with self._tree.opened(item.path) as descriptor:
                 status = os.fstat(descriptor)
@@ -61,7 +61,7 @@ class LocalContent:
     def copy(self, item: PlanItem) -> bool:
         """Copy the content from a live file that should have it; false if it does not.
 
-        What has come from the provider already is not given up for that.
+        A part that was already received from the provider is not discarded for that.
         """
         assert item.source is not None
         part = self.lock_part(item.md5)
@@ -83,7 +83,7 @@ class LocalContent:
             os.close(part)
 
     def _copy(self, source: bytes, part: int) -> bytes | None:
-        """Copy a live file and return the md5 of what was copied; None if it cannot be read."""
+        """Copy a live file and return the md5 of the copy; None if it cannot be read."""
         try:
             with self._tree.opened(source) as live:
                 return copy_of(live, part)
@@ -92,8 +92,8 @@ class LocalContent:
                 raise
             return None
 
-    def live_size(self, path: bytes | None) -> int:
-        """Return the bytes of a live file; 0 if there is none, or it cannot be read."""
+    def size_of_live(self, path: bytes | None) -> int:
+        """Return the size of a live file in bytes; 0 if it does not exist or cannot be read."""
         if path is None:
             return 0
         try:
@@ -105,7 +105,7 @@ class LocalContent:
             return 0
 
     def lock_part(self, md5: bytes) -> int | None:
-        """Return a part, locked; None if another task is at it, or if it is not for us."""
+        """Open and lock a part; None if another task writes it, or we may not."""
         try:
             return self._staging.lock_part(md5)
         except OSError as error:
@@ -114,7 +114,7 @@ class LocalContent:
             return None
 
     def drop_part(self, md5: bytes) -> None:
-        """Take away what has come of content that is staged now, unless another task is at it."""
+        """Remove a part whose content is staged by now, unless another task writes it."""
         part = self.lock_part(md5)
         if part is not None:
             self._staging.drop_part(md5)

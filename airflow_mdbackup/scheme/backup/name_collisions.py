@@ -1,24 +1,23 @@
-"""Names that the consumer's file system cannot hold apart, because it folds case, say (policy row 18).
+"""Finds names that the consumer's file system cannot tell apart, for example ignoring case (policy row 18).
 
 ::
 
-    asked   a probe tells whether it takes two names for one at all; the usual ones do not, and pay no more
-    new     the paths that a run would add are made, as empty trees of names, in its directory; a name that
-            is there already is another's, whose path it holds
-    there   the paths that stay in the consumer index are looked for among them
+    probe     whether the file system takes any two names for one; most do not, and need nothing more
+    new       create the paths that the run would add as a tree of files in its directory, each containing its
+              path; if a name exists already, the file says which path has it
+    existing  look up the paths that stay in the consumer index in that tree
 
-The file system itself says so what it holds apart, by whatever rule. The path that was there first keeps its
-file; the other one fails. A path whose twin leaves the index in the same run (``Readme`` became ``README``)
-has no twin: it takes the file over as if that had been its own, so that the old bytes become a version of it.
+So the file system itself decides which names are different, by whatever rule. The path that was there first
+keeps its file; the other one fails. A path whose twin leaves the index in the same run (``Readme`` became
+``README``) does not collide: it takes over the file as its own, whose old bytes become its version.
 
-Two names of one directory are no clash while the files in it have different names; the disk spells it as the
-first path did.
+Two names of a directory do not collide as long as the files in it have different names; the directory keeps
+the spelling of the first path.
 
-What this does not give: the file system is asked once, where the run's directory lies. One directory of the
-mirror that alone folds case is not found out. Under FUSE the kernel remembers names for a second, lowntfs-3g
-(``ignore_case``) itself for longer: what was just replaced under one name may still be the old file under the
-other, so that a file which changes its bytes in one run, and its case in the next, may lose the version in
-between.
+Limitations: the file system is probed once, in the run's directory. A directory of the mirror that alone
+ignores case is not noticed. Under FUSE the kernel caches names for a second, and lowntfs-3g (``ignore_case``)
+for longer: a file just replaced under one name may still appear as the old one under the other. So a file
+whose bytes change in one run, and whose case changes in the next, may lose the version in between.
 """
 
 from __future__ import annotations
@@ -44,9 +43,9 @@ from airflow_mdbackup.scheme.index.canonical import Entry, read_entries
 from airflow_mdbackup.scheme.store.run import Run
 from airflow_mdbackup.scheme.store.version_names import OLD
 
-_MOST_KNOWN = 100_000  # names
-_LONGEST_OLD = 40  # bytes of a name that some file system may take for .old
-# A name, and others that one file system or another takes for it. It is long, in case names are cut off.
+_MAX_CACHED = 100_000  # names
+_MAX_OLD = 40  # bytes of a name that a file system may take for .old
+# A name, and others that some file systems take for it. It is long, in case names are truncated.
 _NAME = "/Probe \N{LATIN SMALL LETTER E WITH ACUTE}"
 _LONG = "n" * 230
 _TWINS = (
@@ -59,13 +58,13 @@ _TWINS = (
 )
 
 
-def clashes(
+def find_collisions(
     run: Run, coming: Iterable[bytes], current_index: Callable[[], Path | None]
 ) -> dict[bytes, bytes]:
-    """Return which of the paths that a run brings cannot be told from another, and from which.
+    """Return which new paths cannot be told from another path, with that path.
 
     :param coming: paths that the run would put in place, in path order.
-    :param current_index: gives the consumer index in canonical form, if there is one; called if need be.
+    :param current_index: returns the consumer index in canonical form, if there is one; called if needed.
     :raises OSError: the disk is full or broken.
     """
     with Tree(run.folder) as folder:
@@ -77,32 +76,32 @@ def clashes(
     try:
         with Tree(run.names) as names:
             found = dict[bytes, bytes]()
-            with _Reserved(run) as reserved:
-                found |= _among_new(names, reserved.let_through(_new(coming, current), found))
-            for path, _ in _staying(run, current):
-                for new in _holders(names, path):
-                    if not _may_share(new, path):
+            with _ReservedNames(run) as reserved:
+                found |= _collide_among_new(names, reserved.filter(_new(coming, current), found))
+            for path, _ in _remaining_entries(run, current):
+                for new in _paths_at(names, path):
+                    if not _gives_way(new, path):
                         found.setdefault(new, path)
         return found
     finally:
         remove_tree(run.names)
 
 
-def reason(other: bytes) -> str:
-    """Return why a path fails that clashes with ``other``, and what to do."""
+def explain_collision(other: bytes) -> str:
+    """Return why a path fails that collides with ``other``, and what to do."""
     if other.endswith(b"/" + OLD):
         return (
-            f"this side's file system takes its name for {to_text(other)}, where versions lie; rename or "
-            "exclude it, or use a dest on a file system that holds the two names apart"
+            f"this side's file system takes its name for {to_text(other)}, which is for versions; rename or "
+            "exclude it, or use a dest on a file system that can tell the two names apart"
         )
     return (
-        f"it and {to_text(other)} are one file on this side's file system, which cannot hold the two names "
+        f"it and {to_text(other)} are one file on this side's file system, which cannot tell the two names "
         "apart; rename or exclude one of them, or use a dest on a file system that can"
     )
 
 
-class _Reserved:
-    """Tells names that the file system takes for ``.old``, which is for versions. A context manager."""
+class _ReservedNames:
+    """Finds names that the file system takes for ``.old``, which is for versions. A context manager."""
 
     def __init__(self, run: Run) -> None:
         self._folder = run.folder / "reserved"
@@ -110,40 +109,40 @@ class _Reserved:
         self._tree = Tree(self._folder)
         with suppress(FileExistsError):  # after a kill
             os.close(self._tree.create(b"/" + OLD))
-        self._known: dict[bytes, bool] = {OLD: False}  # which is never among them
+        self._is_old_cached: dict[bytes, bool] = {OLD: False}  # .old itself is refused elsewhere
 
-    def __enter__(self) -> _Reserved:
+    def __enter__(self) -> _ReservedNames:
         return self
 
     def __exit__(self, *error: object) -> None:
         self._tree.close()
         remove_tree(self._folder)
 
-    def let_through(self, paths: Iterable[bytes], found: dict[bytes, bytes]) -> Iterator[bytes]:
-        """Yield the paths without such a name; the others come into ``found``, with what they clash with."""
+    def filter(self, paths: Iterable[bytes], found: dict[bytes, bytes]) -> Iterator[bytes]:
+        """Yield the paths without such a name; add the others to ``found``, with what they collide with."""
         for path in paths:
-            before = b""
+            directory = b""
             for name in path.split(b"/")[1:]:
                 if self._is_old(name):
-                    found[path] = before + b"/" + OLD
+                    found[path] = directory + b"/" + OLD
                     break
-                before += b"/" + name
+                directory += b"/" + name
             else:
                 yield path
 
     def _is_old(self, name: bytes) -> bool:
-        if len(name) > _LONGEST_OLD:
+        if len(name) > _MAX_OLD:
             return False
-        if len(self._known) > _MOST_KNOWN:
-            self._known = {OLD: False}
-        if name not in self._known:
-            self._known[name] = self._tree.lstat(b"/" + name) is not None
-        return self._known[name]
+        if len(self._is_old_cached) > _MAX_CACHED:
+            self._is_old_cached = {OLD: False}
+        if name not in self._is_old_cached:
+            self._is_old_cached[name] = self._tree.lstat(b"/" + name) is not None
+        return self._is_old_cached[name]
 
 
 def _folds(tree: Tree) -> bool:
     """Whether the file system takes any two names for one."""
-    # A file system that knows ASCII only may refuse the first one.
+    # A file system that supports only ASCII may refuse the first name.
     for name, twins in ((_NAME + _LONG, _TWINS), ("/Probe", ("/probe",))):
         probe = name.encode()
         try:
@@ -164,7 +163,7 @@ def _new(coming: Iterable[bytes], current: Path | None) -> Iterator[bytes]:
     return (path for path in coming if index.find(path) is None)
 
 
-def _staying(run: Run, current: Path | None) -> Iterator[Entry]:
+def _remaining_entries(run: Run, current: Path | None) -> Iterator[Entry]:
     leaving = SortedLookup(read_records(run.forget, ForgottenEntry))
     for entry in read_entries(current) if current else ():
         left = leaving.find(entry.path)
@@ -172,19 +171,19 @@ def _staying(run: Run, current: Path | None) -> Iterator[Entry]:
             yield entry
 
 
-def _among_new(names: Tree, paths: Iterable[bytes]) -> dict[bytes, bytes]:
-    """Make the names of ``paths``, and return those that cannot be told from an earlier one."""
+def _collide_among_new(names: Tree, paths: Iterable[bytes]) -> dict[bytes, bytes]:
+    """Create the names of ``paths``, and return those that collide with an earlier one."""
     found: dict[bytes, bytes] = {}
     for path in paths:
         try:
             descriptor = names.create(path)
         except (FileExistsError, PathBlocked):
-            # None, if a directory of the name is all that came of a path that was refused.
-            found.update((path, other) for other in _holders(names, path)[:1])
+            # None, if only a directory was created for a path that was then refused.
+            found.update((path, other) for other in _paths_at(names, path)[:1])
         except OSError as error:
             if not concerns_one_file(error):
                 raise
-            # The mirror will refuse that name too, and says why.
+            # The mirror will refuse that name too, and say why.
         else:
             try:
                 write_all(descriptor, path)
@@ -193,8 +192,8 @@ def _among_new(names: Tree, paths: Iterable[bytes]) -> dict[bytes, bytes]:
     return found
 
 
-def _holders(names: Tree, path: bytes) -> list[bytes]:
-    """Return the new paths that stand where ``path`` would: its twin, or what lies above or below one."""
+def _paths_at(names: Tree, path: bytes) -> list[bytes]:
+    """Return the new paths in the place of ``path``: its twin, or what is above or below that."""
     try:
         blocked = names.blocker(path)
         at = blocked.at if blocked else path
@@ -202,7 +201,7 @@ def _holders(names: Tree, path: bytes) -> list[bytes]:
         if there is None:
             return []
         return (
-            [_content(names, at)] if is_file(there) else [_content(names, p) for p in names.files_below(at)]
+            [_path_in(names, at)] if is_file(there) else [_path_in(names, p) for p in names.files_below(at)]
         )
     except OSError as error:
         if not concerns_one_file(error):
@@ -210,11 +209,11 @@ def _holders(names: Tree, path: bytes) -> list[bytes]:
         return []
 
 
-def _content(names: Tree, path: bytes) -> bytes:
+def _path_in(names: Tree, path: bytes) -> bytes:
     with names.opened(path) as descriptor:
         return os.read(descriptor, 1 << 16)
 
 
-def _may_share(new: bytes, path: bytes) -> bool:
-    """Whether one is a directory of the other by its very name, so that it makes way (policy row 10)."""
+def _gives_way(new: bytes, path: bytes) -> bool:
+    """Whether one is a directory of the other by its exact name, so that it moves away (policy row 10)."""
     return new.startswith(path + b"/") or path.startswith(new + b"/")

@@ -1,4 +1,4 @@
-"""How far a shard has come: counts, and a line for the log now and then."""
+"""The progress of a shard: counts, and a line for the log now and then."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ from airflow_mdbackup.scheme.transfer.partial_file import PartialFile
 
 log = logging.getLogger(__name__)
 
-_SHOWN = 50  # paths that the log names
-_LONGEST = 1e9  # seconds that are told to be left
+_MAX_LOGGED = 50  # paths that the log names
+_MAX_LEFT = 1e9  # seconds
 
 
 @dataclass(slots=True)
 class PullSummary:
-    """What became of the items of a shard.
+    """The result of a shard.
 
-    :ivar transferred: bytes, from the provider.
-    :ivar telltale: what ransomware would look like, if it is anything.
+    :ivar outcomes: how many items had each outcome.
+    :ivar transferred: bytes from the provider.
+    :ivar telltale: a warning of what looks like ransomware, or None.
     """
 
     outcomes: dict[str, int] = field(default_factory=dict)
@@ -33,23 +34,23 @@ class PullSummary:
     telltale: str | None = None
 
     def count(self, outcome: Outcome) -> None:
-        """Note that an item had an outcome."""
+        """Count an item."""
         self.outcomes[outcome.value] = self.outcomes.get(outcome.value, 0) + 1
 
 
 class PullProgress:
     """Counts the items of a shard.
 
-    :param total: how many it has.
-    :ivar spared: items that an earlier try, or the mirror, had already.
+    :param total: how many there are.
+    :ivar reused: items that needed no transfer: an earlier try, another run or the mirror had them already.
     """
 
     def __init__(self, total: int) -> None:
         self.summary = PullSummary()
-        self.spared = 0
+        self.reused = 0
         self._total = total
         self._done = 0
-        self._troubles = 0
+        self._bad = 0
         self._started = time.monotonic()
         self._timer = ReportTimer()
 
@@ -63,39 +64,39 @@ class PullProgress:
         outcome = Outcome(result.outcome)
         self.summary.count(outcome)
         if not outcome.good:
-            self._troubles += 1
-            if self._troubles <= _SHOWN:
+            self._bad += 1
+            if self._bad <= _MAX_LOGGED:
                 log.warning("%s: %s (%s)", outcome, to_text(result.path), result.detail)
-            elif self._troubles == _SHOWN + 1:
-                log.warning("There are more; commit_backup sums up")
+            elif self._bad == _MAX_LOGGED + 1:
+                log.warning("There are more; commit_backup counts them")
         return result
 
-    def line(self, waiting: int, parts: list[PartialFile]) -> str:
-        """Return one line about how far this shard has come.
+    def describe(self, waiting: int, parts: list[PartialFile]) -> str:
+        """Return the progress in one line.
 
-        :param waiting: items that are done, and wait for one before them.
-        :param parts: large files that are on their way.
+        :param waiting: items that are done, and wait for an earlier one.
+        :param parts: large files in progress.
         """
         done = self._done + waiting
         seconds = max(time.monotonic() - self._started, 0.001)
         megabytes = self.summary.transferred / 1e6
         return (
             f"{done:,} of {self._total:,} files, {megabytes:,.1f} MB in {seconds:,.0f} s "
-            f"({(done - self.spared) / seconds:,.0f} files/s, {megabytes / seconds:,.1f} MB/s)"
+            f"({(done - self.reused) / seconds:,.0f} files/s, {megabytes / seconds:,.1f} MB/s)"
             f"{self.time_left(done, seconds, parts)}"
         )
 
     def time_left(self, done: int, seconds: float, parts: list[PartialFile]) -> str:
-        """Return how long the rest may take, for people: by files or by bytes, whichever takes longer.
+        """Return how long the rest may take: estimated by files and by bytes, whichever is longer.
 
-        :param seconds: that the items which are done have taken.
+        :param seconds: since the beginning.
         """
         known = sum(max(part.size - part.position, 0) for part in parts)
-        came = self.summary.transferred
+        received = self.summary.transferred
         waiting = self._total - done - len(parts)
-        brought = done - self.spared
-        unknown = waiting * (came - sum(part.position for part in parts)) / max(brought, 1)
-        by_files = waiting / brought * seconds if brought else 0.0
-        by_bytes = (known + max(unknown, 0)) / came * seconds if came else 0.0
-        left = min(max(by_files, by_bytes), _LONGEST)  # a size is what the provider says it is
+        fetched = done - self.reused
+        unknown = waiting * (received - sum(part.position for part in parts)) / max(fetched, 1)
+        by_files = waiting / fetched * seconds if fetched else 0.0
+        by_bytes = (known + max(unknown, 0)) / received * seconds if received else 0.0
+        left = min(max(by_files, by_bytes), _MAX_LEFT)  # sizes are claims of the provider
         return f", about {timedelta(seconds=round(left))} left" if left else ""

@@ -1,14 +1,14 @@
-"""What ransomware on the provider would look like from here, for a warning to a person.
+"""Warns of what looks like ransomware on the provider.
 
 ::
 
-    names      many files are gone, and as many are new, under the old names with one ending added
-    contents   many changed files of known types no longer begin as their type does, but like random bytes
+    names      many files are gone, and as many are new, under the old names with an extension appended
+    contents   many changed files of known types no longer begin as their type does, but with random bytes
 
-One such file is nothing; from :data:`MANY` on, and if they are most of what could be, it is told. Nothing is
-stopped by it (that is the guard's), and nothing is lost: versions keep what was there before.
+There is a warning if there are at least :data:`MANY` such files, and if they are the majority of those that
+could be. It stops nothing, which is the guard's job, and nothing is lost: versions keep the old contents.
 
-What this does not give: it is easily deceived, by whoever encrypts only the ends of files.
+Limitations: it is easily deceived, for example by encrypting only the ends of files.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from airflow_mdbackup.scheme.common.paths import to_text
 from airflow_mdbackup.scheme.common.sorted_paths import Prefixes
 
 MANY = 20
-HEAD = 4096  # bytes of a file that are looked at
-_ENOUGH = 512  # of fewer bytes nothing can be said
+HEAD = 4096  # bytes to inspect of each file
+_MIN_SIZE = 512  # fewer bytes prove nothing
 _RANDOM = 7.0  # bits per byte; 512 random bytes have about 7.6
-_SHOWN = 3
-_ENDINGS = 1000  # that are counted
+_EXAMPLES = 3  # paths that a warning names
+_MAX_EXTENSIONS = 1000  # different ones to count
 
 _ZIP = b"PK"
 _OLE = b"\xd0\xcf\x11\xe0"
-# How files of a type begin, by the ending of the name.
+# The first bytes of a file, by the extension of its name.
 _BEGINNINGS: dict[bytes, bytes] = {
     **dict.fromkeys(b"docx xlsx pptx odt ods odp zip jar epub".split(), _ZIP),
     **dict.fromkeys(b"doc xls ppt msg".split(), _OLE),
@@ -47,73 +47,72 @@ _TEXTS = frozenset(b"txt csv json xml html md sql log py php js css yml yaml ini
 
 
 class SuspectNames:
-    """Looks at what is gone and what is new, in path order."""
+    """Looks for added extensions among the entries that are gone and new, given in path order."""
 
     def __init__(self) -> None:
         self._gone = 0
         self._prefixes = Prefixes()
-        self._endings: Counter[bytes] = Counter()
+        self._extensions: Counter[bytes] = Counter()
 
-    def gone(self, path: bytes) -> None:
-        """Note that an entry is gone."""
+    def add_gone(self, path: bytes) -> None:
+        """Count an entry that is gone."""
         self._gone += 1
         self._prefixes.advance(path)
         self._prefixes.push(path)
 
-    def new(self, path: bytes) -> None:
-        """Note that an entry is new."""
+    def add_new(self, path: bytes) -> None:
+        """Count an entry that is new."""
         self._prefixes.advance(path)
-        before = self._prefixes.last()
-        ending = path[len(before) :] if before else b""
+        gone = self._prefixes.last()
+        extension = path[len(gone) :] if gone else b""
         if (
-            ending.startswith(b".")
-            and b"/" not in ending
-            and (ending in self._endings or len(self._endings) < _ENDINGS)
+            extension.startswith(b".")
+            and b"/" not in extension
+            and (extension in self._extensions or len(self._extensions) < _MAX_EXTENSIONS)
         ):
-            self._endings[ending] += 1
+            self._extensions[extension] += 1
 
-    def told(self) -> str | None:
-        """Return what a person should know, if it is anything."""
-        ((ending, number),) = self._endings.most_common(1) or [(b"", 0)]
+    def warning(self) -> str | None:
+        """Return the warning, or None."""
+        ((extension, number),) = self._extensions.most_common(1) or [(b"", 0)]
         if number < MANY or number * 2 < self._gone:
             return None
-        added = to_text(ending)
+        added = to_text(extension)
         return f"{number} of {self._gone} files that are gone came back with {added} added to their names"
 
 
 class SuspectContents:
-    """Looks at how changed files begin."""
+    """Inspects the beginnings of changed files."""
 
     def __init__(self) -> None:
-        self._known = 0
-        self._found = 0
+        self._inspected = 0
+        self._suspect = 0
         self._examples: list[bytes] = []
 
-    def look(self, path: bytes, head: bytes) -> None:
-        """Look at a changed file, given its first :data:`HEAD` bytes."""
-        ending = path.rpartition(b"/")[2].rpartition(b".")[2].lower()
-        beginning = _BEGINNINGS.get(ending)
-        if len(head) < _ENOUGH or (beginning is None and ending not in _TEXTS):
+    def inspect(self, path: bytes, head: bytes) -> None:
+        """Inspect a changed file, given its first :data:`HEAD` bytes."""
+        extension = path.rpartition(b"/")[2].rpartition(b".")[2].lower()
+        beginning = _BEGINNINGS.get(extension)
+        if len(head) < _MIN_SIZE or (beginning is None and extension not in _TEXTS):
             return
-        self._known += 1
-        is_as_it_should = _is_text(head) if beginning is None else head.startswith(beginning)
-        if not is_as_it_should and _bits(head) > _RANDOM:
-            self._found += 1
-            if len(self._examples) < _SHOWN:
+        self._inspected += 1
+        is_of_its_type = _is_text(head) if beginning is None else head.startswith(beginning)
+        if not is_of_its_type and _entropy(head) > _RANDOM:
+            self._suspect += 1
+            if len(self._examples) < _EXAMPLES:
                 self._examples.append(path)
 
-    def told(self) -> str | None:
-        """Return what a person should know, if it is anything."""
-        if self._found < MANY or self._found * 2 < self._known:
+    def warning(self) -> str | None:
+        """Return the warning, or None."""
+        if self._suspect < MANY or self._suspect * 2 < self._inspected:
             return None
         examples = ", ".join(map(to_text, self._examples))
-        return (
-            f"{self._found} of {self._known} changed files of known types look encrypted (such as {examples})"
-        )
+        counts = f"{self._suspect} of {self._inspected} changed files of known types"
+        return f"{counts} look encrypted (such as {examples})"
 
 
 def _is_text(head: bytes) -> bool:
-    """Whether it may be text in ASCII or UTF-8, possibly cut in the middle of a character."""
+    """Whether it may be ASCII or UTF-8 text, possibly cut off within a character."""
     try:
         head.decode()
     except UnicodeDecodeError as error:
@@ -121,7 +120,7 @@ def _is_text(head: bytes) -> bool:
     return True
 
 
-def _bits(head: bytes) -> float:
-    """Return the entropy of single bytes, in bits per byte (Shannon 1948)."""
+def _entropy(head: bytes) -> float:
+    """Return the entropy of the bytes, in bits per byte (Shannon 1948)."""
     size = len(head)
     return -sum(number / size * math.log2(number / size) for number in Counter(head).values())

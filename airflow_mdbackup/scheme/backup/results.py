@@ -1,4 +1,4 @@
-"""TODO"""
+"""The outcome of each item of a plan, as records on the disk."""
 
 from __future__ import annotations
 
@@ -10,15 +10,17 @@ from airflow_mdbackup.scheme.backup.plan import Plan
 from airflow_mdbackup.scheme.files.jsonl import Record, read_header, read_records
 from airflow_mdbackup.scheme.store.run import Run
 
+MAX_NAMED = 20  # paths that a summary, or an error, names
+
 
 def results(run: Run, plan: Plan) -> Iterator[Result]:
-    """Yield the results of all shards of a plan that have any, in path order."""
+    """Yield the results of all finished shards of a plan, in path order."""
     finished = [read_records(run.results(shard), Result) for shard in finished_shards(run, plan)]
     return heapq.merge(*finished, key=attrgetter("path"))
 
 
 def finished_shards(run: Run, plan: Plan) -> list[int]:
-    """Return the shards of a plan that left results."""
+    """Return the shards of a plan that have written results."""
     return [
         shard
         for shard, path in enumerate(map(run.results, range(len(plan.shards))))
@@ -27,10 +29,10 @@ def finished_shards(run: Run, plan: Plan) -> list[int]:
 
 
 class Result(Record, frozen=True):
-    """What became of one item.
+    """The outcome of one item.
 
-    :ivar inode: of the live file that was adopted, ``modified`` its time in nanoseconds; or of the staged
-        file, ``changed`` when that was last given a name, or attributes.
+    :ivar inode: of the adopted live file, with ``modified``, its mtime in nanoseconds; or of the staged file,
+        with ``changed``, its ctime in nanoseconds.
     """
 
     path: bytes

@@ -1,8 +1,8 @@
-"""Which files changed on the provider while they were pulled, in how many runs in a row.
+"""Counts the runs in a row in which a file changed on the provider while it was pulled.
 
-A file that never holds still is worth a person's look, though one run's warning is not. Runs that had the
-same provider index count as one: what changed once after that was built, all of them find changed. A run that
-did not come to a file, since it was limited to others or was cut off, says nothing of it.
+One run's warning needs no attention, but a file that changes every time does. Runs with the same provider
+index count as one: if a file changed once after that was built, all of them find it changed. A run that did
+not reach a file, because it was limited to others or was cut off, does not count.
 """
 
 from __future__ import annotations
@@ -18,13 +18,15 @@ from airflow_mdbackup.scheme.store.run import Run
 
 log = logging.getLogger(__name__)
 
-_RUNS = 3  # in a row in which a file may change
+_MAX_RUNS = 3  # in a row, after which a changing file is a failure
 
 
 class UnstableFile(Record, frozen=True):
-    """A file that changed, in how many runs in a row, and the last of them.
+    """A file that changed.
 
-    :ivar index: digest and time of the provider index of that run.
+    :ivar runs: how many runs in a row.
+    :ivar run_id: the last of them.
+    :ivar index: digest and time of its provider index.
     """
 
     path: bytes
@@ -34,16 +36,16 @@ class UnstableFile(Record, frozen=True):
 
 
 class UnstableFiles:
-    """Counts on for one run, told of its entries in path order. A context manager.
+    """Updates the counts by the entries of one run, in path order. A context manager.
 
-    :param judged_all: whether an entry of which it is not told held still.
+    :param is_complete: whether a file that is not among them did not change.
     """
 
-    def __init__(self, mirror: Mirror, run: Run, judged_all: bool) -> None:
+    def __init__(self, mirror: Mirror, run: Run, is_complete: bool) -> None:
         index = read_header(run.state)["index"]
         self._path = mirror.changing
         self._now = {"run_id": run.run_id, "index": f"{index['digest']} {index['time']}"}
-        self._judged_all = judged_all
+        self._is_complete = is_complete
         self._earlier = self._records()
         self._next = next(self._earlier, None)
         self._writer = RecordWriter[UnstableFile](self._path)
@@ -52,17 +54,17 @@ class UnstableFiles:
         return self
 
     def _records(self) -> Iterator[UnstableFile]:
-        """Yield what earlier runs counted, as far as it can be read."""
+        """Yield the counts of earlier runs, as far as they can be read."""
         if not self._path.exists():
             return
         try:
             yield from read_records(self._path, UnstableFile)
         except CorruptFile as error:
-            log.warning("Which files changed in earlier runs is not known: %s", error)
+            log.warning("It is unknown which files changed in earlier runs: %s", error)
 
-    def gives_up_on(self, path: bytes, outcome: Outcome) -> bool:
-        """Note what became of an entry, and return whether it changed once too often."""
-        self._pass_by(path)
+    def update(self, path: bytes, outcome: Outcome) -> bool:
+        """Count the outcome of an entry, and return whether it changed in too many runs."""
+        self._advance(path)
         earlier = None
         if self._next is not None and self._next.path == path:
             earlier, self._next = self._next, next(self._earlier, None)
@@ -75,16 +77,16 @@ class UnstableFiles:
         )
         runs = (earlier.runs if earlier is not None else 0) + (not counted)
         self._writer.add(UnstableFile(path, runs, **self._now))
-        return runs >= _RUNS
+        return runs >= _MAX_RUNS
 
-    def _pass_by(self, path: bytes | None) -> None:
-        """Go on to ``path``, or to the end, past entries of which this run says nothing."""
+    def _advance(self, path: bytes | None) -> None:
+        """Advance to ``path``, or to the end, past entries that this run did not report."""
         while self._next is not None and (path is None or self._next.path < path):
-            if not self._judged_all:
+            if not self._is_complete:
                 self._writer.add(self._next)
             self._next = next(self._earlier, None)
 
     def __exit__(self, kind: Any, *error: Any) -> None:
         if kind is None:
-            self._pass_by(None)
+            self._advance(None)
         self._writer.__exit__(kind, *error)

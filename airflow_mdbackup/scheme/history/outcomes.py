@@ -32,3 +32,13 @@ class Outcome(StrEnum):
     def failure(self) -> bool:
         """Whether it fails the run. An outcome that is neither good nor a failure is a warning."""
         return not self.good and self not in (Outcome.CHANGED, Outcome.VANISHED)
+
+    @property
+    def warning(self) -> bool:
+        """Whether operators should know of it, although the run does not fail."""
+        return not self.good and not self.failure
+
+    @property
+    def is_staged(self) -> bool:
+        """Whether it means that the content is in staging."""
+        return self in (Outcome.PULLED, Outcome.COPIED)

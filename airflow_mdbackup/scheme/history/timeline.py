@@ -33,7 +33,7 @@ from airflow_mdbackup.scheme.files.jsonl import CorruptFile, read_header, read_r
 from airflow_mdbackup.scheme.history.changes import Change, ChangeKind, commits, pending
 from airflow_mdbackup.scheme.history.clock import claimed_time, contradiction, true_times
 from airflow_mdbackup.scheme.history.replay import ChangeRow, CommitTime, FileVersion, Move, Replay
-from airflow_mdbackup.scheme.index.canonical import digest, digest_of_nothing, read_entries
+from airflow_mdbackup.scheme.index.canonical import digest, digest_of_empty_index, read_entries
 from airflow_mdbackup.scheme.store.mirror import Mirror
 from airflow_mdbackup.scheme.store.version_names import is_stamp
 
@@ -171,7 +171,7 @@ class Timeline:
             self.moments.pop()
             raise
         # A first commit without files leaves an index, but no history.
-        known = (after,) if after else ("", digest_of_nothing())
+        known = (after,) if after else ("", digest_of_empty_index())
         if header.get("before", "") not in known and not self._edited:
             self.problems.append(f"history is missing before {path.name}: commits are not known")
             self._gaps.setdefault(number, False)
@@ -179,7 +179,7 @@ class Timeline:
 
     def _missing_end(self, after: str) -> str:
         """Return what is missing, if the last history does not lead to the present index."""
-        if not self.moments and _digest(self._mirror.index) not in ("", digest_of_nothing()):
+        if not self.moments and _digest(self._mirror.index) not in ("", digest_of_empty_index()):
             return "there is no history at all: only the present state is known"
         copies = {_digest(self._mirror.committed), _digest(self._mirror.next_committed)} - {""}
         if after and copies and after not in copies:

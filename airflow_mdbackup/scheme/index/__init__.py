@@ -2,7 +2,7 @@
 
 ::
 
-    received          one from the provider is hostile input: read strictly, sorted, written in our form
-    malformed         what a line that is none is instead, and how to make a right one
-    canonical         the sorted form that everything else trusts: reading, writing, comparing, merging
+    received          an index from the provider is hostile input: parse strictly, sort, write canonically
+    malformed         explains why a line is not an index line, and how to make a correct list
+    canonical         the sorted form that everything else trusts: read, write, compare, merge
 """

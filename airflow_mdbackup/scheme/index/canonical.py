@@ -1,8 +1,8 @@
-"""The index: which paths a side has, and the md5 of each. An md5sum text file, read strictly.
+"""The index: the paths that one side has, and the md5 of each. An md5sum text file, parsed strictly.
 
 A line is 32 lowercase hexadecimal digits, two blanks, and the full path as the backup account sees it,
 with names escaped as GNU coreutils 9 writes them (``\\``, LF and CR as ``\\\\``, ``\\n``, ``\\r``, and then a
-backslash before the digits). Comment lines, which ``md5sum -c`` passes over, carry the rest::
+backslash before the digits). Comment lines, which ``md5sum -c`` ignores, carry the rest::
 
     # mdbackup started 1795402800
     d41d8cd98f00b204e9800998ecf8427e  /backups/alpha
@@ -10,12 +10,12 @@ backslash before the digits). Comment lines, which ``md5sum -c`` passes over, ca
     # mdbackup rotten /backups/alpha
     # mdbackup end format=1 files=1 unreadable=1 bytes=0
 
-Two forms are told apart. A *received* index is hostile input: :func:`canonicalise` reads it strictly, sorts
-it, and writes the *canonical* form (sorted by raw path bytes, each path once, remarks after the entries, an
-end line), which the other functions trust and read fast. All of it in bounded memory, whatever the number of
-lines.
+There are two forms. A *received* index is hostile input: :func:`.received.canonicalise` parses it strictly,
+sorts it, and writes the *canonical* form (sorted by raw path bytes, each path once, remarks after the
+entries, an end line), which the functions here trust and read fast. All of it works in bounded memory,
+whatever the number of lines.
 
-What this does not give: md5 tells accidents, not forgeries. Who can write the index can name any md5.
+Limitations: md5 detects accidents, not forgeries. Whoever can write the index can name any md5.
 
 Sources: coreutils 9 ``src/cksum.c`` (``print_filename``, ``split_3``), the seed's section "Index Files".
 """
@@ -38,8 +38,8 @@ from airflow_mdbackup.scheme.files.syscalls import not_followed
 from airflow_mdbackup.scheme.index.malformed import HOW, ends_in_cr_alone, why_malformed
 
 FORMAT = 1
-_BLOCK = 1 << 20  # bytes of lines that are in memory at a time
-_RUN = 16  # lines that are compared at a time
+_BLOCK = 1 << 20  # bytes of lines to hold in memory at a time
+_RUN = 16  # lines to compare at a time
 MAX_PATH = 4096
 MAX_COMPONENT = 255
 
@@ -53,19 +53,19 @@ END = b"# mdbackup end "
 
 
 class Remark(StrEnum):
-    """What the provider has to say of a path, beside or instead of an entry."""
+    """What the provider reports about a path, besides or instead of an entry."""
 
-    UNREADABLE = "unreadable"  # a file or directory that it could not read; no entries at or below it
-    ROTTEN = "rotten"  # its content changed, its times did not; the entry has the md5 of when it was sound
+    UNREADABLE = "unreadable"  # a file or directory it could not read; there are no entries at or below it
+    ROTTEN = "rotten"  # content changed, times did not (bit rot); the entry has the md5 from before
 
     @property
     def mark(self) -> bytes:
-        """What such a line begins with."""
+        """The prefix of such a line."""
         return b"# mdbackup %s " % self.value.encode()
 
 
 class Entry(NamedTuple):
-    """One file of an index. A tuple, so that entries sort by path and are cheap by the million."""
+    """One file of an index. A tuple, so that entries sort by path, and millions of them are cheap."""
 
     path: bytes
     md5: bytes  # 32 lowercase hexadecimal digits
@@ -80,9 +80,9 @@ class Difference(NamedTuple):
 
 
 class IdenticalEntries:
-    """Entries that two compared indexes have alike, a good many at a time.
+    """Entries that two compared indexes have in common, many at a time.
 
-    :ivar count: how many.
+    :ivar count: how many there are.
     """
 
     __slots__ = ("_lines", "_others", "count")
@@ -90,7 +90,7 @@ class IdenticalEntries:
     def __init__(self, lines: list[bytes], others: Container[bytes] = (), count: int = 1) -> None:
         self.count = count
         self._lines = lines
-        self._others = others  # those of the lines that are not the same
+        self._others = others  # those of the lines that differ
 
     @classmethod
     def one(cls, path: bytes) -> IdenticalEntries:
@@ -99,7 +99,7 @@ class IdenticalEntries:
 
     @property
     def span(self) -> tuple[bytes, bytes]:
-        """Two paths between which, themselves included, all of them lie."""
+        """The first and last path of a range that contains all of them."""
         return trusted_entry(self._lines[0]).path, trusted_entry(self._lines[-1]).path
 
     def paths(self) -> Iterator[bytes]:
@@ -108,9 +108,9 @@ class IdenticalEntries:
 
 
 class MalformedIndex(ValueError):
-    """A line, or the whole, breaks the grammar. The message names file and line.
+    """An index breaks the grammar. The message names file and line.
 
-    Of a list that another tool wrote, or that was converted, it says so, and how to write the right one.
+    If another tool wrote or converted the list, the message says so, and how to write a correct one.
     """
 
 
@@ -146,10 +146,10 @@ def format_line(path: bytes, md5: bytes) -> bytes:
 def parse_line(line: bytes) -> Entry:
     """Return the entry of one received index line.
 
-    Accepted beside the canonical form: one blank when a path follows (the seed's own sample), the mark
-    ``*`` of binary mode, a leading ``./`` for the root of the chroot, a missing line end.
+    Accepted besides the canonical form: one blank before a path (as in the seed's sample), the marker ``*``
+    of binary mode, a leading ``./`` for the root of the chroot, a missing line end.
 
-    :raises ValueError: anything else, telling what.
+    :raises ValueError: anything else; the message says what is wrong.
     """
     line = line.removesuffix(b"\n")
     match = _LINE.fullmatch(line)
@@ -157,8 +157,8 @@ def parse_line(line: bytes) -> Entry:
         raise ValueError(why_malformed(line))
     if line.endswith(b"\r"):
         raise ValueError(
-            "the line ends in CR LF. If all lines do, give the list plain LF line ends (dos2unix). If it is "
-            "the name that ends in CR, it is to be escaped, as by md5sum of GNU coreutils since version 9"
+            "the line ends in CR LF. If all lines do, convert the list to LF line ends (dos2unix). If the "
+            "name itself ends in CR, it must be escaped, as md5sum of GNU coreutils does since version 9"
         )
     marked, md5, name = match.groups()
     if marked:
@@ -172,17 +172,17 @@ def parse_line(line: bytes) -> Entry:
 
 
 def check_path(path: bytes) -> None:
-    """Pass a path that can safely lie below a mirror.
+    """Check that a path is safe to use below a mirror.
 
-    :raises ValueError: relative, NUL, an empty, ``.`` or ``..`` component, a trailing slash, a component over
-        255 bytes, over 4096 bytes in all.
+    :raises ValueError: it is relative, contains NUL, an empty, ``.`` or ``..`` component, a trailing slash or
+        a component over 255 bytes, or is over 4096 bytes long.
     """
     if not path.startswith(b"/"):
         raise ValueError(f"the path is not absolute: {to_text(path[:200])}")
     if b"\0" in path:
-        raise ValueError("a NUL byte in the path (is the list of `md5sum --zero`?)")
+        raise ValueError("a NUL byte in the path (was the list written by `md5sum --zero`?)")
     if len(path) > MAX_PATH:
-        raise ValueError(f"the path is {len(path)} bytes long; at most {MAX_PATH} are possible")
+        raise ValueError(f"the path is {len(path)} bytes long; the limit is {MAX_PATH}")
     if odd := _ODD_COMPONENT.search(path):
         component = odd[0].strip(b"/")
         if len(component) > MAX_COMPONENT:
@@ -195,12 +195,12 @@ def check_path(path: bytes) -> None:
 
 
 class IndexWriter:
-    """Writes a canonical index, given its entries in path order. Use as a context manager.
+    """Writes a canonical index from entries in path order. Use as a context manager.
 
-    The file is complete, with its end line and on the disk, when the ``with`` block ends without an error;
-    else it is left empty. Renaming it into place is the caller's.
+    When the ``with`` block ends without an error, the file is complete, with its end line, and durable; else
+    it is left empty. Renaming it into place is up to the caller.
 
-    :raises OSError: a symlink stands at ``path``, which is not followed.
+    :raises OSError: ``path`` is a symlink, which is not followed.
     """
 
     def __init__(self, path: Path) -> None:
@@ -215,22 +215,22 @@ class IndexWriter:
         return self
 
     def add(self, path: bytes, md5: bytes) -> None:
-        """Append an entry. Its path must sort after those before it."""
+        """Append an entry. Its path must sort after the previous one."""
         self._file.write(format_line(path, md5))
         self.files += 1
 
     def add_line(self, line: bytes) -> None:
-        """Append an entry that is a line of a canonical index. Its path must sort after those before it."""
+        """Append an entry as a canonical line. Its path must sort after the previous one."""
         self._file.write(line)
         self.files += 1
 
     def add_lines(self, lines: list[bytes]) -> None:
-        """Append entries that are lines of a canonical index. Their paths must sort after those before."""
+        """Append entries as canonical lines. Their paths must sort after the previous one."""
         self._file.writelines(lines)
         self.files += len(lines)
 
     def add_remark(self, remark: Remark, path: bytes) -> None:
-        """Append what the provider says of a path. After all entries."""
+        """Append a remark. All entries must be written by then."""
         self._file.write(b"%s%s\n" % (remark.mark, escape(path)))
         self.remarks[remark] += 1
 
@@ -247,28 +247,28 @@ class IndexWriter:
 
 
 def _end_line(files: int, unreadable: int, size: int | None) -> bytes:
-    told = b"" if size is None else b" bytes=%d" % size
-    return b"%sformat=%d files=%d unreadable=%d%s\n" % (END, FORMAT, files, unreadable, told)
+    total = b"" if size is None else b" bytes=%d" % size
+    return b"%sformat=%d files=%d unreadable=%d%s\n" % (END, FORMAT, files, unreadable, total)
 
 
 def read_entries(path: Path) -> Iterator[Entry]:
-    """Yield the entries of a canonical index in path order, trusting it to be one."""
+    """Yield the entries of a canonical index in path order, without checking them."""
     with path.open("rb", buffering=1 << 20) as file:
         yield from trusted_entries(file)
 
 
 def trusted_entries(file: BinaryIO) -> Iterator[Entry]:
-    return (trusted_entry(line) for line in file if line[0] != 0x23)  # but for comments
+    return (trusted_entry(line) for line in file if line[0] != 0x23)  # skip comments
 
 
 def trusted_entry(line: bytes) -> Entry:
-    if line[0] == 0x5C:  # a backslash: the name is escaped
+    if line[0] == 0x5C:  # a backslash marks an escaped name
         return Entry(unescape(line[35:-1]), line[1:33])
     return Entry(line[34:-1], line[:32])
 
 
 def has_path(index: Path, path: bytes) -> bool:
-    """Whether a canonical index has an entry of this path, or below it."""
+    """Whether a canonical index has an entry at this path or below it."""
     above = path.rstrip(b"/") + b"/"
     return any(entry.path == path or entry.path.startswith(above) for entry in read_entries(index))
 
@@ -280,7 +280,7 @@ def count_entries(path: Path) -> int:
 
 
 def read_remarks(path: Path, remark: Remark) -> Iterator[bytes]:
-    """Yield, in path order, the paths of which a canonical index has this remark."""
+    """Yield, in path order, the paths for which a canonical index has this remark."""
     mark = remark.mark
     with path.open("rb", buffering=1 << 20) as file:
         for line in file:
@@ -289,7 +289,7 @@ def read_remarks(path: Path, remark: Remark) -> Iterator[bytes]:
 
 
 def merge(left: Iterable[Entry], right: Iterable[Entry]) -> Iterator[Difference]:
-    """Yield every path of two streams in path order, with the md5 of each side that has it."""
+    """Yield every path of two sorted streams in path order, with its md5 on each side."""
     lefts, rights = iter(left), iter(right)
     a, b = next(lefts, None), next(rights, None)
     while a is not None and b is not None:
@@ -311,25 +311,25 @@ def merge(left: Iterable[Entry], right: Iterable[Entry]) -> Iterator[Difference]
 
 
 def compare(left: Path, right: Path | None) -> Iterator[IdenticalEntries | Difference]:
-    """Yield how two canonical indexes differ, in path order, and what they have alike, block by block.
+    """Yield the differences of two canonical indexes in path order, and what they share, block by block.
 
-    Most lines are the same on both sides. They are found by comparing runs of them, many times faster than by
-    a walk over entries.
+    Most lines are equal on both sides. Comparing runs of lines finds them many times faster than merging
+    entries.
 
-    :param right: None is an index without entries.
+    :param right: None means an index without entries.
     """
     with ExitStack() as stack:
         lefts = line_blocks(stack.enter_context(left.open("rb")))
         rights = line_blocks(stack.enter_context(right.open("rb"))) if right else iter(())
-        for ours, theirs in _alongside(lefts, rights):
-            only_left, only_right = _lines_apart(ours, theirs)
+        for ours, theirs in _aligned_blocks(lefts, rights):
+            only_left, only_right = _differing_lines(ours, theirs)
             if same := len(ours) - len(only_left):
                 yield IdenticalEntries(ours, set(only_left), same)
             yield from merge(map(trusted_entry, only_left), map(trusted_entry, only_right))
 
 
-def _lines_apart(left: list[bytes], right: list[bytes]) -> tuple[list[bytes], list[bytes]]:
-    """Return the lines that only one of two lists has, both in path order."""
+def _differing_lines(left: list[bytes], right: list[bytes]) -> tuple[list[bytes], list[bytes]]:
+    """Return the lines that only the left list has, and those that only the right has, in path order."""
     only_left, only_right = [], []
     here = there = 0
     while here < len(left) and there < len(right):
@@ -339,7 +339,7 @@ def _lines_apart(left: list[bytes], right: list[bytes]) -> tuple[list[bytes], li
         while here < len(left) and there < len(right) and left[here] == right[there]:
             here, there = here + 1, there + 1
         if here < len(left) and there < len(right):
-            path, other = _path(left[here]), _path(right[there])
+            path, other = _path_of(left[here]), _path_of(right[there])
             if path <= other:
                 only_left.append(left[here])
                 here += 1
@@ -349,8 +349,8 @@ def _lines_apart(left: list[bytes], right: list[bytes]) -> tuple[list[bytes], li
     return only_left + left[here:], only_right + right[there:]
 
 
-def holders(index: Path, md5s: Container[bytes]) -> Iterator[Entry]:
-    """Yield, in path order, the entries of a canonical index that have one of these md5s."""
+def entries_with_md5(index: Path, md5s: Container[bytes]) -> Iterator[Entry]:
+    """Yield, in path order, the entries of a canonical index with one of these md5s."""
     with index.open("rb") as file:
         for lines in line_blocks(file):
             for line in [line for line in lines if line[:32] in md5s or line[0] == 0x5C]:
@@ -360,21 +360,21 @@ def holders(index: Path, md5s: Container[bytes]) -> Iterator[Entry]:
 
 
 def revise(writer: IndexWriter, index: Path | None, changes: Iterable[Entry]) -> None:
-    """Write the entries of a canonical index anew, with changes.
+    """Write the entries of a canonical index, with changes applied.
 
-    :param index: None is an index without entries.
-    :param changes: in path order; one with an empty md5 takes the entry out. Lines between them are copied.
+    :param index: None means an index without entries.
+    :param changes: in path order; an empty md5 removes the entry. Lines in between are copied.
     """
     pending = iter(changes)
     change = next(pending, None)
     with ExitStack() as stack:
         for lines in line_blocks(stack.enter_context(index.open("rb"))) if index else ():
-            end = _path(lines[-1])
+            end = _path_of(lines[-1])
             done = 0
             while change is not None and change.path <= end:
-                here = bisect_left(lines, change.path, done, key=_path)
+                here = bisect_left(lines, change.path, done, key=_path_of)
                 writer.add_lines(lines[done:here])
-                done = here + (_path(lines[here]) == change.path)
+                done = here + (_path_of(lines[here]) == change.path)
                 if change.md5:
                     writer.add(*change)
                 change = next(pending, None)
@@ -386,7 +386,7 @@ def revise(writer: IndexWriter, index: Path | None, changes: Iterable[Entry]) ->
 
 
 def line_blocks(file: BinaryIO) -> Iterator[list[bytes]]:
-    """Yield the lines of entries, a good many at a time."""
+    """Yield the lines of entries, many at a time."""
     while lines := file.readlines(_BLOCK):
         if lines[-1][0] == 0x23:  # comments come last
             lines = [line for line in lines if line[0] != 0x23]
@@ -394,10 +394,10 @@ def line_blocks(file: BinaryIO) -> Iterator[list[bytes]]:
             yield lines
 
 
-def _alongside(
+def _aligned_blocks(
     lefts: Iterator[list[bytes]], rights: Iterator[list[bytes]]
 ) -> Iterator[tuple[list[bytes], list[bytes]]]:
-    """Yield all lines of both, in pairs of lists that lie between the same two paths."""
+    """Yield all lines of both, as pairs of lists that cover the same range of paths."""
     left: list[bytes] = []
     right: list[bytes] = []
     while True:
@@ -405,23 +405,23 @@ def _alongside(
         right = right or next(rights, [])
         if not left and not right:
             return
-        ends = [_path(lines[-1]) for lines in (left, right) if lines]
-        here = bisect_right(left, min(ends), key=_path)
-        there = bisect_right(right, min(ends), key=_path)
+        ends = [_path_of(lines[-1]) for lines in (left, right) if lines]
+        here = bisect_right(left, min(ends), key=_path_of)
+        there = bisect_right(right, min(ends), key=_path_of)
         yield left[:here], right[:there]
         left, right = left[here:], right[there:]
 
 
-def _path(line: bytes) -> bytes:
+def _path_of(line: bytes) -> bytes:
     return trusted_entry(line).path
 
 
 def digest(path: Path) -> str:
-    """Return the SHA-256 of a file as hexadecimal digits. Later steps know an index by it."""
+    """Return the SHA-256 of a file in hexadecimal digits, by which later steps identify an index."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def digest_of_nothing() -> str:
+def digest_of_empty_index() -> str:
     """Return the :func:`digest` of a canonical index without entries."""
     return hashlib.sha256(_end_line(0, 0, None)).hexdigest()

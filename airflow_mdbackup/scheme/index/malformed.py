@@ -1,4 +1,4 @@
-"""Why a line is none of an index, for the person who made the list by another tool.
+"""Explains why a line is not an index line, to whoever made the list with another tool.
 
 Sources: md5(1) of FreeBSD, ``src/cksum.c`` of GNU coreutils (``--tag``, ``--zero``), dgst(1) of OpenSSL, and
 what ``rclone md5sum`` and PowerShell's ``>`` and ``Get-FileHash`` write.
@@ -11,12 +11,12 @@ import re
 from airflow_mdbackup.scheme.common.paths import to_text
 
 HOW = (
-    ". To write such a list on A: cd CHROOT && find ./backups -type f -exec md5sum {} + > LIST, where CHROOT "
-    "is what backupop sees as /, and md5sum that of GNU coreutils"
+    ". To write a correct list on A: cd CHROOT && find ./backups -type f -exec md5sum {} + > LIST, where "
+    "CHROOT is what backupop sees as /, and md5sum is from GNU coreutils"
 )
-_OF_OLD_MAC = "its lines end in CR alone, as on an old Mac, not in LF: convert it (tr '\\r' '\\n')"
-_SHOWN = 40  # bytes of a line
-_MARKS = {  # the longer ones first
+_CR_LINE_ENDS = "its lines end in CR alone, as on an old Mac, not in LF: convert it (tr '\\r' '\\n')"
+_MAX_QUOTED = 40  # bytes of a line that a message quotes
+_MAGIC = {  # longer ones first
     b"\xef\xbb\xbf": "it begins with a byte order mark (BOM) of UTF-8: remove it",
     b"\xff\xfe\0\0": "it begins with the byte order mark (BOM) of UTF-32: convert it to UTF-8",
     b"\0\0\xfe\xff": "it begins with the byte order mark (BOM) of UTF-32: convert it to UTF-8",
@@ -28,7 +28,7 @@ _MARKS = {  # the longer ones first
     b"BZh": "it is compressed by bzip2: decompress it",
     b"PK\x03\x04": "it is a ZIP archive: unpack it",
 }
-# Characters of ASCII with the NULs that make up their width. A line that LF ended begins with those of LF.
+# ASCII characters, padded with NULs. As lines are split after LF, a line may begin with the NULs of an LF.
 _WIDE = {
     re.compile(rb"\0{0,3}(?:[\x01-\x7f]\0{3})+"): "it is UTF-32: convert it to UTF-8",
     re.compile(rb"\0?(?:[\x01-\x7f]\0)+"): "it is UTF-16, as PowerShell writes it: convert it to UTF-8",
@@ -36,8 +36,8 @@ _WIDE = {
 _TAGGED = re.compile(rb"\\?([A-Z][A-Za-z0-9/-]{1,20}) ?\(.*\) ?= ", re.DOTALL)
 _GET_FILE_HASH = re.compile(rb'\s*"?Algorithm\b')
 _CR_ALONE = re.compile(rb"\r\\?[0-9a-fA-F]{32}[ \t]")
-_NO_SUM = re.compile(rb" {32}.*\S", re.DOTALL)
-# Also those that are not plain or not even seen, in UTF-8 or as the one byte that ISO 8859 has.
+_BLANK_SUM = re.compile(rb" {32}.*\S", re.DOTALL)
+# Including unusual and invisible ones, in UTF-8 or as the single byte of ISO 8859.
 _BLANKS = re.compile(
     rb"((?:[ \t\v\f\xa0]|\xc2\xa0|\xe2\x80[\x80-\x8f\xa8-\xaf]|\xe2\x81[\x9f\xa0]|\xe3\x80\x80"
     rb"|\xef\xbb\xbf)+)\\?[0-9a-fA-F]{32}(?![0-9a-fA-F])"
@@ -47,9 +47,9 @@ _SUMS = {8: "CRC-32", 40: "SHA-1", 56: "SHA-224", 64: "SHA-256", 96: "SHA-384", 
 
 
 def why_malformed(line: bytes, following: bytes = b"") -> str:
-    """Return what is wrong with a line that does not look like one of an index, without its line end.
+    """Return what is wrong with a line, given without its line end, that is not an index line.
 
-    :param following: if it is blank, the next line that is not.
+    :param following: the next line that is not blank, if this one is.
     """
     line = line if line.strip() else b""
     why = _why_other_text(line, following)
@@ -59,15 +59,15 @@ def why_malformed(line: bytes, following: bytes = b"") -> str:
 
 
 def _why_other_text(line: bytes, following: bytes) -> str:
-    """Return what kind of list or file it is, by a line of it; an empty text if that cannot be told."""
-    for mark, why in _MARKS.items():
+    """Return what kind of list or file a line comes from; an empty text if that is unknown."""
+    for mark, why in _MAGIC.items():
         if line.startswith(mark):
             return why
     for wide, why in _WIDE.items():
         if wide.match(line):
             return why
     if ends_in_cr_alone(line):
-        return _OF_OLD_MAC
+        return _CR_LINE_ENDS
     if _GET_FILE_HASH.match(line or following):
         return "it is what Get-FileHash of PowerShell prints"
     if tag := _TAGGED.match(line):
@@ -77,36 +77,36 @@ def _why_other_text(line: bytes, following: bytes) -> str:
 
 
 def _why_no_sum(line: bytes) -> str:
-    """Return what is wrong with a line where the md5 and what parts it from the path are to be."""
+    """Return what is wrong with the md5 of a line, or with the separator after it."""
     if blanks := _BLANKS.match(line):
-        before = to_text(blanks[1][:_SHOWN])
-        return f"`{before}` stands before the 32 hexadecimal digits of the md5: begin the line with these"
-    if _NO_SUM.match(line):
-        return "blanks stand in the place of the md5, as `rclone md5sum` puts them where it knows none"
+        before = to_text(blanks[1][:_MAX_QUOTED])
+        return f"`{before}` stands before the 32 hexadecimal digits of the md5: the line must begin with them"
+    if _BLANK_SUM.match(line):
+        return "there are blanks in place of the md5, as `rclone md5sum` writes if it knows no md5 of a file"
     digits = _DIGITS.match(line)
     if digits is None:
-        begin = to_text(line[:_SHOWN])
+        begin = to_text(line[:_MAX_QUOTED])
         return f"it does not begin with the 32 hexadecimal digits of an md5, but with `{begin}`"
     number = len(digits[1])
     if number in _SUMS:
-        return f"its sum has {number} hexadecimal digits, as of {_SUMS[number]}; an md5 has 32"
+        return f"its sum has {number} hexadecimal digits, like {_SUMS[number]}; an md5 has 32"
     if number != 32:
         return f"its sum has {number} hexadecimal digits, not the 32 hexadecimal digits of an md5"
     if digits[1] != digits[1].lower():
         return "upper-case digits in the md5"
-    rest = line[digits.end() :][:_SHOWN]
+    rest = line[digits.end() :][:_MAX_QUOTED]
     return "no two blanks and absolute path after the md5" + (f", but `{to_text(rest)}`" if rest else "")
 
 
 def ends_in_cr_alone(line: bytes) -> bool:
-    """Whether what LF parts as one line is several, parted by CR alone."""
+    """Whether a line, as split at LF, is in fact several lines separated by CR alone."""
     return _CR_ALONE.search(line) is not None
 
 
 def why_too_long(line: bytes, longest: int) -> str:
-    """Return what is wrong with the beginning of a line that is longer than any of an index."""
+    """Return what is wrong with a line, given its beginning, that is longer than index lines can be."""
     if re.search(rb"\0\\?[0-9a-f]{32} ", line):
-        return "its lines end in NUL, as of `md5sum --zero`" + HOW
+        return "its lines end in NUL, as `md5sum --zero` writes them" + HOW
     if ends_in_cr_alone(line):
-        return _OF_OLD_MAC + HOW
+        return _CR_LINE_ENDS + HOW
     return f"the line is over {longest} bytes long"

@@ -1,4 +1,13 @@
-"""TODO"""
+"""Parses an index that came from outside, strictly, and writes it in canonical form.
+
+::
+
+    parse     each line against the grammar; the first error refuses the whole index
+    sort      unless it is sorted already: by an external merge sort
+    write     each path once, and no path that is also a directory of another; then remarks and the end line
+
+Memory is bounded, whatever the size of the index or of its lines.
+"""
 
 from __future__ import annotations
 
@@ -34,9 +43,9 @@ from airflow_mdbackup.scheme.index.canonical import (
 )
 from airflow_mdbackup.scheme.index.malformed import ends_in_cr_alone, why_malformed, why_too_long
 
-# A path of the greatest length in which every byte is escaped, with digits, marks and line end.
+# The longest path with every byte escaped, plus digits, markers and line end.
 MAX_LINE = 2 * MAX_PATH + 64
-# A canonical line without escapes, of which nothing else is to be checked. Nearly all lines are such.
+# A canonical line without escapes, which needs no further check. Nearly all lines match.
 _PLAIN_LINE = re.compile(
     rb"[0-9a-f]{32}  (?=.{1,%d}\n)(?:/(?!\.{0,2}[/\n])[^/\\\n\r\0]{1,%d})+\n" % (MAX_PATH, MAX_COMPONENT)
 )
@@ -44,13 +53,13 @@ _PLAIN_LINE = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class IndexSummary:
-    """What :func:`canonicalise` found. ``size`` is the total of file sizes in bytes, if told."""
+    """What :func:`canonicalise` found. ``size`` is the total size of the files in bytes, if stated."""
 
     files: int
     unreadable: int
     rotten: int
     size: int | None
-    started: int | None  # Unix seconds by the provider's clock, when its walk began
+    started: int | None  # when the indexer's walk began: Unix seconds by the provider's clock
     complete: bool  # it had an end line
 
 
@@ -60,9 +69,9 @@ class IndexSummary:
 def canonicalise(source: Path, target: Path, *, name: str, chunk: int = 100_000) -> IndexSummary:
     """Read the received index ``source`` strictly and write it as the canonical index ``target``.
 
-    :param name: what messages call the index.
-    :param chunk: how many entries of an unsorted index are sorted in memory at a time.
-    :raises MalformedIndex: the first thing that breaks the grammar; ``target`` is then of no use.
+    :param name: how messages refer to the index.
+    :param chunk: how many entries of an unsorted index to sort in memory at a time.
+    :raises MalformedIndex: the first violation of the grammar; the content of ``target`` is then undefined.
     """
     try:
         with ExitStack() as stack:
@@ -80,15 +89,15 @@ def canonicalise(source: Path, target: Path, *, name: str, chunk: int = 100_000)
 
 
 class _Unsorted(Exception):
-    """An entry sorts before the one before it, so that all must be sorted first."""
+    """An entry sorts before its predecessor, so the index must be sorted first."""
 
 
 def _write_canonical(
     received: _Received, entries: Iterator[tuple[bytes, bytes]], target: Path, stack: ExitStack
 ) -> IndexSummary:
-    """Write the canonical index of ``entries``: the path and the canonical line of each."""
+    """Write a canonical index from the path and the canonical line of each entry."""
     above = Prefixes()
-    last_path, last_line = b"\0", b""  # sorts before every path, and none begins with it
+    last_path, last_line = b"\0", b""  # sorts before every path, and is a prefix of none
     with IndexWriter(target) as writer:
         for path, line in entries:
             if path <= last_path:
@@ -97,7 +106,7 @@ def _write_canonical(
                 if line != last_line:
                     raise received.refuse_paths("the same path with different md5s", path)
                 continue
-            if path.startswith(last_path):  # else no later one will
+            if path.startswith(last_path):  # else no later path does
                 above.push(last_path)
             if above.last() is not None:
                 above.advance(path)
@@ -119,23 +128,23 @@ def _write_canonical(
 
 
 class _Received:
-    """A strict walk over the lines of an index that came from outside."""
+    """A strict parser of the lines of an index that came from outside."""
 
     def __init__(self, path: Path, name: str) -> None:
         self.path = path
         self.name = name
-        self.remarks: dict[Remark, BinaryIO] = {}  # where the paths of each are collected, as index lines
+        self.remarks: dict[Remark, BinaryIO] = {}  # collected paths of each, as index lines
         self.size: int | None = None
         self.started: int | None = None
         self.complete = False
-        self.line = 0  # number of the line read last
+        self.line = 0  # number of the current line
 
     def collect_remarks(self, stack: ExitStack, folder: Path) -> None:
-        """Keep the paths of remarks, while :meth:`lines` passes them by, in unnamed files in ``folder``."""
+        """Have :meth:`lines` keep the paths of remarks in unnamed files in ``folder``."""
         self.remarks = {remark: stack.enter_context(_temporary(folder)) for remark in Remark}
 
     def lines(self) -> Iterator[tuple[bytes, bytes]]:
-        """Yield path and canonical line of each entry, in the order of the file, and check its comments."""
+        """Yield path and canonical line of each entry in file order, and parse the comments."""
         files = unreadable = 0
         line = b"\n"
         with self.path.open("rb", buffering=1 << 20) as file:
@@ -161,9 +170,9 @@ class _Received:
                     elif line.startswith(Remark.ROTTEN.mark):
                         self._add_remark(Remark.ROTTEN, line)
                     elif line.startswith(END):
-                        self._end(line, files, unreadable)
+                        self._check_end_line(line, files, unreadable)
                     elif line.startswith(STARTED):
-                        self.started = _seconds(line[len(STARTED) :].removesuffix(b"\n"))
+                        self.started = _parse_seconds(line[len(STARTED) :].removesuffix(b"\n"))
                 except ValueError as error:
                     raise self.refuse(str(error)) from None
         if not line.endswith(b"\n"):
@@ -176,28 +185,28 @@ class _Received:
         if remark in self.remarks:
             self.remarks[remark].write(format_line(path, b"-" * 32))
 
-    def _end(self, line: bytes, files: int, unreadable: int) -> None:
-        told: dict[bytes, int] = {}
+    def _check_end_line(self, line: bytes, files: int, unreadable: int) -> None:
+        stated: dict[bytes, int] = {}
         for word in line[len(END) :].split():
             key, equals, value = word.partition(b"=")
-            if equals and re.fullmatch(rb"[0-9]{1,18}", value):  # an amount that a disk can hold
-                told[key] = int(value)
-        if told.get(b"format", 0) > FORMAT:
-            raise ValueError(f"index format {told[b'format']} is newer than this version knows; update it")
-        if told.get(b"files") != files or told.get(b"unreadable") != unreadable:
+            if equals and re.fullmatch(rb"[0-9]{1,18}", value):  # fits in 64 bits
+                stated[key] = int(value)
+        if stated.get(b"format", 0) > FORMAT:
+            raise ValueError(f"index format {stated[b'format']} is newer than this version knows; update it")
+        if stated.get(b"files") != files or stated.get(b"unreadable") != unreadable:
             raise ValueError(
-                f"truncated or edited: the end line tells of {told.get(b'files')} files and "
-                f"{told.get(b'unreadable')} unreadable, there are {files} and {unreadable}"
+                f"truncated or edited: the end line counts {stated.get(b'files')} files and "
+                f"{stated.get(b'unreadable')} unreadable paths, but there are {files} and {unreadable}"
             )
-        self.size = told.get(b"bytes")
+        self.size = stated.get(b"bytes")
         self.complete = True
 
     def refuse(self, why: str) -> MalformedIndex:
-        """Return the error for the line read last."""
+        """Return the error for the current line."""
         return MalformedIndex(f"{self.name}, line {self.line}: {why}")
 
     def refuse_paths(self, why: str, *paths: bytes) -> MalformedIndex:
-        """Return the error for paths that clash, with the lines where they stand."""
+        """Return the error for conflicting paths, with their line numbers."""
         again = _Received(self.path, self.name)
         where = islice((str(again.line) for path, _ in again.lines() if path in paths), 2)
         names = " and ".join(to_text(path) for path in dict.fromkeys(paths))
@@ -205,39 +214,39 @@ class _Received:
 
 
 def _next_text(file: BinaryIO) -> bytes:
-    """Return the beginning of the next line that is not blank, if it comes soon."""
+    """Return the beginning of the next line that is not blank, if it is among the next few."""
     lines = islice(iter(partial(file.readline, MAX_LINE), b""), 5)
     return next((line for line in lines if line.strip()), b"")
 
 
-def _seconds(digits: bytes) -> int:
+def _parse_seconds(digits: bytes) -> int:
     if not re.fullmatch(rb"[0-9]{1,12}", digits):
-        raise ValueError(f"started at {to_text(digits[:50])}, which are no Unix seconds")
+        raise ValueError(f"started at {to_text(digits[:50])}, which is not a time in Unix seconds")
     return int(digits)
 
 
 # --- sorting ----------------------------------------------------------------------------------------
 
-_FAN_IN = 64
+_FAN_IN = 64  # sorted runs to merge at a time
 
 
 def _sorted(entries: Iterator[Entry], chunk: int, stack: ExitStack, folder: Path) -> Iterator[Entry]:
     """Yield ``entries`` in path order by an external merge sort.
 
-    Sorted runs of at most ``chunk`` entries lie in unnamed files in ``folder``.
+    Sorted runs of at most ``chunk`` entries are kept in unnamed files in ``folder``.
     """
     runs: list[BinaryIO] = []
     for batch in batches(entries, chunk):
-        runs.append(_spill(sorted(batch), stack, folder))
+        runs.append(_write_run(sorted(batch), stack, folder))
         if len(runs) == _FAN_IN:
-            merged = _spill(heapq.merge(*map(trusted_entries, runs)), stack, folder)
+            merged = _write_run(heapq.merge(*map(trusted_entries, runs)), stack, folder)
             for run in runs:
                 run.close()
             runs = [merged]
     return heapq.merge(*map(trusted_entries, runs))
 
 
-def _spill(entries: Iterable[Entry], stack: ExitStack, folder: Path) -> BinaryIO:
+def _write_run(entries: Iterable[Entry], stack: ExitStack, folder: Path) -> BinaryIO:
     file = stack.enter_context(_temporary(folder))
     file.writelines(format_line(*entry) for entry in entries)
     file.seek(0)

@@ -2,10 +2,11 @@
 
 ::
 
-    sftp              many files in flight over one SFTP channel
-      sftp_files      what is asked for, what is on its way, and what became of it
-      packet_stream   packets over a channel, sent and received
-      sftp_packets    the parts of packets, written and read
-    partial_file      a file that is not whole yet, and can be resumed
-    rate_limit        one bandwidth, shared by tasks
+    sftp              reads many files in parallel over one SFTP channel
+      sftp_handshake  the opening handshake: version, limits and round-trip time
+      sftp_files      the records: requested files, transfers in progress, results
+      packet_stream   sends and receives packets over a channel
+      sftp_packets    encodes and decodes the fields of packets
+    partial_file      an incomplete file that a later try can resume
+    rate_limit        one bandwidth limit, shared by tasks
 """

@@ -1,7 +1,7 @@
-"""Packets over a channel: what is to be sent is collected, what has arrived is cut into packets.
+"""Packets over a channel: buffers what is to be sent, and splits what has arrived into packets.
 
-A server may be slow, but not without end: the channel ends a silence, and this ends a trickle, which is less
-than 1 KiB in all the time that we are patient.
+A server may be slow, but not forever: the channel times out on silence, and this module on a trickle, which
+is less than 1 KiB within the patience interval.
 
 Source: draft-ietf-secsh-filexfer-02, section 3.
 """
@@ -13,18 +13,24 @@ from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 from airflow_mdbackup.scheme.errors import ConnectionLost
-from airflow_mdbackup.scheme.transfer.sftp_packets import HEAD, KIND, LENGTH, MAX_PACKET, NoSftp
+from airflow_mdbackup.scheme.transfer.sftp_packets import (
+    MAX_PACKET,
+    PACK_HEAD,
+    UNPACK_KIND,
+    UNPACK_LENGTH,
+    NotAnSftpServer,
+)
 
-PATIENCE = 300.0  # seconds
-FIRST = 32 << 10  # bytes of a file that are asked for before its size is known
+PATIENCE = 300.0  # seconds of waiting in which a server must send at least _MIN_BYTES
+FIRST_READ = 32 << 10  # bytes of a file that are requested before its size is known
 _RECEIVE = 1 << 20
-_LITTLE = 64 << 10  # bytes that are little to receive at once
-_LEAST = 1 << 10  # bytes that are too few for all the time that we are patient
-_MOMENT = 0.001  # seconds
+_SMALL_RECEIVE = 64 << 10  # receiving less than this suggests waiting a moment for more
+_MIN_BYTES = 1 << 10
+_PAUSE = 0.001  # seconds
 
 
 class Channel(Protocol):
-    """What is needed of a connected channel. Both calls raise :class:`TimeoutError` when they stall."""
+    """The methods used of a connected channel. Both raise :class:`TimeoutError` when they stall."""
 
     def sendall(self, data: bytes, /) -> Any: ...
 
@@ -34,8 +40,8 @@ class Channel(Protocol):
 class PacketStream:
     """Sends and receives packets. See :class:`.Reader` for its parameters.
 
-    :param window: bytes that may be coming when no limit holds.
-    :ivar ahead: bytes that may be coming; fewer under a limit.
+    :param window: bytes that may be outstanding when there is no bandwidth limit.
+    :ivar ahead: bytes that may be outstanding now; fewer under a limit.
     """
 
     def __init__(
@@ -51,30 +57,30 @@ class PacketStream:
         self.ahead = self._window = window
         self._patience = patience
         self._clock = clock
-        self._waited = 0.0  # seconds for the server, since it was last judged
-        self._brought = 0  # bytes that came in them
-        self._out = bytearray()
-        self._in: list[bytes] = []  # what has arrived and is not parsed
-        self._arrived = 0  # bytes of it
-        self._needed = 4  # bytes of it with which the next packet is whole, as far as is known
-        self._portion = _RECEIVE  # bytes to receive at once; fewer under a limit
-        self._little = False  # whether there was little to receive the last time
+        self._waited = 0.0  # seconds spent waiting for the server in this interval
+        self._progress = 0  # bytes received in this interval
+        self._queued = bytearray()
+        self._received: list[bytes] = []  # received and not parsed yet
+        self._received_size = 0  # bytes of them
+        self._needed = 4  # bytes of them that complete the next packet, as far as known
+        self._portion = _RECEIVE  # bytes to receive at a time; fewer under a limit
+        self._was_small = False  # whether the last receive returned little
 
     def send(self, kind: int, number: int, body: bytes) -> None:
-        """Send a packet with the next :meth:`flush`.
+        """Queue a packet for the next :meth:`flush`.
 
-        :param number: its id; of INIT, the version.
+        :param number: its id; for INIT, the version.
         """
-        self._out += HEAD(5 + len(body), kind, number)
-        self._out += body
+        self._queued += PACK_HEAD(5 + len(body), kind, number)
+        self._queued += body
 
     def flush(self) -> None:
-        """Send what is waiting.
+        """Send what is queued.
 
-        :raises ConnectionLost: the connection broke, or the server takes no more.
+        :raises ConnectionLost: the connection broke, or the server stopped reading.
         """
-        if self._out:
-            data, self._out = bytes(self._out), bytearray()
+        if self._queued:
+            data, self._queued = bytes(self._queued), bytearray()
             try:
                 self.channel.sendall(data)
             except TimeoutError:
@@ -83,14 +89,14 @@ class PacketStream:
                 raise ConnectionLost(f"the connection broke: {str(error) or type(error).__name__}") from error
 
     def receive(self, *, many: bool = False) -> None:
-        """Take in what has arrived, until it is at least one whole packet.
+        """Receive until at least one whole packet is there.
 
-        :param many: whether many answers are on their way.
-        :raises ConnectionLost: the connection broke, stalled, or brings too little.
+        :param many: whether many replies are outstanding.
+        :raises ConnectionLost: the connection broke or stalled, or the server sends too little.
         """
-        if many and self._little:
-            # A moment's wait costs nothing and brings more of them at once.
-            time.sleep(_MOMENT)
+        if many and self._was_small:
+            # A short pause costs nothing and lets more replies arrive together.
+            time.sleep(_PAUSE)
         while True:
             began = self._clock()
             try:
@@ -101,52 +107,52 @@ class PacketStream:
                 raise ConnectionLost(f"the connection broke: {str(error) or type(error).__name__}") from error
             if not data:
                 raise ConnectionLost("the server closed the connection")
-            self._judge_pace(self._clock() - began, len(data))
-            self._in.append(data)
-            self._arrived += len(data)
-            self._little = len(data) < _LITTLE
+            self._check_pace(self._clock() - began, len(data))
+            self._received.append(data)
+            self._received_size += len(data)
+            self._was_small = len(data) < _SMALL_RECEIVE
             if self.throttle is not None:
-                self._keep_to(self.throttle(len(data)))
-            if self._arrived >= self._needed:
+                self._apply_rate(self.throttle(len(data)))
+            if self._received_size >= self._needed:
                 return
 
-    def _judge_pace(self, seconds: float, size: int) -> None:
-        """Give up a server that sends a byte now and then, and so is never silent for long."""
+    def _check_pace(self, seconds: float, size: int) -> None:
+        """Give up on a server that sends a byte now and then, so that the channel never times out."""
         self._waited += seconds
-        self._brought += size
+        self._progress += size
         if self._waited < self._patience:
             return
-        if self._brought < _LEAST:
+        if self._progress < _MIN_BYTES:
             raise ConnectionLost(
-                f"the connection stalled: only {self._brought} bytes came while we waited for "
+                f"the connection stalled: only {self._progress} bytes came while we waited for "
                 f"{self._waited:.0f} s"
             )
-        self._waited, self._brought = 0.0, 0
+        self._waited, self._progress = 0.0, 0
 
-    def _keep_to(self, rate: int | None) -> None:
-        """Under a limit, ask for half a second's worth ahead, and receive it little by little."""
+    def _apply_rate(self, rate: int | None) -> None:
+        """Under a limit, request only half a second ahead, and receive in small portions."""
         if rate is None:
             self.ahead, self._portion = self._window, _RECEIVE
         else:
-            self.ahead, self._portion = max(rate // 2, FIRST), min(max(rate // 32, 4096), _RECEIVE)
+            self.ahead, self._portion = max(rate // 2, FIRST_READ), min(max(rate // 32, 4096), _RECEIVE)
 
     def packets(self) -> Iterator[tuple[int, int, memoryview]]:
-        """Yield type, id and body of each whole packet that has arrived."""
-        data = self._in[0] if len(self._in) == 1 else b"".join(self._in)
+        """Yield type, id and body of each complete packet that has arrived."""
+        data = self._received[0] if len(self._received) == 1 else b"".join(self._received)
         view = memoryview(data)
         position, size = 0, len(data)
         self._needed = 4
         try:
             while size - position >= 4:
-                (length,) = LENGTH(data, position)
+                (length,) = UNPACK_LENGTH(data, position)
                 if not 5 <= length <= MAX_PACKET:
-                    raise NoSftp(data[position : position + 40])
+                    raise NotAnSftpServer(data[position : position + 40])
                 start, position = position, position + 4 + length
                 if position > size:
                     self._needed, position = 4 + length, start
                     break
-                kind, number = KIND(data, start + 4)
+                kind, number = UNPACK_KIND(data, start + 4)
                 yield kind, number, view[start + 9 : position]
         finally:
-            self._in = [data[position:]]
-            self._arrived = size - position
+            self._received = [data[position:]]
+            self._received_size = size - position

@@ -1,13 +1,13 @@
-"""A large file on its way into staging, which a later try goes on with.
+"""A large file on its way into staging, which a later try can resume.
 
 ::
 
-    taken up   what an earlier try left is hashed; its length is where the transfer goes on
-    written    as the bytes come, hashing
-    ended      the md5 of all of it proves it, also what was there before
+    open     hash what an earlier try left; its length is where the transfer resumes
+    write    append and hash the bytes as they arrive
+    digest   the md5 of the whole file proves it, including what an earlier try left
 
-What this does not give: what was left may be spoilt by a power cut. Then the md5 is wrong, and
-:meth:`Part.restart` begins anew.
+Limitations: a power cut may corrupt what an earlier try left. Then the md5 is wrong, and
+:meth:`PartialFile.restart` starts over.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ _BLOCK = 1 << 20
 class PartialFile:
     """The sink of a large file.
 
-    :param descriptor: of the locked file; it is the part's from now on.
-    :param size: bytes that the whole has. What is longer is no beginning of it.
-    :param room: bytes that it may have if the server was wrong about that; None: any number.
-    :ivar position: bytes that are there, of ``size``.
-    :ivar resumed: whether some of them are of an earlier try.
-    :raises OSError: the disk is broken; the file is closed then.
+    :param descriptor: of the locked file, which this object owns from now on.
+    :param size: bytes of the complete file. A longer part cannot be its beginning and is truncated.
+    :param room: the most bytes to accept if the file turns out larger than ``size``; None: any number.
+    :ivar position: bytes written so far.
+    :ivar resumed: whether some of them are from an earlier try.
+    :raises OSError: the disk is broken; the descriptor is then closed.
     """
 
     def __init__(self, descriptor: int, size: int, room: int | None = None) -> None:
@@ -43,7 +43,7 @@ class PartialFile:
         self.position = 0
         try:
             if os.fstat(descriptor).st_size <= size:
-                self._hash_what_is_there()
+                self._hash_existing()
             else:
                 os.ftruncate(descriptor, 0)
         except BaseException:
@@ -51,17 +51,17 @@ class PartialFile:
             raise
         self.resumed = self.position > 0
 
-    def _hash_what_is_there(self) -> None:
-        pace = ReportTimer()
+    def _hash_existing(self) -> None:
+        timer = ReportTimer()
         forget_cached(self._descriptor)
         while block := os.read(self._descriptor, _BLOCK):
             self._md5.update(block)
             self.position += len(block)
-            if pace.due():
-                log.info("Hashing what an earlier try left: %.1f MB so far", self.position / 1e6)
+            if timer.due():
+                log.info("Hashing the part that an earlier try left: %.1f MB so far", self.position / 1e6)
 
     def write(self, data: bytes | memoryview) -> None:
-        """Take the bytes that follow.
+        """Append bytes.
 
         :raises OSError: the disk is full or broken.
         """
@@ -70,16 +70,16 @@ class PartialFile:
         self.position += len(data)
 
     def digest(self) -> bytes:
-        """Return the md5 of all bytes, in hexadecimal digits."""
+        """Return the md5 of the whole file, in hexadecimal digits."""
         end_sparse(self._descriptor)
         return self._md5.hexdigest().encode()
 
     def head(self, size: int) -> bytes:
-        """Return its first bytes, at most ``size`` of them."""
+        """Return up to ``size`` bytes from its beginning."""
         return os.pread(self._descriptor, size, 0)
 
     def restart(self) -> None:
-        """Forget all bytes."""
+        """Truncate the file and start over."""
         self._md5 = hashlib.md5(usedforsecurity=False)
         os.ftruncate(self._descriptor, 0)
         os.lseek(self._descriptor, 0, os.SEEK_SET)
@@ -87,5 +87,5 @@ class PartialFile:
         self.resumed = False
 
     def close(self) -> None:
-        """Let go of the file, and of the lock on it. It stays."""
+        """Close the file, which releases its lock. The file remains."""
         os.close(self._descriptor)

@@ -1,4 +1,4 @@
-"""Files that a reader is asked for, on their way, and what became of them."""
+"""The records of a reader: requested files, transfers in progress, and results."""
 
 from __future__ import annotations
 
@@ -8,28 +8,28 @@ from typing import Any, NamedTuple, Protocol
 
 from airflow_mdbackup.scheme.transfer.sftp_packets import Attributes, Refusal
 
-SMALL = 256 << 10  # up to this size a file is collected in memory
+SMALL = 256 << 10  # files up to this size are kept in memory
 EMPTY = memoryview(b"")
 
 
 class Sink(Protocol):
-    """Where the bytes of a file go that is larger than :data:`SMALL`, or may be."""
+    """Receives the bytes of a file that is, or may be, larger than :data:`SMALL`."""
 
     position: int
-    """How many bytes are there already, from an earlier try."""
+    """How many bytes it already has from an earlier try."""
 
     room: int | None
-    """How many bytes it takes of a file that goes on behind the size that was told, if any; None: all."""
+    """The most bytes it accepts if a file turns out longer than its stated size; None: no limit."""
 
     def write(self, data: bytes | memoryview, /) -> None:
-        """Take the bytes that follow. They do not change afterwards."""
+        """Append bytes, which nobody modifies afterwards."""
 
     def digest(self) -> bytes:
         """Return the md5 of all bytes, in hexadecimal digits."""
 
 
 class Stream:
-    """A sink that hashes what it passes on."""
+    """A sink that hashes the bytes and passes them on."""
 
     def __init__(self, write: Callable[[bytes | memoryview], object]) -> None:
         self.position = 0
@@ -48,10 +48,10 @@ class Stream:
 class Wanted(NamedTuple):
     """A file to read.
 
-    :ivar md5: the md5 that it should have, or None if any will do.
-    :ivar open: called when it is the turn of a file that is larger than :data:`SMALL`; returns where it
-        goes, or None if it is not wanted after all: then it is refused with :attr:`Code.UNWANTED`.
-    :ivar key: the caller's own; handed back with the result.
+    :ivar md5: the expected md5, or None to accept any.
+    :ivar open: called when the turn of a file larger than :data:`SMALL` comes; returns its sink, or None if
+        the file is not wanted after all: then it is refused with :attr:`Code.UNWANTED`.
+    :ivar key: anything; returned with the result.
     """
 
     path: bytes
@@ -61,10 +61,11 @@ class Wanted(NamedTuple):
 
 
 class Fetched(NamedTuple):
-    """What became of a :class:`Wanted` file. ``after`` is asked for only if the md5 is not the expected.
+    """The result of a :class:`Wanted` file. ``after`` is requested only if the md5 is not the expected one.
 
-    :ivar md5: of the bytes that came, in hexadecimal digits.
-    :ivar content: all that came of a small file; None if it went to the sink.
+    :ivar md5: of the received bytes, in hexadecimal digits.
+    :ivar size: received bytes.
+    :ivar content: the received bytes of a small file; None if they went to the sink.
     """
 
     wanted: Wanted
@@ -77,7 +78,7 @@ class Fetched(NamedTuple):
 
 
 class Stated(NamedTuple):
-    """The answer to a request for attributes."""
+    """The reply to a request for attributes."""
 
     key: Any
     attributes: Attributes | None
@@ -100,28 +101,28 @@ class Memory:
 
 
 class Early:
-    """Data that came before what stands in front of it, by offset.
+    """Data that arrived out of order, by offset.
 
-    Pieces that follow one another are one, so that there are no more of them than READs in flight, however
-    little the server sends at a time.
+    Adjacent pieces are joined, so that there are never more of them than READs in flight, however little the
+    server sends at a time.
     """
 
     def __init__(self) -> None:
         self._pieces: dict[int, bytearray] = {}
-        self._ends: dict[int, int] = {}  # where pieces end, and begin
+        self._ends: dict[int, int] = {}  # end of each piece -> its start
 
     def add(self, offset: int, data: bytes | memoryview) -> None:
         start = self._ends.pop(offset, None)
         if start is None:
             start = offset
-            # A copy, since a part would keep all that arrived with it in memory.
+            # A copy: a slice would keep everything that arrived with it in memory.
             self._pieces[start] = bytearray(data)
         else:
             self._pieces[start] += data
         self._ends[offset + len(data)] = start
 
     def pop(self, offset: int) -> memoryview:
-        """Take out what begins at ``offset``; empty if nothing does."""
+        """Remove and return the piece that starts at ``offset``; empty if there is none."""
         data = self._pieces.pop(offset, None)
         if data is None:
             return EMPTY
@@ -129,7 +130,7 @@ class Early:
         return memoryview(data)
 
     def pop_all(self) -> list[tuple[int, memoryview]]:
-        """Take out everything, in order."""
+        """Remove and return all pieces, in order."""
         pieces, self._pieces, self._ends = sorted(self._pieces.items()), {}, {}
         return [(offset, memoryview(data)) for offset, data in pieces]
 
@@ -139,7 +140,7 @@ class Early:
 
 
 class Transfer:
-    """A file on its way."""
+    """A file in progress."""
 
     # fmt: off
     __slots__ = ("after", "asked", "before", "digest", "early", "end", "failed", "handle", "is_at_end",
@@ -148,19 +149,19 @@ class Transfer:
 
     def __init__(self, wanted: Wanted, *, is_last: bool = False) -> None:
         self.wanted = wanted
-        self.is_last = is_last  # whether no further try follows this one
-        self.tries = 0  # to open it, which were refused
-        self.handle = b""  # with its length in front, as requests have it
+        self.is_last = is_last  # whether this is the last try
+        self.tries = 0  # refused attempts to open it
+        self.handle = b""  # with its length in front, as in requests
         self.is_large: bool | None = None  # once the size is known
-        self.sink: Sink | None = None  # of a large file when it is its turn
-        self.position = 0  # all bytes before it went to the sink
-        self.early: Early | None = None  # data beyond the position
-        self.asked = 0  # READs are sent for all bytes before it
-        self.pending = 0  # FSTAT and READ requests that are not answered yet
+        self.sink: Sink | None = None  # of a large file, once its turn has come
+        self.position = 0  # all bytes before it are in the sink
+        self.early: Early | None = None  # data beyond the position that arrived early
+        self.asked = 0  # all bytes before it have been requested
+        self.pending = 0  # unanswered FSTAT and READ requests
         self.end: int | None = None  # where the file ends, once known
-        self.is_at_end = False  # whether the server itself has said so
+        self.is_at_end = False  # whether the server itself has reported EOF
         self.before: Attributes | None = None
         self.after: Attributes | None = None
-        self.digest: bytes | None = None  # once all bytes are there; then FSTAT is sent a second time
-        self.failed: set[int] = set()  # offsets at which a READ has failed once
+        self.digest: bytes | None = None  # once all bytes are there; a second FSTAT may follow
+        self.failed: set[int] = set()  # offsets at which a READ has failed before
         self.refusal: Refusal | None = None

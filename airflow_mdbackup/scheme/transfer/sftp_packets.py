@@ -1,6 +1,6 @@
-"""Packets of SFTP version 3: their types, and how their parts are read and written.
+"""Packets of SFTP version 3: their types, and how their fields are encoded and decoded.
 
-What comes from a server is checked here: a packet that is none ends the connection.
+Input from the server is checked here: a malformed packet ends the connection.
 
 Source: draft-ietf-secsh-filexfer-02.
 """
@@ -15,14 +15,14 @@ from typing import NamedTuple
 from airflow_mdbackup.scheme.common.paths import to_text
 from airflow_mdbackup.scheme.errors import ConnectionLost
 
-# OpenSSH sends at most 256 KiB. A server may answer with less than asked for, never with more.
+# OpenSSH sends at most 256 KiB. A server may send less than was requested, never more.
 MAX_PACKET = (256 << 10) + 1024
 MAX_HANDLE = 256
-HEAD = struct.Struct(">IBI").pack  # length, type, id
-LENGTH = struct.Struct(">I").unpack_from
-KIND = struct.Struct(">BI").unpack_from  # type, id
-READ = struct.Struct(">QI").pack
-_ATTRIBUTES = struct.Struct(">IQIIIII").unpack_from  # flags, size, owner, group, mode, atime, mtime
+PACK_HEAD = struct.Struct(">IBI").pack  # length, type, id
+UNPACK_LENGTH = struct.Struct(">I").unpack_from
+UNPACK_KIND = struct.Struct(">BI").unpack_from  # type, id
+PACK_READ = struct.Struct(">QI").pack
+_UNPACK_ATTRIBUTES = struct.Struct(">IQIIIII").unpack_from  # flags, size, owner, group, mode, atime, mtime
 _SPECIAL = {
     stat.S_IFDIR: "a directory",
     stat.S_IFLNK: "a symlink",
@@ -34,7 +34,7 @@ _SPECIAL = {
 
 
 class Type:
-    """Types of packets. Plain numbers, since they are compared by the million."""
+    """Packet types. Plain integers for speed: they are compared millions of times."""
 
     INIT = 1
     VERSION = 2
@@ -53,11 +53,11 @@ class Type:
 
 
 class Code(IntEnum):
-    """Status codes that the scheme tells apart; those below zero are no server's, but our own."""
+    """Status codes that matter here. Negative ones are our own, never sent by a server."""
 
     UNWANTED = -1
     SPECIAL = -2  # a directory, named pipe, socket or device
-    TOO_LONG = -3  # it goes on behind what the sink takes
+    TOO_LONG = -3  # it is longer than its sink accepts
     EOF = 1
     NO_SUCH_FILE = 2
     PERMISSION_DENIED = 3
@@ -65,8 +65,8 @@ class Code(IntEnum):
     UNSUPPORTED = 8
 
 
-class NoSftp(ConnectionLost):
-    """The server does not speak SFTP.
+class NotAnSftpServer(ConnectionLost):
+    """What answers does not speak SFTP.
 
     :ivar sent: what it sent instead.
     """
@@ -79,7 +79,7 @@ class NoSftp(ConnectionLost):
 
 
 class Attributes(NamedTuple):
-    """What the server tells of a file; None for what it leaves out. ``mtime`` in Unix seconds."""
+    """A file's attributes; None for those that the server omits. ``mtime`` is in Unix seconds."""
 
     size: int | None
     mode: int | None
@@ -87,41 +87,41 @@ class Attributes(NamedTuple):
 
 
 class Refusal(NamedTuple):
-    """A status with which the server answered instead of what was asked for."""
+    """An error status that the server sent instead of the requested data."""
 
     code: int
     message: str
 
 
-# --- parts of packets -------------------------------------------------------------------------------
+# --- fields of packets ------------------------------------------------------------------------------
 
 
-def packed(text: bytes) -> bytes:
+def encode_string(text: bytes) -> bytes:
     return len(text).to_bytes(4, "big") + text
 
 
-def string_in(body: memoryview, limit: int, position: int = 0) -> bytes:
+def decode_string(body: memoryview, limit: int, position: int = 0) -> bytes:
     (length,) = struct.unpack_from(">I", body, position)
     if length > limit or position + 4 + length > len(body):
-        raise ConnectionLost("the server sent more than was asked for, or a broken packet")
+        raise ConnectionLost("the server sent more than was requested, or a malformed packet")
     return bytes(body[position + 4 : position + 4 + length])
 
 
-def extensions_in(body: memoryview) -> dict[bytes, bytes]:
+def decode_extensions(body: memoryview) -> dict[bytes, bytes]:
     found = {}
     position = 0
     while position < len(body):
-        name = string_in(body, MAX_PACKET, position)
-        data = string_in(body, MAX_PACKET, position + 4 + len(name))
+        name = decode_string(body, MAX_PACKET, position)
+        data = decode_string(body, MAX_PACKET, position + 4 + len(name))
         found[name] = data
         position += 8 + len(name) + len(data)
     return found
 
 
-def attributes_in(body: memoryview) -> Attributes:
-    (flags,) = LENGTH(body)
-    if flags & 15 == 15:  # all that we ask of it, as OpenSSH sends it
-        _, size, _, _, mode, _, mtime = _ATTRIBUTES(body)
+def decode_attributes(body: memoryview) -> Attributes:
+    (flags,) = UNPACK_LENGTH(body)
+    if flags & 15 == 15:  # all fields, as OpenSSH always sends
+        _, size, _, _, mode, _, mtime = _UNPACK_ATTRIBUTES(body)
         return Attributes(size, mode, mtime)
     position = 4
     size = mode = mtime = None
@@ -138,17 +138,17 @@ def attributes_in(body: memoryview) -> Attributes:
     return Attributes(size, mode, mtime)
 
 
-def refusal_of_special(attributes: Attributes) -> Refusal | None:
-    """Return a refusal of what is there but is no regular file, as far as the server tells."""
+def refuse_special(attributes: Attributes) -> Refusal | None:
+    """Return the refusal if the attributes say that it is not a regular file, else None."""
     what = _SPECIAL.get(stat.S_IFMT(attributes.mode or 0))
     return Refusal(Code.SPECIAL, f"not a regular file but {what}") if what else None
 
 
-def refusal_in(kind: int, body: memoryview) -> Refusal:
+def decode_refusal(kind: int, body: memoryview) -> Refusal:
     if kind != Type.STATUS:
         raise ConnectionLost(
-            f"the server answered with a packet of type {kind} that does not fit the request"
+            f"the server answered with a packet of type {kind}, which does not fit the request"
         )
     (code,) = struct.unpack_from(">I", body)
-    message = string_in(body, MAX_PACKET, 4)[:200] if len(body) >= 8 else b""
+    message = decode_string(body, MAX_PACKET, 4)[:200] if len(body) >= 8 else b""
     return Refusal(code, to_text(message) or f"status {code}")
