@@ -185,7 +185,7 @@ def test_a_dest_with_a_file_in_the_place_of_a_directory_is_refused(tmp_path: Pat
     """Nothing can be set up there."""
     (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / name).write_text("mine")
-    with pytest.raises(DestinationRefused, match=rf"srv1: .*{tmp_path / name} is no directory"):
+    with pytest.raises(DestinationRefused, match=rf"srv1: .*{tmp_path / name} is not a directory"):
         Mirror(tmp_path / "b", "srv1").claim()
 
 

@@ -75,7 +75,7 @@ def test_an_index_that_is_no_file_is_told_with_the_ways_out(
     pair.backup()
     become(pair.mirror.index)
     pair.put("file", b"2")
-    with pytest.raises(ConsumerIndexDamaged, match=r"index\.md5 is .*Remove that.*committed\.md5"):
+    with pytest.raises(ConsumerIndexDamaged, match=r"index\.md5 is .*Remove it.*committed\.md5"):
         pair.backup()
     dest = ["--dest", str(pair.mirror.dest)]
     assert main(["restore", *dest, "--to", str(tmp_path / "back")]) == GOOD

@@ -586,7 +586,7 @@ def test_a_spoilt_count_of_changes_is_as_if_it_were_not_there(
         pair.put("alpha", b"newer %d" % runs)
         summary = pair.finish(pair.prepare())
         assert summary.outcomes == {"changed": 1} and summary.failed == (runs == 3)
-    assert ("Which files changed in earlier runs is not known" in caplog.text) == (
+    assert ("It is unknown which files changed in earlier runs" in caplog.text) == (
         content != b'{"format": 1}\n'
     )
 

@@ -346,7 +346,7 @@ def test_server_that_never_says_that_it_closes_is_given_up(monkeypatch: pytest.M
             return b""
 
     reader = Reader(Silent({b"/f": b"x"}))
-    with pytest.raises(ConnectionLost, match="does not answer that it closes"):
+    with pytest.raises(ConnectionLost, match="does not confirm that it closes"):
         for _ in range(100):
             reader.submit(Wanted(b"/f", None, lambda _: None))
             reader.wait()

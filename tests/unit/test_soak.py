@@ -138,6 +138,6 @@ def check_disk(pair: Pair) -> None:
         *("committed.md5", "changing.jsonl"),
     }
     runs = list((state / "runs").iterdir())
-    assert sum((run / "done.json").exists() for run in runs) <= clean_module._RUNS
+    assert sum((run / "done.json").exists() for run in runs) <= clean_module._MAX_RUNS
     assert all(path.suffix == ".jsonl" for path in mirror.history.iterdir())
     assert list(mirror.staging.iterdir()) == []

@@ -28,6 +28,7 @@ from airflow_mdbackup.scheme.files.jsonl import read_records
 from airflow_mdbackup.scheme.index.canonical import read_entries
 from airflow_mdbackup.scheme.store.run import Run
 from airflow_mdbackup.scheme.transfer import sftp as sftp_module
+from airflow_mdbackup.scheme.transfer import sftp_handshake
 from airflow_mdbackup.scheme.transfer import sftp_packets as sftp_packets_module
 from airflow_mdbackup.scheme.transfer.sftp import Reader
 from airflow_mdbackup.scheme.transfer.sftp_files import Stream, Wanted
@@ -63,9 +64,9 @@ FILES = {"a": 10, "b": 150, "c": 500, "empty": 0, "large": 1500, "larger": 1900,
 def little(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small portions; and nothing waits for the disk, since no power fails here."""
     monkeypatch.setattr(sftp_module, "SMALL", SMALL)
-    monkeypatch.setattr(sftp_module, "FIRST", FIRST)
-    monkeypatch.setattr(sftp_module, "_MAX_READ", PORTION)
-    monkeypatch.setattr(sftp_module, "_DEFAULT_READ", PORTION)
+    monkeypatch.setattr(sftp_module, "FIRST_READ", FIRST)
+    monkeypatch.setattr(sftp_handshake, "_MAX_READ", PORTION)
+    monkeypatch.setattr(sftp_handshake, "DEFAULT_READ", PORTION)
     monkeypatch.setattr("airflow_mdbackup.scheme.transfer.packet_stream._PAUSE", 0)
     monkeypatch.setattr(syscalls_module, "syncfs", lambda descriptor: None)
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
