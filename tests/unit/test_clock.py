@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import time
@@ -224,6 +225,31 @@ def test_a_retry_takes_back_copies_that_a_kill_left_unrecorded(pair: Pair, set_c
         assert versions_there(pair) == versions_in_history(pair)
         if not killed:
             return
+
+
+def test_a_retry_archives_the_rest_if_a_directory_cannot_be_read(
+    pair: Pair, set_clock: SetClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The versions that the killed try left there stay."""
+    start_of_two_files(pair)
+    pair.put("bad/c", b"at first")
+    pair.backup()
+    pair.put("bad/c", b"changed")
+    run, killed = archive_killed_at(20, pair, set_clock)
+    assert killed
+    real = os.open
+
+    def broken(path: bytes, *arguments: int, **options: int) -> int:
+        if path == b"bad":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(path, *arguments, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "open", broken)
+        assert pair.finish(run).failed == 1
+    assert versions_there(pair) == versions_in_history(pair)
+    assert not pair.backup().failed
+    check_sound(pair)
 
 
 def start_of_two_files(pair: Pair) -> None:

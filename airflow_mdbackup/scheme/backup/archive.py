@@ -24,7 +24,7 @@ import errno
 import logging
 import os
 from collections.abc import Callable, Collection, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -285,22 +285,19 @@ class Archiver:
 
     def discard_unrecorded(self, path: bytes, stamp: str) -> None:
         """Discard the versions of a path under a stamp that no history has: left unrecorded by a kill."""
-        for attempt in count():
-            version = version_path(path, stamp, attempt)
-            if self._tree.lstat(version) is None:
-                return
-            self.remove_redundant(path, version)
+        with _warn_if_kept(path):
+            for attempt in count():
+                version = version_path(path, stamp, attempt)
+                if self._tree.lstat(version) is None:
+                    return
+                self.remove_redundant(path, version)
 
     def remove_redundant(self, path: bytes, version: bytes, md5: bytes | None = None) -> None:
         """Remove a version with this md5 if its bytes are also live, or in another version."""
-        try:
+        with _warn_if_kept(version):
             archived = self._tree.lstat(version)
             if archived is not None and self._is_elsewhere(path, version, archived, md5):
                 self._tree.unlink(version)
-        except OSError as error:
-            if not concerns_one_file(error):
-                raise
-            log.warning("Could not remove %s, which no history records: %s", to_text(version), error.strerror)
 
     def _is_elsewhere(self, path: bytes, version: bytes, archived: os.stat_result, md5: bytes | None) -> bool:
         """Whether the bytes of a version are also live, or have another name in ``.old``."""
@@ -314,6 +311,17 @@ class Archiver:
         # Without hard links, the version is a copy.
         found = self._md5(version) if live.st_size == archived.st_size else None
         return found is not None and found == (md5 or found) == self._md5(path)
+
+
+@contextmanager
+def _warn_if_kept(path: bytes) -> Iterator[None]:
+    """Let a version stay that cannot be removed, since nothing is lost by that."""
+    try:
+        yield
+    except OSError as error:
+        if not concerns_one_file(error):
+            raise
+        log.warning("Could not remove %s, which no history records: %s", to_text(path), error.strerror)
 
 
 def discard_unused(mirror: Mirror, run: Run, tree: Tree) -> None:
