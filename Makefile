@@ -32,12 +32,12 @@ demo: venv ## See the main job: a real SSH server, a real Airflow, three runs; K
 	@KEEP=$(KEEP) $(BIN)/python -m demo.run
 
 .PHONY: test
-test: venv system-packages ## Run all tests, or a part: ARGS="tests/unit/test_clock.py -k kill"
+test: venv system-packages ## Run all tests, or a part: ARGS="tests/unit/history/test_clock.py -k kill"
 	$(PYTEST) $(ARGS)
 
 .PHONY: test-unit
 test-unit: venv system-packages ## Run the tests that need no server
-	$(PYTEST) tests/unit $(ARGS)
+	$(PYTEST) tests/unit tests/guarantees $(ARGS)
 
 .PHONY: test-integration
 test-integration: venv system-packages ## Run the tests against a real SSH server

@@ -20,7 +20,9 @@ from typing import Any
 import hypothesis
 import pytest
 
-from .isolation import Scratch, isolate_process, may_isolate, remove
+from tests.isolation import Scratch, isolate_process, may_isolate, remove
+
+pytest_plugins = ["tests.pair"]
 
 _scratch = Scratch()
 _exit_status: int = pytest.ExitCode.OK
@@ -36,9 +38,8 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
 from demo.sshd import ProviderServer  # noqa: E402
-
-from . import scheduling  # noqa: E402
-from .torture import LONG, Cases, Report  # noqa: E402
+from tests import scheduling  # noqa: E402
+from tests.torture import LONG, Cases, Report  # noqa: E402
 
 # The time of an example depends on what else the machine does; their number bounds the whole.
 hypothesis.settings.register_profile("bounded", deadline=None, max_examples=150)

@@ -23,7 +23,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from .torture import LONG
+from tests.torture import LONG
 
 PREFIX = "mdbackup-tests-"
 ROOM = 6 << 30

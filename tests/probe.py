@@ -1,4 +1,4 @@
-"""Tests that `tests/unit/test_isolation.py` runs in a pytest of their own; nobody else collects them."""
+"""Tests that `unit/project/test_isolation.py` runs in a pytest of their own; nobody else collects them."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from demo.sshd import ProviderServer
-
-from .unit.filesystems import MB, mounted
+from tests.guarantees.disks.filesystems import MB, mounted
 
 
 def test_that_goes_on_until_it_is_killed(provider_server: ProviderServer, tmp_path: Path) -> None:

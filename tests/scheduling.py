@@ -24,7 +24,7 @@ Tests of one group run in this order. Two Airflows at a time keep two cores busy
 of them takes a gigabyte.
 """
 
-_ORDER = ("tests/integration/", "tests/unit/")
+_ORDER = ("tests/integration/", "tests/guarantees/", "tests/unit/")
 
 
 class InGroups(LoadScopeScheduling):

@@ -12,7 +12,7 @@ from pathlib import Path
 import atheris
 
 with atheris.instrument_imports(include=["airflow_mdbackup"]):
-    from .targets import CORPUS, TARGETS
+    from tests.fuzz.targets import CORPUS, TARGETS
 
 
 def main(target: str, seconds: str) -> None:

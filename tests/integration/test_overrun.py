@@ -35,8 +35,7 @@ from airflow_mdbackup.hooks.session import Session
 from airflow_mdbackup.provider_side.report import Done
 from airflow_mdbackup.provider_side.request import IndexRequest
 from airflow_mdbackup.scheme.errors import AccessRefused, ConnectionLost
-
-from ..waiting import until
+from tests.waiting import until
 
 SetConnection = Callable[[str, dict[str, Any]], None]
 Attack = Callable[[paramiko.Channel], None]

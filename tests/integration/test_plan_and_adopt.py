@@ -12,8 +12,7 @@ import pytest
 
 from airflow_mdbackup.cli.main import main
 from demo.sshd import ProviderServer
-
-from .test_operators import Backup
+from tests.integration.test_operators import Backup
 
 SetConnection = Callable[[str, dict[str, Any]], None]
 

@@ -26,8 +26,7 @@ from airflow_mdbackup.scheme.store.mirror import Mirror
 from airflow_mdbackup.scheme.store.run import Run
 from airflow_mdbackup.scheme.transfer.sftp_files import Fetched, Stream, Wanted
 from demo.sshd import ProviderServer
-
-from ..torture import Cases, scaled
+from tests.torture import Cases, scaled
 
 pytestmark = pytest.mark.guarantee("2. Faulty transport")
 

@@ -13,9 +13,8 @@ import pytest
 from demo.sshd import ProviderServer
 from demo.stack import AirflowStack
 from tests.servers import Database, postgresql
-
-from . import connections, lineage
-from .listeners import Mailbox, StatsdServer
+from tests.system import connections, lineage
+from tests.system.listeners import Mailbox, StatsdServer
 
 PROJECT = Path(__file__).parents[2]
 

@@ -13,11 +13,10 @@ from typing import Any
 import pytest
 
 from demo.processes import CLOSED_PORT
-
-from ..locks import pulling
-from ..waiting import until
-from .conftest import SharedAirflow, Site, dag_files, provider_yaml
-from .listeners import Checks, Mailbox
+from tests.locks import pulling
+from tests.system.conftest import SharedAirflow, Site, dag_files, provider_yaml
+from tests.system.listeners import Checks, Mailbox
+from tests.waiting import until
 
 HOSTILE = "<b>bold<b> {{ 7 * 7 }}"
 

@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 
 from airflow_mdbackup.scheme.index.canonical import read_entries
-
-from ..waiting import until
-from .conftest import PROJECT, SharedAirflow, Site, dag_files, provider_yaml
+from tests.system.conftest import PROJECT, SharedAirflow, Site, dag_files, provider_yaml
+from tests.waiting import until
 
 OFFSITE = "offsite_copied"
 RUDE = "rude\x1b[31m::endgroup::"

@@ -14,9 +14,8 @@ from pathlib import Path
 import pytest
 
 from demo.sshd import ProviderServer
-
-from ..kept import Kept, files_in
-from .conftest import PROJECT, SharedAirflow, Site, dag_files, provider_yaml
+from tests.kept import Kept, files_in
+from tests.system.conftest import PROJECT, SharedAirflow, Site, dag_files, provider_yaml
 
 ODD = "odd\udcff\n'name'\t\x1b[31m"
 # What a machine has on which Airflow never was.

@@ -9,11 +9,10 @@ from pathlib import Path
 import pytest
 
 from airflow_mdbackup.scheme.index.canonical import read_entries
-
-from ..torture import Cases, scaled
-from ..waiting import until
-from .conftest import SharedAirflow, Site, dag_files, provider_yaml
-from .connections import GARBAGE, PASSPHRASE, PASSWORD
+from tests.system.conftest import SharedAirflow, Site, dag_files, provider_yaml
+from tests.system.connections import GARBAGE, PASSPHRASE, PASSWORD
+from tests.torture import Cases, scaled
+from tests.waiting import until
 
 
 @pytest.fixture(scope="module")

@@ -15,10 +15,9 @@ from typing import Any
 import pytest
 
 from airflow_mdbackup.scheme.index.canonical import read_entries
-
-from ..locks import holders, pulling
-from ..waiting import until
-from .conftest import SharedAirflow, Site, dag_files, provider_yaml
+from tests.locks import holders, pulling
+from tests.system.conftest import SharedAirflow, Site, dag_files, provider_yaml
+from tests.waiting import until
 
 
 @pytest.fixture(scope="module")

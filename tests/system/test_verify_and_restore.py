@@ -10,10 +10,9 @@ from typing import Any
 import pytest
 
 from demo.airflow_client import AirflowClientError
-
-from ..waiting import until
-from .conftest import SharedAirflow, Site, dag_files, provider_yaml
-from .listeners import Checks
+from tests.system.conftest import SharedAirflow, Site, dag_files, provider_yaml
+from tests.system.listeners import Checks
+from tests.waiting import until
 
 VERIFY, RESTORE = "mdbackup_verify_web", "mdbackup_restore"
 

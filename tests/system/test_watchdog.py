@@ -11,9 +11,8 @@ import pytest
 
 from demo.sshd import ProviderServer
 from demo.stack import AirflowStack
-
-from ..waiting import until
-from .conftest import PROJECT, READ_WHEN_CHANGED, Site, provider_yaml
+from tests.system.conftest import PROJECT, READ_WHEN_CHANGED, Site, provider_yaml
+from tests.waiting import until
 
 DAG_ID = "mdbackup_watchdog"
 TOLD = """

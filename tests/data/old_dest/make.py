@@ -35,8 +35,8 @@ from airflow_mdbackup.scheme import mirror as mirror_module
 from airflow_mdbackup.scheme import totals as totals_module
 from airflow_mdbackup.scheme.history import pending
 from airflow_mdbackup.scheme.index import IndexWriter, Remark
-from tests.unit.conftest import Pair
-from tests.unit.crash import crash_at
+from tests.guarantees.crash.crash import crash_at
+from tests.pair import Pair
 
 BEGIN = datetime(2026, 1, 2, 3, 15, tzinfo=UTC)  # long ago for whoever runs the test
 ROOT = b"/backups"  # where the provider's paths begin

@@ -16,8 +16,8 @@ import airflow_mdbackup.provider_side.indexer as package
 from airflow_mdbackup.account.provision import script
 from airflow_mdbackup.provider_side.join import MODULES, PACKAGE, joined_indexer
 from airflow_mdbackup.provider_side.programs import python_input, python_program
+from tests.unit.account.test_provision import a_setup
 from tests.unit.provider_side.indexing import INDEX, OLD_PYTHONS, md5, read_index, wanted, write
-from tests.unit.test_provision import a_setup
 
 FOLDER = Path(package.__path__[0])
 
