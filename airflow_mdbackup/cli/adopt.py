@@ -10,7 +10,7 @@ import sys
 from typing import Any
 
 from airflow_mdbackup.cli.common import print_stopped
-from airflow_mdbackup.cli.output import UsageError, counted, printable
+from airflow_mdbackup.cli.output import UsageError, printable
 from airflow_mdbackup.cli.provider_index import (
     NO_END,
     UNREACHED,
@@ -30,7 +30,7 @@ from airflow_mdbackup.cli.takeover import (
     print_note,
     print_skipped,
 )
-from airflow_mdbackup.scheme.common.units import format_size
+from airflow_mdbackup.scheme.common.units import format_count, format_size
 from airflow_mdbackup.scheme.files.jsonl import read_records
 from airflow_mdbackup.scheme.history.consumer_index import index_to_look_at
 from airflow_mdbackup.scheme.history.forget import ForgottenEntry
@@ -121,15 +121,15 @@ def _adopt(
             _compare(args, mirror, workspace, survey)
         if args.dry_run:
             print_note(
-                f"{counted(survey.files, 'file')}, {format_size(survey.size)}, would be adopted; nothing was"
-                " changed"
+                f"{format_count(survey.files, 'file')}, {format_size(survey.size)}, would be adopted; nothing"
+                " was changed"
             )
             return INCOMPLETE if needs_attention(survey.report) else DONE
         before = survey.report.skipped.total()
         adopt(mirror, survey, trees)
         incomplete = needs_attention(survey.report)
         if changed := survey.report.skipped.total() - before:
-            print_note(f"{counted(changed, 'file')} changed meanwhile, not adopted")
+            print_note(f"{format_count(changed, 'file')} changed meanwhile, not adopted")
     status = _finish(args, mirror, workspace)
     return INCOMPLETE if incomplete else status
 
@@ -144,8 +144,8 @@ def _finish(args: argparse.Namespace, mirror: Mirror, workspace: IndexWorkspace)
         print(json.dumps({"provider": mirror.provider, "adopted": adopted.files, "gone": adopted.gone}))
     gone = f"; {adopted.gone:,} more kept as gone from the provider" if adopted.gone else ""
     print_note(
-        f"Adopted: {counted(adopted.files, 'file')} in the index{gone}. Start a run now: the first one makes"
-        " it a good backup"
+        f"Adopted: {format_count(adopted.files, 'file')} in the index{gone}. Start a run now: the first one"
+        " makes it a good backup"
     )
     return DONE
 
@@ -163,8 +163,8 @@ def _compare(args: argparse.Namespace, mirror: Mirror, workspace: IndexWorkspace
     if not plan.same and not plan.changed:
         at = ", ".join(args.at) or "the mirror"
         raise UsageError(
-            f"none of these paths is in the provider's index, which has {counted(index.files, 'path')}: is"
-            f" {at} the right path inside the chroot? Nothing was changed. --offline adopts without the index"
+            f"none of these paths is in the provider's index, which has {format_count(index.files, 'path')}:"
+            f" is {at} the right path inside the chroot? Nothing was changed. --offline needs no index"
         )
     kept = workspace.run.folder / "kept.md5"
     leaving = read_records(workspace.run.forget, ForgottenEntry)

@@ -10,8 +10,9 @@ from tempfile import TemporaryDirectory
 
 from airflow_mdbackup.cli.common import quoted
 from airflow_mdbackup.cli.mirrors import open_mirror, parse_selection
-from airflow_mdbackup.cli.output import UsageError, counted, printable
+from airflow_mdbackup.cli.output import UsageError, printable
 from airflow_mdbackup.scheme.common.paths import to_text
+from airflow_mdbackup.scheme.common.units import format_count
 from airflow_mdbackup.scheme.history.consumer_index import present_index
 from airflow_mdbackup.scheme.history.forget import forget
 from airflow_mdbackup.scheme.index.canonical import has_path
@@ -35,7 +36,10 @@ def run(args: argparse.Namespace) -> int:
     gone = forget(mirror, wanted.take)
     for path in gone:
         print(json.dumps({"path": to_text(path)}) if args.format == "json" else quoted(path))
-    print(f"{counted(len(gone), 'entry')} removed from the index; the files stay", file=sys.stderr)
+    print(
+        f"{format_count(len(gone), 'entry', 'entries')} removed from the index; the files stay",
+        file=sys.stderr,
+    )
     for word in wanted.not_found:
         print(printable(f"Nothing in the index matches {word!r}"), file=sys.stderr)
     return NOTHING if wanted.not_found else DONE

@@ -7,7 +7,7 @@ import json
 from datetime import datetime
 
 from airflow_mdbackup.cli.common import print_stopped
-from airflow_mdbackup.cli.output import UsageError, counted
+from airflow_mdbackup.cli.output import UsageError
 from airflow_mdbackup.cli.provider_index import resolve_provider
 from airflow_mdbackup.cli.suffix import parse_suffix
 from airflow_mdbackup.cli.takeover import (
@@ -20,7 +20,7 @@ from airflow_mdbackup.cli.takeover import (
     print_skipped,
 )
 from airflow_mdbackup.scheme.common.times import NoSuchTime, parse_time, stamp_of
-from airflow_mdbackup.scheme.common.units import format_size
+from airflow_mdbackup.scheme.common.units import format_count, format_size
 from airflow_mdbackup.scheme.store.mirror import Mirror
 from airflow_mdbackup.scheme.takeover.import_versions import IdentifyVersion, Imported, import_versions
 from airflow_mdbackup.scheme.takeover.survey import SkipReason, SourceTree
@@ -114,7 +114,9 @@ def _print_summary(args: argparse.Namespace, imported: Imported) -> None:
         print_note("Finished a commit that had been interrupted first")
     there = f"; already in the backup: {imported.already_present:,}" if imported.already_present else ""
     imports = "would be imported" if args.dry_run else "imported"
-    print_note(f"{counted(imported.versions, 'version')}, {format_size(imported.size)}, {imports}{there}")
+    print_note(
+        f"{format_count(imported.versions, 'version')}, {format_size(imported.size)}, {imports}{there}"
+    )
     if imported.versions:
         print_note(
             "`mdbackup versions` lists imported versions. `restore --as-of` does not accept times before the "

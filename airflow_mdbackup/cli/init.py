@@ -8,9 +8,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 
-from airflow_mdbackup.cli.output import UsageError, counted, printable
+from airflow_mdbackup.cli.output import UsageError, printable
 from airflow_mdbackup.cli.providers import airflow_command, find_connection
 from airflow_mdbackup.config import Configuration, load, providers_file
+from airflow_mdbackup.scheme.common.units import format_count
 from airflow_mdbackup.scheme.errors import AccessRefused
 
 _DESCRIPTION = "Created by `airflow mdbackup init`: limits how many tasks of airflow-mdbackup run at a time"
@@ -33,8 +34,8 @@ def run(args: argparse.Namespace) -> int:
     if not wrong:
         number = len(configuration.providers)
         lines.append(
-            f"{file}: {counted(number, 'provider')}: all {'its' if number == 1 else 'their'} connections and"
-            " pools exist. No server was contacted; `airflow mdbackup audit PROVIDER` does that"
+            f"{file}: {format_count(number, 'provider')}: all {'its' if number == 1 else 'their'} connections"
+            " and pools exist. No server was contacted; `airflow mdbackup audit PROVIDER` does that"
         )
     for line in [*lines, *wrong]:
         print(printable(line))
@@ -58,10 +59,10 @@ def _create_pools(configuration: Configuration, slots: int) -> Iterator[str]:
                 " `airflow db migrate`"
             ) from error
         yield (
-            f"pool {name}: created with {counted(slots, 'slot')}; to change that, `airflow pools set {name}"
-            " SLOTS TEXT`"
+            f"pool {name}: created with {format_count(slots, 'slot')}; to change that, `airflow pools set"
+            f" {name} SLOTS TEXT`"
             if found is None
-            else f"pool {name}: exists, with {counted(found.slots, 'slot')}"
+            else f"pool {name}: exists, with {format_count(found.slots, 'slot')}"
         )
 
 

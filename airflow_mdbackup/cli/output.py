@@ -149,9 +149,3 @@ def printable(text: str) -> str:
 
 class UsageError(Exception):
     """The command cannot do this; the message says what to write instead. Exit status 2."""
-
-
-def counted(number: int, noun: str) -> str:
-    """Return ``1 file``, ``2,000 files`` or ``2 entries``."""
-    plural = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
-    return f"{number:,} {noun if number == 1 else plural}"

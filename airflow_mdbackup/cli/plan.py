@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from airflow_mdbackup.cli.common import quoted
-from airflow_mdbackup.cli.output import UsageError, counted, printable
+from airflow_mdbackup.cli.output import UsageError, printable
 from airflow_mdbackup.cli.provider_index import (
     NO_END,
     UNREACHED,
@@ -28,7 +28,7 @@ from airflow_mdbackup.config import Provider
 from airflow_mdbackup.scheme.backup.diff import list_changes
 from airflow_mdbackup.scheme.backup.plan import Plan, PlanItem
 from airflow_mdbackup.scheme.common.paths import to_text
-from airflow_mdbackup.scheme.common.units import format_duration, format_size
+from airflow_mdbackup.scheme.common.units import format_count, format_duration, format_size
 from airflow_mdbackup.scheme.errors import ConsumerIndexDamaged, IndexRefused
 from airflow_mdbackup.scheme.history.changes import pending
 from airflow_mdbackup.scheme.history.consumer_index import index_to_look_at
@@ -158,7 +158,7 @@ def _summary(
     assert index is not None
     total = "" if index.size is None else f", {format_size(index.size)}"
     age = format_duration(timedelta(seconds=index.age))
-    yield f"The provider's index is {age} old: {counted(index.files, 'file')}{total}"
+    yield f"The provider's index is {age} old: {format_count(index.files, 'file')}{total}"
     if not index.complete:
         yield NO_END
     if provider.ssh_conn_id and args.index is None:

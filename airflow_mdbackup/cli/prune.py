@@ -12,11 +12,11 @@ from itertools import groupby
 
 from airflow_mdbackup.cli.common import on_disk, print_not_found, print_problems, quoted
 from airflow_mdbackup.cli.mirrors import open_mirror, parse_selection
-from airflow_mdbackup.cli.output import UsageError, counted
+from airflow_mdbackup.cli.output import UsageError
 from airflow_mdbackup.scheme.common.paths import to_text
 from airflow_mdbackup.scheme.common.progress import ReportTimer
 from airflow_mdbackup.scheme.common.times import stamp_of
-from airflow_mdbackup.scheme.common.units import format_size, parse_duration
+from airflow_mdbackup.scheme.common.units import format_count, format_size, parse_duration
 from airflow_mdbackup.scheme.recovery.prune import KeepRules, PrunableVersion, PruneOutcome, pruning
 from airflow_mdbackup.scheme.recovery.verify import unknown_files
 from airflow_mdbackup.scheme.store.mirror import Mirror
@@ -55,16 +55,19 @@ def run(args: argparse.Namespace) -> int:
             others = sum(b"/" + OLD + b"/" in each.place for each in unknown_files(mirror, past))
     number = counts[PruneOutcome.PRUNED] + counts[PruneOutcome.GOES]
     what = "pruned" if args.yes else "would be pruned"
+    removed = (
+        f"{format_count(number, 'version')} of {format_count(paths, 'path')}" if number else "no versions"
+    )
     print(
-        f"{counted(number, 'version')} of {counted(paths, 'path')} {what}: {format_size(size)},"
-        f" {format_size(room)} on the disk; {counts[PruneOutcome.KEPT]:,} kept",
+        f"{removed} {what}: {format_size(size)}, {format_size(room)} on the disk;"
+        f" {counts[PruneOutcome.KEPT]:,} kept",
         file=sys.stderr,
     )
     for outcome, why in _WHY_LEFT.items():
         if counts[outcome]:
-            print(f"{counted(counts[outcome], 'version')} left: {why}", file=sys.stderr)
+            print(f"{format_count(counts[outcome], 'version')} left: {why}", file=sys.stderr)
     if others:
-        print(f"{counted(others, 'file')} in .old left: history does not know them", file=sys.stderr)
+        print(f"{format_count(others, 'file')} in .old left: history does not know them", file=sys.stderr)
     if number and not args.yes:
         print(
             "Nothing was changed. --yes deletes them for good: first verify what will stay", file=sys.stderr
@@ -104,7 +107,7 @@ def _with_progress(versions: Iterator[PrunableVersion]) -> Iterator[PrunableVers
     timer = ReportTimer()
     for number, version in enumerate(versions, 1):
         if timer.due():
-            print(f"{counted(number, 'version')} so far", file=sys.stderr)
+            print(f"{format_count(number, 'version')} so far", file=sys.stderr)
         yield version
 
 

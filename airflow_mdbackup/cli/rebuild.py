@@ -8,8 +8,9 @@ import sys
 
 from airflow_mdbackup.cli.common import on_disk, quoted
 from airflow_mdbackup.cli.mirrors import open_mirror
-from airflow_mdbackup.cli.output import UsageError, counted
+from airflow_mdbackup.cli.output import UsageError
 from airflow_mdbackup.scheme.common.times import format_time
+from airflow_mdbackup.scheme.common.units import format_count
 from airflow_mdbackup.scheme.recovery.rebuild_history import rebuild
 
 DONE = 0
@@ -38,5 +39,5 @@ def run(args: argparse.Namespace) -> int:
     elif args.dry_run:
         print("Dry run: the above would be written; nothing was", file=sys.stderr)
     elif rebuilt.changes:
-        print(f"History was rebuilt: {counted(len(rebuilt.changes), 'commit')}", file=sys.stderr)
+        print(f"History was rebuilt: {format_count(len(rebuilt.changes), 'commit')}", file=sys.stderr)
     return DONE

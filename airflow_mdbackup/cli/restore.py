@@ -15,11 +15,11 @@ from pathlib import Path
 
 from airflow_mdbackup.cli.common import print_problems, print_stopped, quoted
 from airflow_mdbackup.cli.mirrors import open_mirror, parse_selection
-from airflow_mdbackup.cli.output import UsageError, counted, printable
+from airflow_mdbackup.cli.output import UsageError, printable
 from airflow_mdbackup.scheme.common.paths import to_text
 from airflow_mdbackup.scheme.common.progress import ReportTimer
 from airflow_mdbackup.scheme.common.times import NoSuchTime, RequestedTime, requested_time
-from airflow_mdbackup.scheme.common.units import format_size
+from airflow_mdbackup.scheme.common.units import format_count, format_size
 from airflow_mdbackup.scheme.recovery.restore import Restored, RestoreOutcome, restore
 from airflow_mdbackup.scheme.recovery.restore_target import find_other_writer
 from airflow_mdbackup.scheme.recovery.state import MirrorState, state_of
@@ -124,7 +124,7 @@ def _progress(state: MirrorState) -> Iterator[Callable[[Restored], None]]:
             files += 1
             size += restored.size
             if timer.due():
-                print(f"{counted(files, 'file')}, {format_size(size)} so far", file=sys.stderr)
+                print(f"{format_count(files, 'file')}, {format_size(size)} so far", file=sys.stderr)
 
         yield advance
         return

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from airflow_mdbackup.cli.output import counted, printable
+from airflow_mdbackup.cli.output import printable
 from airflow_mdbackup.scheme.common.times import format_time, stamp_of
-from airflow_mdbackup.scheme.common.units import format_duration, format_size
+from airflow_mdbackup.scheme.common.units import format_count, format_duration, format_size
 from airflow_mdbackup.scheme.history.usage import DiskUsage
 from airflow_mdbackup.scheme.recovery.health import Health, LastCommit, ProviderHealth, Unfinished
 
@@ -68,7 +68,7 @@ def _summary(report: Report) -> str:
     failed = _shortened([failure for status in report.statuses if (failure := _describe_failure(status))])
     line += f"; {failed}" if failed else ""
     if problems:
-        line += f"; {counted(problems, 'problem')} in the configuration"
+        line += f"; {format_count(problems, 'problem')} in the configuration"
     return line
 
 
@@ -79,7 +79,7 @@ def _describe_failure(status: ProviderHealth) -> str:
         return _one_line(f"{status.provider}: {_describe_unfinished(run)}")
     if last is None or not last.failures:
         return ""
-    return f"{status.provider} had {counted(last.failures, 'failure')} in its last run"
+    return f"{status.provider} had {format_count(last.failures, 'failure')} in its last run"
 
 
 def _describe_unfinished(run: Unfinished) -> str:
@@ -100,7 +100,7 @@ def _facts(status: ProviderHealth, now: datetime) -> Iterable[str]:
         ago = "" if status.message else f" ({format_duration(now - at)} ago{limit})"
         yield f"last good {_local(at)}{ago}"
     if status.files is not None:
-        yield counted(status.files, "file")
+        yield format_count(status.files, "file")
     last = status.last_commit
     if last is not None and last != status.last_good:
         outcomes = ", ".join(f"{number} {outcome}" for outcome, number in last.outcomes.items())
@@ -116,8 +116,8 @@ def _details(status: ProviderHealth) -> Iterable[str]:
     disk, came = status.disk, status.received
     if disk is not None and came is not None:
         yield (
-            f"on the disk: {counted(disk.live, 'file')} ({format_size(disk.live_bytes)}),"
-            f" {counted(disk.versions, 'version')} ({format_size(disk.version_bytes)});"
+            f"on the disk: {format_count(disk.live, 'file')} ({format_size(disk.live_bytes)}),"
+            f" {format_count(disk.versions, 'version')} ({format_size(disk.version_bytes)});"
             f" {format_size(came)} added in the last 30 days"
         )
     if status.next_run is not None:

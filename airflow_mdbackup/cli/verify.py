@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 
 from airflow_mdbackup.cli.common import on_disk, print_not_found, print_problems, print_stopped, quoted
 from airflow_mdbackup.cli.mirrors import open_mirror, parse_selection
-from airflow_mdbackup.cli.output import UsageError, counted, printable
+from airflow_mdbackup.cli.output import UsageError, printable
 from airflow_mdbackup.scheme.common.paths import to_text
-from airflow_mdbackup.scheme.common.units import parse_size
+from airflow_mdbackup.scheme.common.units import format_count, parse_size
 from airflow_mdbackup.scheme.errors import BackupError
 from airflow_mdbackup.scheme.history.timeline import Timeline
 from airflow_mdbackup.scheme.recovery.verify import Verification, VerifiedFile, VerifyOutcome, describe_repair
@@ -89,7 +89,7 @@ def _print_repair(
     if forgotten:
         print(describe_repair(mirror.provider, forgotten), file=sys.stderr)
     if acknowledged:
-        missing = counted(len(acknowledged), "missing file")
+        missing = format_count(len(acknowledged), "missing file")
         print(f"{missing} acknowledged: no longer reported", file=sys.stderr)
 
 

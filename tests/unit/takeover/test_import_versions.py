@@ -125,7 +125,7 @@ def test_an_import_overwrites_no_version(pair: Pair, terminal: Terminal, tmp_pat
     shutil.copytree(kept, again)
     for tree in (kept, again):
         terminal.run("import", tree, "--at", pair.a, *DISPLACED, index=False)
-    assert "0 versions, 0 B, imported; already in the backup: 3" in terminal.told
+    assert "no versions, 0 B, imported; already in the backup: 3" in terminal.told
     assert there.read_bytes() == b"somebody's"
     assert there.with_name(f"{there.name}.1").read_bytes() == b"old changed"
     check_sound(pair)
@@ -159,7 +159,7 @@ def test_two_equal_imports_at_once_record_each_version_once(
     else:
         monkeypatch.setattr(Survey, "hash", hash_late)
     terminal.run(*words, index=False)
-    assert "0 versions, 0 B, imported; already in the backup: 3" in terminal.told
+    assert "no versions, 0 B, imported; already in the backup: 3" in terminal.told
     assert len(commits(pair.mirror)) == 2 and disk_of(pair)[2:] == (3, 37)
     check_sound(pair)
 
