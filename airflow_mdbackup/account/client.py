@@ -18,7 +18,7 @@ from paramiko.ssh_exception import IncompatiblePeer
 
 from airflow_mdbackup.account.bounded import BoundedTransport
 from airflow_mdbackup.hooks.connection import CONNECT, SshAccount
-from airflow_mdbackup.hooks.failures import mismatch, refused, said, wrong_host_key
+from airflow_mdbackup.hooks.failures import message_of, mismatch, refused, wrong_host_key
 from airflow_mdbackup.scheme.errors import AccessRefused, ConnectionLost
 
 _KEYS: dict[str, Any] = {
@@ -73,19 +73,19 @@ def client_of(account: SshAccount, transport: type[BoundedTransport]) -> paramik
 def _translated(account: SshAccount, error: BaseException) -> BaseException:
     """Return our error for one of paramiko's."""
     where = account.where
-    if isinstance(error, IncompatiblePeer) and "no acceptable" in said(error):
+    if isinstance(error, IncompatiblePeer) and "no acceptable" in message_of(error):
         return AccessRefused(
             f"{where}: the server and paramiko, which an audit uses, have no algorithm in common"
-            f" ({said(error)}). A backup may still have one. Allow another one in the server's sshd_config,"
-            " or see the connection's extras ciphers and disabled_algorithms"
+            f" ({message_of(error)}). A backup may still have one. Allow another one in the server's"
+            " sshd_config, or see the connection's extras ciphers and disabled_algorithms"
         )
     if isinstance(error, paramiko.AuthenticationException):
         # paramiko raises the same error for a refused key and for a server that hangs up during the login.
-        if "timeout" in said(error).lower() or "EOF" in said(error):
-            return ConnectionLost(f"{where}: {said(error)}")
-        return refused(account, said(error))
+        if "timeout" in message_of(error).lower() or "EOF" in message_of(error):
+            return ConnectionLost(f"{where}: {message_of(error)}")
+        return refused(account, message_of(error))
     if isinstance(error, paramiko.SSHException | OSError | EOFError):
-        return ConnectionLost(f"{where}: {said(error)}")
+        return ConnectionLost(f"{where}: {message_of(error)}")
     return error
 
 

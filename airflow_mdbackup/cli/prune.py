@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
     :raises UsageError: there is no such backup, there are no rules, or the arguments contradict each other.
     """
     if args.yes and args.dry_run:
-        raise UsageError("--yes deletes and --dry-run does not: write one of them")
+        raise UsageError("--yes and --dry-run contradict each other: use only one")
     mirror, words = open_mirror(args)
     rules = _rules(args)
     wanted = parse_selection(words)

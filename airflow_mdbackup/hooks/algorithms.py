@@ -65,9 +65,9 @@ def requested(extra: Mapping[str, Any], reached: Reached, host_keys: HostKeys) -
     :raises InvalidConnection: the extra ``disabled_algorithms`` has another form.
     """
     chosen: dict[str, str | list[str]] = {
-        option: FromSshConfig(reached.said[name][0].split(","))
+        option: FromSshConfig(reached.options[name][0].split(","))
         for name, option in _SSH_CONFIG.items()
-        if name in reached.said
+        if name in reached.options
     }
     if names := chosen.get("server_host_key_algs"):
         trusted = _trusted(host_keys)

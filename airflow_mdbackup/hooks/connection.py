@@ -182,7 +182,7 @@ def _secrets(
 
 def _missing(reached: Reached) -> str:
     """Return what to do where there is no key."""
-    if named := reached.said.get("IdentityFile"):
+    if named := reached.options.get("IdentityFile"):
         return (
             f"the IdentityFile of ~/.ssh/config ({', '.join(named)}) is not there, or cannot be used. Copy it"
             " here, or name another one in the connection's extra key_file"
@@ -194,7 +194,7 @@ def _default_keys(
     extra: Mapping[str, Any], reached: Reached, passphrases: Sequence[str | None], *, has_password: bool
 ) -> Iterator[Key]:
     """Yield the keys that OpenSSH tries by default. Unusable ones are skipped with a warning."""
-    named = reached.said.get("IdentityFile", [])
+    named = reached.options.get("IdentityFile", [])
     if not named and (has_password or str(extra.get("look_for_keys", "true")).lower() == "false"):
         return
     for name in named or [f"~/.ssh/id_{kind}" for kind in ("ed25519", "ecdsa", "rsa")]:
@@ -212,19 +212,19 @@ def _default_keys(
 
 def _host_keys(extra: Mapping[str, Any], reached: Reached) -> HostKeys:
     """Return the pinned key; without one, what known_hosts has."""
-    said = reached.said
-    revoked = host_keys.revoked(said.get("RevokedHostKeys", []))
+    options = reached.options
+    revoked = host_keys.revoked_keys(options.get("RevokedHostKeys", []))
     if "host_key" in extra:
-        return replace(host_keys.pinned(extra["host_key"]), revoked=revoked)
+        return replace(host_keys.pinned_key(extra["host_key"]), revoked=revoked)
     files = (
         [extra["known_hosts"]]
         if "known_hosts" in extra
         else [
-            *said.get("UserKnownHostsFile", host_keys.OF_USER),
-            *said.get("GlobalKnownHostsFile", host_keys.OF_ALL),
+            *options.get("UserKnownHostsFile", host_keys.USER_FILES),
+            *options.get("GlobalKnownHostsFile", host_keys.GLOBAL_FILES),
         ]
     )
-    found = host_keys.known(files, reached.host.lower(), reached.port, reached.host_key_alias)
+    found = host_keys.keys_in_known_hosts(files, reached.host.lower(), reached.port, reached.host_key_alias)
     return replace(found, revoked=(*found.revoked, *revoked))
 
 

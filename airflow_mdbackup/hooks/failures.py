@@ -36,7 +36,7 @@ def lost(account: SshAccount, why: str) -> AccessRefused | ConnectionLost:
 
 def hint(error: Exception) -> str:
     """Return the likely cause where the server does not give one, and what to do."""
-    if "timeout" in said(error).lower():
+    if "timeout" in message_of(error).lower():
         return f": it accepts the connection, but no login within {CONNECT} seconds. Is that an SSH port?"
     if isinstance(error, asyncssh.ConnectionLost | ConnectionResetError | EOFError):
         return (
@@ -85,6 +85,6 @@ def ended_here(account: SshAccount) -> ConnectionLost:
     return ConnectionLost(f"{account.where}: the connection was closed on this side")
 
 
-def said(error: BaseException) -> str:
+def message_of(error: BaseException) -> str:
     """Return the message of an error as printable text, since it may quote the server."""
     return to_text(str(error).encode("utf-8", "backslashreplace")) or type(error).__name__

@@ -1,4 +1,10 @@
-"""Which keys a server may have: the one that a connection pins, or what known_hosts has.
+"""Which keys a server may have: the one that a connection pins, or those in known_hosts.
+
+A server's key is compared with them in three places::
+
+    asyncssh     ``connection`` hands them to it; ``login.Client`` gets a key that is not trusted
+    ``ssh``      ``ssh_program`` writes them to a file for it, with StrictHostKeyChecking
+    paramiko     for audits only: ``account.client``
 
 Lines are parsed as OpenSSH does, and what it skips is skipped: markers count in lower case only, networks
 such as ``192.0.2.0/24`` are not names, ``*`` and ``?`` are wildcards. A server at a port other than 22 is
@@ -27,8 +33,8 @@ from airflow_mdbackup.scheme.common.paths import to_text
 
 log = logging.getLogger(__name__)
 
-OF_USER = ["~/.ssh/known_hosts", "~/.ssh/known_hosts2"]
-OF_ALL = ["/etc/ssh/ssh_known_hosts", "/etc/ssh/ssh_known_hosts2"]
+USER_FILES = ["~/.ssh/known_hosts", "~/.ssh/known_hosts2"]
+GLOBAL_FILES = ["/etc/ssh/ssh_known_hosts", "/etc/ssh/ssh_known_hosts2"]
 _MARKERS = ("", "@cert-authority", "@revoked")
 _HASHED = "|1|"
 
@@ -55,7 +61,7 @@ class HostKeys:
         return list(self.trusted), list(self.authorities), list(self.revoked)
 
 
-def pinned(text: str) -> HostKeys:
+def pinned_key(text: str) -> HostKeys:
     """Return the key that a connection pins: a public key, a line of known_hosts, or Airflow's bare base64.
 
     :raises InvalidConnection: it is not a public key.
@@ -73,7 +79,7 @@ def pinned(text: str) -> HostKeys:
     )
 
 
-def known(files: Iterable[str], host: str, port: int, alias: str | None = None) -> HostKeys:
+def keys_in_known_hosts(files: Iterable[str], host: str, port: int, alias: str | None = None) -> HostKeys:
     """Return the keys that known_hosts files have for a server.
 
     :param alias: the name to look up instead of host and port.
@@ -104,7 +110,7 @@ def known(files: Iterable[str], host: str, port: int, alias: str | None = None) 
     return HostKeys(*(tuple(dict.fromkeys(keys)) for keys in (trusted, authorities, revoked)))
 
 
-def revoked(files: Iterable[str]) -> tuple[asyncssh.SSHKey, ...]:
+def revoked_keys(files: Iterable[str]) -> tuple[asyncssh.SSHKey, ...]:
     """Return the keys in files of revoked keys, which are never trusted.
 
     :raises InvalidConnection: one of them cannot be read, or is not a list of public keys.
@@ -177,7 +183,7 @@ def _pattern(text: str) -> re.Pattern[str]:
 
 
 def _lines(path: Path) -> Iterator[_Line]:
-    """Yield the lines of a file, without those that OpenSSH would skip, too."""
+    """Yield the parsed lines of a file, except those that OpenSSH skips as well."""
     try:
         content = read(path)
     except FileNotFoundError:

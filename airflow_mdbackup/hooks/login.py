@@ -21,9 +21,9 @@ from airflow_mdbackup.hooks.failures import (
     hint,
     last_lines,
     lost,
+    message_of,
     mismatch,
     refused,
-    said,
     wrong_host_key,
 )
 from airflow_mdbackup.hooks.ssh_config import environment
@@ -123,7 +123,7 @@ async def connect(account: SshAccount, client: type[Client]) -> asyncssh.SSHClie
             # Its certificate is not accepted, but its key may be, as with ssh.
             return await connect(account.without_authorities(), client)
         key = events.untrusted_key
-        why = mismatch(account, key.get_fingerprint()) if key is not None else said(error)
+        why = mismatch(account, key.get_fingerprint()) if key is not None else message_of(error)
         raise wrong_host_key(account, why) from error
     except (asyncssh.Error, OSError, EOFError) as error:
         # Off the loop, since a proxy's last words may take a moment.
@@ -140,15 +140,18 @@ def _translated(account: SshAccount, error: Exception, words: str) -> BackupErro
     :param words: the last ones of a proxy.
     """
     where = account.where
-    if isinstance(error, asyncssh.PermissionDenied) or "Too many authentication failures" in said(error):
-        return refused(account, said(error))
+    if isinstance(error, asyncssh.PermissionDenied) or "Too many authentication failures" in message_of(
+        error
+    ):
+        return refused(account, message_of(error))
     if isinstance(error, asyncssh.KeyExchangeFailed):
         return NoCommonAlgorithm(
-            f"{where}: the server and this side have no algorithm in common ({said(error)}). Allow a current"
-            " one in the server's sshd_config, or see the connection's extras ciphers and disabled_algorithms"
+            f"{where}: the server and this side have no algorithm in common ({message_of(error)}). Allow a"
+            " current one in the server's sshd_config, or see the connection's extras ciphers and"
+            " disabled_algorithms"
         )
     if isinstance(error, TimeoutError):
         return ConnectionLost(f"{where}: no login within {account.options.connect_timeout} seconds")
     if isinstance(error, socket.gaierror):
         return ConnectionLost(f"{where}: cannot resolve the name {account.address}: {error.strerror}")
-    return lost(account, words or f"{said(error)}{hint(error)}")
+    return lost(account, words or f"{message_of(error)}{hint(error)}")

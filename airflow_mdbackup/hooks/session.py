@@ -27,7 +27,7 @@ import asyncssh
 from asyncssh.constants import OPEN_REQUEST_SESSION_FAILED
 
 from airflow_mdbackup.hooks.connection import CONNECT, SshAccount
-from airflow_mdbackup.hooks.failures import ended_here, said
+from airflow_mdbackup.hooks.failures import ended_here, message_of
 from airflow_mdbackup.hooks.login import Client, PatientConnection, connect
 from airflow_mdbackup.scheme.errors import ConnectionLost, NotOnProvider
 from airflow_mdbackup.scheme.transfer.sftp import WINDOW
@@ -137,13 +137,13 @@ class Connection:
             self.do(_within(open_session(open_it)))
         except asyncssh.ChannelOpenError as error:
             if not self.alive:
-                raise ConnectionLost(f"{self.account.where}: {said(error)}") from error
+                raise ConnectionLost(f"{self.account.where}: {message_of(error)}") from error
             what = f"subsystem {subsystem!r}" if subsystem else "command"
             raise NotOnProvider(
-                f"{self.account.where}: the server does not start the {what} ({said(error)})"
+                f"{self.account.where}: the server does not start the {what} ({message_of(error)})"
             ) from error
         except (asyncssh.Error, OSError) as error:
-            raise ConnectionLost(f"{self.account.where}: {said(error)}") from error
+            raise ConnectionLost(f"{self.account.where}: {message_of(error)}") from error
         return session
 
     def close(self) -> None:
@@ -201,7 +201,7 @@ class _Events(asyncssh.SSHClientSession[bytes]):
         self._session.was_killed = True
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._session.end(said(exc) if exc is not None else "")
+        self._session.end(message_of(exc) if exc is not None else "")
         self._session.closed.set()
 
 

@@ -43,7 +43,7 @@ class Reached:
     """How to reach a host.
 
     :ivar host: its name or address.
-    :ivar said: the options that the file sets to other values than ``ssh`` has by default: lists, by name.
+    :ivar options: the options that the file sets to other values than ``ssh`` has by default: lists, by name.
     :ivar proxy: a shell command, whose input and output are the connection.
     :ivar jumps: whether ``proxy`` stands for a ``ProxyJump``.
     """
@@ -51,7 +51,7 @@ class Reached:
     host: str
     port: int
     host_key_alias: str | None = None
-    said: Mapping[str, list[str]] = field(default_factory=dict)
+    options: Mapping[str, list[str]] = field(default_factory=dict)
     proxy: str | None = None
     jumps: bool = False
 

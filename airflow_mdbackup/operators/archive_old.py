@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from airflow_mdbackup.operators.base import BackupOperator, megabytes
+from airflow_mdbackup.operators.base import BackupOperator
 from airflow_mdbackup.scheme.backup.archive import archive
-from airflow_mdbackup.scheme.common.units import format_count
+from airflow_mdbackup.scheme.common.units import format_count, format_size
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -23,6 +23,6 @@ class ArchiveOld(BackupOperator):
         summary = archive(*self.run_of(context))
         self.log.info(
             "%s: %s archived, %s",
-            *(self.provider, format_count(summary.archived, "version"), megabytes(summary.size)),
+            *(self.provider, format_count(summary.archived, "version"), format_size(summary.size)),
         )
         return {"archived": summary.archived, "bytes": summary.size}

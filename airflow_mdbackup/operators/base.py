@@ -14,7 +14,6 @@ from airflow.sdk.exceptions import AirflowFailException
 from airflow_mdbackup.assets import LAST_GOOD, provider_asset
 from airflow_mdbackup.links import LastGoodRunLink
 from airflow_mdbackup.scheme import errors
-from airflow_mdbackup.scheme.common.units import format_size
 from airflow_mdbackup.scheme.store.mirror import Mirror
 from airflow_mdbackup.scheme.store.run import Run
 
@@ -140,8 +139,3 @@ def log_group(log: Any, title: str) -> Iterator[None]:
         yield
     finally:
         log.info("::endgroup::")
-
-
-def megabytes(size: int) -> str:
-    """Return a number of bytes as text."""
-    return format_size(size)

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from airflow.providers.common.compat.sdk import conf
 from airflow.sdk import BaseOperator
 
-from airflow_mdbackup.operators.base import index_hook, megabytes
+from airflow_mdbackup.operators.base import index_hook
 from airflow_mdbackup.provider_side.report import Done
 from airflow_mdbackup.provider_side.request import IndexRequest, request_line
 from airflow_mdbackup.scheme import errors
 from airflow_mdbackup.scheme.common.paths import to_text
-from airflow_mdbackup.scheme.common.units import format_count
+from airflow_mdbackup.scheme.common.units import format_count, format_size
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -128,7 +128,7 @@ class BuildProviderIndex(BaseOperator):
     def _summary(self, done: Done, ended: float) -> dict[str, Any]:
         self.log.info(
             "%s: %s, %s; %s hashed in %.1f s; %s unreadable, %s corrupted",
-            *(self.provider, format_count(done.files, "file"), megabytes(done.bytes)),
+            *(self.provider, format_count(done.files, "file"), format_size(done.bytes)),
             *(f"{done.hashed:,}", done.seconds, f"{done.unreadable:,}", f"{done.rotten:,}"),
         )
         return {

@@ -9,10 +9,10 @@ from airflow.sdk.exceptions import AirflowFailException
 
 from airflow_mdbackup.assets import LAST_GOOD, provider_asset
 from airflow_mdbackup.links import RunReportLink
-from airflow_mdbackup.operators.base import BackupOperator, megabytes
+from airflow_mdbackup.operators.base import BackupOperator
 from airflow_mdbackup.operators.metrics import record_commit
 from airflow_mdbackup.scheme.backup.commit import CommitSummary, commit
-from airflow_mdbackup.scheme.common.units import format_count
+from airflow_mdbackup.scheme.common.units import format_count, format_size
 from airflow_mdbackup.scheme.errors import EntriesFailed
 from airflow_mdbackup.scheme.history.outcomes import Outcome
 
@@ -99,7 +99,7 @@ def _describe(summary: CommitSummary) -> str:
     if copied:
         text += f" ({format_count(copied, 'duplicate')} copied locally)"
     if summary.size:
-        text += f", {megabytes(summary.size)} in {summary.seconds:.1f} s"
+        text += f", {format_size(summary.size)} in {summary.seconds:.1f} s"
     if summary.partial:
         text += ", limited to the requested paths"
     text += f"; {format_count(summary.files, 'file')} in the index"

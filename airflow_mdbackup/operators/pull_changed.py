@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 from airflow_mdbackup.config.airflow_options import local_time
 from airflow_mdbackup.config.bandwidth import BandwidthLimit, parse_bandwidth_limit
 from airflow_mdbackup.links import RunReportLink
-from airflow_mdbackup.operators.base import BackupOperator, megabytes, provider_hook
+from airflow_mdbackup.operators.base import BackupOperator, provider_hook
 from airflow_mdbackup.operators.lineage import report_lineage
 from airflow_mdbackup.operators.metrics import record_pull
 from airflow_mdbackup.scheme.backup.pull import pull
+from airflow_mdbackup.scheme.common.units import format_size
 from airflow_mdbackup.scheme.transfer.rate_limit import RateLimiter
 from airflow_mdbackup.scheme.transfer.sftp import Reader
 
@@ -78,7 +79,7 @@ class PullChanged(BackupOperator):
                 return self._hook.reader(throttle, run.round_trip)
 
             summary = pull(mirror, run, self.shard["shard"], connect, self.max_file_size)
-        context[PULLED] = megabytes(summary.transferred)  # type: ignore[literal-required]
+        context[PULLED] = format_size(summary.transferred)  # type: ignore[literal-required]
         record_pull(self.provider, summary)
         if self._hook is not None:
             report_lineage(self._hook, self.provider, self.source)
@@ -86,8 +87,13 @@ class PullChanged(BackupOperator):
         rate = summary.transferred / max(summary.seconds, 0.001)
         self.log.info(
             "%s: %s; %s in %.1f s, %s/s",
-            *(self.provider, outcomes or "nothing to pull", megabytes(summary.transferred), summary.seconds),
-            megabytes(round(rate)),
+            *(
+                self.provider,
+                outcomes or "nothing to pull",
+                format_size(summary.transferred),
+                summary.seconds,
+            ),
+            format_size(round(rate)),
         )
         if summary.telltale:
             self.log.warning(

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import asyncssh
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
-from airflow_mdbackup.hooks.failures import NoCommonAlgorithm, said
+from airflow_mdbackup.hooks.failures import NoCommonAlgorithm, message_of
 from airflow_mdbackup.hooks.provider import IndexHookAsync
 from airflow_mdbackup.hooks.session import open_session
 from airflow_mdbackup.provider_side.conversation import Conversation
@@ -127,7 +127,7 @@ class BuildProviderIndexTrigger(BaseTrigger):
                 was_stable = conversation.started and clock() - began >= _STABLE
                 tries = 1 if was_stable or conversation.progress > reached else tries + 1
                 reached = max(reached, conversation.progress)
-                why = said(error)
+                why = message_of(error)
                 if tries >= _TRIES and isinstance(error, ConnectionLost):
                     raise
                 if tries >= _TRIES:

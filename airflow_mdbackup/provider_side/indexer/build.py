@@ -117,6 +117,7 @@ class Builder:
             status = status_of(found)
             key = status + path + b"\0"
             value = take(key)
+            # A file is not hashed again if its status is unchanged, it was not young then, and it is not due.
             if (
                 value is not None
                 and (value[0] == SOUND or self._has_matured(value, found))

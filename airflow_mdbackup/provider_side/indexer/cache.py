@@ -1,7 +1,8 @@
 """What the last build knew of each file, in path order.
 
 A record is STATUS, the path, NUL, how far to trust the md5 (one byte), and the md5 in hex. The file ends with
-the records of rotten files once more, and a line with its checksum.
+the records of rotten files once more, and a line with its checksum. `Builder._add_files` decides whether a
+record makes hashing unnecessary.
 """
 
 import os
@@ -98,7 +99,7 @@ class Cache:
         self._read += len(data)
         self._data = self._data[self._at :] + data
         self._at = 0
-        # Behind this position a record may be incomplete, unless the whole file has been read.
+        # Past this position a record may be incomplete, unless the whole file has been read.
         self._low = len(self._data) - 2 * MAX_PATH_BYTES if self._read < self._length else len(self._data) + 1
 
     def take(self, key: bytes) -> Optional[bytes]:

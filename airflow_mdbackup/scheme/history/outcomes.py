@@ -1,6 +1,7 @@
 """What can become of an entry in a run.
 
-A new outcome is added here; the steps, operators and alerts take from here whether it is good.
+A new one is added here. The steps, operators and alerts ask here whether it is good, a warning or a failure.
+It also needs the step that sets it (for a pull, ``backup/pull_item``), and its line in docs/errors.md.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ class Outcome(StrEnum):
 
     @property
     def good(self) -> bool:
-        """Whether the mirror has what the provider's index says."""
+        """Whether nothing is left to do for the entry in this run."""
         return self in (Outcome.PULLED, Outcome.COPIED, Outcome.ADOPTED, Outcome.SUPERSEDED)
 
     @property

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from airflow_mdbackup.scheme.history.changes import ChangeKind, taken_out_by
-from airflow_mdbackup.scheme.store.version_names import displaced_at
+from airflow_mdbackup.scheme.store.version_names import stamp_of_version
 
 UNKNOWN = "unknown"
 """Why an entry left the index, where a rebuilt history does not say."""
@@ -220,7 +220,7 @@ class Replay:
         """Insert an old version; its name says when it was displaced."""
         place = row.version or b""
         version = FileVersion(self._path, row.old_md5 or b"", row.size, row.mtime, row.mode, places=[place])
-        version.until = displaced_at(place)
+        version.until = stamp_of_version(place)
         later = (n for n, known in enumerate(self.versions) if not "" < known.until <= version.until)
         self.versions.insert(next(later, len(self.versions)), version)
 

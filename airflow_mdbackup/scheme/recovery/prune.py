@@ -1,4 +1,4 @@
-"""Old versions are deleted because an operator wants the space. Nothing else in the scheme deletes files.
+"""Deletes old versions to free space, when an operator asks for it. Nothing else deletes what was backed up.
 
 ::
 

@@ -56,7 +56,12 @@ from airflow_mdbackup.scheme.recovery.gaps import (
 from airflow_mdbackup.scheme.recovery.verify import unknown_files
 from airflow_mdbackup.scheme.store.locks import OPERATOR_WAIT
 from airflow_mdbackup.scheme.store.mirror import Mirror
-from airflow_mdbackup.scheme.store.version_names import Displaced, displaced, stamp_beside, stamp_of_file
+from airflow_mdbackup.scheme.store.version_names import (
+    Displacement,
+    parse_version_place,
+    stamp_beside,
+    stamp_of_file,
+)
 
 log = logging.getLogger(__name__)
 
@@ -144,13 +149,13 @@ class _Reconstruction:
         """Record files that the history does not know, and yield the places that remain unclear."""
         timer = ReportTimer()
         for number, place in enumerate(places):
-            parsed = displaced(place)
+            parsed = parse_version_place(place)
             if parsed is None or not self._record_file(place, *parsed):
                 yield place
             if timer.due():
                 log.info("%s: %d unknown files examined so far", self._mirror.provider, number)
 
-    def _record_file(self, place: bytes, path: bytes, displacements: list[Displaced]) -> bool:
+    def _record_file(self, place: bytes, path: bytes, displacements: list[Displacement]) -> bool:
         """Record one file, and return whether its place shows in which gap it was present.
 
         :param displacements: of the file or directories above it, oldest first; parsed from the place.
@@ -174,7 +179,7 @@ class _Reconstruction:
                 self._changes.add(moved_in, moved.stamp, moved.path, ChangeKind.MOVED, version=moved.version)
         return is_clear
 
-    def _gap_of(self, moved: Displaced) -> int | None:
+    def _gap_of(self, moved: Displacement) -> int | None:
         """Return in which gap something was displaced; None if in none, or if the history knows the move."""
         known_moves = ((path, to) for _, path, to in self._timeline.moves_above(moved.path))
         if (moved.path, moved.version) in known_moves:

@@ -30,7 +30,7 @@ def version_path(path: bytes, stamp: str, attempt: int = 0) -> bytes:
     return b"/".join((directory, OLD, name + suffix))
 
 
-def displaced_at(version: bytes) -> str:
+def stamp_of_version(version: bytes) -> str:
     """Return the stamp in the name of a version; empty if it has none."""
     found = _VERSION.fullmatch(version)
     return found[2].decode() if found else ""
@@ -51,7 +51,7 @@ def _is_version(other: bytes, name: bytes) -> bool:
     return shortened is not None and name.startswith(shortened[1]) and _name_hash(name) == shortened[2]
 
 
-class Displaced(NamedTuple):
+class Displacement(NamedTuple):
     """What a version name says: ``path`` was displaced at ``stamp``, and was at ``version`` from then on."""
 
     path: bytes
@@ -59,14 +59,14 @@ class Displaced(NamedTuple):
     stamp: str
 
 
-def displaced(place: bytes) -> tuple[bytes, list[Displaced]] | None:
+def parse_version_place(place: bytes) -> tuple[bytes, list[Displacement]] | None:
     """Return which path a file of the mirror belongs to, and what was moved to ``.old``, oldest first.
 
     If the first of these is not that path itself, a directory above it was moved as a whole.
 
     :returns: None if the names do not say: one was shortened, or is not ours.
     """
-    path, found = b"", list[Displaced]()
+    path, found = b"", list[Displacement]()
     components = iter(place.split(b"/")[1:])
     for component in components:
         if component == OLD:
@@ -75,7 +75,7 @@ def displaced(place: bytes) -> tuple[bytes, list[Displaced]] | None:
                 return None
             version = b"/".join((path, OLD, name[0]))
             component = name[1]
-            found.insert(0, Displaced(path + b"/" + component, version, name[2].decode()))
+            found.insert(0, Displacement(path + b"/" + component, version, name[2].decode()))
         path += b"/" + component
     return path, found
 

@@ -469,7 +469,7 @@ def test_files_of_all_users_are_read_too_but_not_with_the_extra(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (home / "all").write_text(f"web.example.org {public(HOST)}\n")
-    monkeypatch.setattr("airflow_mdbackup.hooks.host_keys.OF_ALL", [str(home / "all")])
+    monkeypatch.setattr("airflow_mdbackup.hooks.host_keys.GLOBAL_FILES", [str(home / "all")])
     assert account({"host_key": None}).host_keys.trusted
     with pytest.raises(AccessRefused, match="host key is unknown"):
         account({"host_key": None, "known_hosts": str(home / "none")})

@@ -490,7 +490,7 @@ def test_no_other_version_is_mistaken_for_a_pruned_one(pair: Pair, tmp_path: Pat
         (("--keep-within", "soon"), "is not a duration"),
         (("--keep-last", "0"), "must be at least 1"),
         (("--keep-last", "1", ""), "a path is empty"),
-        (("--keep-last", "1", "--yes", "--dry-run"), "write one of them"),
+        (("--keep-last", "1", "--yes", "--dry-run"), "use only one"),
     ],
 )
 def test_a_rule_is_needed_and_must_be_meant(
