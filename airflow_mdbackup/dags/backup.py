@@ -234,7 +234,7 @@ def _pull(provider: Provider, diff: DiffIndexes) -> Any:
         execution_timeout=provider.timeouts.pull_changed,
         max_active_tis_per_dag=provider.shards,
         map_index_template=(
-            "shard {{ task.shard.shard }}: {{ task.shard.files }} files"
+            "shard {{ task.shard.shard }}: {{ task.shard.files }} file{{ 's' if task.shard.files != 1 }}"
             f"{{{{ ', ' + {PULLED} if {PULLED} is defined }}}}"
         ),
     ).expand(shard=diff.output)

@@ -62,7 +62,7 @@ def test_first_run_second_run_and_a_run_with_nothing_to_do(site: Site) -> None:
         for task in site.stack.task_instances("mdbackup_good", run["dag_run_id"])
         if task["task_id"] == "pull_changed"
     ]
-    assert all(re.fullmatch(r"shard [01]: \d+ files, 0\.0 MB", shard) for shard in shards), shards
+    assert all(re.fullmatch(r"shard [01]: \d+ files, \d\.\d kB", shard) for shard in shards), shards
     site.put("good", "dir1/file1", b"changed")
     (site.source("good") / "dir2" / "file2").unlink()
     run_id = site.start("good")
@@ -164,7 +164,7 @@ def test_init_makes_the_pool_without_which_no_task_runs_and_one_backup_follows_a
     site.put("follower", "file", b"two")
     site.stack.wait_for_dag("mdbackup_follower")
     site.stack.unpause("mdbackup_follower")
-    for line in ("pool disks: made, with 3 slots", "pool disks: there, with 3 slots"):
+    for line in ("pool disks: created with 3 slots", "pool disks: exists, with 3 slots"):
         status, made = site.command("init", "--slots", "3")
         assert status == 1, made
         assert line in made and "INVALID configuration" in made

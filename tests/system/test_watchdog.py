@@ -205,14 +205,14 @@ def test_provider_without_a_good_run_fails_after_its_time(site: Site, troubled: 
     assert site.stack.task_states(DAG_ID, troubled.run_id)["never"] == "failed"
     assert "never: there has been no good run yet, in the" in said(site, troubled.run_id, "never")
     assert "the DAG mdbackup_never is paused" in said(site, troubled.run_id, "never")
-    assert "Airflow knows no DAG mdbackup_unknown" in said(site, troubled.run_id, "unknown")
+    assert "Airflow has no DAG mdbackup_unknown" in said(site, troubled.run_id, "unknown")
 
 
 def test_run_that_waits_for_a_person_or_for_a_slot_is_told(site: Site, troubled: Look) -> None:
     """A question that nobody answers, or a pool that does not exist, is why there is no backup."""
     assert site.stack.task_states(DAG_ID, troubled.run_id)["asking"] == "failed"
     assert "a run is waiting for approval" in said(site, troubled.run_id, "asking")
-    assert "1 of its tasks wait: for a worker of their queue, or a slot of" in said(
+    assert "tasks waiting for a worker of their queue, or a slot of their pool: 1 " in said(
         site, troubled.run_id, "pooled"
     )
 
