@@ -37,6 +37,10 @@ if TYPE_CHECKING:
 SFTP_SERVER = "/usr/lib/openssh/sftp-server"
 
 
+def md5(content: bytes) -> bytes:
+    return hashlib.md5(content).hexdigest().encode()
+
+
 class ServerProcess:
     """OpenSSH's own sftp-server on a socket, read-only, cut down as the account of a provider is."""
 

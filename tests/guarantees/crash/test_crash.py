@@ -11,7 +11,6 @@ from __future__ import annotations
 import ctypes
 import errno
 import fcntl
-import hashlib
 import mmap
 import os
 import random
@@ -49,17 +48,13 @@ from tests.guarantees.crash.crash import (
     steps_of,
 )
 from tests.guarantees.whatever_happens.soundness import check_sound
-from tests.pair import STEPS, Pair
+from tests.pair import STEPS, Pair, md5
 from tests.torture import LONG, Cases, scaled
 
 STAMP = "20990101T000000.%06dZ"
 ARCHIVE_STAMP = STAMP % 2
 LARGE = 300_000  # bytes; such a file comes in parts
 LONG_NAME = "long " + "x" * 245
-
-
-def md5(content: bytes) -> bytes:
-    return hashlib.md5(content).hexdigest().encode()
 
 
 # --- what there is to crash ---------------------------------------------------------------------------

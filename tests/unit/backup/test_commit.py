@@ -29,11 +29,7 @@ from airflow_mdbackup.scheme.store.mirror import Mirror
 from airflow_mdbackup.scheme.store.run import Run
 from tests.guarantees.crash.crash import crash_at, numbers_to_try
 from tests.guarantees.whatever_happens.soundness import check_sound
-from tests.pair import Pair
-
-
-def md5(content: bytes) -> bytes:
-    return hashlib.md5(content).hexdigest().encode()
+from tests.pair import Pair, md5
 
 
 def files_of(mirror: Mirror) -> dict[str, tuple[int, bytes]]:

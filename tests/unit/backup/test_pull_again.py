@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import logging
 import os
 import re
@@ -34,11 +33,7 @@ from airflow_mdbackup.scheme.transfer import sftp as sftp_module
 from airflow_mdbackup.scheme.transfer.sftp import Reader
 from airflow_mdbackup.scheme.transfer.sftp_files import Wanted
 from tests.guarantees.transport.channels import ATTRS, FAILURE, CutChannel, ScriptedServer, packet, status
-from tests.pair import Pair, ServerProcess
-
-
-def md5(content: bytes) -> bytes:
-    return hashlib.md5(content).hexdigest().encode()
+from tests.pair import Pair, ServerProcess, md5
 
 
 def planned(pair: Pair) -> Run:

@@ -26,10 +26,9 @@ from airflow_mdbackup.scheme.recovery.restore import read_content
 from airflow_mdbackup.scheme.recovery.selection import Selection
 from airflow_mdbackup.scheme.takeover.import_versions import import_versions
 from airflow_mdbackup.scheme.takeover.survey import SourceTree
-from tests.guarantees.crash.test_crash import md5
 from tests.guarantees.whatever_happens.soundness import check_sound
 from tests.kept import Kept, files_in
-from tests.pair import Pair
+from tests.pair import Pair, md5
 from tests.torture import LONG, Cases, scaled
 from tests.unit.recovery.test_restore import Random, back, files_of_a, mdbackup
 

@@ -36,9 +36,8 @@ from airflow_mdbackup.scheme.recovery.restore import Restored, RestoreOutcome, r
 from airflow_mdbackup.scheme.recovery.restore_target import OpenTarget, resolve_trusted
 from airflow_mdbackup.scheme.recovery.selection import Selection
 from tests.guarantees.crash.crash import crash_at, crashes, in_a_child
-from tests.guarantees.crash.test_crash import md5
 from tests.kept import Kept, files_in
-from tests.pair import Pair
+from tests.pair import Pair, md5
 from tests.torture import LONG, Cases, scaled
 
 PROJECT = Path(__file__).parents[3]
