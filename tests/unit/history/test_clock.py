@@ -31,7 +31,7 @@ from tests.guarantees.crash.crash import crash_at
 from tests.guarantees.whatever_happens.soundness import check_sound
 from tests.pair import Pair
 from tests.torture import scaled
-from tests.unit.recovery.test_restore import mdbackup
+from tests.unit.recovery.somebody import mdbackup
 
 NOW = datetime.now(UTC)
 AHEAD, DEAD = datetime(2099, 1, 1, tzinfo=UTC), datetime(1970, 1, 1, tzinfo=UTC)

@@ -33,10 +33,11 @@ from tests.guarantees.crash.crash import HarshPowerCut, PowerCut, crash_at, cras
 from tests.guarantees.crash.test_crash import _settle as settle_now
 from tests.guarantees.disks.filesystems import MB, mounted
 from tests.guarantees.whatever_happens.soundness import check_sound, contents_of, digest, files_of
+from tests.kept import Kept, files_in
 from tests.pair import Pair
 from tests.torture import Cases, scaled
 from tests.unit.common.test_times import NOW
-from tests.unit.recovery.test_restore import Kept, Random, files_in, files_of_a
+from tests.unit.recovery.somebody import Random, files_of_a
 from tests.unit.recovery.test_verify import found_in
 
 

@@ -30,7 +30,7 @@ from tests.guarantees.whatever_happens.soundness import check_sound
 from tests.kept import Kept, files_in
 from tests.pair import Pair, md5
 from tests.torture import LONG, Cases, scaled
-from tests.unit.recovery.test_restore import Random, back, files_of_a, mdbackup
+from tests.unit.recovery.somebody import Random, back, files_of_a, mdbackup
 
 
 def lose(pair: Pair, choose: random.Random) -> None:

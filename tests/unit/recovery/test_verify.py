@@ -41,7 +41,7 @@ from tests.guarantees.crash.test_crash import drop_entries
 from tests.guarantees.whatever_happens.soundness import check_sound
 from tests.pair import Pair
 from tests.torture import Cases
-from tests.unit.recovery.test_restore import mdbackup, two_runs
+from tests.unit.recovery.somebody import mdbackup, two_runs
 
 
 def found_in(pair: Pair) -> dict[bytes, str]:

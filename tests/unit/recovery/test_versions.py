@@ -11,7 +11,7 @@ from typing import Any
 from airflow_mdbackup.scheme.common.times import format_time
 from airflow_mdbackup.scheme.store.version_names import stamp_of_file
 from tests.pair import Pair
-from tests.unit.recovery.test_restore import mdbackup, two_runs
+from tests.unit.recovery.somebody import mdbackup, two_runs
 from tests.unit.recovery.test_verify import rot
 
 
