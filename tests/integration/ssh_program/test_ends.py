@@ -21,7 +21,7 @@ from airflow_mdbackup.scheme.errors import AccessRefused, ConnectionLost
 from demo.processes import CLOSED_PORT, descendants
 from demo.sshd import ProviderServer
 from demo.sshd_files import new_key
-from tests.integration.over_ssh import (
+from tests.integration.ssh_program.over_ssh import (
     MEGABYTE,
     TO_LOG,
     FakeSsh,
@@ -34,8 +34,6 @@ from tests.integration.over_ssh import (
     way,
 )
 from tests.waiting import until
-
-pytestmark = pytest.mark.usefixtures("home")
 
 
 class Relay:

@@ -14,7 +14,7 @@ import airflow_mdbackup.hooks.ssh_program as program_module
 from airflow_mdbackup.hooks.provider import ProviderHook
 from airflow_mdbackup.hooks.ssh_program import SshChannel
 from demo.sshd import ProviderServer
-from tests.integration.over_ssh import (
+from tests.integration.ssh_program.over_ssh import (
     MEGABYTE,
     SSH,
     FakeSsh,
@@ -25,8 +25,6 @@ from tests.integration.over_ssh import (
     read,
     way,
 )
-
-pytestmark = pytest.mark.usefixtures("home")
 
 
 @pytest.fixture

@@ -23,9 +23,7 @@ from airflow_mdbackup.scheme.errors import AccessRefused
 from demo.sshd import ProviderServer
 from demo.sshd_files import new_key
 from tests.integration.conftest import LONG_LINE
-from tests.integration.over_ssh import TO_LOG, SetConnection, children, in_thread, put, read, way
-
-pytestmark = pytest.mark.usefixtures("home")
+from tests.integration.ssh_program.over_ssh import TO_LOG, SetConnection, children, in_thread, put, read, way
 
 
 @pytest.mark.parametrize("key", ["key_file", "private_key"])

@@ -13,10 +13,8 @@ from airflow_mdbackup.hooks.provider import IndexHook, ProviderHook
 from airflow_mdbackup.scheme.errors import AccessRefused
 from demo.sshd import ProviderServer
 from demo.sshd_files import new_key
-from tests.integration.over_ssh import SetConnection, over_ssh, way
+from tests.integration.ssh_program.over_ssh import SetConnection, over_ssh, way
 from tests.waiting import until
-
-pytestmark = pytest.mark.usefixtures("home")
 
 
 def test_other_host_key_than_the_pinned_is_refused(

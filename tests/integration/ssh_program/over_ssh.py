@@ -19,13 +19,9 @@ from demo.processes import descendants
 from demo.sshd import ProviderServer
 
 SetConnection = Callable[[str, dict[str, Any]], None]
-
 FakeSsh = Callable[[str], None]
-
 SSH = shutil.which("ssh")
-
 TO_LOG = 'while [ "$1" != -E ]; do shift; done; exec 2>"$2"\n'  # in a script: have its words be those of ssh
-
 MEGABYTE = 1 << 20
 
 

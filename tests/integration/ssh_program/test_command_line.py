@@ -20,7 +20,7 @@ from airflow_mdbackup.scheme.transfer.sftp import Reader
 from demo.processes import descendants
 from demo.sshd import ProviderServer
 from demo.sshd_files import new_key
-from tests.integration.over_ssh import (
+from tests.integration.ssh_program.over_ssh import (
     MEGABYTE,
     SSH,
     FakeSsh,
@@ -33,8 +33,6 @@ from tests.integration.over_ssh import (
 )
 from tests.isolation import PREFIX
 from tests.waiting import until
-
-pytestmark = pytest.mark.usefixtures("home")
 
 # --- what has no say ----------------------------------------------------------------------------------
 
