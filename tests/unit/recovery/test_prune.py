@@ -30,7 +30,7 @@ from airflow_mdbackup.scheme.store.mirror import Mirror
 from airflow_mdbackup.scheme.takeover.import_versions import import_versions
 from airflow_mdbackup.scheme.takeover.survey import SourceTree
 from tests.guarantees.crash.crash import HarshPowerCut, PowerCut, crash_at, crashes, mixed
-from tests.guarantees.crash.test_crash import _settle as settle_now
+from tests.guarantees.crash.cut_off import settle as settle_now
 from tests.guarantees.disks.filesystems import MB, mounted
 from tests.guarantees.whatever_happens.soundness import check_sound, contents_of, digest, files_of
 from tests.kept import Kept, files_in
@@ -353,8 +353,7 @@ def test_a_running_backup_continues_after_a_pruning(pair: Pair) -> None:
     """It has archived already; its versions get another stamp, and none of them is lost."""
     many_versions(pair)
     pair.put("changes", b"newest")
-    pair.build_index()
-    run = pair.prepare()
+    run = pair.begin()
     pair.archive(run)
     prune(pair, KeepRules(since="9"))
     assert pair.commit(run).outcomes == {"pulled": 1}
@@ -530,8 +529,7 @@ def test_totals_count_a_commit_once_wherever_it_is_killed(pair: Pair, cases: Cas
     pair.put("flips", b"a file")
     os.unlink(pair.path("file"))
     pair.put("file/below", b"below")
-    pair.build_index()
-    run = pair.prepare()
+    run = pair.begin()
     template = pair.mirror.dest
     for number in count(1, scaled(3, 1)):
         pair.mirror = Mirror(template.with_name("killed"), "srv1")

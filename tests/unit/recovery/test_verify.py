@@ -37,7 +37,7 @@ from airflow_mdbackup.scheme.recovery.verify import (
 from airflow_mdbackup.scheme.store.mirror import Mirror
 from airflow_mdbackup.scheme.store.run import Run
 from tests.guarantees.crash.crash import crashes
-from tests.guarantees.crash.test_crash import drop_entries
+from tests.guarantees.crash.cut_off import drop_entries
 from tests.guarantees.whatever_happens.soundness import check_sound
 from tests.pair import Pair
 from tests.torture import Cases
@@ -411,8 +411,7 @@ def test_a_commit_that_ends_while_history_is_read_is_in_it_once(
     pair.backup()
     for number, cut_off in enumerate((True, False), 2):
         pair.put("file", b"%d" % number)
-        pair.build_index()
-        run = pair.prepare()
+        run = pair.begin()
         pair.archive(run)
         if cut_off:
             with monkeypatch.context() as broken, pytest.raises(ZeroDivisionError):
