@@ -22,7 +22,6 @@ from airflow_mdbackup.scheme.transfer.sftp import Reader
 from tests.pair import Pair
 
 MB = 1 << 20
-
 RESERVE = space._RESERVE
 
 
@@ -108,7 +107,7 @@ class Patient(Reader):
         super().submit_stat(path, key)
 
 
-def planned(pair: Pair, *, shards: int = 1, with_end: bool = True) -> Run:
+def plan_run(pair: Pair, *, shards: int = 1, with_end: bool = True) -> Run:
     """Plan a run with A as it is now."""
     pair.build_index()
     if not with_end:

@@ -15,11 +15,7 @@ from tests.pair import Pair, md5
 
 def test_a_file_that_was_replaced_by_hand_after_archiving_is_archived_again(pair: Pair) -> None:
     """Both the file that was archived and the one that is live by then stay."""
-    pair.put("alpha", b"one")
-    pair.backup()
-    pair.put("alpha", b"two")
-    pair.build_index()
-    run = pair.prepare()
+    run = pair.planned(alpha=(b"one", b"two"))
     pair.archive(run)
     pair.live("alpha").unlink()
     pair.live("alpha").write_bytes(b"mine")
@@ -30,11 +26,7 @@ def test_a_file_that_was_replaced_by_hand_after_archiving_is_archived_again(pair
 
 def test_a_version_lost_between_archive_and_commit_is_made_again(pair: Pair) -> None:
     """Whatever took it away: what history names must be there."""
-    pair.put("alpha", b"1")
-    pair.backup()
-    pair.put("alpha", b"2")
-    pair.build_index()
-    run = pair.prepare()
+    run = pair.planned(alpha=(b"1", b"2"))
     pair.archive(run)
     (version,) = (pair.live("alpha").parent / ".old").iterdir()
     version.unlink()
@@ -72,8 +64,7 @@ def test_many_versions_of_a_directory_are_taken_back_without_reading_it_for_each
     pair.backup()
     for name in names:
         pair.put(name, b"new " + name.encode())
-    pair.build_index()
-    run = pair.prepare(override=True)
+    run = pair.begin(override=True)
     assert pair.archive(run).archived == len(names)
     if live != "as archived":
         for name in names:

@@ -7,10 +7,7 @@ import os
 import pytest
 
 from airflow_mdbackup.scheme.backup.pull import pull
-from airflow_mdbackup.scheme.errors import (
-    ConnectionLost,
-    EntriesFailed,
-)
+from airflow_mdbackup.scheme.errors import ConnectionLost, EntriesFailed
 from airflow_mdbackup.scheme.transfer.sftp import Reader
 from tests.guarantees.transport.channels import CutChannel
 from tests.pair import Pair, ServerProcess

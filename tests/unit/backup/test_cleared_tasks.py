@@ -95,11 +95,7 @@ def test_archiving_twice_without_hard_links_makes_one_copy(pair: Pair) -> None:
 
 def test_a_run_whose_content_was_gone_archives_anew_when_it_is_cleared(pair: Pair) -> None:
     """Its first commit took the version back; the second must not believe the old record."""
-    pair.put("alpha", b"1")
-    pair.backup()
-    pair.put("alpha", b"2")
-    pair.build_index()
-    run = pair.prepare()
+    run = pair.planned(alpha=(b"1", b"2"))
     pair.archive(run)
     staged = pair.staged(b"c81e728d9d4c2f636f067f89cc14862c")
     staged.unlink()

@@ -31,8 +31,7 @@ def test_a_shard_that_left_no_results_fails_the_run_and_all_else_is_committed(pa
     """The message names the shard."""
     for number in range(20):
         pair.put(f"{number:02}", b"%d" % number)
-    pair.build_index()
-    run = pair.prepare(shards=3)
+    run = pair.begin(shards=3)
     run.results(1).unlink()
     summary = pair.finish(run)
     lost = pair.plan.shards[1]
@@ -87,8 +86,7 @@ def test_a_file_that_could_not_be_replaced_stays_in_the_index_if_it_is_what_that
             raise OSError(errno.EPERM, os.strerror(errno.EPERM))
         put(tree, source, file, path)
 
-    pair.build_index()
-    run = pair.prepare()
+    run = pair.begin()
     pair.archive(run)
     monkeypatch.setattr(Tree, "put", refuses)
     if meanwhile == "kill":

@@ -14,12 +14,7 @@ from tests.pair import Pair, md5
 
 def test_content_that_left_staging_is_found_elsewhere_or_fails(pair: Pair) -> None:
     """Another live file with these bytes will do; else the entry fails, and the next run pulls it."""
-    pair.put("here", b"content")
-    pair.backup()
-    pair.put("there", b"content")
-    pair.put("nowhere", b"lost")
-    pair.build_index()
-    run = pair.prepare()
+    run = pair.planned(here=b"content", there=(None, b"content"), nowhere=(None, b"lost"))
     for path in pair.mirror.staging.iterdir():
         path.unlink()
     summary = pair.finish(run)
@@ -30,11 +25,7 @@ def test_content_that_left_staging_is_found_elsewhere_or_fails(pair: Pair) -> No
 
 def test_results_do_not_vouch_for_what_was_staged_after_them(pair: Pair) -> None:
     """Another run may have staged the same bytes anew, and a power cut torn them since."""
-    pair.put("alpha", b"one")
-    pair.backup()
-    pair.put("alpha", b"the new content")
-    pair.build_index()
-    run = pair.prepare()
+    run = pair.planned(alpha=(b"one", b"the new content"))
     staged = pair.staged(md5(b"the new content"))
     staged.unlink()
     staged.write_bytes(b"the new")
@@ -48,10 +39,7 @@ def test_results_do_not_vouch_for_what_was_staged_after_them(pair: Pair) -> None
 
 def test_content_for_which_no_result_vouches_is_hashed_and_taken_all_the_same(pair: Pair) -> None:
     """Some filesystems give a file another inode now and then. Nothing is left of it then, and not copied."""
-    pair.put("alpha", b"one")
-    pair.put("bravo", b"two" * 100_000)
-    pair.build_index()
-    run = pair.prepare()
+    run = pair.planned(alpha=(None, b"one"), bravo=(None, b"two" * 100_000))
     inodes = set()
     for staged in pair.mirror.staging.iterdir():
         os.chmod(staged, 0o640)  # it has another change time since
@@ -69,8 +57,7 @@ def test_an_adopted_file_that_is_edited_before_the_commit_is_not_claimed(pair: P
     os.unlink(pair.path("alpha"))
     pair.backup()
     pair.put("alpha", b"1")
-    pair.build_index()
-    run = pair.prepare()
+    run = pair.begin()
     pair.archive(run)
     pair.live("alpha").write_bytes(b"!")
     os.utime(pair.live("alpha"), (1, 1))
@@ -87,8 +74,7 @@ def test_content_missing_in_staging_is_looked_up_once_for_all(
     pair.backup()
     for number in range(5):
         pair.put(f"new{number}", b"%d" % number)
-    pair.build_index()
-    run = pair.prepare()
+    run = pair.begin()
     pair.archive(run)
     for staged in pair.mirror.staging.iterdir():
         staged.unlink()

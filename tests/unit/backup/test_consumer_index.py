@@ -60,8 +60,7 @@ def test_a_damaged_consumer_index_stops_the_run_and_names_both_ways_out(pair: Pa
         "binary": os.urandom(100),
     }
     pair.put("alpha", b"three")
-    pair.build_index()
-    prepared = pair.prepare()
+    prepared = pair.begin()
     pair.mirror.index.write_bytes(damaged[damage])
     before = files_of(pair.mirror)
     run = pair.new_run()

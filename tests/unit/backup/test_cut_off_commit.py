@@ -134,8 +134,7 @@ def test_content_that_a_power_cut_tore_is_not_put_in_place(pair: Pair) -> None:
     pair.backup()
     for name in ("alpha", "bravo", "charlie"):
         pair.put(name, b"the new content")
-    pair.build_index()
-    run = pair.prepare()
+    run = pair.begin()
     pair.archive(run)
     pending = pair.mirror.history
     number = 0
@@ -162,8 +161,7 @@ def test_archiving_again_leaves_the_versions_that_a_cut_off_commit_tells_of(pair
     pair.backup()
     for name in ("alpha", "bravo"):
         pair.put(name, b"new " + name.encode())
-    pair.build_index()
-    run = pair.prepare()
+    run = pair.begin()
     pair.archive(run)
     number = 0
     while not any(path.suffix == ".pending" for path in pair.mirror.history.iterdir()):

@@ -21,7 +21,7 @@ from airflow_mdbackup.scheme.files.jsonl import read_header
 from airflow_mdbackup.scheme.transfer.sftp import Reader
 from tests.guarantees.transport.channels import ATTRS, OPEN, STAT, ScriptedServer, packet
 from tests.pair import Pair
-from tests.unit.backup.small_disk import MB, RESERVE, Disk, content_needed, planned, put_all, tree_of
+from tests.unit.backup.small_disk import MB, RESERVE, Disk, content_needed, plan_run, put_all, tree_of
 
 # --- when there is room -----------------------------------------------------------------------------
 
@@ -32,7 +32,7 @@ def test_room_for_all_that_the_index_tells_of_asks_nothing(
     """The usual case costs no request."""
     put_all(pair, 20, 1000)
     disk.leave(RESERVE + MB)
-    run = planned(pair)
+    run = plan_run(pair)
     assert pair.pull(run, pair.plan)[0].outcomes == {"pulled": 20}
     assert asked[STAT] == 0 and asked[OPEN] == 20
 
@@ -47,7 +47,7 @@ def test_doubt_asks_for_the_sizes_of_what_is_planned_only(
     put_all(pair, 3, 100_000, "new/")
     disk.leave(RESERVE + 2 * MB)
     asked.clear()
-    run = planned(pair)
+    run = plan_run(pair)
     assert pair.pull(run, pair.plan)[0].outcomes == {"pulled": 3}
     assert asked[STAT] == 3 and asked[OPEN] == 3
     assert content_needed(run) == 3 * 25 * 4096  # whole blocks
@@ -62,7 +62,7 @@ def test_an_index_without_end_line_has_the_sizes_asked_for(
     """More of them than can be on their way at a time."""
     put_all(pair, 1200, 10)
     disk.leave(RESERVE + 20 * MB)
-    run = planned(pair, with_end=False)
+    run = plan_run(pair, with_end=False)
     assert pair.pull(run, pair.plan)[0].outcomes == {"pulled": 1200}
     assert asked[STAT] == 1200
     assert content_needed(run) == 1200 * 4096
@@ -77,10 +77,10 @@ def test_a_plan_that_brings_nothing_needs_no_room(pair: Pair, disk: Disk, asked:
     pair.backup()
     disk.leave(MB)
     asked.clear()
-    run = planned(pair)
+    run = plan_run(pair)
     assert pair.pull(run, pair.plan)[0].outcomes == {}
     pair.put("alpha", b"1" * 100)
-    run = planned(pair)
+    run = plan_run(pair)
     assert pair.pull(run, pair.plan)[0].outcomes == {"adopted": 1}
     assert not asked
 
@@ -91,7 +91,7 @@ def test_a_filesystem_that_counts_neither_bytes_nor_files_is_taken_to_have_room(
     """As some network filesystems are, which tell zeros."""
     put_all(pair, 3, MB)
     disk.tell(f_blocks=0, f_bavail=0, f_files=0, f_favail=0)
-    run = planned(pair)
+    run = plan_run(pair)
     assert pair.pull(run, pair.plan)[0].outcomes == {"pulled": 3}
     assert asked[STAT] == 0
 
@@ -104,7 +104,7 @@ def test_what_is_staged_and_what_parts_have_is_not_needed_again(
 ) -> None:
     """An earlier run that was killed has brought it."""
     put_all(pair, 3, 2 * MB)
-    run = planned(pair)
+    run = plan_run(pair)
     first, second, _ = pair.index_a().items()
     shutil.copy(os.fsdecode(first[0]), pair.staged(first[1]))
     pair.part(second[1]).write_bytes(Path(os.fsdecode(second[0])).read_bytes()[:MB])
@@ -126,7 +126,7 @@ def test_what_is_to_be_adopted_is_not_counted(pair: Pair, disk: Disk, asked: Cou
     pair.put("charlie", b"3")
     disk.leave(RESERVE + MB)
     asked.clear()
-    run = planned(pair)
+    run = plan_run(pair)
     assert pair.pull(run, pair.plan)[0].outcomes == {"adopted": 1, "pulled": 1}
     assert content_needed(run) == 4096 and asked[STAT] == 1
 
@@ -134,7 +134,7 @@ def test_what_is_to_be_adopted_is_not_counted(pair: Pair, disk: Disk, asked: Cou
 def test_a_part_longer_than_its_file_is_no_beginning_of_it(pair: Pair, disk: Disk) -> None:
     """Its room is had again when it is cut, but is none for other files."""
     put_all(pair, 2, 2 * MB)
-    run = planned(pair)
+    run = plan_run(pair)
     pair.part(next(iter(pair.index_a().values()))).write_bytes(bytes(3 * MB))
     disk.leave(RESERVE + 3 * MB)
     assert pair.pull(run, pair.plan)[0].outcomes == {"pulled": 2}
@@ -147,7 +147,7 @@ def test_equal_files_need_room_each(pair: Pair, disk: Disk) -> None:
     for name in ("alpha", "bravo", "charlie"):
         pair.put(name, content)
     disk.leave(RESERVE + 5 * MB)
-    run = planned(pair)
+    run = plan_run(pair)
     assert pair.pull(run, pair.plan)[0].outcomes == {"failed": 3}
     assert content_needed(run) == 6 * MB
 
@@ -159,7 +159,7 @@ def test_what_is_there_counts_for_one_of_equal_files_only(pair: Pair, disk: Disk
     for name in ("alpha", "bravo", "charlie"):
         pair.put(name, content)
     disk.leave(RESERVE + 6 * MB)
-    run = planned(pair)
+    run = plan_run(pair)
     md5 = hashlib.md5(content).hexdigest().encode()
     (pair.staged(md5) if there == 2 * MB else pair.part(md5)).write_bytes(content[:there])
     disk.leave(RESERVE + 3 * MB)
@@ -177,7 +177,7 @@ def test_equal_files_need_room_once_where_copies_share_blocks(
     for name in ("alpha", "bravo", "charlie"):
         pair.put(name, content)
     disk.leave(RESERVE + MB)
-    run = planned(pair)
+    run = plan_run(pair)
     assert pair.pull(run, pair.plan)[0].outcomes == {"failed": 3}
     assert content_needed(run) == 2 * MB
 
@@ -194,7 +194,7 @@ def test_what_moved_on_the_provider_needs_room_unless_copies_share_blocks(
     monkeypatch.setattr(space, "shares_blocks", lambda directory: shared)
     disk.leave(RESERVE + 2 * MB)
     asked.clear()
-    run = planned(pair)
+    run = plan_run(pair)
     assert pair.plan.copy == 3
     if shared:
         disk.leave(RESERVE + 8 * MB)  # since tmpfs does not really share
@@ -220,7 +220,7 @@ def test_whether_blocks_are_shared_is_found_out_without_a_trace(pair: Pair, disk
 def test_a_size_that_the_provider_does_not_tell_counts_as_nothing(pair: Pair, disk: Disk) -> None:
     """What is gone there takes no room here; the pull tells of it."""
     put_all(pair, 3, MB)
-    run = planned(pair, with_end=False)
+    run = plan_run(pair, with_end=False)
     os.unlink(pair.path("01"))
     disk.leave(RESERVE + 5 * MB)
     assert pair.pull(run, pair.plan)[0].outcomes == {"pulled": 2, "vanished": 1}
@@ -230,7 +230,7 @@ def test_a_size_that_the_provider_does_not_tell_counts_as_nothing(pair: Pair, di
 def test_sizes_beyond_all_disks_fail_like_others(pair: Pair, disk: Disk) -> None:
     """A provider may tell anything."""
     put_all(pair, 3, 10)
-    run = planned(pair, with_end=False)
+    run = plan_run(pair, with_end=False)
 
     class Boastful(ScriptedServer):
         def on_stat(self, number: int, body: bytes) -> bytes:
@@ -253,7 +253,7 @@ def test_too_little_room_for_all_that_is_new_changes_nothing(
     path = os.fsdecode(pair.put("01", os.urandom(5 * MB)))
     disk.leave(RESERVE + 2 * MB)
     asked.clear()
-    run = planned(pair)
+    run = plan_run(pair)
     files, index = tree_of(pair.mirror.files), pair.mirror.index.read_bytes()
     assert pair.pull(run, pair.plan)[0].outcomes == {"failed": 1}
     where = f"srv1: {pair.mirror.dest} on {socket.gethostname()} lacks room, or inodes, for 5.2 MB"
@@ -270,7 +270,7 @@ def test_too_little_room_for_all_that_is_new_changes_nothing(
 def test_where_inodes_lack_as_many_files_come_as_there_are(pair: Pair, disk: Disk) -> None:
     """A disk may have bytes free and still take no more files."""
     put_all(pair, 50, 10)
-    run = planned(pair, shards=2)
+    run = plan_run(pair, shards=2)
     disk.leave(RESERVE + 10 * MB, files=125)
     outcomes = sum((Counter(summary.outcomes) for summary in pair.pull(run, pair.plan)), Counter[str]())
     # Some are used by what the run writes.
@@ -279,7 +279,7 @@ def test_where_inodes_lack_as_many_files_come_as_there_are(pair: Pair, disk: Dis
     assert summary.added == outcomes["pulled"] and summary.failed == outcomes["failed"]
     assert "(no inodes are free for it: free some, enlarge" in summary.failures[0]
     disk.leave(RESERVE + 10 * MB, files=180)
-    run = planned(pair)
+    run = plan_run(pair)
     assert pair.pull(run, pair.plan)[0].outcomes == {"pulled": outcomes["failed"]}
 
 
@@ -289,7 +289,7 @@ def test_a_retry_after_room_was_made_does_not_judge_again(
     """As long as there is none, the same fail; then they come. Each is looked at before it is opened."""
     put_all(pair, 3, 2 * MB)
     disk.leave(RESERVE + 2 * MB)
-    run = planned(pair)
+    run = plan_run(pair)
     for looked_at in (3, 6):
         assert pair.pull(run, pair.plan)[0].outcomes == {"failed": 3}
         assert asked[STAT] == 3 + looked_at
@@ -304,7 +304,7 @@ def test_a_new_plan_of_the_same_run_is_judged_anew(pair: Pair, disk: Disk) -> No
     put_all(pair, 2, 2 * MB)
     pair.put("large", os.urandom(4 * MB))
     disk.leave(RESERVE + 5 * MB)
-    run = planned(pair)
+    run = plan_run(pair)
     assert pair.pull(run, pair.plan)[0].outcomes == {"pulled": 2, "failed": 1}
     assert content_needed(run) == 8 * MB
     less = pair.diff(run, exclude=["large"])
@@ -317,7 +317,7 @@ def test_a_new_plan_of_the_same_run_is_judged_anew(pair: Pair, disk: Disk) -> No
 
 def test_a_disk_on_which_not_even_records_can_be_written_is_told_as_full(pair: Pair, disk: Disk) -> None:
     put_all(pair, 3, MB)
-    run = planned(pair)
+    run = plan_run(pair)
     if not disk.mounted:
         pytest.skip("only a disk that is really full refuses a file of its own")
     disk.leave(0, files=0)

@@ -17,14 +17,14 @@ from airflow_mdbackup.scheme.common import units as units_module
 from airflow_mdbackup.scheme.errors import DestinationBroken, DestinationFull
 from airflow_mdbackup.scheme.transfer.sftp import Reader
 from tests.pair import Pair
-from tests.unit.backup.small_disk import MB, RESERVE, Disk, planned, put_all
+from tests.unit.backup.small_disk import MB, RESERVE, Disk, plan_run, put_all
 
 
 @pytest.mark.parametrize("size", [MB, 100_000], ids=["large files", "small files"])
 def test_a_disk_that_becomes_full_is_told_and_a_retry_goes_on(pair: Pair, disk: Disk, size: int) -> None:
     """Something else took the room; what was staged is not transferred again."""
     put_all(pair, 6 * MB // size, size)
-    run = planned(pair)
+    run = plan_run(pair)
     disk.leave(RESERVE + 20 * MB)
 
     def connect() -> Reader:
@@ -54,7 +54,7 @@ def test_a_disk_that_is_full_when_copies_are_made_is_told_too(
     """The commit makes copies of equal files; a retry goes on from there."""
     for name in ("alpha", "bravo"):
         pair.put(name, b"the same")
-    run = planned(pair)
+    run = plan_run(pair)
     pair.pull(run, pair.plan)
 
     def full(*_: object) -> bytes:

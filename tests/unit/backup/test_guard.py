@@ -8,10 +8,7 @@ import shutil
 import pytest
 
 from airflow_mdbackup.scheme.backup.plan import Limits
-from airflow_mdbackup.scheme.errors import (
-    GuardTripped,
-    RunIncomplete,
-)
+from airflow_mdbackup.scheme.errors import GuardTripped, RunIncomplete
 from tests.pair import Pair
 
 

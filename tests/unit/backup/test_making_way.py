@@ -40,8 +40,7 @@ def test_directory_that_cannot_be_moved_out_of_the_way_loses_nothing(pair: Pair)
     pair.backup()
     shutil.rmtree(pair.a / "d")
     pair.put("d", b"a file now")
-    pair.build_index()
-    run = pair.prepare(exclude=[os.fsdecode(pair.path("d/excluded"))])
+    run = pair.begin(exclude=[os.fsdecode(pair.path("d/excluded"))])
     directory = str(pair.live("d"))
     subprocess.run(["mount", "--bind", directory, directory], check=True)
     try:
@@ -82,8 +81,7 @@ def test_an_entry_stays_if_what_it_was_to_make_way_for_does_not_come(
     remove(pair.a / "d")
     pair.put(new, b"now")
     options = hidden if "exclude" in hidden else {"only": [pair.path(new)]}
-    pair.build_index()
-    run = pair.prepare(**options)
+    run = pair.begin(**options)
     with immovable(pair.live("d")):
         if killed:
             pair.archive(run)

@@ -18,11 +18,7 @@ from tests.pair import Pair
 
 def test_a_run_with_an_older_index_is_superseded_and_changes_nothing(pair: Pair) -> None:
     """Its index was fetched before that of one committed since; what it archived is taken back."""
-    pair.put("alpha", b"one")
-    pair.backup()
-    pair.put("alpha", b"two")
-    pair.build_index()
-    old = pair.prepare()
+    old = pair.planned(alpha=(b"one", b"two"))
     pair.archive(old)
     pair.put("alpha", b"three")
     assert pair.backup().outcomes == {"pulled": 1}
@@ -44,8 +40,7 @@ def test_what_was_committed_last_is_known_without_the_status(pair: Pair) -> None
     pair.backup()
     status = pair.mirror.status.read_bytes()
     pair.put("bravo", b"two")
-    pair.build_index()
-    old = pair.prepare()
+    old = pair.begin()
     os.unlink(pair.path("bravo"))
     pair.put("alpha", b"three")
     pair.backup()
@@ -56,12 +51,7 @@ def test_what_was_committed_last_is_known_without_the_status(pair: Pair) -> None
 
 def test_a_version_that_was_archived_for_a_superseded_run_is_withdrawn(pair: Pair) -> None:
     """A version is what was displaced; a file that is still live is none."""
-    pair.put("alpha", b"one")
-    pair.put("bravo", b"1")
-    pair.backup()
-    pair.put("alpha", b"two")
-    pair.build_index()
-    old = pair.prepare()
+    old = pair.planned(alpha=(b"one", b"two"), bravo=b"1")
     pair.archive(old)
     assert pair.versions("alpha") == [b"one"]
     pair.put("alpha", b"one")
@@ -78,11 +68,7 @@ def test_a_version_whose_bytes_are_nowhere_else_is_never_taken_back(
     """Its run is superseded, but somebody has replaced the live file on B meanwhile, by one of its size."""
     if links == "no links":
         request.getfixturevalue("no_links")
-    pair.put("alpha", b"one")
-    pair.backup()
-    pair.put("alpha", b"two")
-    pair.build_index()
-    old = pair.prepare()
+    old = pair.planned(alpha=(b"one", b"two"))
     pair.archive(old)
     pair.live("alpha").unlink()
     pair.live("alpha").write_bytes(b"own")
@@ -95,15 +81,9 @@ def test_a_version_whose_bytes_are_nowhere_else_is_never_taken_back(
 
 def test_an_entry_that_a_run_in_between_has_changed_is_judged_again(pair: Pair) -> None:
     """The run with the older index commits first; the newer one finds another predecessor than planned."""
-    pair.put("alpha", b"one")
-    pair.put("bravo", b"1")
-    pair.backup()
-    pair.put("alpha", b"two")
-    pair.build_index()
-    first = pair.prepare()
+    first = pair.planned(alpha=(b"one", b"two"), bravo=b"1")
     pair.put("bravo", b"2")
-    pair.build_index()
-    second = pair.prepare()
+    second = pair.begin()
     pair.archive(second)
     assert pair.finish(first).outcomes == {"pulled": 1}
     assert pair.commit(second).outcomes == {"superseded": 1, "pulled": 1}
@@ -115,16 +95,10 @@ def test_an_entry_that_a_run_in_between_has_changed_is_judged_again(pair: Pair) 
 
 def test_versions_get_the_stamp_of_the_commit_that_displaced_them(pair: Pair) -> None:
     """Also when another run was committed between archive and commit; and no stamp is used twice."""
-    pair.put("alpha", b"one")
-    pair.put("bravo", b"1")
-    pair.backup()
-    pair.put("bravo", b"2")
-    pair.build_index()
-    first = pair.prepare()
+    first = pair.planned(alpha=b"one", bravo=(b"1", b"2"))
     pair.put("bravo", b"1")
     pair.put("alpha", b"two")
-    pair.build_index()
-    second = pair.prepare()
+    second = pair.begin()
     pair.archive(second)
     pair.finish(first)
     pair.commit(second)
@@ -140,15 +114,9 @@ def test_versions_get_the_stamp_of_the_commit_that_displaced_them(pair: Pair) ->
 
 def test_a_retried_commit_finds_versions_that_it_had_given_another_stamp(pair: Pair) -> None:
     """A crash after the versions of an overlapped run were renamed does not stop its retry."""
-    pair.put("alpha", b"one")
-    pair.put("bravo", b"1")
-    pair.backup()
-    pair.put("bravo", b"2")
-    pair.build_index()
-    first = pair.prepare()
+    first = pair.planned(alpha=b"one", bravo=(b"1", b"2"))
     pair.put("alpha", b"two")
-    pair.build_index()
-    second = pair.prepare()
+    second = pair.begin()
     pair.archive(second)
     pair.finish(first)
     planned = pair.versions("alpha")
@@ -163,9 +131,7 @@ def test_a_retried_commit_finds_versions_that_it_had_given_another_stamp(pair: P
 @pytest.mark.parametrize("content", [b"", b"\0" * 50, b"[]\n", b'{"format": 1}\n'])
 def test_a_spoilt_status_is_as_if_it_were_not_there(pair: Pair, content: bytes) -> None:
     """The next good run writes it anew; which run is newer than which, history tells as well."""
-    pair.put("alpha", b"1")
-    pair.build_index()
-    late = pair.prepare()
+    late = pair.planned(alpha=(None, b"1"))
     pair.put("alpha", b"2")
     pair.backup()
     pair.mirror.status.write_bytes(content)
@@ -201,12 +167,7 @@ def test_an_older_run_is_superseded_also_where_the_status_knows_less_than_histor
     pair: Pair, monkeypatch: pytest.MonkeyPatch, spoilt: bool
 ) -> None:
     """A limited run in between takes the place of the newest full one, whatever tells of that."""
-    pair.put("alpha", b"1")
-    pair.put("side", b"1")
-    pair.backup()
-    pair.put("temporary", b"soon gone from A")
-    pair.build_index()
-    old = pair.prepare()
+    old = pair.planned(alpha=b"1", side=b"1", temporary=(None, b"soon gone from A"))
     os.unlink(pair.path("temporary"))
     pair.put("alpha", b"2")
     pair.build_index()
@@ -222,11 +183,7 @@ def test_a_superseded_run_is_doubtful_where_the_status_knows_less_than_history(
     pair: Pair, monkeypatch: pytest.MonkeyPatch, spoilt: bool
 ) -> None:
     """The run that superseded it may not have been good."""
-    pair.put("alpha", b"1")
-    pair.backup()
-    pair.put("alpha", b"2")
-    pair.build_index()
-    late = pair.prepare()
+    late = pair.planned(alpha=(b"1", b"2"))
     pair.put("beta", b"1")
     pair.build_index(unreadable=[pair.path("hidden")])
     without_status(pair, pair.prepare(), monkeypatch, spoilt=spoilt)

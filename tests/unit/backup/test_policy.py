@@ -10,10 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from airflow_mdbackup.scheme.errors import (
-    EntriesFailed,
-    IndexRefused,
-)
+from airflow_mdbackup.scheme.errors import EntriesFailed, IndexRefused
 from airflow_mdbackup.scheme.history.changes import ChangeKind
 from airflow_mdbackup.scheme.history.outcomes import Outcome
 from airflow_mdbackup.scheme.index.canonical import Entry, IndexWriter
@@ -334,11 +331,7 @@ def test_versions_stay_distinct_when_the_clock_goes_back(pair: Pair, monkeypatch
 
 def test_an_existing_version_name_is_never_overwritten(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     """Row 13: if the name is taken all the same, the next one is used."""
-    pair.put("alpha", b"one")
-    pair.backup()
-    pair.put("alpha", b"two")
-    pair.build_index()
-    run = pair.prepare()
+    run = pair.planned(alpha=(b"one", b"two"))
     stamp = "20300101T000000.000000Z"
     monkeypatch.setattr(mirror_module, "now_stamp", lambda: stamp)
     taken = pair.live(f".old/alpha.{stamp}")

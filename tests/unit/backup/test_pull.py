@@ -40,7 +40,7 @@ from tests.pair import Pair, ServerProcess
 SIZE = 300_000  # as large as files are that can be taken up in the middle
 
 
-def planned(pair: Pair, files: int = 20, size: int = SIZE) -> Run:
+def plan_files(pair: Pair, files: int = 20, size: int = SIZE) -> Run:
     """Put files on A and plan to pull them all."""
     for number in range(files):
         pair.put(f"{number:02}", b"%05d" % number * (size // 5))
@@ -85,7 +85,7 @@ def check_whole(pair: Pair) -> None:
 @pytest.mark.parametrize("limit", [0, 100, 20_000, 2_000_000, 4_000_000, 5_900_000])
 def test_a_cut_connection_is_raised_and_a_retry_takes_up_the_rest(pair: Pair, limit: int) -> None:
     """The results of what was done are written, and what is staged is not transferred again."""
-    run = planned(pair)
+    run = plan_files(pair)
     with pytest.raises(ConnectionLost):
         pull_over(pair, run, lambda channel: CutChannel(channel, limit))
     if limit:
@@ -107,7 +107,7 @@ def test_a_cut_connection_is_raised_and_a_retry_takes_up_the_rest(pair: Pair, li
 
 def test_what_was_done_before_the_connection_was_lost_can_be_committed(pair: Pair) -> None:
     """Also if no retry succeeds: the rest fails, and the next run gets it."""
-    run = planned(pair)
+    run = plan_files(pair)
     with pytest.raises(ConnectionLost):
         pull_over(pair, run, lambda channel: CutChannel(channel, 4_000_000))
     here = len(staged(pair))
@@ -121,7 +121,7 @@ def test_what_was_done_before_the_connection_was_lost_can_be_committed(pair: Pai
 
 def test_retries_over_a_bad_line_get_there_in_the_end(pair: Pair) -> None:
     """Each gets a little further, and no byte of a finished file comes twice."""
-    run = planned(pair)
+    run = plan_files(pair)
     tries = 0
     while True:
         tries += 1
@@ -138,7 +138,7 @@ def test_retries_over_a_bad_line_get_there_in_the_end(pair: Pair) -> None:
 
 def test_a_connection_that_is_refused_leaves_results_for_a_retry(pair: Pair) -> None:
     """Nothing is pulled, and the error of the connection is what the caller sees."""
-    run = planned(pair)
+    run = plan_files(pair)
 
     def refuse() -> Reader:
         raise ConnectionLost("srv1: no route to host")
@@ -170,7 +170,7 @@ def test_nothing_to_pull_needs_no_connection(pair: Pair) -> None:
 
 def test_a_server_that_fails_to_read_one_file_fails_that_file(pair: Pair) -> None:
     """With the server's word as the reason."""
-    run = planned(pair, files=3)
+    run = plan_files(pair, files=3)
     bad = pair.path("01")
 
     class Broken(ScriptedServer):
@@ -188,7 +188,7 @@ def test_a_server_that_fails_to_read_one_file_fails_that_file(pair: Pair) -> Non
 
 def test_a_file_that_arrives_wrong_once_is_read_once_more(pair: Pair) -> None:
     """And is good then."""
-    run = planned(pair, files=2)
+    run = plan_files(pair, files=2)
 
     class Flaky(ScriptedServer):
         def read(self, number: int, content: bytes, offset: int, length: int) -> bytes:
@@ -209,7 +209,7 @@ def test_a_full_disk_is_raised_and_a_retry_takes_up_the_rest(
     pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What was staged before it was full stays."""
-    run = planned(pair)
+    run = plan_files(pair)
     written = 0
 
     def write(descriptor: int, data: bytes) -> None:
@@ -269,7 +269,7 @@ def test_a_kill_at_any_step_of_a_first_run_is_mended_by_the_next(pair: Pair, tmp
 
 def test_a_kill_at_any_step_of_a_pull_is_mended_by_a_retry(pair: Pair) -> None:
     """The same run goes on from staging, each time on what the last kill left."""
-    run = planned(pair, files=8)
+    run = plan_files(pair, files=8)
     number = 0
     while crash_at(number := number + 4, lambda: pair.pull(run, pair.plan)):
         assert number < 500
@@ -282,7 +282,7 @@ def test_a_kill_at_any_step_of_a_pull_is_mended_by_a_retry(pair: Pair) -> None:
 
 def test_a_staged_file_that_no_result_vouches_for_is_hashed_before_use(pair: Pair) -> None:
     """A kill or power cut may have left it in part."""
-    run = planned(pair, files=3)
+    run = plan_files(pair, files=3)
     good, bad, _ = pair.index_a().values()
     pair.staged(good).write_bytes(Path(os.fsdecode(pair.path("00"))).read_bytes())
     pair.staged(bad).write_bytes(b"torn")
@@ -387,7 +387,7 @@ def test_a_directory_in_staging_fails_its_file_alone(pair: Pair, size: int) -> N
 
 def test_results_of_another_plan_vouch_for_nothing(pair: Pair) -> None:
     """After a new diff of the same run, what an earlier pull told is of no account."""
-    run = planned(pair, files=3)
+    run = plan_files(pair, files=3)
     pair.pull(run, pair.plan)
     pair.put("new", b"1")
     pair.build_index()
@@ -406,7 +406,7 @@ def test_results_of_another_plan_vouch_for_nothing(pair: Pair) -> None:
 
 def test_content_that_another_task_is_writing_is_waited_for(pair: Pair) -> None:
     """The .part file is locked by its writer; when that one has finished, nothing is transferred."""
-    run = planned(pair, files=1)
+    run = plan_files(pair, files=1)
     (digest,) = pair.index_a().values()
     with open(pair.part(digest), "wb") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
@@ -426,7 +426,7 @@ def test_content_that_another_task_is_writing_is_waited_for(pair: Pair) -> None:
 
 def test_content_that_another_task_gave_up_is_gone_on_with(pair: Pair) -> None:
     """Its lock ends with it, and what it has written so far is not pulled again."""
-    run = planned(pair, files=1)
+    run = plan_files(pair, files=1)
     (digest,) = pair.index_a().values()
     other = open(pair.part(digest), "wb")  # noqa: SIM115
     fcntl.flock(other, fcntl.LOCK_EX)
@@ -485,7 +485,7 @@ def test_a_later_run_goes_on_where_a_transfer_was_cut_off(pair: Pair, there: int
 @pytest.mark.parametrize("garbage", [b"x", b"x" * SIZE, b"x" * SIZE * 3], ids=len)
 def test_a_beginning_that_is_none_is_pulled_anew(pair: Pair, garbage: bytes) -> None:
     """After a power cut, what was not synced may be anything; it is not held against the provider."""
-    run = planned(pair, files=2)
+    run = plan_files(pair, files=2)
     for digest in pair.index_a().values():
         pair.part(digest).write_bytes(garbage)
     assert pair.pull(run, pair.plan)[0].outcomes == {"pulled": 2}
@@ -495,7 +495,7 @@ def test_a_beginning_that_is_none_is_pulled_anew(pair: Pair, garbage: bytes) -> 
 
 def test_a_beginning_does_not_hide_that_a_file_arrives_wrong(pair: Pair) -> None:
     """It is read from its start, and then once more, before it is called corrupt."""
-    run = planned(pair, files=1)
+    run = plan_files(pair, files=1)
     ((path, digest),) = pair.index_a().items()
     pair.part(digest).write_bytes(Path(os.fsdecode(path)).read_bytes()[:100_000])
 
@@ -511,7 +511,7 @@ def test_a_beginning_does_not_hide_that_a_file_arrives_wrong(pair: Pair) -> None
 
 def test_two_runs_side_by_side_pull_each_content_once(pair: Pair) -> None:
     """Both end well; staging is shared."""
-    run = planned(pair, files=30)
+    run = plan_files(pair, files=30)
     other = pair.new_run()
     pair.fetch(other)
     plan = pair.diff(other)
@@ -535,7 +535,7 @@ def test_two_runs_side_by_side_pull_each_content_once(pair: Pair) -> None:
 
 def test_a_symlink_planted_in_staging_is_not_written_through(pair: Pair, tmp_path: Path) -> None:
     """Neither as a part nor as a staged file."""
-    run = planned(pair, files=1)
+    run = plan_files(pair, files=1)
     (digest,) = pair.index_a().values()
     victim = tmp_path / "victim"
     victim.write_bytes(b"mine")

@@ -426,11 +426,7 @@ def test_beginning_that_is_not_ours_fails_its_file_alone(pair: Pair, tmp_path: P
 
 def test_copy_is_made_of_a_live_file_where_what_is_staged_is_odd(pair: Pair, tmp_path: Path) -> None:
     """One source that cannot be opened hides no other."""
-    pair.put("old", b"same")
-    pair.backup()
-    pair.put("new", b"same")
-    pair.build_index()
-    run = pair.prepare()
+    run = pair.planned(old=b"same", new=(None, b"same"))
     pair.staged(md5(b"same")).unlink()
     pair.staged(md5(b"same")).symlink_to(tmp_path / "nowhere")
     assert pair.finish(run).outcomes == {"copied": 1}

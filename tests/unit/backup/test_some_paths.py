@@ -7,9 +7,7 @@ import os
 import pytest
 
 from airflow_mdbackup.scheme.backup.diff import format_changes
-from airflow_mdbackup.scheme.errors import (
-    IndexRefused,
-)
+from airflow_mdbackup.scheme.errors import IndexRefused
 from tests.guarantees.whatever_happens.soundness import check_sound
 from tests.pair import Pair
 
@@ -92,8 +90,7 @@ def test_a_run_of_some_paths_supersedes_none_of_all(pair: Pair) -> None:
     pair.backup()
     for name in ("in/one", "out/two"):
         pair.put(name, f"{name}, changed".encode())
-    pair.build_index()
-    whole = pair.prepare()
+    whole = pair.begin()
     pair.put("in/one", b"changed again")
     pair.backup(only=[pair.path("in")])
     assert not pair.finish(whole).superseded

@@ -16,7 +16,7 @@ from airflow_mdbackup.scheme.errors import ConnectionLost
 from airflow_mdbackup.scheme.transfer.sftp import Reader
 from tests.guarantees.transport.channels import OPEN, STAT, CutChannel
 from tests.pair import Pair, ServerProcess
-from tests.unit.backup.small_disk import MB, RESERVE, Disk, Watched, content_needed, planned, put_all
+from tests.unit.backup.small_disk import MB, RESERVE, Disk, Watched, content_needed, plan_run, put_all
 
 # --- the shards of a run ----------------------------------------------------------------------------
 
@@ -24,7 +24,7 @@ from tests.unit.backup.small_disk import MB, RESERVE, Disk, Watched, content_nee
 def test_the_first_shard_judges_for_all(pair: Pair, disk: Disk, asked: Counter[int]) -> None:
     """The second takes up the room that was found for both, though the first has filled a part of it."""
     put_all(pair, 8, MB)
-    run = planned(pair, shards=2, with_end=False)
+    run = plan_run(pair, shards=2, with_end=False)
     disk.leave(RESERVE + 9 * MB)
     pull(pair.mirror, run, 0, pair.connect)
     assert asked[STAT] == 8 and content_needed(run) == 8 * MB
@@ -37,7 +37,7 @@ def test_the_first_shard_judges_for_all(pair: Pair, disk: Disk, asked: Counter[i
 def test_what_does_not_fit_is_the_same_for_all_shards(pair: Pair, disk: Disk, asked: Counter[int]) -> None:
     """Of the second one all would fit, if it were alone."""
     put_all(pair, 8, MB)
-    run = planned(pair, shards=2)
+    run = plan_run(pair, shards=2)
     assert min(pair.plan.shards) > 0
     disk.leave(RESERVE + 7 * MB)
     outcomes = Counter[str]()
@@ -52,7 +52,7 @@ def test_shards_that_begin_at_once_wait_for_one_judgement(
 ) -> None:
     """It is made under a lock."""
     put_all(pair, 200, 100)
-    run = planned(pair, shards=4, with_end=False)
+    run = plan_run(pair, shards=4, with_end=False)
     disk.leave(RESERVE + 5 * MB)
     begin = threading.Barrier(4)
 
@@ -75,7 +75,7 @@ def test_a_retry_does_not_count_against_itself_what_it_has_staged(
 ) -> None:
     """Half of it is there, and the room that is left is for the other half."""
     put_all(pair, 10, MB)
-    run = planned(pair, with_end=False)
+    run = plan_run(pair, with_end=False)
     disk.leave(RESERVE + 11 * MB)
 
     def cut() -> Reader:
@@ -97,7 +97,7 @@ def test_a_connection_that_breaks_while_sizes_are_asked_for_leaves_no_judgement(
 ) -> None:
     """The retry asks again."""
     put_all(pair, 50, 10)
-    run = planned(pair, with_end=False)
+    run = plan_run(pair, with_end=False)
 
     def cut() -> Reader:
         server = ServerProcess()
@@ -119,7 +119,7 @@ def test_what_another_run_has_brought_needs_no_room(pair: Pair, disk: Disk, judg
     """In a backfill all runs may be planned before the first is committed; some have no room meanwhile."""
     put_all(pair, 4, 5 * MB)
     disk.leave(RESERVE + 50 * MB)
-    first, second = planned(pair), planned(pair)
+    first, second = plan_run(pair), plan_run(pair)
     if judged:
         disk.leave(RESERVE + MB)
         assert pair.pull(second, pair.plan)[0].outcomes == {"failed": 4}
@@ -138,7 +138,7 @@ def test_a_commit_while_room_is_judged_is_known_to_the_next_try(
     """Or else every retry would fail what another run has brought long since."""
     put_all(pair, 4, 5 * MB)
     disk.leave(RESERVE + 50 * MB)
-    first, second = planned(pair), planned(pair)
+    first, second = plan_run(pair), plan_run(pair)
     pair.pull(first, pair.plan)
     judge = space.check_free_space
 
@@ -160,7 +160,7 @@ def test_an_index_that_is_deleted_while_room_is_judged_stops_nothing(
     """As errors.md advises for a damaged one; what this run knew of it, it goes on to know."""
     put_all(pair, 4, 5 * MB)
     disk.leave(RESERVE + 50 * MB)
-    first, second = planned(pair), planned(pair)
+    first, second = plan_run(pair), plan_run(pair)
     pair.pull(first, pair.plan)
     pair.finish(first)
     judge = space.check_free_space

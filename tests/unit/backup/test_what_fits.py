@@ -17,7 +17,7 @@ from airflow_mdbackup.scheme.files.disk import Space
 from airflow_mdbackup.scheme.files.jsonl import read_header
 from tests.guarantees.transport.channels import OPEN, STAT
 from tests.pair import Pair
-from tests.unit.backup.small_disk import MB, RESERVE, Disk, planned, put_all
+from tests.unit.backup.small_disk import MB, RESERVE, Disk, plan_run, put_all
 
 
 def test_what_fits_comes_though_one_file_does_not(pair: Pair, disk: Disk, asked: Counter[int]) -> None:
@@ -25,7 +25,7 @@ def test_what_fits_comes_though_one_file_does_not(pair: Pair, disk: Disk, asked:
     put_all(pair, 3, 100_000)
     pair.put("image", os.urandom(5 * MB))
     disk.leave(RESERVE + 2 * MB)
-    run = planned(pair)
+    run = plan_run(pair)
     for looked_at in (4, 5):  # the second time is a retry, which only looks at the one that failed
         assert pair.pull(run, pair.plan)[0].outcomes == {"pulled": 3, "failed": 1}
         assert asked[STAT] == 4 + looked_at
@@ -34,7 +34,7 @@ def test_what_fits_comes_though_one_file_does_not(pair: Pair, disk: Disk, asked:
     assert summary.added == 3 and summary.failed == 1
     assert re.search(r"/image \(there is no room for its 5\.2 MB: free some, enlarge", summary.failures[0])
     disk.leave(RESERVE + 20 * MB)
-    run = planned(pair)
+    run = plan_run(pair)
     assert pair.pull(run, pair.plan)[0].outcomes == {"pulled": 1}
 
 
@@ -42,7 +42,7 @@ def test_a_retry_after_room_was_made_brings_what_had_none(pair: Pair, disk: Disk
     put_all(pair, 3, 100_000)
     pair.put("image", os.urandom(5 * MB))
     disk.leave(RESERVE + 2 * MB)
-    run = planned(pair)
+    run = plan_run(pair)
     assert pair.pull(run, pair.plan)[0].outcomes == {"pulled": 3, "failed": 1}
     disk.leave(RESERVE + 20 * MB)
     assert pair.pull(run, pair.plan)[0].outcomes == {"pulled": 4}
@@ -53,7 +53,7 @@ def test_a_run_without_any_room_comes_but_for_one_file_once_there_is_some(pair: 
     put_all(pair, 3, MB)
     pair.put("image", os.urandom(20 * MB))
     disk.leave(RESERVE - MB)
-    run = planned(pair)
+    run = plan_run(pair)
     assert pair.pull(run, pair.plan)[0].outcomes == {"failed": 4}
     disk.leave(RESERVE + 8 * MB)
     assert pair.pull(run, pair.plan)[0].outcomes == {"pulled": 3, "failed": 1}
@@ -65,7 +65,7 @@ def test_as_few_and_as_large_files_are_left_as_it_takes(pair: Pair, disk: Disk) 
         pair.put(name, random.Random(size).randbytes(size))
     put_all(pair, 8, MB // 2)
     disk.leave(RESERVE + 10 * MB)
-    run = planned(pair, shards=3)
+    run = plan_run(pair, shards=3)
     outcomes = sum((Counter(summary.outcomes) for summary in pair.pull(run, pair.plan)), Counter[str]())
     # Without `huge`, 11 MB are new; without `large`, 8 MB.
     assert outcomes == {"failed": 2, "pulled": 9, "copied": 1}
@@ -84,7 +84,7 @@ def test_a_run_that_brings_nothing_for_lack_of_room_forgets_all_the_same(pair: P
     pair.put("back", b"b" * 1000)
     pair.put("image", os.urandom(5 * MB))
     disk.leave(RESERVE + 2 * MB)
-    run = planned(pair)
+    run = plan_run(pair)
     assert pair.pull(run, pair.plan)[0].outcomes == {"adopted": 1, "failed": 1}
     summary = pair.finish(run)
     assert summary.forgotten == 3 and summary.outcomes == {"adopted": 1, "failed": 1}
@@ -94,11 +94,11 @@ def test_a_run_that_brings_nothing_for_lack_of_room_forgets_all_the_same(pair: P
 def test_what_an_earlier_run_has_staged_comes_though_one_file_does_not(pair: Pair, disk: Disk) -> None:
     """That run was killed before it was committed, and nothing else is to be transferred."""
     put_all(pair, 3, 100_000)
-    killed = planned(pair)
+    killed = plan_run(pair)
     pair.pull(killed, pair.plan)
     pair.put("image", os.urandom(5 * MB))
     disk.leave(RESERVE + 2 * MB)
-    run = planned(pair)
+    run = plan_run(pair)
     assert pair.pull(run, pair.plan)[0].outcomes == {"pulled": 3, "failed": 1}
     assert pair.finish(run).added == 3
 
@@ -114,7 +114,7 @@ def test_copies_that_share_blocks_come_though_one_file_does_not(
     monkeypatch.setattr(space, "shares_blocks", lambda directory: True)
     disk.leave(RESERVE + 20 * MB)  # since tmpfs does not really share
     disk.tell(f_bavail=(RESERVE + 2 * MB) // 4096, f_frsize=4096)
-    run = planned(pair)
+    run = plan_run(pair)
     assert pair.pull(run, pair.plan)[0].outcomes == {"copied": 2, "failed": 1}
     assert pair.finish(run).added == 2
 
@@ -129,7 +129,7 @@ def test_any_number_of_files_that_do_not_fit_leave_room_for_the_others(
         os.truncate(path, 64 << 10)
     pair.put("yours/letter", b"dear")
     disk.leave(RESERVE + 500 * (66 << 10))
-    run = planned(pair, shards=3)
+    run = plan_run(pair, shards=3)
     for _ in range(2):
         outcomes = sum((Counter(summary.outcomes) for summary in pair.pull(run, pair.plan)), Counter[str]())
         assert outcomes.total() == 1301 and 450 <= outcomes["pulled"] <= 501
@@ -145,7 +145,7 @@ def test_copies_of_one_small_file_by_the_thousand_leave_room_for_the_others(pair
         pair.put(f"theirs/{number:04}", b"t" * 4096)
     put_all(pair, 20, 4096, "yours/")
     disk.leave(RESERVE + 3 * MB)
-    run = planned(pair)
+    run = plan_run(pair)
     assert pair.pull(run, pair.plan)[0].outcomes == {"failed": 1000, "pulled": 20}
     assert pair.finish(run).added == 20
 
@@ -176,7 +176,7 @@ def test_a_file_that_is_larger_than_allowed_fails_alone_and_needs_no_room(
     pair.put("larger", os.urandom(size + 1))
     pair.put("as large", os.urandom(size))
     disk.leave(RESERVE + size + MB // 2)
-    run = planned(pair)
+    run = plan_run(pair)
     summary = pull(pair.mirror, run, 0, pair.connect, max_file_size=size)
     assert summary.outcomes == {"pulled": 1, "failed": 1}
     done = pair.finish(run)

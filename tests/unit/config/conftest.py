@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from airflow_mdbackup.config import (
-    Configuration,
-    load,
-)
+from airflow_mdbackup.config import Configuration, load
 from tests.unit.config.providers_file import MINIMAL
 
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from airflow_mdbackup.config import (
-    Configuration,
-    Provider,
-)
+from airflow_mdbackup.config import Configuration, Provider
 
 MINIMAL = "sftp_conn_id: web_backupop, source: /backups, dest: /srv/web"
 

@@ -9,10 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_mdbackup.config.bandwidth import BandwidthLimit, parse_bandwidth_limit
-from airflow_mdbackup.scheme.common.units import (
-    parse_rate,
-    write_size,
-)
+from airflow_mdbackup.scheme.common.units import parse_rate, write_size
 from tests.unit.config.providers_file import MINIMAL, one
 
 
@@ -46,7 +43,6 @@ def test_a_rate_that_is_written_out_reads_as_the_same_again(rate):
 
 
 DAY = '{rate: 5MB, from: "08:00", to: "18:30"}'
-
 NIGHT = '{rate: 80MB, from: "22:00", to: "06:00"}'
 
 

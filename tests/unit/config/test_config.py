@@ -12,10 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from airflow_mdbackup.config import (
-    load,
-    providers_file,
-)
+from airflow_mdbackup.config import load, providers_file
 from tests.unit.config.providers_file import MINIMAL, one
 
 # What is accepted

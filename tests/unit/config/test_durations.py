@@ -8,10 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_mdbackup.scheme.common.units import (
-    parse_duration,
-    write_duration,
-)
+from airflow_mdbackup.scheme.common.units import parse_duration, write_duration
 from tests.unit.config.providers_file import one_with
 
 

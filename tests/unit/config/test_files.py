@@ -9,13 +9,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_mdbackup.config import (
-    Configuration,
-    ConfigurationError,
-    Provider,
-    load,
-    raise_for_problems,
-)
+from airflow_mdbackup.config import Configuration, ConfigurationError, Provider, load, raise_for_problems
 from tests.unit.config.providers_file import MINIMAL, names, one
 
 # One fault stops no other provider
@@ -144,9 +138,7 @@ def test_no_content_makes_load_raise(tmp_path_factory, content):
 
 
 KEYS = st.sampled_from([*Provider.model_fields, "share", "number", "above", "other"])
-
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.dates() | st.binary()
-
 VALUES = st.recursive(
     SCALARS,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS | SCALARS, inner, max_size=3),

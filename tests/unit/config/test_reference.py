@@ -6,10 +6,7 @@ import re
 
 import yaml
 
-from airflow_mdbackup.config import (
-    Provider,
-    load,
-)
+from airflow_mdbackup.config import Provider, load
 from demo import generate_docs
 from tests.unit.config.providers_file import one
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from airflow_mdbackup.config import (
-    load,
-)
+from airflow_mdbackup.config import load
 from airflow_mdbackup.config.schedule import Assets, Timetable
 from tests.unit.config.providers_file import MINIMAL, one, one_with
 

@@ -6,9 +6,7 @@ from fractions import Fraction
 
 import pytest
 
-from airflow_mdbackup.scheme.common.units import (
-    parse_fraction,
-)
+from airflow_mdbackup.scheme.common.units import parse_fraction
 from tests.unit.config.providers_file import one_with
 
 

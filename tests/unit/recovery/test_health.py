@@ -255,8 +255,7 @@ def test_a_run_in_progress_is_not_reported_as_failed(
     """A task of it holds a lock; shards share theirs. Between two tasks this cannot be known here."""
     pair.put("one", b"1")
     pair.backup()
-    pair.build_index()
-    run = pair.prepare()
+    run = pair.begin()
     with run.lock("a step", "srv1", shared=shared):
         first, line = told_of(pair, capsys).splitlines()
         assert first == "1 of 1 backups good"
@@ -270,8 +269,7 @@ def test_a_run_in_progress_is_not_reported_as_failed(
 def test_a_run_older_than_the_last_commit_is_not_reported(pair: Pair) -> None:
     """Nor is a damaged run, or what is not one; and reading changes nothing."""
     pair.put("one", b"1")
-    pair.build_index()
-    pair.prepare()
+    pair.begin()
     pair.backup()
     assert check_health(pair.mirror, None, datetime.now(UTC)).unfinished is None
     run = pair.prepare()

@@ -81,8 +81,7 @@ def test_a_version_stays_of_each_commit_of_a_run_that_was_cleared(
     pair.backup()
     for name in ("first", "second"):
         pair.put(name, b"B " + name.encode())
-    pair.build_index()
-    run = pair.prepare()
+    run = pair.begin()
     pair.archive(run)
     with monkeypatch.context() as patch:
         put = Tree.put

@@ -36,8 +36,7 @@ def test_restore_works_while_a_commit_is_cut_off_at_any_step(
     shutil.rmtree(os.path.dirname(pair.path("x/y")), ignore_errors=True)
     os.unlink(pair.path("new"))
     pair.put("new/is a directory", b"now")
-    pair.build_index()
-    run = pair.prepare()
+    run = pair.begin()
     target = tmp_path / "target"
     for _ in crashes(pair, lambda: pair.finish(pair.mirror.run(run.run_id))):
         if len(commits(pair.mirror)) == 2:
