@@ -15,9 +15,8 @@ from hypothesis import strategies as st
 
 from airflow_mdbackup.scheme.common.times import NoSuchTime, format_time, parse_time, stamp_of
 from tests.pair import Pair
+from tests.unit.common.present import NOW
 from tests.unit.recovery.somebody import mdbackup
-
-NOW = datetime(2026, 11, 28, 15, 30, tzinfo=UTC)
 
 
 @pytest.mark.parametrize(

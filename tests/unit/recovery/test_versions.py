@@ -11,8 +11,8 @@ from typing import Any
 from airflow_mdbackup.scheme.common.times import format_time
 from airflow_mdbackup.scheme.store.version_names import stamp_of_file
 from tests.pair import Pair
+from tests.unit.recovery.damage import rot
 from tests.unit.recovery.somebody import mdbackup, two_runs
-from tests.unit.recovery.test_verify import rot
 
 
 def versions(pair: Pair, *words: str) -> str:
