@@ -23,6 +23,8 @@ import pytest
 from tests.isolation import Scratch, isolate_process, may_isolate, remove
 
 pytest_plugins = ["tests.pair"]
+# Helpers beside the tests tell of what they compared too, when that fails.
+pytest.register_assert_rewrite("tests.guarantees", "tests.integration", "tests.unit")
 
 _scratch = Scratch()
 _exit_status: int = pytest.ExitCode.OK

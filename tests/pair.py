@@ -37,6 +37,10 @@ if TYPE_CHECKING:
 SFTP_SERVER = "/usr/lib/openssh/sftp-server"
 
 
+def md5(content: bytes) -> bytes:
+    return hashlib.md5(content).hexdigest().encode()
+
+
 class ServerProcess:
     """OpenSSH's own sftp-server on a socket, read-only, cut down as the account of a provider is."""
 
@@ -146,6 +150,29 @@ class Pair:
         self.plan = self.diff(run, **options)
         self.pull(run, self.plan)
         return run
+
+    def begin(self, **options: object) -> Run:
+        """Prepare a run with A as it is now."""
+        self.build_index()
+        return self.prepare(**options)
+
+    def planned(self, **files: bytes | tuple[bytes | None, bytes | None]) -> Run:
+        """Back up files as they were, and prepare a run with them as they are now.
+
+        :param files: by name, what each held and holds, None being no file; or one content that stays.
+        """
+        states = {name: held if isinstance(held, tuple) else (held, held) for name, held in files.items()}
+        before = {name: old for name, (old, _) in states.items() if old is not None}
+        for name, content in before.items():
+            self.put(name, content)
+        if before:
+            self.backup()
+        for name, (old, content) in states.items():
+            if content is None:
+                os.unlink(self.path(name))
+            elif content != old:
+                self.put(name, content)
+        return self.begin()
 
     def archive(self, run: Run) -> ArchiveSummary:
         return archive(self.mirror, run)

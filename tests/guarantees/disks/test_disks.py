@@ -1,4 +1,4 @@
-"""The disk of the consumer fills up, fails, is read-only, or is not there, at every step of a run."""
+"""The disk of the consumer fills up, fails or is read-only, at every step of a run."""
 
 from __future__ import annotations
 
@@ -6,13 +6,8 @@ import errno
 import fcntl
 import gc
 import os
-import pwd
-import re
 import resource
-import shutil
 import signal
-import socket
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,120 +15,28 @@ from typing import Any
 
 import pytest
 
-from airflow_mdbackup.cli.main import main
-from airflow_mdbackup.scheme.backup.pull import pull
 from airflow_mdbackup.scheme.errors import (
     DestinationBroken,
     DestinationFull,
     DestinationRefused,
-    RunIncomplete,
     WorkerExhausted,
 )
 from airflow_mdbackup.scheme.files import syscalls as syscalls_module
 from airflow_mdbackup.scheme.files import tree as tree_module
-from airflow_mdbackup.scheme.history.changes import commits
 from airflow_mdbackup.scheme.recovery.restore import RestoreOutcome, restore
 from airflow_mdbackup.scheme.recovery.selection import Selection
 from airflow_mdbackup.scheme.recovery.state import state_of
 from airflow_mdbackup.scheme.store.mirror import Mirror
 from airflow_mdbackup.scheme.store.run import Run
-from airflow_mdbackup.scheme.transfer.rate_limit import RateLimiter
-from tests.guarantees.crash.crash import in_a_child
-from tests.guarantees.disks.filesystems import (
-    MB,
-    ThinDisk,
-    image_of,
-    mount_again,
-    mounted,
-    remount,
-    run,
-    thin_disk,
-)
-from tests.guarantees.whatever_happens.soundness import check_sound, contents_of
+from tests.guarantees.disks.filesystems import MB, ThinDisk, mount_again, mounted, remount, run, thin_disk
+from tests.guarantees.disks.scene import STEPS, Scene, check_words, pair_at
+from tests.guarantees.whatever_happens.soundness import check_sound
 from tests.pair import Pair
 from tests.torture import Cases, scaled
 
 pytestmark = pytest.mark.real_disk
 guarantee = pytest.mark.guarantee("4. Disks that fail")
 only_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
-
-STEPS = ("fetch", "diff", "pull", "archive", "commit")
-
-
-@pytest.fixture(autouse=True)
-def no_reserve(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let runs begin on disks of a few megabytes."""
-    monkeypatch.setattr("airflow_mdbackup.scheme.backup.free_space._RESERVE", 0)
-
-
-@contextmanager
-def pair_at(folder: Path) -> Iterator[Pair]:
-    folder.mkdir(exist_ok=True)
-    pair = Pair(folder)
-    try:
-        yield pair
-    finally:
-        for server in pair.servers:
-            server.stop()
-
-
-class Scene:
-    """A run with every kind of entry, on a backup that is there already."""
-
-    def __init__(self, pair: Pair) -> None:
-        self.pair = pair
-        for name in ("changed", "large", "twin", "dir/file", "moved", "gone", "same"):
-            pair.put(name, name.encode() * 3000)
-        pair.backup()
-        self.before = contents_of(pair)
-        pair.put("changed", b"new " * 5000)
-        pair.put("large", os.urandom(300_000))
-        pair.put("twin", b"twin" * 2000)
-        pair.put("twin2", b"twin" * 2000)
-        shutil.rmtree(pair.a / "dir")
-        pair.put("dir", b"a file now " * 1000)
-        os.rename(pair.path("moved"), pair.path("moved2"))
-        os.unlink(pair.path("gone"))
-        pair.build_index()
-        self.run = pair.new_run()
-
-    def act(self, step: str) -> None:
-        pair, run = self.pair, self.run
-        if step == "fetch":
-            pair.fetch(run)
-        elif step == "diff":
-            pair.diff(run)
-        elif step == "pull":
-            pull(pair.mirror, run, 0, pair.connect)
-        elif step == "archive":
-            pair.archive(run)
-        elif not pair.commit(run).superseded:
-            # What could not be pulled fails the run, as the operator of this step has it.
-            pair.outcome.raise_for_failures("srv1")
-
-    def forward(self, before: str) -> None:
-        for step in STEPS[: STEPS.index(before)]:
-            self.act(step)
-
-    def rest(self, after: str) -> None:
-        for step in STEPS[STEPS.index(after) :]:
-            self.act(step)
-
-    def check(self) -> None:
-        """Nothing was lost, and nothing that is not there is claimed."""
-        assert self.before <= contents_of(self.pair), "bytes are lost"
-        check_sound(self.pair)
-
-    def check_end(self) -> None:
-        self.check()
-        assert self.pair.index_b() == self.pair.index_a()
-
-
-def check_words(told: BaseException, pair: Pair, *words: str) -> None:
-    """Make sure that a message names provider, host and path, and says what to do."""
-    assert isinstance(told.__cause__, OSError)
-    for word in ("srv1", socket.gethostname(), str(pair.mirror.dest), *words):
-        assert word in str(told), f"{word!r} is not in {told}"
 
 
 # --- what it has not, though it took it --------------------------------------------------------------
@@ -427,8 +330,7 @@ def changed_files(pair: Pair) -> Run:
             pair.put(name, content + name.encode())
         if content == b"old ":
             pair.backup()
-    pair.build_index()
-    return pair.prepare()
+    return pair.begin()
 
 
 @only_root
@@ -498,171 +400,7 @@ def test_an_error_of_a_disk_on_the_net_fails_no_file_but_stops_the_step(
         assert pair.versions("a") == [b"old a"] and pair.versions("d") == [b"old d"]
 
 
-# --- somebody else's --------------------------------------------------------------------------------
-
-NOBODY = 65534
-
-
-@contextmanager
-def pair_of_nobody() -> Iterator[Pair]:
-    """A pair all of whose files belong to nobody in particular, who can get at them."""
-    with tempfile.TemporaryDirectory(prefix="pair-") as folder:
-        os.chmod(folder, 0o755)
-        with pair_at(Path(folder)) as pair:
-            yield pair
-
-
-def give(*paths: Path, to: int = NOBODY) -> None:
-    for path in paths:
-        os.chown(path, to, to, follow_symlinks=False)
-
-
-NOT_NEEDED = [
-    *((".mdbackup/runs/*", "fetch"), (".mdbackup/lock", "fetch"), (".mdbackup/lock", "pull")),
-    *(("index.md5", "fetch"), ("index.md5", "pull"), ("index.md5", "archive")),
-]
-
-
-def as_nobody(act: Callable[[], object]) -> None:
-    def act_so() -> None:
-        os.setresgid(NOBODY, NOBODY, NOBODY)
-        os.setresuid(NOBODY, NOBODY, NOBODY)
-        act()
-
-    in_a_child(act_so)
-
-
-@only_root
-@guarantee
-@pytest.mark.parametrize("step", STEPS)
-@pytest.mark.parametrize("of_root", ["", ".mdbackup", ".mdbackup/runs/*", ".mdbackup/lock", "index.md5"])
-def test_a_dest_of_somebody_else_is_refused_with_the_command_that_mends_it(
-    cases: Cases, of_root: str, step: str
-) -> None:
-    """In words in any step that needs it, and nothing is changed; when it is given back, the step goes on."""
-    with pair_of_nobody() as pair, cases.one():
-        scene = Scene(pair)
-        scene.forward(before=step)
-        folder = pair.mirror.dest.parent
-        give(folder, *folder.rglob("*"))
-        taken = list(pair.mirror.dest.glob(of_root)) if of_root else [pair.mirror.dest]
-        modes = [path.stat().st_mode for path in taken]
-        give(*taken, to=0)
-        for path in taken:
-            path.chmod(0o700 if path.is_dir() else 0o600)
-
-        def act() -> None:
-            try:
-                scene.act(step)
-            except DestinationRefused as told:
-                user = pwd.getpwuid(NOBODY).pw_name
-                give_back = f"As root: chown -R {user} {pair.mirror.dest}"
-                check_words(told, pair, f"cannot be used by {user}", give_back)
-            else:
-                assert (of_root, step) in NOT_NEEDED
-
-        as_nobody(act)
-        scene.check()
-        give(*taken)
-        for path, mode in zip(taken, modes, strict=True):
-            path.chmod(mode & 0o7777)
-        as_nobody(lambda: scene.rest(after=step))
-        scene.check_end()
-
-
-@only_root
-@guarantee
-def test_a_new_dest_in_a_directory_of_somebody_else_is_refused_with_the_command_that_makes_it(
-    cases: Cases,
-) -> None:
-    """The most frequent mistake of a first run."""
-    with pair_of_nobody() as pair, cases.one():
-
-        def act() -> None:
-            with pytest.raises(DestinationRefused) as told:
-                pair.mirror.claim()
-            user = pwd.getpwuid(NOBODY).pw_name
-            check_words(told.value, pair, f"As root: install -d -o {user} -m 700 {pair.mirror.dest}")
-
-        as_nobody(act)
-        assert not pair.mirror.dest.exists()
-
-
-@only_root
-@guarantee
-def test_files_in_a_directory_of_somebody_else_fail_alone(cases: Cases) -> None:
-    """Within the mirror; all others arrive, and these do when it is given back."""
-    with pair_of_nobody() as pair, cases.one():
-        for name in ("a", "d/b", "e"):
-            pair.put(name, b"old " + name.encode())
-        pair.backup()
-        for name in ("a", "d/b", "d/c", "e"):
-            os.chmod(pair.put(name, b"new " + name.encode()), 0o644)
-        folder = pair.mirror.dest.parent
-        give(folder, *folder.rglob("*"))
-        give(pair.live("d"), to=0)
-        pair.live("d").chmod(0o700)
-
-        def act() -> None:
-            summary = pair.backup()
-            assert summary.outcomes == {"pulled": 2, "failed": 2}
-            assert all("Permission denied on this side" in failure for failure in summary.failures)
-
-        as_nobody(act)
-        check_sound(pair)
-        give(pair.live("d"))
-        as_nobody(pair.backup)
-        assert pair.index_b() == pair.index_a()
-        assert pair.versions("d/b") == [b"old d/b"]
-
-
 # --- too many open files ----------------------------------------------------------------------------
-
-
-@only_root
-@pytest.mark.parametrize(
-    "words",
-    [
-        ["verify", "--limit", "1GB"],
-        ["verify", "--fraction", "1/2"],
-        ["forget", "*"],
-        ["rebuild"],
-        ["prune", "--keep-last", "1", "--yes"],
-    ],
-)
-def test_what_a_command_of_root_makes_in_a_dest_belongs_to_its_owner(words: list[str]) -> None:
-    """Or else the tasks cannot use it afterwards, as they use the file that keeps a limit."""
-    with pair_of_nobody() as pair:
-        for content in (b"1", b"2", b"3"):
-            os.chmod(pair.put("file", content), 0o644)
-            pair.backup()
-        if words == ["rebuild"]:
-            commits(pair.mirror)[1].unlink()
-        folder = pair.mirror.dest.parent
-        give(folder, *folder.rglob("*"))
-        before = os.umask(0o077)
-        try:
-            assert main([*words, "--dest", str(pair.mirror.dest)]) == 0
-        finally:
-            os.umask(before)
-        assert [path for path in folder.rglob("*") if path.stat().st_uid != NOBODY] == []
-        os.chmod(pair.put("file", b"4"), 0o644)
-        pair.build_index()
-        as_nobody(lambda: pair.finish(pair.prepare()))
-        as_nobody(lambda: main(["verify", "--limit", "1GB", "--dest", str(pair.mirror.dest)]) and os._exit(1))
-        assert pair.live("file").read_bytes() == b"4"
-
-
-@only_root
-def test_a_file_that_is_linked_into_a_dest_is_not_given_away(tmp_path: Path) -> None:
-    """Who owns the directory might have linked root's file there."""
-    secret, linked = tmp_path / "secret", tmp_path / "of nobody" / "verifying"
-    secret.write_bytes(b"")
-    linked.parent.mkdir()
-    os.link(secret, linked)
-    give(linked.parent)
-    RateLimiter(linked, lambda: 10**9)(1)
-    assert secret.stat().st_uid == 0
 
 
 @only_root
@@ -704,84 +442,3 @@ def free_descriptors(left: int) -> int:
         number += 1
         left -= number not in taken
     return number
-
-
-# --- the mount that is missing ----------------------------------------------------------------------
-
-
-@only_root
-@guarantee
-@pytest.mark.parametrize("below", ["", "srv1"], ids=["dest is the mount point", "dest lies below it"])
-def test_a_dest_whose_disk_is_not_mounted_is_never_taken_for_a_new_one(
-    tmp_path: Path, cases: Cases, below: str
-) -> None:
-    """Airflow knows of a good run, or `mount` says it outright. Nothing is made in the empty mount point."""
-    disk = tmp_path / "disk"
-    with pair_at(tmp_path) as pair:
-        pair.mirror = Mirror(disk / below, "srv1")
-        pair.put("alpha", b"one")
-        with mounted("ext4", disk, 16 * MB):
-            pair.mirror.claim(mount=str(disk))
-            pair.backup()
-            began = pair.new_run()
-            pair.fetch(began)
-            pair.diff(began)
-        with cases.one():
-            with pytest.raises(
-                DestinationRefused, match=f"srv1: .*{re.escape(socket.gethostname())} has no backup"
-            ):
-                pair.mirror.claim(known=True)
-            assert list(disk.iterdir()) == []
-        with cases.one():
-            with pytest.raises(DestinationRefused, match=r"is not a mount point.*Mount the disk"):
-                pair.mirror.claim(mount=str(disk))
-            assert list(disk.iterdir()) == []
-        later: list[Callable[[], Any]] = [
-            pair.mirror.check,
-            lambda: pair.diff(began),
-            lambda: pair.pull(began, pair.plan),
-            lambda: pair.archive(began),
-            lambda: pair.commit(began),
-        ]
-        for act in later:
-            with cases.one():
-                with pytest.raises((DestinationRefused, RunIncomplete)):
-                    act()
-                assert list(disk.iterdir()) == []
-        run("mount", "-o", "loop", str(image_of(disk)), str(disk))
-        try:
-            with cases.one():
-                pair.mirror.claim(known=True, mount=str(disk))
-                assert pair.index_b() == pair.index_a()
-        finally:
-            run("umount", str(disk))
-
-
-@only_root
-@guarantee
-def test_a_disk_of_another_kind_in_the_place_of_the_right_one_is_refused(
-    tmp_path: Path, cases: Cases
-) -> None:
-    """It is mounted, and empty; or it lost its marker."""
-    with pair_at(tmp_path) as pair, mounted("tmpfs", pair.mirror.dest, MB):
-        with cases.one(), pytest.raises(DestinationRefused, match="has no backup, but one succeeded before"):
-            pair.mirror.claim(known=True, mount=str(pair.mirror.dest))
-        assert list(pair.mirror.dest.iterdir()) == []
-        pair.put("alpha", b"one")
-        pair.backup()
-        (pair.mirror.dest / ".mdbackup" / "provider-id").unlink()
-        for known in (True, False):
-            with cases.one(), pytest.raises(DestinationRefused):
-                pair.mirror.claim(known=known)
-        assert pair.index_b() == pair.index_a()
-
-
-@only_root
-def test_a_disk_that_goes_away_within_a_step_is_told_as_such(tmp_path: Path) -> None:
-    """What is missing then is the marker."""
-    with pair_at(tmp_path) as pair:
-        with mounted("tmpfs", pair.mirror.dest, MB):
-            pair.mirror.claim()
-        missing = pytest.raises(DestinationRefused, match=r"holds no backup .*Is the disk not mounted")
-        with missing, pair.mirror.translate_os_errors(), pair.mirror.lock("test"):
-            pass

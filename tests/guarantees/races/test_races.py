@@ -206,9 +206,7 @@ def test_run_whose_directory_goes_while_a_task_waits_for_it_begins_anew(
     pair: Pair, tmp_path: Path, cases: Cases
 ) -> None:
     """Where there is nothing to begin with, the task says what to clear."""
-    pair.put("a", b"1")
-    pair.build_index()
-    run = pair.prepare()
+    run = pair.planned(a=(None, b"1"))
 
     def take_away(held: Path) -> None:
         with run.lock("test", "srv1"):

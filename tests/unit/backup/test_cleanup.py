@@ -54,11 +54,7 @@ def test_runs_that_can_only_be_superseded_go_by_age(pair: Pair) -> None:
 
 def test_what_a_run_archived_in_vain_is_taken_back_with_it(pair: Pair) -> None:
     """No version stays behind that no history tells of."""
-    pair.put("alpha", b"1")
-    pair.backup()
-    pair.put("alpha", b"2")
-    pair.build_index()
-    forgotten = pair.prepare()
+    forgotten = pair.planned(alpha=(b"1", b"2"))
     pair.archive(forgotten)
     assert len(pair.versions("alpha")) == 1
     pair.put("alpha", b"1")
@@ -100,8 +96,7 @@ def test_old_run_directories_go_by_size(pair: Pair, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(clean_module, "_MIN_SIZE", 0)
     for number in range(4):
         pair.put("alpha", b"%d" % number)
-        pair.build_index()
-        run = pair.prepare()
+        run = pair.begin()
         (run.folder / "large").write_bytes(bytes(100_000))
         pair.finish(run)
         assert list(run.folder.parent.iterdir()) == [run.folder]
@@ -126,8 +121,7 @@ def test_what_a_run_of_many_days_has_staged_stays(pair: Pair, monkeypatch: pytes
     """Though another run, limited to some paths, is committed meanwhile, and clears away."""
     for name in ("one", "two", "side"):
         pair.put(name, name.encode())
-    pair.build_index()
-    run = pair.prepare()
+    run = pair.begin()
     side = pair.prepare(only=[pair.path("side")])
     now = time.time()
     with monkeypatch.context() as patch:
@@ -164,8 +158,7 @@ def test_run_whose_tasks_were_cleared_is_not_taken_away_under_them(
     """Neither while one of them works, nor between two of them."""
     monkeypatch.setattr(clean_module, "_MAX_RUNS", 0)
     pair.put("alpha", b"one")
-    pair.build_index()
-    run = pair.prepare()
+    run = pair.begin()
     pair.finish(run)
     with run.lock("pull_changed", "srv1", shared=True):
         pair.backup()
@@ -188,11 +181,7 @@ def test_versions_stay_when_taking_a_run_away_was_cut_off(
     """A kill may leave what it archived, and not whose it was; history may tell of these versions."""
     monkeypatch.setattr(clean_module, "_MAX_RUNS", 0)
     monkeypatch.setattr(clean_module, "_MAX_AGE", -1.0)
-    pair.put("alpha", b"one")
-    pair.backup()
-    pair.put("alpha", b"two")
-    pair.build_index()
-    run = pair.prepare()
+    run = pair.planned(alpha=(b"one", b"two"))
     pair.finish(run)
     run.state.unlink()
     pair.put("alpha", b"one")
@@ -211,8 +200,7 @@ def test_a_version_that_two_runs_archived_under_one_stamp_stays(
         ahead.setattr(mirror_module, "now_stamp", lambda: "20990101T000000.000000Z")
         pair.backup()
     pair.put("alpha", b"two")
-    pair.build_index()
-    forgotten = pair.prepare()
+    forgotten = pair.begin()
     pair.archive(forgotten)
     pair.put("alpha", b"three")
     pair.backup()
@@ -265,9 +253,7 @@ def test_task_that_waits_for_a_run_while_it_is_taken_away_is_told_so(
     pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It finds all of the run's files, or none."""
-    pair.put("alpha", b"one")
-    pair.build_index()
-    run = pair.prepare()
+    run = pair.planned(alpha=(None, b"one"))
     pair.finish(run)
     monkeypatch.setattr(clean_module, "_MAX_RUNS", 0)
     seen: list[object] = []
@@ -289,9 +275,7 @@ def test_task_that_waits_for_a_run_while_it_is_taken_away_is_told_so(
 
 def test_what_is_left_of_a_run_that_was_being_taken_away_goes(pair: Pair) -> None:
     """A kill may come at any time."""
-    pair.put("alpha", b"one")
-    pair.build_index()
-    run = pair.prepare()
+    run = pair.planned(alpha=(None, b"one"))
     pair.finish(run)
     run.remove()
     runs = run.folder.parent

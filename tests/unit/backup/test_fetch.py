@@ -206,9 +206,7 @@ def test_a_connection_that_breaks_leaves_no_index(pair: Pair) -> None:
 
 def test_fetching_again_takes_back_an_older_plan(pair: Pair) -> None:
     """So that a run can never commit a plan that was made of another index."""
-    pair.put("alpha", b"1")
-    pair.build_index()
-    run = pair.prepare()
+    run = pair.planned(alpha=(None, b"1"))
     assert run.plan.exists()
     index_file(pair).write_bytes(b"nonsense\n")
     with pytest.raises(IndexRefused):
@@ -233,11 +231,7 @@ def test_a_try_that_was_thought_dead_takes_nothing_from_its_retry(pair: Pair) ->
 
 def test_a_plan_that_was_thought_dead_takes_nothing_from_its_retry(pair: Pair) -> None:
     """Another run may have been committed meanwhile, so that it would be another plan."""
-    pair.put("alpha", b"1")
-    pair.backup()
-    pair.put("alpha", b"2")
-    pair.build_index()
-    other = pair.prepare()
+    other = pair.planned(alpha=(b"1", b"2"))
     pair.put("alpha", b"3")
     pair.build_index()
     run = pair.new_run()
@@ -281,9 +275,7 @@ def test_of_an_index_that_is_refused_no_later_step_can_make_use(
 
 def test_an_index_that_was_altered_after_the_fetch_is_refused(pair: Pair) -> None:
     """Later steps trust the file by its digest alone."""
-    pair.put("alpha", b"1")
-    pair.build_index()
-    run = pair.prepare()
+    run = pair.planned(alpha=(None, b"1"))
     run.index.write_bytes(b"%s  /evil\n" % EMPTY + END)
     with pytest.raises(IndexRefused, match="not the file that fetch_index wrote"):
         pair.diff(run)

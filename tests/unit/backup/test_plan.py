@@ -72,11 +72,7 @@ def test_plan_tells_what_the_next_run_does_and_changes_nothing(pair: Pair, termi
 
 def test_plan_says_that_a_commit_is_not_finished_and_leaves_it(pair: Pair, terminal: Terminal) -> None:
     """It compares with what was there before that."""
-    pair.put("a", b"1")
-    pair.backup()
-    pair.put("a", b"2")
-    pair.build_index()
-    run = pair.prepare()
+    run = pair.planned(a=(b"1", b"2"))
     pair.archive(run)
     number = 1
     while not any(pending(pair.mirror)) or pair.index_b():  # until the index lacks what is being replaced

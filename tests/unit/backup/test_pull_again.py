@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import logging
 import os
 import re
@@ -34,11 +33,7 @@ from airflow_mdbackup.scheme.transfer import sftp as sftp_module
 from airflow_mdbackup.scheme.transfer.sftp import Reader
 from airflow_mdbackup.scheme.transfer.sftp_files import Wanted
 from tests.guarantees.transport.channels import ATTRS, FAILURE, CutChannel, ScriptedServer, packet, status
-from tests.pair import Pair, ServerProcess
-
-
-def md5(content: bytes) -> bytes:
-    return hashlib.md5(content).hexdigest().encode()
+from tests.pair import Pair, ServerProcess, md5
 
 
 def planned(pair: Pair) -> Run:
@@ -431,11 +426,7 @@ def test_beginning_that_is_not_ours_fails_its_file_alone(pair: Pair, tmp_path: P
 
 def test_copy_is_made_of_a_live_file_where_what_is_staged_is_odd(pair: Pair, tmp_path: Path) -> None:
     """One source that cannot be opened hides no other."""
-    pair.put("old", b"same")
-    pair.backup()
-    pair.put("new", b"same")
-    pair.build_index()
-    run = pair.prepare()
+    run = pair.planned(old=b"same", new=(None, b"same"))
     pair.staged(md5(b"same")).unlink()
     pair.staged(md5(b"same")).symlink_to(tmp_path / "nowhere")
     assert pair.finish(run).outcomes == {"copied": 1}

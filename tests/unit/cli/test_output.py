@@ -18,7 +18,7 @@ from airflow_mdbackup.scheme.history.timeline import Timeline
 from airflow_mdbackup.scheme.recovery.prune import KeepRules, PruneOutcome, pruning
 from airflow_mdbackup.scheme.recovery.selection import Selection
 from tests.pair import Pair
-from tests.unit.recovery.test_verify import rot
+from tests.unit.recovery.damage import rot
 
 FULL = "standard output cannot be written: No space left on device"
 MANY = 3000  # paths whose listing is more than a pipe holds

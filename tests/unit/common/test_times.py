@@ -15,9 +15,8 @@ from hypothesis import strategies as st
 
 from airflow_mdbackup.scheme.common.times import NoSuchTime, format_time, parse_time, stamp_of
 from tests.pair import Pair
-from tests.unit.recovery.test_restore import mdbackup
-
-NOW = datetime(2026, 11, 28, 15, 30, tzinfo=UTC)
+from tests.unit.common.present import NOW
+from tests.unit.recovery.somebody import mdbackup
 
 
 @pytest.mark.parametrize(

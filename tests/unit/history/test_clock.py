@@ -31,7 +31,7 @@ from tests.guarantees.crash.crash import crash_at
 from tests.guarantees.whatever_happens.soundness import check_sound
 from tests.pair import Pair
 from tests.torture import scaled
-from tests.unit.recovery.test_restore import mdbackup
+from tests.unit.recovery.somebody import mdbackup
 
 NOW = datetime.now(UTC)
 AHEAD, DEAD = datetime(2099, 1, 1, tzinfo=UTC), datetime(1970, 1, 1, tzinfo=UTC)
@@ -160,8 +160,7 @@ def test_a_run_that_commits_nothing_leaves_no_trace_of_its_clock(pair: Pair, set
     runs_at(pair, set_clock, ago(5))
     set_clock(AHEAD)
     pair.put("file", b"new")
-    pair.build_index()
-    run = pair.prepare()
+    run = pair.begin()
     pair.archive(run)
     set_clock(NOW)
     assert pair.mirror.next_stamp() == stamp_of(NOW)
@@ -262,8 +261,7 @@ def archive_killed_at(number: int, pair: Pair, set_clock: SetClock) -> tuple[Run
     set_clock(datetime.now(UTC))
     for name in ("a", "b"):
         pair.put(name, os.urandom(8))
-    pair.build_index()
-    run = pair.prepare()
+    run = pair.begin()
     set_clock(AHEAD)
     killed = crash_at(number, partial(pair.archive, run))
     set_clock(datetime.now(UTC))

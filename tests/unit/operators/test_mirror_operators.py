@@ -22,8 +22,8 @@ from airflow_mdbackup.scheme.history.forget import forget
 from airflow_mdbackup.scheme.recovery.rebuild_history import rebuild
 from airflow_mdbackup.scheme.recovery.restore_target import resolve_target
 from tests.pair import Pair
-from tests.unit.recovery.test_restore import two_runs
-from tests.unit.recovery.test_verify import rot
+from tests.unit.recovery.damage import rot
+from tests.unit.recovery.somebody import two_runs
 
 
 class Log:

@@ -1,93 +1,35 @@
-"""What pruning deletes and what it keeps, compared with what was there; and what is reported."""
+"""What pruning deletes and what it keeps, compared with what was there."""
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Callable, Iterable
-from functools import partial
 from itertools import count
 from pathlib import Path
 
 import pytest
 
-from airflow_mdbackup.cli.main import main
 from airflow_mdbackup.scheme.errors import DestinationBusy, DestinationFull
 from airflow_mdbackup.scheme.files.disk import free_space
-from airflow_mdbackup.scheme.history.changes import Change, ChangeKind, commits, pending
+from airflow_mdbackup.scheme.history.changes import Change, commits, pending
 from airflow_mdbackup.scheme.history.journal import Transaction
-from airflow_mdbackup.scheme.history.replay import FileVersion
 from airflow_mdbackup.scheme.history.timeline import Timeline
-from airflow_mdbackup.scheme.history.usage import DiskUsage, stored_totals
 from airflow_mdbackup.scheme.recovery import prune as prune_module
-from airflow_mdbackup.scheme.recovery.health import check_health
-from airflow_mdbackup.scheme.recovery.prune import KeepRules, PrunableVersion, PruneOutcome, pruning
+from airflow_mdbackup.scheme.recovery.prune import KeepRules, PruneOutcome
 from airflow_mdbackup.scheme.recovery.restore import RestoreOutcome, restore
-from airflow_mdbackup.scheme.recovery.selection import Selection
-from airflow_mdbackup.scheme.recovery.verify import Verification, VerifyOutcome, verify
+from airflow_mdbackup.scheme.recovery.verify import VerifyOutcome, verify
 from airflow_mdbackup.scheme.store.mirror import Mirror
-from airflow_mdbackup.scheme.takeover.import_versions import import_versions
-from airflow_mdbackup.scheme.takeover.survey import SourceTree
 from tests.guarantees.crash.crash import HarshPowerCut, PowerCut, crash_at, crashes, mixed
-from tests.guarantees.crash.test_crash import _settle as settle_now
+from tests.guarantees.crash.cut_off import settle as settle_now
 from tests.guarantees.disks.filesystems import MB, mounted
 from tests.guarantees.whatever_happens.soundness import check_sound, contents_of, digest, files_of
+from tests.kept import Kept, files_in
 from tests.pair import Pair
 from tests.torture import Cases, scaled
-from tests.unit.common.test_times import NOW
-from tests.unit.recovery.test_restore import Kept, Random, files_in, files_of_a
-from tests.unit.recovery.test_verify import found_in
-
-
-def prune(
-    pair: Pair, rules: KeepRules, words: tuple[str, ...] = (), *, carry_out: bool = True
-) -> list[PrunableVersion]:
-    with pruning(pair.mirror, Selection(words), rules, carry_out=carry_out) as (_, versions):
-        return list(versions)
-
-
-def mdbackup(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
-    """Run a command, and return its exit status and output."""
-    try:
-        status = main(words)
-    except SystemExit as end:
-        status = int(str(end.code))
-    told = capsys.readouterr()
-    return status, told.out, told.err
-
-
-def contents(pair: Pair) -> list[FileVersion]:
-    with Timeline(pair.mirror) as past:
-        return list(past.contents())
-
-
-def walked(pair: Pair) -> tuple[int, int, int, int]:
-    """Return what a walk of the disk counts: live files and their bytes, versions and theirs."""
-    files = files_of(pair)
-    versions = [len(file.content) for path, file in files.items() if b"/.old/" in path]
-    live = [len(file.content) for path, file in files.items() if b"/.old/" not in path]
-    return len(live), sum(live), len(versions), sum(versions)
-
-
-def told(pair: Pair) -> tuple[int, ...]:
-    """Return what the status says of the same."""
-    disk = check_health(pair.mirror, None, NOW).disk
-    assert disk is not None
-    return disk[:4]
-
-
-def many_versions(pair: Pair) -> None:
-    """Make versions of files, of deleted ones too, and some in a directory that was moved out of the way."""
-    for number in range(4):
-        for name in ("changes", "deep/changes", "gone", "flips/below", "flips/beside"):
-            pair.put(name, f"{name}, {number}".encode() * (number + 1))
-        pair.put("same", b"same")
-        pair.backup()
-    os.unlink(pair.path("gone"))
-    shutil.rmtree(pair.path("flips"))
-    pair.put("flips", b"a file")
-    pair.backup()
+from tests.unit.recovery.damage import found_in
+from tests.unit.recovery.somebody import Random, files_of_a
+from tests.unit.recovery.versions import call, contents, many_versions, prune, told, walked
 
 
 @pytest.mark.guarantee("11. Getting it back")
@@ -352,8 +294,7 @@ def test_a_running_backup_continues_after_a_pruning(pair: Pair) -> None:
     """It has archived already; its versions get another stamp, and none of them is lost."""
     many_versions(pair)
     pair.put("changes", b"newest")
-    pair.build_index()
-    run = pair.prepare()
+    run = pair.begin()
     pair.archive(run)
     prune(pair, KeepRules(since="9"))
     assert pair.commit(run).outcomes == {"pulled": 1}
@@ -379,7 +320,7 @@ def test_versions_of_a_lost_history_stay(pair: Pair, capsys: pytest.CaptureFixtu
         pair.backup()
     versions = sorted((pair.live("file").parent / ".old").iterdir())
     commits(pair.mirror)[number].unlink()
-    status, _, said = mdbackup(capsys, "prune", "--dest", str(pair.mirror.dest), "--keep-last", "9")
+    status, _, said = call(capsys, "prune", "--dest", str(pair.mirror.dest), "--keep-last", "9")
     assert status == 1 and "WARNING: history is missing" in said
     assert "1 file in .old left: history does not know" in said
     prune(pair, KeepRules(since="9"))
@@ -406,221 +347,7 @@ def test_a_disk_that_is_full_except_for_some_kilobytes_can_be_pruned(pair: Pair)
         assert told(pair) == walked(pair)
 
 
-# --- the commands -----------------------------------------------------------------------------------
-
-
-def test_the_command_shows_first_and_deletes_on_request(
-    pair: Pair, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    """In text and in JSON; and what log, history, versions and restore say afterwards."""
-    many_versions(pair)
-    dest = ("--dest", str(pair.mirror.dest))
-    status, out, said = mdbackup(capsys, "prune", *dest, "--keep-last", "1")
-    assert status == 0 and "12 versions of 5 paths would be pruned: " in said and "--yes deletes them" in said
-    assert sum(int(line.split()[0]) for line in out.splitlines()) == 12 and len(out.splitlines()) == 5
-    assert mdbackup(capsys, "prune", *dest, "--keep-last", "1", "--dry-run") == (status, out, said)
-    listed = [
-        json.loads(line)
-        for line in mdbackup(capsys, "prune", *dest, "--keep-last", "1", "--format", "json")[1].splitlines()
-    ]
-    assert {each["fate"] for each in listed} == {"goes", "kept"}
-    assert all(Path(each["file"]).stat().st_size == each["bytes"] for each in listed)
-    assert all(Path(each["file"]).stat().st_blocks * 512 == each["room"] for each in listed)
-    assert len(files_of(pair)) == 22
-    words = [os.fsdecode(pair.path(name)) for name in ("changes", "gone")]
-    status, _, said = mdbackup(capsys, "prune", *dest, *words, "--keep-last", "1", "--yes")
-    assert status == 0 and "pruned: " in said and len(files_of(pair)) == 22 - 4
-    first, last = (mdbackup(capsys, "log", *dest)[1].splitlines()[n] for n in (0, -1))
-    assert "4 pruned" in last and "bytes freed" in last and "freed" not in first
-    logged = json.loads(mdbackup(capsys, "log", *dest, "--format", "json")[1].splitlines()[-1])
-    assert logged["changes"] == {"pruned": 4} and logged["freed"] > 0 == logged["bytes"]
-    told_of = mdbackup(capsys, "history", *dest, words[0])[1].splitlines()
-    assert sum("  pruned     " in line and " <- " in line for line in told_of) == 2
-    assert mdbackup(capsys, "versions", *dest, words[0])[1].count("    pruned on 20") == 2
-    facts = [
-        json.loads(line)
-        for line in mdbackup(capsys, "versions", *dest, words[0], "--format", "json")[1].splitlines()
-    ]
-    assert [bool(each["pruned"]) for each in facts] == [True, True, False, False]
-    assert [each["file"] is None for each in facts] == [True, True, False, False]
-    status, _, said = mdbackup(capsys, "diff", *dest, words[0], "--from", facts[0]["since"])
-    assert status == 1 and said.splitlines()[-1].startswith("pruned: ")
-    assert mdbackup(capsys, "verify", *dest)[0] == 0
-    with Timeline(pair.mirror) as past:
-        moment = past.moments[0].stamp
-    command = ("restore", *dest, "--to", str(tmp_path / "target"), "--as-of", moment)
-    for more in (("--dry-run",), ()):
-        status, out, said = mdbackup(capsys, *command, *more)
-        assert (
-            status == 1 and "2 pruned" in said and f"{pair.path('gone').decode()}: it was pruned on 20" in out
-        )
-
-
-def test_pruned_content_is_restored_from_another_copy(pair: Pair, tmp_path: Path) -> None:
-    pair.put("a", b"bytes")
-    pair.put("b", b"bytes")
-    pair.backup()
-    pair.put("a", b"other")
-    pair.backup()
-    prune(pair, KeepRules(since="9"))
-    with Timeline(pair.mirror) as past:
-        came = list(restore(pair.mirror, past, past.state(past.moments[0]), tmp_path / "target"))
-    assert {each.outcome for each in came} == {RestoreOutcome.RESTORED}
-    assert {file.content for file in files_in(tmp_path / "target").values()} == {b"bytes"}
-
-
-def test_no_other_version_is_mistaken_for_a_pruned_one(pair: Pair, tmp_path: Path) -> None:
-    """Of the same path and size; nor by a dry run."""
-    for content in (b"first", b"other", b"third"):
-        pair.put("a", content)
-        pair.backup()
-    prune(pair, KeepRules(last=1))
-    for dry_run in (True, False):
-        with Timeline(pair.mirror) as past:
-            state = past.state(past.moments[0])
-            (came,) = restore(pair.mirror, past, state, tmp_path / "target", dry_run=dry_run)
-        assert came.outcome == RestoreOutcome.PRUNED
-
-
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        ((), "say what to keep"),
-        (("--keep-within", "6m"), "is less than a day (m are minutes)"),
-        (("--keep-within", "soon"), "is not a duration"),
-        (("--keep-last", "0"), "must be at least 1"),
-        (("--keep-last", "1", ""), "a path is empty"),
-        (("--keep-last", "1", "--yes", "--dry-run"), "use only one"),
-    ],
-)
-def test_a_rule_is_needed_and_must_be_meant(
-    pair: Pair, capsys: pytest.CaptureFixture[str], words: tuple[str, ...], said: str
-) -> None:
-    many_versions(pair)
-    before = files_of(pair)
-    status, _, told = mdbackup(capsys, "prune", "--dest", str(pair.mirror.dest), "--yes", *words)
-    assert status == 2 and said in told and files_of(pair) == before
-
-
-def test_a_path_that_was_never_backed_up_is_reported(pair: Pair, capsys: pytest.CaptureFixture[str]) -> None:
-    many_versions(pair)
-    status, _, said = mdbackup(
-        capsys, "prune", "--dest", str(pair.mirror.dest), "--keep-within", "1y", "/nowhere"
-    )
-    assert status == 1 and "no versions would be pruned" in said and "under '/nowhere'" in said
-
-
 # --- the totals of the status -----------------------------------------------------------------------
-
-
-@pytest.mark.guarantee("1. Crash at every step")
-def test_totals_count_a_commit_once_wherever_it_is_killed(pair: Pair, cases: Cases) -> None:
-    """Added, replaced, moved and returned files; killed at each step, recovered and resumed by a retry."""
-    for name in ("same", "changed", "returns", "flips/below", "flips/changed", "file"):
-        pair.put(name, name.encode())
-    pair.backup()
-    pair.put("flips/changed", b"changed once")
-    os.unlink(pair.path("returns"))
-    pair.backup()
-    assert told(pair) == walked(pair)
-    pair.put("changed", b"new bytes")
-    pair.put("returns", b"returns")
-    shutil.rmtree(pair.path("flips"))
-    pair.put("flips", b"a file")
-    os.unlink(pair.path("file"))
-    pair.put("file/below", b"below")
-    pair.build_index()
-    run = pair.prepare()
-    template = pair.mirror.dest
-    for number in count(1, scaled(3, 1)):
-        pair.mirror = Mirror(template.with_name("killed"), "srv1")
-        shutil.copytree(template, pair.mirror.dest)
-        with cases.one():
-            run = pair.mirror.run(run.run_id)
-            pair.archive(run)
-            killed = crash_at(number, partial(pair.commit, run))
-            pair.commit(run)
-            check_sound(pair)
-            assert told(pair) == walked(pair)
-        shutil.rmtree(pair.mirror.dest)
-        if not killed:
-            break
-
-
-@pytest.mark.parametrize("stored", ["none", "damaged", "of another time", "lost", "old"])
-def test_lost_totals_are_counted_again_by_the_next_run(pair: Pair, stored: str) -> None:
-    many_versions(pair)
-    before = told(pair)
-    status = json.loads(pair.mirror.status.read_text())
-    if stored == "old":  # nor does a history of that time say what it added
-        for path in commits(pair.mirror):
-            header, rest = path.read_text().split("\n", 1)
-            path.write_text(
-                json.dumps({k: v for k, v in json.loads(header).items() if k != "disk"}) + "\n" + rest
-            )
-        stored = "none"
-    if stored == "lost":
-        pair.mirror.status.unlink()
-    else:
-        changed = {
-            "none": None,
-            "damaged": {"disk": 1},
-            "of another time": {**status["totals"], "stamp": "3"},
-        }
-        pair.mirror.status.write_text(json.dumps({**status, "totals": changed[stored]}))
-    pair.backup()
-    assert told(pair) == walked(pair) == before
-
-
-def test_a_run_that_changes_nothing_reads_no_history_for_the_totals(
-    pair: Pair, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    many_versions(pair)
-    before = pair.mirror.read_status()["totals"]
-
-    def refuse(*arguments: object) -> None:
-        raise AssertionError("history is read")
-
-    monkeypatch.setattr("airflow_mdbackup.scheme.history.usage.Timeline", refuse)
-    monkeypatch.setattr("airflow_mdbackup.scheme.history.usage.read_header", refuse)
-    pair.backup()
-    assert pair.mirror.read_status()["totals"] == before
-
-
-def test_growth_is_what_arrived_in_the_last_30_days(pair: Pair) -> None:
-    pair.put("a", bytes(1000))
-    pair.backup()
-    pair.put("a", bytes(300))
-    pair.backup()
-    status = check_health(pair.mirror, None, NOW)
-    totals = stored_totals(pair.mirror.read_status())
-    assert totals is not None and sum(totals.days.values()) == 1300 == totals.disk.came
-    assert status.disk == DiskUsage(1, 300, 1, 1000, 1300)
-    month = totals.plus("1", "20261030", DiskUsage(came=5)).plus("2", "20261029", DiskUsage(came=7))
-    assert month.came(NOW) - totals.came(NOW) == 5
-
-
-def test_files_put_there_by_hand_are_counted_once_adopted(pair: Pair) -> None:
-    """They were not part of a commit, so everything is counted again."""
-    pair.put("a", b"a")
-    pair.backup()
-    for name in ("b", "c"):
-        pair.put(name, name.encode())
-        pair.live(name).write_bytes(name.encode())
-    assert pair.backup().adopted == 2
-    assert told(pair) == walked(pair) == (3, 3, 0, 0)
-
-
-def test_history_has_path_md5_size_and_place_of_pruned_versions(pair: Pair) -> None:
-    pair.put("a", b"first")
-    pair.backup()
-    pair.put("a", b"second")
-    pair.backup()
-    (version,) = prune(pair, KeepRules(since="9"))
-    (change,) = pair.history()[-1]
-    assert (change.what, change.path, change.size) == (ChangeKind.PRUNED, pair.path("a"), 5)
-    assert (change.version, change.old_md5, change.md5) == (version.place, digest(b"first"), None)
-    assert not any(pending(pair.mirror))
 
 
 @pytest.mark.guarantee("11. Getting it back")
@@ -638,37 +365,3 @@ def test_a_version_that_somebody_is_writing_to_stays(pair: Pair, monkeypatch: py
     fates = {version.place: version.outcome for version in prune(pair, KeepRules(last=1))}
     assert fates[os.fsencode(old)[len(os.fsencode(pair.mirror.files)) :]] == PruneOutcome.CHANGED
     assert set(old.read_bytes()) == set(b"X")
-
-
-def test_versions_with_the_same_stamp_each_count(pair: Pair, tmp_path: Path) -> None:
-    """As imports of several trees of one day may have."""
-    pair.put("file", b"now")
-    pair.backup()
-    for number in range(3):
-        (tmp_path / "tree" / str(number)).mkdir(parents=True)
-        (tmp_path / "tree" / str(number) / "file").write_bytes(b"%d" % number)
-    meant = (pair.path("file"), "20260101T000000.000000Z")
-    import_versions(pair.mirror, SourceTree(tmp_path / "tree", b""), lambda path: meant, copy=True)
-    prune(pair, KeepRules(last=2))
-    assert len(pair.versions("file")) == 2
-
-
-@pytest.mark.parametrize("how", ["repaired", "no index", "another size"])
-def test_a_file_deleted_by_hand_and_copied_again_counts_once(pair: Pair, how: str) -> None:
-    pair.put("file", b"file")
-    pair.put("other", b"other")
-    pair.backup()
-    pair.live("file").unlink()
-    if how == "repaired":
-        with Timeline(pair.mirror) as past:
-            walk = Verification(pair.mirror, past, repair=True, missing=True)
-            assert len(list(walk)) == 2
-        assert walk.finish() == [pair.path("file")]
-        assert check_health(pair.mirror, None, NOW).files == len(pair.index_b()) == 1
-    elif how == "no index":
-        pair.mirror.index.unlink()
-    else:
-        pair.put("file", b"a longer one")
-    pair.backup()
-    assert told(pair) == walked(pair)
-    assert [content.left for content in contents(pair) if not content.until] == ["", ""]

@@ -26,12 +26,11 @@ from airflow_mdbackup.scheme.recovery.restore import read_content
 from airflow_mdbackup.scheme.recovery.selection import Selection
 from airflow_mdbackup.scheme.takeover.import_versions import import_versions
 from airflow_mdbackup.scheme.takeover.survey import SourceTree
-from tests.guarantees.crash.test_crash import md5
 from tests.guarantees.whatever_happens.soundness import check_sound
 from tests.kept import Kept, files_in
-from tests.pair import Pair
+from tests.pair import Pair, md5
 from tests.torture import LONG, Cases, scaled
-from tests.unit.recovery.test_restore import Random, back, files_of_a, mdbackup
+from tests.unit.recovery.somebody import Random, back, files_of_a, mdbackup
 
 
 def lose(pair: Pair, choose: random.Random) -> None:
@@ -82,8 +81,7 @@ def test_a_version_stays_of_each_commit_of_a_run_that_was_cleared(
     pair.backup()
     for name in ("first", "second"):
         pair.put(name, b"B " + name.encode())
-    pair.build_index()
-    run = pair.prepare()
+    run = pair.begin()
     pair.archive(run)
     with monkeypatch.context() as patch:
         put = Tree.put

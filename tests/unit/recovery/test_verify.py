@@ -31,33 +31,18 @@ from airflow_mdbackup.scheme.recovery.verify import (
     VerifyOutcome,
     describe_repair,
     repair,
-    unknown_files,
     verify,
 )
 from airflow_mdbackup.scheme.store.mirror import Mirror
 from airflow_mdbackup.scheme.store.run import Run
 from tests.guarantees.crash.crash import crashes
-from tests.guarantees.crash.test_crash import drop_entries
+from tests.guarantees.crash.cut_off import drop_entries
 from tests.guarantees.whatever_happens.soundness import check_sound
 from tests.pair import Pair
 from tests.torture import Cases
-from tests.unit.recovery.test_restore import mdbackup, two_runs
-
-
-def found_in(pair: Pair) -> dict[bytes, str]:
-    """Verify all, and return what is not sound, by its place."""
-    with Timeline(pair.mirror) as past:
-        every = [*verify(pair.mirror, past, past.contents()), *unknown_files(pair.mirror, past)]
-    return {each.place: each.outcome.value for each in every if each.outcome != VerifyOutcome.SOUND}
-
-
-def rot(file: Path) -> None:
-    """Change a bit, as a bad disk does: size and time stay."""
-    before = file.stat()
-    content = bytearray(file.read_bytes())
-    content[0] ^= 1
-    file.write_bytes(content)
-    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+from tests.unit.recovery.damage import found_in, rot
+from tests.unit.recovery.somebody import mdbackup, two_runs
+from tests.unit.recovery.versions import told, walked
 
 
 def test_a_sound_backup_is_sound(pair: Pair) -> None:
@@ -360,8 +345,6 @@ def test_forgetting_may_be_killed_at_any_step(pair: Pair, cases: Cases, tmp_path
 @pytest.mark.guarantee("11. Getting it back")
 def test_missing_files_can_be_acknowledged_and_are_not_reported_any_more(pair: Pair, tmp_path: Path) -> None:
     """A version, and a file that had left the index; not what a run can bring back. It may reappear."""
-    from tests.unit.recovery.test_prune import told, walked  # which imports this module
-
     two_runs(pair)
     (old,) = (pair.live("changed").parent / ".old").glob("changed.*")
     for file in (old, pair.live("gone"), pair.live("same")):
@@ -411,8 +394,7 @@ def test_a_commit_that_ends_while_history_is_read_is_in_it_once(
     pair.backup()
     for number, cut_off in enumerate((True, False), 2):
         pair.put("file", b"%d" % number)
-        pair.build_index()
-        run = pair.prepare()
+        run = pair.begin()
         pair.archive(run)
         if cut_off:
             with monkeypatch.context() as broken, pytest.raises(ZeroDivisionError):

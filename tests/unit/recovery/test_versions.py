@@ -11,8 +11,8 @@ from typing import Any
 from airflow_mdbackup.scheme.common.times import format_time
 from airflow_mdbackup.scheme.store.version_names import stamp_of_file
 from tests.pair import Pair
-from tests.unit.recovery.test_restore import mdbackup, two_runs
-from tests.unit.recovery.test_verify import rot
+from tests.unit.recovery.damage import rot
+from tests.unit.recovery.somebody import mdbackup, two_runs
 
 
 def versions(pair: Pair, *words: str) -> str:
@@ -73,8 +73,7 @@ def test_versions_and_restore_say_of_what_was_taken_out_whether_a_run_can_copy_i
     (told,) = excluded()
     assert told.startswith("3 files excluded") and "no run has pulled them since" in told
     os.unlink(pair.path("same"))
-    pair.build_index()
-    run = pair.prepare()  # and is not finished
+    run = pair.begin()  # and is not finished
     assert said("same") == said("new") == waits
     pair.finish(run)
     fetched = format_time(stamp_of_file(run.state))

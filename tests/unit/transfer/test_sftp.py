@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import random
 import struct
@@ -30,7 +29,7 @@ from tests.guarantees.transport.channels import (
     status,
     string,
 )
-from tests.pair import ServerProcess
+from tests.pair import ServerProcess, md5
 
 PATTERN = random.Random(1).randbytes(1_000_003)
 LIMITS = string(b"limits@openssh.com") + string(b"1")
@@ -41,10 +40,6 @@ def server() -> Iterator[ServerProcess]:
     server = ServerProcess()
     yield server
     server.stop()
-
-
-def md5(content: bytes) -> bytes:
-    return hashlib.md5(content).hexdigest().encode()
 
 
 def sink_of(content: list[bytes]) -> Callable[[Attributes], Stream]:

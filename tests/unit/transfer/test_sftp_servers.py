@@ -24,7 +24,8 @@ from tests.guarantees.transport.channels import (
     status,
     string,
 )
-from tests.unit.transfer.test_sftp import LIMITS, fetch_all, md5
+from tests.pair import md5
+from tests.unit.transfer.test_sftp import LIMITS, fetch_all
 
 PATTERN = random.Random(2).randbytes(1_000_003)
 SIZES = (0, 1, 100, (32 << 10) - 1, 32 << 10, (32 << 10) + 1, SMALL, SMALL + 1, 1_000_003)
