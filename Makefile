@@ -18,9 +18,10 @@ SSH_PROGRAMS := sshd:openssh-server ssh:openssh-client sftp:openssh-client
 PEERS := rsync:rsync rclone:rclone lftp:lftp
 FILE_SYSTEMS := mkfs.ext4:e2fsprogs mkfs.btrfs:btrfs-progs mkfs.exfat:exfatprogs mount.exfat-fuse:exfat-fuse \
     lowntfs-3g:ntfs-3g
+MTREE_PROGRAMS := mtree:mtree-netbsd bsdtar:libarchive-tools
 OTHER_SSH_SERVERS := dropbear:dropbear-bin dropbearconvert:dropbear-bin proftpd:proftpd-core proftpd:proftpd-mod-crypto
 AIRFLOW_SERVERS := redis-server:redis-server initdb:postgresql
-TEST_PROGRAMS := $(SSH_PROGRAMS) $(OTHER_SSH_SERVERS) $(AIRFLOW_SERVERS) $(FILE_SYSTEMS) rsync:rsync strace:strace busybox:busybox dash:dash bash:bash csh:csh fish:fish
+TEST_PROGRAMS := $(SSH_PROGRAMS) $(MTREE_PROGRAMS) $(OTHER_SSH_SERVERS) $(AIRFLOW_SERVERS) $(FILE_SYSTEMS) rsync:rsync strace:strace busybox:busybox dash:dash bash:bash csh:csh fish:fish
 
 .PHONY: help
 help: ## Show the targets
