@@ -26,6 +26,7 @@ _TOP_LEVEL = ("defaults", "providers")
 # providers, their names, their keys, and the keys of mappings or of lists of mappings; a provider has no
 # deeper keys.
 _DEEPEST_KEY = 4
+_DEEPEST_TREE = 50
 
 _QUOTES = "; text that begins with `@`, `*`, `&`, `!`, `%` or `{` needs quotes"
 _HINTS = {
@@ -118,6 +119,7 @@ def _top_level(
 
 def _parse(file: Path) -> tuple[object, list[_Duplicate]]:
     text = file.read_bytes().decode()
+    _check_depth(text)
     loader = _Loader(text)
     try:
         root = loader.get_single_node()
@@ -128,6 +130,16 @@ def _parse(file: Path) -> tuple[object, list[_Duplicate]]:
         return loader.construct_document(root), twice
     finally:
         loader.dispose()
+
+
+def _check_depth(text: str) -> None:
+    """Refuse deep nesting: libyaml recurses in C, and some 30,000 brackets end the process."""
+    depth = 0
+    for event in yaml.parse(text, Loader=_Loader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > _DEEPEST_TREE:
+            message = "nested more deeply than any provider needs"
+            raise yaml.MarkedYAMLError(None, None, message, event.start_mark)  # type: ignore[arg-type]
 
 
 def _keys_given_twice(node: yaml.Node, path: tuple[str, ...] = ()) -> Iterator[_Duplicate]:

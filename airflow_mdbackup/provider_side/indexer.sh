@@ -63,8 +63,8 @@ for path; do
     [ "$name" != "$MDBACKUP_INDEX" ] || continue
     case ${path#"$MDBACKUP_OWN"} in # what any build keeps beside the index
         .cache | .lock | .report | .stop | .lock.d | .lock.d/* | .cache.[0-9]*[0-9].tmp) continue ;;
-        .*[!0-9.]*.tmp | .*[!0-9.]*.tmp/*) ;;
-        .[0-9]*[0-9].tmp | .[0-9]*[0-9].tmp/*) continue ;;
+        .*[!0-9.]*.tmp | .*[!0-9.]*.tmp/* | .*.*.*.tmp | .*.*.*.tmp/*) ;;
+        .[0-9]*.[0-9]*.tmp | .[0-9]*.[0-9]*.tmp/*) continue ;;
     esac
     if [ "${#path}" -gt 4095 ]; then
         while [ "${#path}" -gt 4095 ]; do path=${path%/*}; done
@@ -313,8 +313,11 @@ main() { # SOURCE...
     listener=$!
     take_lock
     locked=yes
-    for left in "$MDBACKUP_OWN".[0-9]*[0-9].tmp/; do # of killed builds; files are of builds with Python
-        case ${left#"$MDBACKUP_OWN"} in *[!0-9.]*.tmp/) ;; *) rm -rf "$left" ;; esac
+    for left in "$MDBACKUP_OWN".[0-9]*.[0-9]*.tmp; do # of killed builds; files are of builds with Python
+        case ${left#"$MDBACKUP_OWN"} in
+            .*[!0-9.]*.tmp | .*.*.*.tmp) ;; # somebody else's
+            *) [ -L "$left" ] || [ ! -d "$left" ] || rm -rf "$left" ;;
+        esac
     done
     started=$(date +%s)
     mkdir -m 700 "$work" || fail "$index" "$no_access"

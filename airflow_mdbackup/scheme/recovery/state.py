@@ -195,7 +195,7 @@ def _describe_too_early(timeline: Timeline, when: datetime) -> str:
     time = f"{when:%Y-%m-%d %H:%M:%S %z}"
     text = f"the first backup is newer than {time}" if is_certain else f"no known backup is as old as {time}"
     if first is None:
-        text += ": the history has no backup at all"
+        text = f"there is no backup as of {time}: the history has none at all"
     else:
         text += f": {'it was at' if is_certain else 'the oldest is of'} {format_time(first.time)}"
     if is_rebuilt:

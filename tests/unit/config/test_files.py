@@ -260,3 +260,10 @@ def test_no_name_of_a_file_garbles_a_message(read):
     assert configuration.problems
     for problem in configuration.problems:
         assert str(problem).isprintable()
+
+
+@pytest.mark.parametrize("opening", ["[", "{a: ", "- "])
+def test_deep_nesting_is_refused_before_it_ends_the_process(read, opening):
+    configuration = read("providers: " + "\n" * (opening == "- ") + opening * 100_000)
+    (problem,) = configuration.problems
+    assert "nested more deeply than any provider needs" in problem.message

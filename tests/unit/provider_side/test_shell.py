@@ -373,3 +373,29 @@ def test_progress_of_the_shell_indexer_has_all_numbers(chroot, shell):
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     assert progress.files == progress.hashed
+
+
+@pytest.mark.parametrize("name", [".index.md5.1.1.tmp", ".index.md5.2026.tmp", ".index.md5.1.2.3.tmp"])
+def test_nothing_of_somebody_else_is_taken_for_a_left_over(chroot, shell, tmp_path, name):
+    """A symlink that has the name of one is not followed, and other names are not touched."""
+    write(chroot + b"/backups/file")
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "kept").write_text("x")
+    folder = Path(os.fsdecode(chroot + FOLDER))
+    folder.mkdir(exist_ok=True)
+    (folder / name).symlink_to(outside)
+    other = folder / name.replace(".1.1.", ".20.")
+    if not other.is_symlink():
+        other.mkdir()
+        (other / "kept").write_text("x")
+    assert shell.run(wanted(chroot)).status == 0
+    assert (outside / "kept").exists() and (other / "kept").exists()
+
+
+def test_a_left_over_of_a_killed_build_is_removed(chroot, shell):
+    write(chroot + b"/backups/file")
+    left = chroot + FOLDER + b"/.index.md5.1.1.tmp"
+    write(left + b"/list")
+    assert shell.run(wanted(chroot)).status == 0
+    assert not os.path.exists(left)
