@@ -126,19 +126,18 @@ async def connect(account: SshAccount, client: type[Client]) -> asyncssh.SSHClie
         why = mismatch(account, key.get_fingerprint()) if key is not None else message_of(error)
         raise wrong_host_key(account, why) from error
     except (asyncssh.Error, OSError, EOFError) as error:
+        if failure := _known_failure(account, error):
+            raise failure from error
         # Off the loop, since a proxy's last words may take a moment.
         words = await asyncio.to_thread(events.proxy.last_words) if events.proxy is not None else ""
-        raise _translated(account, error, words) from error
+        raise lost(account, words or f"{message_of(error)}{hint(error)}") from error
     finally:
         if not events.is_connected and events.proxy is not None:
             events.proxy.end()
 
 
-def _translated(account: SshAccount, error: Exception, words: str) -> BackupError:
-    """Return our error for one of asyncssh's.
-
-    :param words: the last ones of a proxy.
-    """
+def _known_failure(account: SshAccount, error: Exception) -> BackupError | None:
+    """Return our error for one of asyncssh's whose cause is known."""
     where = account.where
     if isinstance(error, asyncssh.PermissionDenied) or "Too many authentication failures" in message_of(
         error
@@ -154,4 +153,4 @@ def _translated(account: SshAccount, error: Exception, words: str) -> BackupErro
         return ConnectionLost(f"{where}: no login within {account.options.connect_timeout} seconds")
     if isinstance(error, socket.gaierror):
         return ConnectionLost(f"{where}: cannot resolve the name {account.address}: {error.strerror}")
-    return lost(account, words or f"{message_of(error)}{hint(error)}")
+    return None

@@ -226,11 +226,8 @@ class _Connected:
         is_refused = any(words in message for words in _REFUSED)
         if is_refused and account.password is None:  # ssh cannot use a password
             raise refused(account, message)
-        if (
-            account.proxy is not None
-            and not is_refused
-            and not any(words in message for words in _NO_ALGORITHM)
-        ):
+        about_server = (*_NO_ALGORITHM, "Host key verification failed")  # the proxy has reached it
+        if account.proxy is not None and not is_refused and not any(each in message for each in about_server):
             raise lost(account, stderr or message)
         if "connect to host" in message or "resolve hostname" in message:
             raise ConnectionLost(f"{account.where}: {message}")

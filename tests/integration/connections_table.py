@@ -341,6 +341,8 @@ def _config() -> Iterator[Case]:
     print_right = "/bin/echo 127.0.0.1 {host ed25519}"
     yield _there("`KnownHostsCommand` with the right key, and another one pinned", "is not the expected one",
                  extra=key_of_other, config=f"Host *\n  KnownHostsCommand {print_right}\n")  # fmt: skip
+    yield _there("`ProxyCommand`, and another key pinned", "is not the expected one", extra=key_of_other,
+                 config="Host *\n  ProxyCommand {proxy} %h %p\n")  # fmt: skip
     yield _there("`IdentityFile` with the right key, and a wrong `key_file`", "refuses the account's key",
                  extra={"key_file": "{keys}/wrong"},
                  config="Host *\n  IdentityFile {keys}/ed25519\n")  # fmt: skip
