@@ -35,7 +35,7 @@ _HEADLINES = {
     "success": "backup succeeded",
     "verification": "verification FAILED",
 }
-_WARNINGS = [outcome.value for outcome in Outcome if not outcome.good and not outcome.failure]
+_WARNINGS = [outcome.value for outcome in Outcome if outcome.warning]
 
 
 def describe_limits(context: Mapping[str, Any]) -> str:

@@ -10,7 +10,7 @@ import sys
 from typing import Any
 
 from airflow_mdbackup.cli.common import print_stopped
-from airflow_mdbackup.cli.output import UsageError, printable
+from airflow_mdbackup.cli.output import UsageError, print_note, printable
 from airflow_mdbackup.cli.provider_index import (
     NO_END,
     UNREACHED,
@@ -27,7 +27,6 @@ from airflow_mdbackup.cli.takeover import (
     hashing_progress,
     needs_attention,
     parse_trees,
-    print_note,
     print_skipped,
 )
 from airflow_mdbackup.scheme.common.units import format_count, format_size

@@ -87,8 +87,8 @@ def _pair(
 
 def _as_of(past: Timeline, contents: list[FileVersion], text: str) -> FileVersion:
     requested = requested_time(text, datetime.now().astimezone())
-    if requested.when is not None:
-        print(f"{text!r} is {requested.when:%Y-%m-%d %H:%M:%S %z}", file=sys.stderr)
+    if requested.understood_as is not None:
+        print(requested.understood_as, file=sys.stderr)
     try:
         moment = past.find_commit(requested)
     except NoSuchTime as error:

@@ -7,7 +7,7 @@ import json
 from datetime import datetime
 
 from airflow_mdbackup.cli.common import print_stopped
-from airflow_mdbackup.cli.output import UsageError
+from airflow_mdbackup.cli.output import UsageError, print_note
 from airflow_mdbackup.cli.provider_index import resolve_provider
 from airflow_mdbackup.cli.suffix import parse_suffix
 from airflow_mdbackup.cli.takeover import (
@@ -16,7 +16,6 @@ from airflow_mdbackup.cli.takeover import (
     hashing_progress,
     needs_attention,
     parse_trees,
-    print_note,
     print_skipped,
 )
 from airflow_mdbackup.scheme.common.times import NoSuchTime, parse_time, stamp_of

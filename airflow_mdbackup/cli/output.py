@@ -149,3 +149,8 @@ def printable(text: str) -> str:
 
 class UsageError(Exception):
     """The command cannot do this; the message says what to write instead. Exit status 2."""
+
+
+def print_note(text: str) -> None:
+    """Print something that is not a result, on standard error."""
+    print(printable(text), file=sys.stderr)

@@ -16,7 +16,7 @@ import yaml
 from pydantic import ValidationError
 
 from airflow_mdbackup.account.provision import Account, Bind, CannotProvision, Setup, script, undo_script
-from airflow_mdbackup.cli.output import UsageError, printable
+from airflow_mdbackup.cli.output import UsageError, print_note
 from airflow_mdbackup.cli.providers import (
     Connection,
     check_key_file,
@@ -41,8 +41,8 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         if arguments.undo:
             print(undo_script(arguments.name or arguments.provider), end="")
-            _print_note("Review this script, and run it on A as root: sh FILE. It removes no data.")
-            _print_note(
+            print_note("Review this script, and run it on A as root: sh FILE. It removes no data.")
+            print_note(
                 "To give up the provider, also remove on B: its entry in providers_file, its DAG (airflow"
                 " dags delete), its connections (airflow connections delete) and its key pairs."
             )
@@ -53,9 +53,9 @@ def run(arguments: argparse.Namespace) -> int:
     except CannotProvision as error:
         raise UsageError(str(error)) from error
     for number, step in enumerate(_next_steps(provider, setup), 1):
-        _print_note(f"{number}. {step}")
+        print_note(f"{number}. {step}")
     for note in (*_connection_notes(setup), *_mount_notes(provider, setup), *_index_notes(provider, setup)):
-        _print_note(f"Note: {note}")
+        print_note(f"Note: {note}")
     return 0
 
 
@@ -145,7 +145,7 @@ def _with_key(account: Account) -> Account:
             private.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             comment = account.connection_id
             _ssh_keygen("-q", "-t", "ed25519", "-N", "", "-C", comment, "-f", str(private))
-            _print_note(f"Created the key pair {private}; only the Airflow workers must be able to read it.")
+            print_note(f"Created the key pair {private}; only the Airflow workers must be able to read it.")
         text = public.read_text() if public.exists() else _ssh_keygen("-y", "-P", "", "-f", str(private))
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"the key pair {private} can be neither read nor created: {error}") from error
@@ -250,7 +250,3 @@ def _overlap(one: str, other: str) -> bool:
 
 def _below(path: str, directory: str) -> bool:
     return f"{path}/".startswith(directory.rstrip("/") + "/")
-
-
-def _print_note(text: str) -> None:
-    print(printable(text), file=sys.stderr)

@@ -107,8 +107,8 @@ def _when(as_of: str | None) -> RequestedTime | None:
     if as_of is None:
         return None
     requested = requested_time(as_of, datetime.now().astimezone())
-    if requested.when is not None:
-        print(f"{as_of!r} is {requested.when:%Y-%m-%d %H:%M:%S %z}", file=sys.stderr)
+    if requested.understood_as is not None:
+        print(requested.understood_as, file=sys.stderr)
     return requested
 
 

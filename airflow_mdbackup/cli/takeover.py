@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from airflow_mdbackup.cli.common import quoted
-from airflow_mdbackup.cli.output import UsageError, printable
+from airflow_mdbackup.cli.output import UsageError, print_note
 from airflow_mdbackup.scheme.common.progress import ReportTimer
 from airflow_mdbackup.scheme.common.units import format_size
 from airflow_mdbackup.scheme.index.canonical import check_path
@@ -75,11 +75,6 @@ def _user() -> str:
         return pwd.getpwuid(os.geteuid()).pw_name
     except KeyError:
         return str(os.geteuid())
-
-
-def print_note(text: str) -> None:
-    """Print something that is not a result, on standard error."""
-    print(printable(text), file=sys.stderr)
 
 
 @contextmanager

@@ -89,7 +89,7 @@ def _describe(summary: CommitSummary) -> str:
         "failed": summary.failed,
     }
     parts = [f"{count:,} {name}" for name, count in changes.items() if count]
-    warnings = [outcome for outcome in Outcome if not (outcome.good or outcome.failure)]
+    warnings = [outcome for outcome in Outcome if outcome.warning]
     parts += [
         f"{count:,} {outcome} meanwhile"
         for outcome in (*warnings, Outcome.SUPERSEDED)

@@ -14,7 +14,7 @@ from airflow_mdbackup.operators.base import BackupOperator, provider_hook
 from airflow_mdbackup.operators.lineage import report_lineage
 from airflow_mdbackup.operators.metrics import record_pull
 from airflow_mdbackup.scheme.backup.pull import pull
-from airflow_mdbackup.scheme.common.units import format_size
+from airflow_mdbackup.scheme.common.units import format_rate, format_size
 from airflow_mdbackup.scheme.transfer.rate_limit import RateLimiter
 from airflow_mdbackup.scheme.transfer.sftp import Reader
 
@@ -86,14 +86,14 @@ class PullChanged(BackupOperator):
         outcomes = ", ".join(f"{count:,} {outcome}" for outcome, count in sorted(summary.outcomes.items()))
         rate = summary.transferred / max(summary.seconds, 0.001)
         self.log.info(
-            "%s: %s; %s in %.1f s, %s/s",
+            "%s: %s; %s in %.1f s, %s",
             *(
                 self.provider,
                 outcomes or "nothing to pull",
                 format_size(summary.transferred),
                 summary.seconds,
             ),
-            format_size(round(rate)),
+            format_rate(rate),
         )
         if summary.telltale:
             self.log.warning(
